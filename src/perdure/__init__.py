@@ -1,0 +1,26 @@
+"""Perdure: durable AI agents.
+
+Importing this package imports nothing else: inside a guest only ``perdure.agent`` exists beside it, and the command
+lines must start at once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.agent import Context as Context
+    from perdure.agent import Turn as Turn
+    from perdure.agent import Verdict as Verdict
+    from perdure.agent import agent as agent
+
+__version__ = "0.1.0"
+__all__ = ["agent", "Context", "Turn", "Verdict"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        import perdure.agent
+
+        return getattr(perdure.agent, name)
+    raise AttributeError(f"module 'perdure' has no attribute {name!r}")

@@ -1,0 +1,173 @@
+"""The whole error tree: stable codes, exit statuses, and what to do next.
+
+    PerdureError
+    ├── InvalidValue                 the caller's input is wrong
+    │   ├── ImageInvalid             an image archive that is not one, or that plays tricks
+    │   ├── SnapshotInvalid          a layer or manifest that does not verify
+    │   └── AgentInvalid             an agent file that does not import, or names no agent
+    ├── NotFound                     no such sandbox, image, run, wait …
+    ├── Conflict                     the thing is not in a state that allows this
+    │   ├── IllegalTransition        a state table has no such arrow
+    │   ├── LogConflict              compare-and-set lost: another writer appended first
+    │   ├── StaleEpoch               a former owner of the run tried to act
+    │   └── AlreadyRunning           a daemon already serves this state folder
+    ├── Unsupported                  this machine or version cannot do it
+    ├── NoRights                     root or a group is missing
+    ├── NoSpace                      the disk is full
+    ├── AssetTampered                a downloaded file does not have its pinned digest
+    ├── Unavailable                  a daemon, node or provider does not answer
+    ├── CommandNotFound              (127) no such program in the image
+    ├── CommandNotExecutable         (126) it is there, but cannot be invoked
+    ├── MachineFailed                Firecracker, keeper or emulated host died or refused
+    ├── GuestFailed                  guestd refused or does not answer
+    ├── ProviderFailed               a model provider refused or broke
+    └── ProtocolError                bytes on a wire or on disk that break their format
+
+The code of an error is the same in HTTP bodies, in ``--format json`` and in Python. ``exit_status`` is that of the
+``perdure`` command; ``fcrun`` follows docker: 125 for its own failure, 126 and 127 as above.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class PerdureError(Exception):
+    """Base of every error raised on purpose.
+
+    ``message`` says what was wrong and where; ``hint`` says what to do about it (may be empty); ``details`` are
+    JSON values for programs.
+    """
+
+    code: ClassVar[str] = "internal"
+    exit_status: ClassVar[int] = 1
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str, *, hint: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.details = details
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  {self.hint}" if self.hint else self.message
+
+    def to_json(self) -> dict[str, Any]:
+        """The wire form: ``{"code", "message", "hint", "details"}``."""
+        return {"code": self.code, "message": self.message, "hint": self.hint, "details": self.details}
+
+
+class InvalidValue(PerdureError):
+    code = "invalid-value"
+    exit_status = 2
+    http_status = 400
+
+
+class ImageInvalid(InvalidValue):
+    code = "image-invalid"
+    exit_status = 1
+
+
+class SnapshotInvalid(InvalidValue):
+    code = "snapshot-invalid"
+    exit_status = 1
+    http_status = 422
+
+
+class AgentInvalid(InvalidValue):
+    code = "agent-invalid"
+
+
+class NotFound(PerdureError):
+    code = "not-found"
+    http_status = 404
+
+
+class Conflict(PerdureError):
+    code = "conflict"
+    http_status = 409
+
+
+class IllegalTransition(Conflict):
+    code = "illegal-transition"
+
+
+class LogConflict(Conflict):
+    code = "log-conflict"
+
+
+class StaleEpoch(Conflict):
+    code = "stale-epoch"
+
+
+class AlreadyRunning(Conflict):
+    code = "already-running"
+
+
+class Unsupported(PerdureError):
+    code = "unsupported"
+    http_status = 501
+
+
+class NoRights(PerdureError):
+    code = "no-rights"
+    http_status = 403
+
+
+class NoSpace(PerdureError):
+    code = "no-space"
+    http_status = 507
+
+
+class AssetTampered(PerdureError):
+    code = "asset-tampered"
+
+
+class Unavailable(PerdureError):
+    code = "unavailable"
+    http_status = 503
+
+
+class CommandNotFound(PerdureError):
+    code = "command-not-found"
+    exit_status = 127
+    http_status = 400
+
+
+class CommandNotExecutable(PerdureError):
+    code = "command-not-executable"
+    exit_status = 126
+    http_status = 400
+
+
+class MachineFailed(PerdureError):
+    code = "machine-failed"
+
+
+class GuestFailed(PerdureError):
+    code = "guest-failed"
+
+
+class ProviderFailed(PerdureError):
+    code = "provider-failed"
+    http_status = 502
+
+
+class ProtocolError(PerdureError):
+    code = "protocol-error"
+
+
+def _tree(base: type[PerdureError]) -> dict[str, type[PerdureError]]:
+    found = {base.code: base}
+    for child in base.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def from_json(body: dict[str, Any]) -> PerdureError:
+    """The error that ``to_json`` wrote; an unknown code becomes a plain ``PerdureError``."""
+    kind = _tree(PerdureError).get(str(body.get("code")), PerdureError)
+    details = body.get("details")
+    error = kind(str(body.get("message", "unknown error")), hint=str(body.get("hint", "")))
+    error.details = dict(details) if isinstance(details, dict) else {}
+    return error

@@ -1,0 +1,90 @@
+"""Where things live: one state folder (the *home*) per node, one cache of assets per machine.
+
+    HOME/                       PERDURE_HOME; /var/lib/perdure for root, ~/.local/share/perdure otherwise
+        run/                    sockets, pid files, locks, daemon logs
+        host/                   the emulated host: its pids, logs and launcher address
+        images/ templates/ store/ sandboxes/ perdure.db
+    CACHE/                      PERDURE_CACHE; /var/cache/perdure or ~/.cache/perdure: assets, by digest
+
+Everything below the dotted line (keepers, Firecracker) sees HOME at the same absolute path, also inside the
+emulated host, where it is a shared folder. What lives only in that kernel's memory is under ``below_line_folder``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+UNIX_PATH_MAX = 107  # bytes that fit in sockaddr_un.sun_path with its final NUL (unix(7))
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one node. Nothing is made until ``make`` is called."""
+
+    root: Path
+    cache: Path
+
+    @staticmethod
+    def find(environ: dict[str, str] | None = None) -> Home:
+        """The home that the environment names, or the default of this user."""
+        env = dict(os.environ) if environ is None else environ
+        is_root = os.geteuid() == 0
+        user = Path(env.get("HOME", "/"))
+        home = env.get("PERDURE_HOME") or ("/var/lib/perdure" if is_root else str(user / ".local/share/perdure"))
+        cache = env.get("PERDURE_CACHE") or ("/var/cache/perdure" if is_root else str(user / ".cache/perdure"))
+        return Home(Path(home).absolute(), Path(cache).absolute())
+
+    def make(self) -> Home:
+        """Make the folders that daemons write to (mode 0700: they hold memory images)."""
+        for folder in (self.root, self.run, self.host, self.images, self.templates, self.store, self.sandboxes):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        return self
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def host(self) -> Path:
+        return self.root / "host"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def templates(self) -> Path:
+        return self.root / "templates"
+
+    @property
+    def store(self) -> Path:
+        return self.root / "store"
+
+    @property
+    def sandboxes(self) -> Path:
+        return self.root / "sandboxes"
+
+    @property
+    def database(self) -> Path:
+        return self.root / "perdure.db"
+
+    @property
+    def tag(self) -> str:
+        """Eight hex digits that tell this home from others on the machine."""
+        return hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+
+    @property
+    def below_line_folder(self) -> Path:
+        """A tmpfs folder in the kernel that runs the VMs: machine folders, sockets, materialized templates."""
+        return Path("/run/perdure") / self.tag
+
+    def socket(self, name: str) -> Path:
+        """The path of a Unix socket ``NAME.sock``: in ``run/``, or under /tmp where that path would be too long."""
+        path = self.run / f"{name}.sock"
+        if len(os.fsencode(path)) <= UNIX_PATH_MAX:
+            return path
+        return Path(f"/tmp/perdure-{os.geteuid()}-{self.tag}-{name}.sock")
