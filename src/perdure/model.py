@@ -1,0 +1,227 @@
+"""Ids, frozen values and enums that more than one room uses. No I/O.
+
+The Struct types are also the JSON of the HTTP APIs: same names, msgspec encodes and checks them.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+DEFAULT_MEMORY_MIB = 512
+DEFAULT_VCPUS = 1
+DEFAULT_DISK_MIB = 4096
+GUEST_HTTP_PORT = 4750  # where guestd listens in the guest (127.0.0.1)
+GUEST_VSOCK_PORT = 4751  # where guestd dials the host
+
+
+def new_id() -> str:
+    """A fresh id: 12 hex digits, like docker's short ids. Sandboxes, runs, waits and execs use it."""
+    return secrets.token_hex(6)
+
+
+class SandboxState(StrEnum):
+    """States of a sandbox; the arrows are in ``execution.sandboxes.states``."""
+
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
+    EXITED = "exited"  # its main process ended, it was stopped, or its machine died (``cause`` says which)
+    REMOVING = "removing"
+
+
+class RunState(StrEnum):
+    """States of a run; the arrows are in ``runs.states``."""
+
+    QUEUED = "queued"
+    STARTING = "starting"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUSPENDING = "suspending"
+    SUSPENDED = "suspended"
+    RESUMING = "resuming"
+    RECOVERING = "recovering"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Base of the wire values: immutable, keyword-only, unknown fields ignored (newer peers may send more)."""
+
+
+class CallsEndpoint(Frozen):
+    """Where a node sends a sandbox's calls, and in whose name."""
+
+    url: str  # http://127.0.0.1:PORT/v1/calls or unix:/path.sock:/v1/calls
+    run_id: str
+    epoch: int
+    token: str
+
+
+class SandboxSpec(Frozen):
+    """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
+
+    image: str
+    command: list[str] = []
+    entrypoint: list[str] | None = None
+    env: dict[str, str] = {}
+    cwd: str = ""
+    user: str = ""
+    hostname: str = ""
+    name: str = ""
+    labels: dict[str, str] = {}
+    tty: bool = False
+    stdin: bool = False  # keep stdin open (-i)
+    vcpus: int = DEFAULT_VCPUS
+    memory_mib: int = DEFAULT_MEMORY_MIB
+    disk_mib: int = DEFAULT_DISK_MIB
+    auto_remove: bool = False
+    calls: CallsEndpoint | None = None
+
+
+class ExecSpec(Frozen):
+    """One process to run in a sandbox."""
+
+    command: list[str]
+    env: dict[str, str] = {}
+    cwd: str = ""
+    user: str = ""
+    tty: bool = False
+    stdin: bool = False
+    rows: int = 0
+    columns: int = 0
+
+
+class LogPosition(Frozen):
+    """The point of a context log that a snapshot is bound to."""
+
+    run_id: str
+    branch: int
+    seq: int
+    epoch: int
+
+
+class SnapshotInfo(Frozen):
+    """A snapshot, as lists and answers show it. Sizes are of what it stored beyond its parent."""
+
+    digest: str  # of the manifest: sha256:HEX
+    sandbox_id: str
+    created: float  # seconds since the epoch
+    parent: str | None = None
+    memory_bytes: int = 0  # compressed bytes stored
+    disk_bytes: int = 0
+    state_bytes: int = 0
+    pause_s: float = 0.0  # how long the vCPUs stood still (to the capture's end)
+    total_s: float = 0.0  # suspend requested to durable
+    position: LogPosition | None = None
+
+
+class SandboxInfo(Frozen):
+    """A sandbox, as ``fcrun inspect`` and ``ps`` show it."""
+
+    id: str
+    name: str
+    spec: SandboxSpec
+    state: SandboxState
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    exit_status: int | None = None
+    cause: str = ""  # why it is in EXITED: "exit", "stopped", "killed", "machine-died", "keeper-died", "host-lost" …
+    detail: str = ""
+    image_digest: str = ""
+    snapshot: SnapshotInfo | None = None  # the newest
+    stored_bytes: int = 0  # what it costs at rest, over all its own snapshots
+    machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
+
+
+class NodeEvent(Frozen):
+    """One line of ``GET /v1/events``."""
+
+    time: float
+    kind: str  # sandbox.created, .started, .suspended, .resumed, .exited, .removed, image.added …
+    sandbox_id: str = ""
+    details: dict[str, Any] = {}
+
+
+class Entry(Frozen):
+    """One entry of a context log. ``hash`` chains over the entry before (see docs/formats/context-log.md)."""
+
+    run_id: str
+    branch: int
+    seq: int  # dense, from 1, along the branch
+    epoch: int
+    time: float
+    kind: str
+    key: str | None = None  # of the call that it belongs to: "LANE/ORDINAL"
+    payload: Any = None  # canonical JSON value
+    hash: str = ""
+
+
+class RunInfo(Frozen):
+    """A run, as ``perdure status RUN`` and the API show it."""
+
+    id: str
+    state: RunState
+    agent: str  # FILE:FUNCTION or the command
+    created: float
+    epoch: int = 0
+    branch: int = 0
+    image: str = ""
+    sandbox_id: str = ""
+    input: Any = None
+    result: Any = None
+    error: dict[str, Any] | None = None
+    seq: int = 0
+    waits: list[dict[str, Any]] = []  # open waits: {id, kind, name, since, until, show}
+    snapshot: SnapshotInfo | None = None
+    turns_asked: int = 0  # model calls that a provider was asked
+    turns_replayed: int = 0  # model calls answered again from the log
+    recoveries: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request of a guest to the host (docs/design/0001-contracts.md, 1)."""
+
+    run_id: str
+    epoch: int
+    lane: str
+    ordinal: int
+    method: str
+    path: str
+    headers: Mapping[str, str]  # lower-case names
+    body: bytes
+    offset: int = 0  # the guest already has this many bytes of the answer's body
+
+    @property
+    def key(self) -> str:
+        return f"{self.lane}/{self.ordinal}"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The host's answer. ``body`` begins at the call's offset; iterating it ends at the body's end."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: AsyncIterator[bytes]
+
+
+@dataclass(frozen=True)
+class LauncherAddress:
+    """Where the launcher listens: a Unix socket path, or a loopback TCP port that leads into the emulated host."""
+
+    token: str = field(repr=False)
+    unix_path: str = ""
+    tcp_port: int = 0
+    emulated: bool = False
