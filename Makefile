@@ -1,26 +1,57 @@
-# One documented verb per task; CI runs the same verbs.
+# One documented verb per task; CI runs the same verbs. Every verb does the set-up it needs and skips what is there.
 SHELL := /bin/bash
-PYTHON ?= python3
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= $(shell scripts/find-python)
 BIN := .venv/bin
 
-.PHONY: help setup check test unit
+# Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
+export PERDURE_HOME ?= $(CURDIR)/build/home
+
+.PHONY: help setup demo test unit check bench docs clean
+
 help:     ## print this list
-	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
+	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
 
-setup: .venv/.installed ## system packages, virtual environment, package, assets (skips what is there)
+build/system-packages.done: scripts/system-packages
+	@mkdir -p build
+	scripts/system-packages
+	@touch $@
 
-.venv/.installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -e '.[dev]'
-	touch $@
+.venv/base.done: pyproject.toml | build/system-packages.done
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[build,offline]'
+	@touch $@
 
-check: .venv/.installed ## ruff, strict types, import rules
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+.venv/dev.done: .venv/base.done
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+setup: .venv/base.done ## system packages, virtual environment, package, assets
+	$(BIN)/fcrun setup
+
+demo: setup ## a durable agent end to end: suspended, killed, recovered; with its proof
+	$(BIN)/python scripts/demo.py
+
+test: .venv/dev.done setup ## every test, on the real Firecracker (KVM or the emulated host)
+	$(BIN)/python -m pytest
+
+unit: .venv/dev.done ## only the tests that need no VM
+	$(BIN)/python -m pytest -m 'not vm'
+
+check: .venv/dev.done ## ruff, strict types, import rules, generated docs
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_docs.py --check
 
-unit: .venv/.installed ## only the tests that need no VM
-	$(BIN)/pytest -m 'not vm' -q
+bench: .venv/dev.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
+	$(BIN)/python tests/performance/bench.py
 
-test: setup ## every test
-	$(BIN)/pytest
+docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
+	$(BIN)/python scripts/generate_docs.py
+
+clean:    ## stop what runs, remove what the verbs made in this checkout
+	-test ! -x $(BIN)/perdure || $(BIN)/perdure down
+	-test ! -x $(BIN)/fcrun || $(BIN)/fcrun host stop
+	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
