@@ -1,0 +1,175 @@
+"""The context log: per run an append-only, hash-chained, branching sequence of entries. The contract of every backend.
+
+Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown kinds are skipped by readers)::
+
+    run.queued run.starting run.running run.waiting run.suspending run.suspended run.resuming
+    run.recovering run.completed run.failed run.cancelled          one per transition of the run
+    model.intent     {"request": HASH, ...}  key; before anything is asked
+    model.started    {...}                   key; right before EACH request to a provider (``turns_asked`` counts them)
+    model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
+    model.aborted    {...}                   key; the provider refused or broke, nothing was answered
+    model.replayed   {}                      key; written by ``runs``: a turn of an earlier epoch was answered again
+    step.intent step.result  wait.started wait.completed  signal emit message  snapshot forked diverged note
+
+The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
+that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
+looks up ``find(run_id, branch, call.key)``.
+
+Who writes in which epoch: what a guest asks for is appended with ``epoch=call.epoch`` (refused once a newer epoch owns
+the run); what the host finishes by itself (the answer of a provider that was asked already, a signal, an approval) is
+appended with ``epoch=None``: in whatever epoch the run now is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+from perdure.model import Call, Entry, Frozen
+
+ROOT_BRANCH = 1
+
+
+class NewEntry(Frozen):
+    """An entry to append; the log gives it seq, branch, epoch, time and hash. ``payload`` is any JSON value."""
+
+    kind: str
+    payload: Any = None
+    key: str | None = None
+
+
+class Branch(Frozen):
+    """One branch of a run: it shares its parent's entries up to and including ``fork_seq``."""
+
+    branch: int
+    parent: int | None = None
+    fork_seq: int = 0
+    seq: int = 0  # of its last entry
+
+
+class Head(Frozen):
+    """The tip of a run: its fence, its current branch, and the owner's summary (``value``), versioned for
+    compare-and-set."""
+
+    run_id: str
+    key: str | None
+    created: float
+    epoch: int
+    branch: int
+    seq: int  # of the last entry of the current branch
+    version: int
+    value: Any
+
+
+class NewHead(Frozen):
+    """Replace a run's summary in the same transaction as an append, if its version is still ``expected_version``."""
+
+    expected_version: int
+    value: Any
+
+
+class Verification(Frozen):
+    """What ``verify`` looked at. It raises ``ProtocolError`` at the first entry or blob that is not what it was."""
+
+    entries: int
+    branches: int
+    blobs: int
+
+
+class ContextLog(Protocol):
+    """Durable when it returns: an acknowledged entry is never lost, changed or reordered."""
+
+    async def create(self, run_id: str, value: Any, *, key: str | None = None) -> Head:
+        """A new run with an empty log (epoch 0, branch 1). With a ``key`` that exists: the head of that older run
+        (compare ``run_id``). ``Conflict`` when the id exists."""
+        ...
+
+    async def head(self, run_id: str) -> Head:
+        """``NotFound`` names the run."""
+        ...
+
+    async def heads(self) -> list[Head]:
+        """All runs, oldest first."""
+        ...
+
+    async def append(
+        self,
+        run_id: str,
+        new_entries: Sequence[NewEntry],
+        *,
+        epoch: int | None,
+        branch: int | None = None,
+        expected_seq: int | None = None,
+        head: NewHead | None = None,
+    ) -> list[Entry]:
+        """Append all or nothing, to ``branch`` (None: the current one).
+
+        ``epoch``: below the run's epoch -> ``StaleEpoch``; above it -> the run is taken over (the fence moves in the
+        same transaction); None -> the host's own act, in the epoch that is current. ``expected_seq``: the branch's
+        last seq must be this, else ``LogConflict``. ``head``: replaces the summary, or ``LogConflict``.
+        """
+        ...
+
+    async def fork(self, run_id: str, *, parent: int, fork_seq: int, epoch: int) -> int:
+        """A new branch that shares ``parent`` up to ``fork_seq`` and becomes the current one; returns its number."""
+        ...
+
+    async def branches(self, run_id: str) -> list[Branch]: ...
+
+    async def read(
+        self, run_id: str, *, branch: int | None = None, after: int = 0, limit: int = 1000, expand: bool = True
+    ) -> list[Entry]:
+        """One page along a branch (None: the current one), entries with seq > ``after``. ``expand`` False leaves
+        large values as references (``{"$blob": DIGEST}``, ``{"$list": DIGEST, ...}``)."""
+        ...
+
+    async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
+        """All entries of one call along a branch, in order; [] for a new one."""
+        ...
+
+    async def count(self, run_id: str, kind: str) -> int:
+        """How many entries of a kind the run has, over all its branches."""
+        ...
+
+    def follow(self, run_id: str, *, branch: int | None = None, after: int = 0) -> AsyncIterator[Entry]:
+        """Entries as they are appended, for ever. With ``branch`` None it goes over to the new branch at a fork
+        (and repeats nothing)."""
+        ...
+
+    async def put_blob(self, content: bytes) -> str:
+        """Keep bytes under their digest (``sha256:HEX``); the same bytes are kept once. Durable when it returns."""
+        ...
+
+    async def get_blob(self, digest: str) -> bytes:
+        """``NotFound`` names the digest; ``ProtocolError`` when the bytes are not what they were."""
+        ...
+
+    async def verify(self, run_id: str) -> Verification: ...
+
+    async def close(self) -> None: ...
+
+
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: UTF-8, sorted keys, no spaces. Equal values give equal bytes."""
+    return _encoder.encode(value)
+
+
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
+
+
+def request_hash(call: Call) -> str:
+    """What a call asks, without when and by whom: method, path and body (JSON bodies by value, not by spelling)."""
+    body: Any
+    try:
+        body = msgspec.json.decode(call.body) if call.body else None
+    except msgspec.DecodeError:
+        body = {"$bytes": hashlib.sha256(call.body).hexdigest()}
+    asked: Mapping[str, Any] = {"method": call.method, "path": call.path, "body": body}
+    return digest_of(canonical(asked))

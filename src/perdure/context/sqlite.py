@@ -1,0 +1,18 @@
+"""The context log on SQLite. ``open(path)`` is the only name that others use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perdure.context.log import ContextLog
+
+
+async def open(path: Path) -> ContextLog:
+    """Open or make the log in the file ``path``.
+
+    ``AlreadyRunning``: another process has it open. ``NoRights``: it, or its folder, cannot be written.
+    ``NoSpace``: the disk is full. ``ProtocolError``: not a context log, or one of a newer version.
+    """
+    from perdure.context.database import SqliteLog
+
+    return await SqliteLog.open(path)
