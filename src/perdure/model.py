@@ -58,7 +58,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the wire values: immutable, keyword-only, unknown fields ignored (newer peers may send more)."""
 
 
-class CallsEndpoint(Frozen):
+class CallsEndpoint(Frozen, frozen=True, kw_only=True):
     """Where a node sends a sandbox's calls, and in whose name."""
 
     url: str  # http://127.0.0.1:PORT/v1/calls or unix:/path.sock:/v1/calls
@@ -67,7 +67,7 @@ class CallsEndpoint(Frozen):
     token: str
 
 
-class SandboxSpec(Frozen):
+class SandboxSpec(Frozen, frozen=True, kw_only=True):
     """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
 
     image: str
@@ -88,7 +88,7 @@ class SandboxSpec(Frozen):
     calls: CallsEndpoint | None = None
 
 
-class ExecSpec(Frozen):
+class ExecSpec(Frozen, frozen=True, kw_only=True):
     """One process to run in a sandbox."""
 
     command: list[str]
@@ -101,7 +101,7 @@ class ExecSpec(Frozen):
     columns: int = 0
 
 
-class LogPosition(Frozen):
+class LogPosition(Frozen, frozen=True, kw_only=True):
     """The point of a context log that a snapshot is bound to."""
 
     run_id: str
@@ -110,7 +110,7 @@ class LogPosition(Frozen):
     epoch: int
 
 
-class SnapshotInfo(Frozen):
+class SnapshotInfo(Frozen, frozen=True, kw_only=True):
     """A snapshot, as lists and answers show it. Sizes are of what it stored beyond its parent."""
 
     digest: str  # of the manifest: sha256:HEX
@@ -125,7 +125,7 @@ class SnapshotInfo(Frozen):
     position: LogPosition | None = None
 
 
-class SandboxInfo(Frozen):
+class SandboxInfo(Frozen, frozen=True, kw_only=True):
     """A sandbox, as ``fcrun inspect`` and ``ps`` show it."""
 
     id: str
@@ -144,7 +144,16 @@ class SandboxInfo(Frozen):
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
 
 
-class NodeEvent(Frozen):
+class ImageInfo(Frozen, frozen=True, kw_only=True):
+    """An image of a node, as ``fcrun images`` shows it."""
+
+    name: str  # NAME:TAG
+    digest: str  # of its squashfs file: sha256:HEX
+    size_bytes: int = 0
+    created: float = 0.0
+
+
+class NodeEvent(Frozen, frozen=True, kw_only=True):
     """One line of ``GET /v1/events``."""
 
     time: float
@@ -153,7 +162,7 @@ class NodeEvent(Frozen):
     details: dict[str, Any] = {}
 
 
-class Entry(Frozen):
+class Entry(Frozen, frozen=True, kw_only=True):
     """One entry of a context log. ``hash`` chains over the entry before (see docs/formats/context-log.md)."""
 
     run_id: str
@@ -167,7 +176,7 @@ class Entry(Frozen):
     hash: str = ""
 
 
-class RunInfo(Frozen):
+class RunInfo(Frozen, frozen=True, kw_only=True):
     """A run, as ``perdure status RUN`` and the API show it."""
 
     id: str

@@ -33,7 +33,7 @@ from perdure.model import Call, Entry, Frozen
 ROOT_BRANCH = 1
 
 
-class NewEntry(Frozen):
+class NewEntry(Frozen, frozen=True, kw_only=True):
     """An entry to append; the log gives it seq, branch, epoch, time and hash. ``payload`` is any JSON value."""
 
     kind: str
@@ -41,7 +41,7 @@ class NewEntry(Frozen):
     key: str | None = None
 
 
-class Branch(Frozen):
+class Branch(Frozen, frozen=True, kw_only=True):
     """One branch of a run: it shares its parent's entries up to and including ``fork_seq``."""
 
     branch: int
@@ -50,7 +50,7 @@ class Branch(Frozen):
     seq: int = 0  # of its last entry
 
 
-class Head(Frozen):
+class Head(Frozen, frozen=True, kw_only=True):
     """The tip of a run: its fence, its current branch, and the owner's summary (``value``), versioned for
     compare-and-set."""
 
@@ -64,14 +64,14 @@ class Head(Frozen):
     value: Any
 
 
-class NewHead(Frozen):
+class NewHead(Frozen, frozen=True, kw_only=True):
     """Replace a run's summary in the same transaction as an append, if its version is still ``expected_version``."""
 
     expected_version: int
     value: Any
 
 
-class Verification(Frozen):
+class Verification(Frozen, frozen=True, kw_only=True):
     """What ``verify`` looked at. It raises ``ProtocolError`` at the first entry or blob that is not what it was."""
 
     entries: int
