@@ -1,0 +1,317 @@
+"""The typed client of a node (``fcrund``): what ``fcrun``, the server and tests use.
+
+Synchronous and light. Every method raises the errors of ``perdure.errors``, as the node raised them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from perdure.client.transport import Progress, Transport
+from perdure.client.websocket import WebSocket
+from perdure.errors import PerdureError, Unavailable, from_json
+from perdure.formats.logs import STDERR as STDERR
+from perdure.formats.logs import STDOUT as STDOUT
+from perdure.formats.logs import Decoder, LogRecord
+from perdure.host.paths import Home
+from perdure.model import (
+    CallsEndpoint,
+    ExecSpec,
+    ImageInfo,
+    LogPosition,
+    NodeEvent,
+    SandboxInfo,
+    SandboxSpec,
+    SnapshotInfo,
+)
+
+STDIN = 0
+
+# named here because NodeClient.list hides the builtin inside the class
+_Sandboxes = list[SandboxInfo]
+_Snapshots = list[SnapshotInfo]
+_Images = list[ImageInfo]
+
+
+class Session:
+    """A process's standard streams: of an exec, or of a sandbox's main process (attach).
+
+    It stays open while the sandbox is suspended, and goes on when it is resumed.
+    """
+
+    def __init__(self, socket: WebSocket) -> None:
+        self._socket = socket
+        self.exit_status: int | None = None
+        self.on_state: Callable[[str], None] = lambda _: None  # "suspended", "running" …
+
+    def outputs(self) -> Iterator[tuple[int, bytes]]:
+        """(STDOUT or STDERR, data) until the process ended; then ``exit_status`` is set.
+
+        Raises CommandNotFound, CommandNotExecutable …, when it could not be started, MachineFailed when its machine
+        died, Unavailable when the node went away.
+        """
+        for message in self._socket.messages():
+            if isinstance(message, bytes):
+                yield message[0], message[1:]
+            elif "exit" in message:
+                self.exit_status = int(message["exit"])
+                return
+            elif "error" in message:
+                raise from_json(message["error"])
+            elif "state" in message:
+                self.on_state(str(message["state"]))
+
+    def send_stdin(self, data: bytes) -> None:
+        self._socket.send_bytes(data)
+
+    def close_stdin(self) -> None:
+        self._socket.send_json({"eof": True})
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._socket.send_json({"resize": [rows, columns]})
+
+    def signal(self, signal: str) -> None:
+        """Send the process a signal by name ("INT")."""
+        self._socket.send_json({"signal": signal})
+
+    def close(self) -> None:
+        """Detach: the process goes on."""
+        self._socket.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class NodeClient:
+    """All that a node can be asked. ``ref`` is a sandbox's id, a unique prefix of it, or its name."""
+
+    def __init__(self, home: Home, progress: Progress | None = None) -> None:
+        """progress: told about long steps (a first start of the emulated host, an image being packed)."""
+        self.home = home
+        self._progress = progress
+        self._http = Transport(
+            f"unix:{home.socket('fcrund')}",
+            service="the node daemon (fcrund)",
+            hint=f"its log is {home.run / 'fcrund.log'}; any fcrun command starts it again",
+        )
+
+    # -- the node ---------------------------------------------------------------------------------------------------
+    def system(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """{version, pid, home, sandboxes: {state: count}, images, host: {…}}"""
+        answer: dict[str, Any] = self._http.call("GET", "/v1/system", timeout_s=timeout_s)
+        return answer
+
+    def shutdown(self) -> None:
+        """End the daemon. Running sandboxes go on; the next daemon adopts them."""
+        self._http.call("POST", "/v1/system/shutdown")
+
+    def events(self, *, follow: bool = True, since: float | None = None) -> Iterator[NodeEvent]:
+        """Events, oldest first; with ``follow`` also those to come. since: seconds since the epoch."""
+        query = {"follow": int(follow), "since": since}
+        with self._http.open("GET", "/v1/events", query=query) as answer:
+            for line in answer.lines():
+                yield msgspec.convert(line, NodeEvent)
+
+    # -- sandboxes --------------------------------------------------------------------------------------------------
+    def create(self, spec: SandboxSpec) -> SandboxInfo:
+        """Record a sandbox; nothing runs yet. Files put into it now are there when its main process starts."""
+        return self._sandbox("POST", "/v1/sandboxes", msgspec.to_builtins(spec))
+
+    def start(self, ref: str) -> SandboxInfo:
+        """Start a created sandbox, or an exited one again (its files are kept); returns when its process runs."""
+        return self._sandbox("POST", f"{_path(ref)}/start")
+
+    def get(self, ref: str) -> SandboxInfo:
+        return self._sandbox("GET", _path(ref))
+
+    def list(self, *, everything: bool = True) -> _Sandboxes:
+        """Sandboxes, newest first; without ``everything`` not the created and exited ones."""
+        answer = self._http.call("GET", "/v1/sandboxes", query={"all": int(everything)})
+        return msgspec.convert(answer, _Sandboxes)
+
+    def stop(self, ref: str, *, timeout_s: float = 10.0) -> SandboxInfo:
+        """SIGTERM (or the image's stop signal), after timeout_s SIGKILL; returns when it has exited."""
+        return self._sandbox("POST", f"{_path(ref)}/stop", {"timeout_s": timeout_s})
+
+    def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo:
+        """Send the main process a signal. KILL ends the machine too and returns when it is gone."""
+        return self._sandbox("POST", f"{_path(ref)}/kill", {"signal": signal})
+
+    def suspend(self, ref: str, *, position: LogPosition | None = None) -> SnapshotInfo:
+        """Capture memory and disk, store them, end the VM. On failure the sandbox goes on running."""
+        body = {"position": msgspec.to_builtins(position)} if position else {}
+        return msgspec.convert(self._long("POST", f"{_path(ref)}/suspend", body), SnapshotInfo)
+
+    def resume(self, ref: str, *, snapshot: str | None = None, calls: CallsEndpoint | None = None) -> SandboxInfo:
+        """Go on from the newest snapshot; also when the VM died.
+
+        snapshot: roll back to this one, whatever the sandbox does now. calls: a new endpoint for its calls.
+        """
+        body: dict[str, Any] = {"snapshot": snapshot} if snapshot else {}
+        if calls is not None:
+            body["calls"] = msgspec.to_builtins(calls)
+        return self._sandbox("POST", f"{_path(ref)}/resume", body)
+
+    def snapshots(self, ref: str) -> _Snapshots:
+        """The snapshots of a sandbox, oldest first."""
+        return msgspec.convert(self._http.call("GET", f"{_path(ref)}/snapshots"), _Snapshots)
+
+    def remove(self, ref: str, *, force: bool = False) -> None:
+        """Remove it with its files and snapshots. force: also while it runs."""
+        self._http.call("DELETE", _path(ref), query={"force": int(force)})
+
+    def wait(self, ref: str) -> SandboxInfo:
+        """The sandbox once it has exited (being suspended is not that); survives a restart of the node."""
+        while True:
+            try:
+                return self._sandbox("GET", f"{_path(ref)}/wait")
+            except Unavailable:
+                ensure_running(self.home)
+
+    # -- what runs in them ------------------------------------------------------------------------------------------
+    def logs(
+        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float | None = None
+    ) -> Iterator[LogRecord]:
+        """What the main process wrote. follow: until it exits. tail: only the last lines."""
+        query = {"follow": int(follow), "tail": tail, "since": since}
+        decoder = Decoder()
+        with self._http.open("GET", f"{_path(ref)}/logs", query=query) as answer:
+            for piece in answer.chunks():
+                yield from decoder.feed(piece)
+
+    def exec(self, ref: str, spec: ExecSpec) -> Session:
+        """Run a process beside the main one, with its streams here."""
+        socket = self._http.websocket(f"{_path(ref)}/exec")
+        socket.send_json({"exec": msgspec.to_builtins(spec)})
+        return Session(socket)
+
+    def exec_detached(self, ref: str, spec: ExecSpec) -> str:
+        """Run a process in the background, its output dropped. Returns its id."""
+        answer = self._http.call("POST", f"{_path(ref)}/exec", json_body=msgspec.to_builtins(spec))
+        return str(answer["id"])
+
+    def run(self, ref: str, spec: ExecSpec, stdin: bytes = b"") -> tuple[int, bytes, bytes]:
+        """Run a process to its end: (exit status, stdout, stderr)."""
+        with self.exec(ref, spec) as session:
+            if spec.stdin:
+                session.send_stdin(stdin)
+                session.close_stdin()
+            streams: dict[int, list[bytes]] = {STDOUT: [], STDERR: []}
+            for stream, data in session.outputs():
+                streams[stream].append(data)
+        if session.exit_status is None:
+            raise Unavailable("the node closed the session before the process ended")
+        return session.exit_status, b"".join(streams[STDOUT]), b"".join(streams[STDERR])
+
+    def attach(self, ref: str, *, logs: bool = False) -> Session:
+        """The main process's streams. Of a created sandbox: waits for its start and misses nothing.
+
+        logs: what it wrote before, first.
+        """
+        return Session(self._http.websocket(f"{_path(ref)}/attach", query={"logs": int(logs)}))
+
+    # -- files ------------------------------------------------------------------------------------------------------
+    def put_archive(self, ref: str, path: str, tar: bytes | Iterable[bytes]) -> None:
+        """Unpack a tar stream into the existing folder ``path`` of a created or running sandbox."""
+        self._http.send(
+            "PUT", f"{_path(ref)}/archive", query={"path": path}, body=tar, content_type="application/x-tar"
+        )
+
+    def get_archive(self, ref: str, path: str) -> Iterator[bytes]:
+        """A tar stream of ``path`` of a running sandbox; its members begin with the last part of ``path``."""
+        with self._http.open("GET", f"{_path(ref)}/archive", query={"path": path}) as answer:
+            yield from answer.chunks()
+
+    def put_files(self, ref: str, files: Mapping[str, bytes], *, mode: int = 0o644) -> None:
+        """Write files by absolute path, owned by root; missing folders are made."""
+        import io
+        import tarfile
+
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+            for path, data in files.items():
+                member = tarfile.TarInfo(path.lstrip("/"))
+                member.size, member.mode, member.mtime = len(data), mode, int(time.time())
+                tar.addfile(member, io.BytesIO(data))
+        self.put_archive(ref, "/", packed.getvalue())
+
+    # -- images -----------------------------------------------------------------------------------------------------
+    def images(self) -> _Images:
+        return msgspec.convert(self._http.call("GET", "/v1/images"), _Images)
+
+    def import_image(
+        self, name: str, tar: bytes | Iterable[bytes], *, config: Mapping[str, Any] | None = None
+    ) -> ImageInfo:
+        """An image from a root file system's tar. config: Env, Entrypoint, Cmd, WorkingDir, User."""
+        query = {"name": name, "config": msgspec.json.encode(config).decode() if config else None}
+        return self._image("POST", "/v1/images/import", query, tar)
+
+    def load_images(self, archive: bytes | Iterable[bytes]) -> _Images:
+        """The images of a ``docker save`` or OCI archive."""
+        answer = self._http.send("POST", "/v1/images/load", body=archive, progress=self._progress)
+        return msgspec.convert(answer, _Images)
+
+    def build_image(self, name: str, packages: Iterable[str], *, config: Mapping[str, Any] | None = None) -> ImageInfo:
+        """An image of a minimal Debian with these packages."""
+        body = {"name": name, "packages": [*packages], "config": dict(config or {})}
+        return msgspec.convert(self._long("POST", "/v1/images/build", body), ImageInfo)
+
+    def remove_image(self, name: str) -> None:
+        self._http.call("DELETE", "/v1/images", query={"name": name})
+
+    # -- ------------------------------------------------------------------------------------------------------------
+    def _long(self, method: str, path: str, body: Any = None) -> Any:
+        return self._http.call(method, path, json_body=body, progress=self._progress)
+
+    def _sandbox(self, method: str, path: str, body: Any = None) -> SandboxInfo:
+        progress = self._progress if method == "POST" else None
+        return msgspec.convert(self._http.call(method, path, json_body=body, progress=progress), SandboxInfo)
+
+    def _image(self, method: str, path: str, query: Mapping[str, Any], body: bytes | Iterable[bytes]) -> ImageInfo:
+        answer = self._http.send(method, path, query=query, body=body, progress=self._progress)
+        return msgspec.convert(answer, ImageInfo)
+
+
+def _path(ref: str) -> str:
+    return f"/v1/sandboxes/{quote(ref, safe='')}"
+
+
+def ensure_running(home: Home) -> None:
+    """Start ``fcrund`` for this home as a daemon, unless it answers already; returns when it answers.
+
+    A lock file lets only one live, so concurrent calls are safe. Raises Unavailable with the daemon's own words.
+    """
+    client = NodeClient(home)
+    try:
+        client.system(timeout_s=5.0)
+        return
+    except PerdureError:
+        pass  # nothing listens, or it is just dying: the lock decides
+    import os
+    import subprocess
+    import sys
+
+    environ = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
+    started = subprocess.run(
+        [sys.executable, "-m", "perdure.node", "--detach"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        cwd="/",
+        env=environ,
+        start_new_session=True,
+    )
+    if started.returncode != 0:
+        end = started.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise Unavailable(
+            "the node daemon (fcrund) did not start: " + (end[0] if end else f"status {started.returncode}"),
+            hint=f"read {home.run / 'fcrund.log'}",
+        )

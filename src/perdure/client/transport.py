@@ -1,0 +1,241 @@
+"""HTTP and WebSocket over a Unix socket or TCP, synchronous, from the standard library (and wsproto).
+
+Small on purpose: a command line must start at once, so nothing here imports asyncio or a web framework. One
+connection per request: the daemons are on this machine.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit
+
+from perdure.errors import ProtocolError, Unavailable, from_json
+
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
+CHUNK_BYTES = 1 << 16
+NDJSON = "application/x-ndjson"
+
+Progress = Callable[[str, int, int], None]
+Body = bytes | Iterable[bytes] | None
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str, timeout_s: float | None) -> None:
+        super().__init__("localhost", timeout=timeout_s)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = _unix_socket(self._path, self.timeout)
+
+
+def _unix_socket(path: str, timeout_s: float | None) -> socket.socket:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.settimeout(timeout_s)
+        link.connect(path)
+    except OSError:
+        link.close()
+        raise
+    return link
+
+
+class Response:
+    """An answer whose body may still be arriving. Close it, or use it in a ``with``."""
+
+    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._answer = answer
+        self.status = answer.status
+        self.headers: Mapping[str, str] = {name.lower(): value for name, value in answer.getheaders()}
+
+    def read(self) -> bytes:
+        """The rest of the body."""
+        try:
+            return self._answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"the answer broke off: {error!r}") from error
+
+    def chunks(self) -> Iterator[bytes]:
+        """The body as it arrives. Raises Unavailable when the connection breaks before the body's end."""
+        try:
+            while piece := self._answer.read1(CHUNK_BYTES):
+                yield piece
+        except (OSError, http.client.HTTPException) as error:
+            raise Unavailable(f"the answer broke off: {error!r}") from error
+
+    def lines(self) -> Iterator[Any]:
+        """The JSON values of an NDJSON body, as they arrive (empty lines are keep-alives)."""
+        rest = b""
+        for piece in self.chunks():
+            *complete, rest = (rest + piece).split(b"\n")
+            yield from (json.loads(line) for line in complete if line.strip())
+
+    def close(self) -> None:
+        # shutdown first: a thread that reads this answer wakes up instead of waiting for ever
+        if (link := self._connection.sock) is not None:
+            try:
+                link.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the peer was first
+        self._answer.close()
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Transport:
+    """Requests to one daemon.
+
+    address: ``unix:/path/to.sock`` or ``http://host:port``; service and hint: what an error names and advises when
+    nothing answers there.
+    """
+
+    def __init__(self, address: str, *, service: str, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+        self.address = address
+        self._service = service
+        self._hint = hint
+        self._headers = dict(headers or {})
+
+    def open(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        body: Body = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Response:
+        """Send a request and return once the answer's headers are there.
+
+        timeout_s bounds each wait for bytes (None: for ever). Raises the daemon's own error for a status of 400 and
+        above, Unavailable when it cannot be reached.
+        """
+        connection = self._connection(timeout_s)
+        try:
+            connection.request(
+                method,
+                _target(path, query),
+                body=body,
+                headers={**self._headers, **(headers or {})},
+                encode_chunked=body is not None and not isinstance(body, bytes),
+            )
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it answered before it read all of the body: the answer says why
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        try:
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            connection.close()
+            raise self._unreachable(error) from error
+        response = Response(connection, answer)
+        if response.status >= 400:
+            with response:
+                raise _refusal(response)
+        return response
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, Any] | None = None,
+        json_body: Any = None,
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """One JSON question and its JSON answer (None for an empty one).
+
+        With ``progress`` the daemon streams NDJSON: ``{"progress": [what, done, total]}`` lines, then one
+        ``{"ok": answer}`` or ``{"error": ...}``.
+        """
+        body = None if json_body is None else json.dumps(json_body).encode()
+        return self.send(
+            method, path, query=query, body=body, content_type="application/json", timeout_s=timeout_s,
+            progress=progress,
+        )  # fmt: skip
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Body,
+        query: Mapping[str, Any] | None = None,
+        content_type: str = "application/octet-stream",
+        timeout_s: float | None = None,
+        progress: Progress | None = None,
+    ) -> Any:
+        """Like ``call`` with a body of raw bytes (an iterable is sent chunked)."""
+        headers = {} if body is None else {"content-type": content_type}
+        if progress is not None:
+            headers["accept"] = NDJSON
+        with self.open(method, path, query=query, body=body, headers=headers, timeout_s=timeout_s) as answer:
+            if progress is None or not answer.headers.get("content-type", "").startswith(NDJSON):
+                text = answer.read()
+                return json.loads(text) if text else None
+            for line in answer.lines():
+                if "progress" in line:
+                    progress(*line["progress"])
+                elif "error" in line:
+                    raise from_json(line["error"])
+                else:
+                    return line.get("ok")
+        raise Unavailable(f"{self._service} ended its answer early", hint=self._hint)
+
+    def websocket(self, path: str, *, query: Mapping[str, Any] | None = None) -> WebSocket:
+        """A WebSocket. Raises the daemon's own error when it refuses."""
+        from perdure.client.websocket import WebSocket
+
+        try:
+            if self.address.startswith("unix:"):
+                link = _unix_socket(self.address[5:], None)
+            else:
+                link = socket.create_connection(self._tcp())
+        except OSError as error:
+            raise self._unreachable(error) from error
+        return WebSocket(link, _target(path, query), headers=self._headers)
+
+    def _tcp(self) -> tuple[str, int]:
+        parts = urlsplit(self.address)
+        return parts.hostname or "127.0.0.1", parts.port or 80
+
+    def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
+        if self.address.startswith("unix:"):
+            return _UnixConnection(self.address[5:], timeout_s)
+        return http.client.HTTPConnection(*self._tcp(), timeout=timeout_s)
+
+    def _unreachable(self, error: Exception) -> Unavailable:
+        return Unavailable(f"{self._service} does not answer at {self.address}: {error!r}", hint=self._hint)
+
+
+def _target(path: str, query: Mapping[str, Any] | None) -> str:
+    given = {key: value for key, value in (query or {}).items() if value is not None and value != ""}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def _refusal(response: Response) -> Exception:
+    text = response.read()
+    try:
+        return from_json(json.loads(text)["error"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ProtocolError(f"answer with status {response.status} and no error in it: {text[:200]!r}")
+
+
+if TYPE_CHECKING:
+    from perdure.client.websocket import WebSocket
