@@ -113,8 +113,18 @@ class ContextLog(Protocol):
         """
         ...
 
-    async def fork(self, run_id: str, *, parent: int, fork_seq: int, epoch: int) -> int:
-        """A new branch that shares ``parent`` up to ``fork_seq`` and becomes the current one; returns its number."""
+    async def fork(
+        self,
+        run_id: str,
+        new_entries: Sequence[NewEntry],
+        *,
+        parent: int,
+        fork_seq: int,
+        epoch: int | None,
+        head: NewHead | None = None,
+    ) -> list[Entry]:
+        """A new branch that shares ``parent`` up to and including ``fork_seq``, becomes the current one and begins
+        with ``new_entries`` (at least one), in one transaction. Epoch and head as for ``append``."""
         ...
 
     async def branches(self, run_id: str) -> list[Branch]: ...

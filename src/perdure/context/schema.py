@@ -1,0 +1,100 @@
+"""The tables of the context log on SQLite, and the queries that more than one place uses."""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
+VERSION = 1  # PRAGMA user_version
+
+SCHEMA = f"""
+-- One row per run: its fence and the owner's summary.
+CREATE TABLE runs (
+    run_id  TEXT PRIMARY KEY,
+    key     TEXT UNIQUE,                -- the caller's idempotency key
+    created REAL NOT NULL,
+    epoch   INTEGER NOT NULL,           -- who may write: never goes down
+    branch  INTEGER NOT NULL,           -- the current one
+    version INTEGER NOT NULL,           -- of value, for compare-and-set
+    value   BLOB NOT NULL               -- canonical JSON
+) STRICT;
+
+-- A branch shares its parent's entries up to and including fork_seq.
+CREATE TABLE branches (
+    run_id   TEXT NOT NULL REFERENCES runs,
+    branch   INTEGER NOT NULL,
+    parent   INTEGER,
+    fork_seq INTEGER NOT NULL,
+    seq      INTEGER NOT NULL,          -- of its last entry (fork_seq while it has none)
+    hash     BLOB NOT NULL,             -- of that entry
+    PRIMARY KEY (run_id, branch)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE entries (
+    run_id  TEXT NOT NULL,
+    branch  INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    epoch   INTEGER NOT NULL,
+    time    REAL NOT NULL,              -- seconds since 1970
+    kind    TEXT NOT NULL,
+    key     TEXT,                       -- of the call it belongs to
+    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
+    hash    BLOB NOT NULL,              -- 32 bytes
+    PRIMARY KEY (run_id, branch, seq)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX entries_by_key ON entries (run_id, key) WHERE key IS NOT NULL;
+
+CREATE TABLE blobs (
+    digest  BLOB PRIMARY KEY,           -- sha256 of the content
+    zstd    INTEGER NOT NULL,           -- 1: content is a zstd frame
+    content BLOB NOT NULL
+) STRICT;
+
+CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+CREATE TRIGGER entries_never_go     BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+CREATE TRIGGER blobs_never_change   BEFORE UPDATE ON blobs   BEGIN SELECT RAISE(ABORT, 'blobs are immutable'); END;
+CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs WHEN NEW.epoch < OLD.epoch
+    BEGIN SELECT RAISE(ABORT, 'an epoch never goes down'); END;
+
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+"""
+
+# The head of a run with the last seq of its current branch.
+HEAD = """
+SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value
+FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
+"""
+
+ENTRY = "SELECT run_id, branch, seq, epoch, time, kind, key, payload, hash FROM entries "
+
+# The way from a branch (parameter) up to the root: (branch, its own entries are those above fork_seq, up to upto).
+PATH = """
+WITH RECURSIVE path (branch, parent, fork_seq, upto) AS (
+    SELECT branch, parent, fork_seq, seq FROM branches WHERE run_id = :run_id AND branch = :branch
+    UNION ALL
+    SELECT b.branch, b.parent, b.fork_seq, min(path.fork_seq, path.upto)
+    FROM path JOIN branches b ON b.run_id = :run_id AND b.branch = path.parent
+)
+"""
+
+READ = (
+    PATH
+    + """
+SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
+FROM path JOIN entries e ON e.run_id = :run_id AND e.branch = path.branch
+    AND e.seq > max(:after, path.fork_seq) AND e.seq <= path.upto
+ORDER BY e.seq LIMIT :limit
+"""
+)
+
+FIND = (
+    PATH
+    + """
+SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
+FROM entries e JOIN path ON path.branch = e.branch AND e.seq <= path.upto
+WHERE e.run_id = :run_id AND e.key = :key
+ORDER BY e.seq
+"""
+)
+
+INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)"

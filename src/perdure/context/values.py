@@ -1,0 +1,82 @@
+"""How payloads are stored: large or repeated parts go to content-addressed blobs. Pure.
+
+- A string of ``BLOB_FROM`` bytes or more becomes ``{"$blob": DIGEST}``: the answer of one turn and its repetition in
+  the next request are stored once.
+- A list whose JSON is that long becomes ``{"$list": DIGEST}``, the digest of its last *link*: a blob with the JSON
+  ``{"item": ITEM, "length": N, "parent": DIGEST or null}``. A list that begins like another one shares its links, so
+  that a conversation which is sent again with one message more costs that message.
+- An object that has one of these names itself is wrapped: ``{"$value": OBJECT}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+
+from perdure.context.log import canonical, digest_of
+from perdure.errors import ProtocolError
+
+BLOB_FROM = 512  # bytes of JSON; a blob's row costs about 100
+_MARKS = frozenset(("$blob", "$list", "$value"))
+
+Blobs = dict[str, bytes]
+
+
+def pack(value: Any, blobs: Blobs) -> Any:
+    """The stored form of a JSON value; what it refers to is added to ``blobs``, referred-to before referring."""
+    if isinstance(value, str):
+        if len(value) * 4 < BLOB_FROM or len(content := value.encode("utf-8", "surrogatepass")) < BLOB_FROM:
+            return value
+        digest = digest_of(content)
+        blobs.setdefault(digest, content)
+        return {"$blob": digest}
+    if isinstance(value, dict):
+        packed = {str(name): pack(part, blobs) for name, part in value.items()}
+        return {"$value": packed} if not _MARKS.isdisjoint(packed) else packed
+    if isinstance(value, list | tuple):
+        return _pack_list(list(value), blobs)
+    return value
+
+
+def _pack_list(items: list[Any], blobs: Blobs) -> Any:
+    packed = [pack(item, blobs) for item in items]
+    if len(canonical(packed)) < BLOB_FROM:
+        return packed
+    parent: str | None = None
+    for length, item in enumerate(packed, 1):
+        link = canonical({"item": item, "length": length, "parent": parent})
+        parent = digest_of(link)
+        blobs.setdefault(parent, link)
+    return {"$list": parent}
+
+
+def unpack(stored: Any, get: Callable[[str], bytes]) -> Any:
+    """The value that ``pack`` was given; ``get`` returns a blob's bytes."""
+    if isinstance(stored, list):
+        return [unpack(item, get) for item in stored]
+    if not isinstance(stored, dict):
+        return stored
+    if stored.keys() == {"$blob"}:
+        return get(stored["$blob"]).decode("utf-8", "surrogatepass")
+    if stored.keys() == {"$list"}:
+        items = [unpack(link["item"], get) for link in links(stored["$list"], get)]
+        items.reverse()
+        return items
+    if stored.keys() == {"$value"}:
+        stored = stored["$value"]
+    return {name: unpack(part, get) for name, part in stored.items()}
+
+
+def links(digest: str | None, get: Callable[[str], bytes]) -> Iterator[dict[str, Any]]:
+    """The links of a stored list, last first."""
+    while digest is not None:
+        try:
+            link = msgspec.json.decode(get(digest))
+            digest, length = link["parent"], link["length"]
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            raise ProtocolError(f"blob {digest} is not a link of a list: {error}") from error
+        if (digest is None) != (length == 1):
+            raise ProtocolError(f"the list above blob {digest} breaks off at length {length}")
+        yield link
