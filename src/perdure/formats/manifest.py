@@ -7,7 +7,6 @@ they are one ``Snapshot``. Both are canonical JSON: the same snapshot always has
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import msgspec
 
@@ -22,6 +21,8 @@ MEMORY_MAP = "application/vnd.perdure.memory.map.v1"
 DISK_LAYER = "application/vnd.perdure.disk.layer.v1+zstd"
 DISK_MAP = "application/vnd.perdure.disk.map.v1"
 STATE = "application/vnd.perdure.machine.state.v1+zstd"
+VERSION = 1
+_NEWER = "Update Perdure: the snapshot was made by a newer version."
 LIMIT_BYTES = 4 << 20  # the OCI distribution specification asks registries to take manifests of this size
 
 
@@ -39,7 +40,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
     annotations: dict[str, str] = {}
 
 
-class Facts(Frozen):
+class Facts(Frozen, frozen=True, kw_only=True):
     """What must be the same where a snapshot is restored. A difference in any field refuses the restore."""
 
     firecracker: str  # version, like "1.12.1"
@@ -51,7 +52,7 @@ class Facts(Frozen):
     guestd: str  # digest of the guest's initrd
 
 
-class Space(Frozen):
+class Space(Frozen, frozen=True, kw_only=True):
     """A byte space (memory or disk) at one moment: its layers, oldest first, and the map flattened over them."""
 
     size: int  # bytes
@@ -59,7 +60,7 @@ class Space(Frozen):
     map: Descriptor
 
 
-class Config(Frozen):
+class Config(Frozen, frozen=True, kw_only=True):
     """The facts of a snapshot: the config blob."""
 
     version: int
@@ -79,7 +80,7 @@ class Config(Frozen):
     pause_s: float = 0.0
 
 
-class Snapshot(Frozen):
+class Snapshot(Frozen, frozen=True, kw_only=True):
     """A stored snapshot. ``digest`` names its manifest."""
 
     digest: str
@@ -108,3 +109,95 @@ class Snapshot(Frozen):
             total_s=total_s,
             position=config.position,
         )
+
+
+def encode(snapshot: Snapshot) -> tuple[bytes, bytes]:
+    """(manifest, config): their bytes. ``snapshot.digest`` is not read; it becomes the manifest's."""
+    config = msgspec.json.encode(snapshot.config, order="sorted")
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": ARTIFACT,
+        "config": Descriptor(media_type=CONFIG, digest=digest_of(config), size=len(config)),
+        "layers": snapshot.descriptors,
+    }
+    return msgspec.json.encode(manifest, order="sorted"), config
+
+
+class _Manifest(msgspec.Struct, rename="camel"):
+    schema_version: int
+    config: Descriptor
+    layers: list[Descriptor]
+    media_type: str = MANIFEST
+    artifact_type: str = ""
+
+
+def config_of(manifest: bytes) -> Descriptor:
+    """Which blob is the config of a manifest of ours; raises ``SnapshotInvalid`` for any other manifest."""
+    return _decode_manifest(manifest).config
+
+
+def decode(manifest: bytes, config: bytes) -> Snapshot:
+    """The snapshot; raises ``SnapshotInvalid`` with the reason."""
+    parsed = _decode_manifest(manifest)
+    if digest_of(config) != parsed.config.digest:
+        raise SnapshotInvalid(f"config blob {parsed.config.digest} does not have the digest that the manifest names")
+    facts = _decode_config(config)
+    found: dict[str, list[Descriptor]] = {kind: [] for kind in (MEMORY_LAYER, MEMORY_MAP, DISK_LAYER, DISK_MAP, STATE)}
+    for layer in parsed.layers:
+        if layer.media_type not in found:
+            raise SnapshotInvalid(f"the manifest has a blob of unknown type {layer.media_type}", hint=_NEWER)
+        found[layer.media_type].append(layer)
+    for kind in (MEMORY_MAP, DISK_MAP, STATE):
+        if len(found[kind]) != 1:
+            raise SnapshotInvalid(f"the manifest has {len(found[kind])} blobs of type {kind}, not one")
+    return Snapshot(
+        digest=digest_of(manifest),
+        config=facts,
+        memory=Space(size=facts.memory_size, layers=found[MEMORY_LAYER], map=found[MEMORY_MAP][0]),
+        disk=Space(size=facts.disk_size, layers=found[DISK_LAYER], map=found[DISK_MAP][0]),
+        state=found[STATE][0],
+    )
+
+
+def _decode_manifest(data: bytes) -> _Manifest:
+    if len(data) > LIMIT_BYTES:
+        raise SnapshotInvalid(f"a manifest of {len(data)} bytes: the limit is {LIMIT_BYTES}")
+    try:
+        manifest = msgspec.json.decode(data, type=_Manifest)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotInvalid(f"the manifest does not read: {error}") from None
+    if manifest.schema_version != 2 or manifest.media_type != MANIFEST:
+        raise SnapshotInvalid("the manifest is not an OCI image manifest (schema version 2)")
+    if manifest.artifact_type != ARTIFACT:
+        ours = manifest.artifact_type.startswith(ARTIFACT.removesuffix("1"))
+        kind = f"of type {manifest.artifact_type or '(none)'}, not {ARTIFACT}"
+        raise SnapshotInvalid(f"the manifest is {kind}", hint=_NEWER if ours else "It is not a snapshot of Perdure.")
+    for descriptor in (manifest.config, *manifest.layers):
+        check_digest(descriptor.digest)
+        if descriptor.size < 0:
+            raise SnapshotInvalid(f"the manifest gives blob {descriptor.digest} a negative size")
+    return manifest
+
+
+def _decode_config(data: bytes) -> Config:
+    try:
+        version = msgspec.json.decode(data, type=_Version).version
+        if version != VERSION:
+            hint = _NEWER if version > VERSION else ""
+            raise SnapshotInvalid(f"config format version {version}; this program reads version {VERSION}", hint=hint)
+        return msgspec.json.decode(data, type=Config)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotInvalid(f"the snapshot's config does not read: {error}") from None
+
+
+class _Version(msgspec.Struct):
+    version: int
+
+
+def check_digest(digest: str) -> str:
+    """The hex part of ``sha256:HEX``; raises ``SnapshotInvalid`` for anything else (a digest becomes a file name)."""
+    algorithm, _, name = digest.partition(":")
+    if algorithm != "sha256" or len(name) != 64 or not set(name) <= set("0123456789abcdef"):
+        raise SnapshotInvalid(f"{digest!r} is not a sha256 digest")
+    return name
