@@ -86,7 +86,7 @@ def laid_over(lower: Sequence[Run], upper: Sequence[Run]) -> list[Run]:
             run_end = run.first + run.length
             if run.first >= end:
                 return
-            if run_end > seen:
+            if run_end > seen and end > seen:
                 out.append(cut(run, seen, end))
             if run_end > end:
                 return
@@ -116,7 +116,7 @@ def encode(runs: Sequence[Run], *, kind: int, role: int, blocks: int, layers: in
             packed += run.length
         end = run.first + run.length
     plain = b"".join(columns)
-    body = zstandard.ZstdCompressor(level=9, write_checksum=False).compress(plain)
+    body = zstandard.ZstdCompressor(level=3, write_checksum=False).compress(plain)
     fields = (MAGIC, VERSION, kind, role, BLOCK_SHIFT, 0, layers, blocks, len(runs))
     packed = packed if role == ROLE_LAYER else 0
     unsummed = HEADER.pack(*fields, packed, base, len(plain), 0)
