@@ -162,10 +162,18 @@ class SqliteLog:
         return [Branch(branch=b, parent=p, fork_seq=f, seq=s) for b, p, f, s in rows]
 
     async def read(
-        self, run_id: str, *, branch: int | None = None, after: int = 0, limit: int = 1000, expand: bool = True
+        self,
+        run_id: str,
+        *,
+        branch: int | None = None,
+        after: int = 0,
+        limit: int = 1000,
+        expand: bool = True,
+        kind: str | None = None,
     ) -> list[Entry]:
         def job(db: sqlite3.Connection) -> list[Entry]:
-            where = {"run_id": run_id, "branch": _branch(db, run_id, branch), "after": after, "limit": limit}
+            at = _branch(db, run_id, branch)
+            where = {"run_id": run_id, "branch": at, "after": after, "limit": limit, "kind": kind}
             return [_entry(db, row, expand) for row in db.execute(schema.READ, where).fetchall()]
 
         return await self._read(job)
@@ -179,8 +187,8 @@ class SqliteLog:
 
     async def count(self, run_id: str, kind: str) -> int:
         query = "SELECT count(*) FROM entries WHERE run_id = ? AND kind = ?"
-        row: tuple[int] = await self._read(lambda db: db.execute(query, (run_id, kind)).fetchone())
-        return row[0]
+        row = await self._read(lambda db: db.execute(query, (run_id, kind)).fetchone())
+        return int(row[0])
 
     async def follow(self, run_id: str, *, branch: int | None = None, after: int = 0) -> AsyncIterator[Entry]:
         # The event only says "look again": what is yielded is what the file has.
@@ -213,7 +221,7 @@ class SqliteLog:
         def job(db: sqlite3.Connection) -> int:
             query = schema.PATH + "SELECT branch, upto FROM path"
             ways = [dict(db.execute(query, {"run_id": run_id, "branch": b}).fetchall()) for b in (one, other)]
-            return max(min(ways[0][b], ways[1][b]) for b in ways[0].keys() & ways[1].keys())
+            return int(max(min(ways[0][b], ways[1][b]) for b in ways[0].keys() & ways[1].keys()))
 
         return await self._read(job)
 
@@ -290,7 +298,7 @@ class _Tip:
         self.go_to(parent)
         if not 0 <= fork_seq <= self.seq:
             raise InvalidValue(f"run {self.run_id}, branch {parent}: no fork at {fork_seq}, it has 1 to {self.seq}")
-        where = {"run_id": self.run_id, "branch": parent, "after": fork_seq - 1, "limit": 1}
+        where = {"run_id": self.run_id, "branch": parent, "after": fork_seq - 1, "limit": 1, "kind": None}
         row = self.db.execute(schema.READ, where).fetchone() if fork_seq else None
         self.seq, self.hash = fork_seq, row[8] if row else root_hash(self.run_id)
         query = "SELECT max(branch) + 1 FROM branches WHERE run_id = ?"

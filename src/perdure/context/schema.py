@@ -82,6 +82,7 @@ READ = (
 SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
 FROM path JOIN entries e ON e.run_id = :run_id AND e.branch = path.branch
     AND e.seq > max(:after, path.fork_seq) AND e.seq <= path.upto
+    AND (:kind IS NULL OR e.kind = :kind)
 ORDER BY e.seq LIMIT :limit
 """
 )

@@ -1,0 +1,64 @@
+"""What runs need from outside: machines, and answers of models. The composition root (``server``) joins them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Protocol
+
+from perdure.model import Answer, Call, CallsEndpoint, Frozen, LogPosition, NodeEvent, SandboxInfo, SnapshotInfo
+
+
+class MachinePlan(Frozen, frozen=True, kw_only=True):
+    """What a run's machine is made from. An agent: ``agent`` and ``source``; any other program: ``command``."""
+
+    run_id: str
+    image: str
+    agent: str = ""  # NAME.py:FUNCTION
+    source: bytes = b""  # the text of NAME.py
+    command: list[str] = []
+    env: dict[str, str] = {}
+    memory_mib: int = 0  # 0: the default
+    vcpus: int = 0
+    disk_mib: int = 0
+
+
+class Machines(Protocol):
+    """The execution half, as far as a run needs it. Errors are those of ``perdure.errors``; all may take seconds."""
+
+    async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
+        """Make a sandbox, put the agent's files into it and start it; returns its id. A sandbox that was left of an
+        earlier start of the same run is removed first, so that one run never has two machines."""
+        ...
+
+    async def inspect(self, sandbox_id: str) -> SandboxInfo:
+        """NotFound: there is no such sandbox (any more)."""
+        ...
+
+    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        """Capture and end the machine. On any error it goes on running."""
+        ...
+
+    async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
+        """Restore the snapshot (its digest), whatever the sandbox does now; its calls then carry the new epoch."""
+        ...
+
+    async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
+        """The end of what the program wrote."""
+        ...
+
+    async def remove(self, run_id: str) -> None:
+        """Remove whatever sandbox the run has, also a running one. Nothing there: nothing to do."""
+        ...
+
+    def events(self) -> AsyncIterator[NodeEvent]:
+        """What happens to sandboxes, for ever. Each (re)connection to a node begins with an event ``node.connected``:
+        things may have happened unseen."""
+        ...
+
+
+class ModelCalls(Protocol):
+    """The gateway."""
+
+    async def answer(self, call: Call, branch: int) -> Answer:
+        """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider."""
+        ...

@@ -1,0 +1,98 @@
+"""A run's summary: the value beside its log (``context.log.Head.value``), replaced with every transition."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from perdure.context.log import Head
+from perdure.errors import InvalidValue
+from perdure.model import Frozen, RunInfo, RunState, SnapshotInfo
+from perdure.runs.waits import Waits
+
+
+class StartRequest(Frozen, frozen=True, kw_only=True):
+    """Body of ``POST /v1/runs``. Either an agent (``agent`` = "NAME.py:FUNCTION" and ``source``, the file's text), or
+    a ``command``. ``key``: the same key starts a run only once."""
+
+    image: str = ""
+    agent: str = ""
+    source: str = ""
+    command: list[str] = []
+    input: Any = None
+    key: str | None = None
+    name: str = ""
+    env: dict[str, str] = {}
+    memory_mib: int = 0
+    vcpus: int = 0
+    disk_mib: int = 0
+    on_divergence: Literal["fork", "fail"] = "fork"
+
+    def check(self) -> None:
+        """Raises InvalidValue naming the field."""
+        if bool(self.agent) == bool(self.command):
+            raise InvalidValue("a run is either an agent or a command", hint='Give "agent" and "source", or "command".')
+        if not self.image:
+            hint = "Name one with --image, or @agent(image=...); `fcrun images` lists them."
+            raise InvalidValue("the run names no image", hint=hint)
+        if self.agent:
+            file, _, function = self.agent.partition(":")
+            if not file.endswith(".py") or "/" in file or not function.isidentifier():
+                raise InvalidValue(f"not the name of an agent: {self.agent!r}", hint="It is NAME.py:FUNCTION.")
+            if not self.source:
+                raise InvalidValue(f"no source came with the agent {self.agent}", hint='Put its text into "source".')
+        for name in ("memory_mib", "vcpus", "disk_mib"):
+            if getattr(self, name) < 0:
+                raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
+
+
+class Record(Frozen, frozen=True, kw_only=True):
+    """Everything about a run that its driver needs after a restart of the server."""
+
+    state: RunState
+    request: StartRequest  # without its source
+    source: str | None = None  # digest of the blob that has it
+    epoch: int = 0
+    sandbox_id: str = ""
+    released: bool = False  # after the end: its sandbox was removed
+    waits: Waits = Waits()
+    wake: bool = False  # a wait was completed since the suspend began
+    snapshot: SnapshotInfo | None = None  # the newest
+    lost_epochs: list[int] = []  # their machines were lost: what they began may have taken effect
+    recoveries: int = 0
+    failures: int = 0  # of the same kind, with no progress in between
+    failure: str = ""  # its cause
+    progress_seq: int = 0  # the log's end at the last failure
+    result: Any = None
+    error: dict[str, Any] | None = None
+
+    def info(self, head: Head, asked: int, replayed: int) -> RunInfo:
+        """The run as the API shows it. asked, replayed: model calls."""
+        return RunInfo(
+            id=head.run_id,
+            state=self.state,
+            agent=self.request.agent or " ".join(self.request.command),
+            created=head.created,
+            epoch=head.epoch,
+            branch=head.branch,
+            image=self.request.image,
+            sandbox_id=self.sandbox_id,
+            input=self.request.input,
+            result=self.result,
+            error=self.error,
+            seq=head.seq,
+            waits=[wait.to_info() for wait in self.waits.open],
+            snapshot=self.snapshot,
+            turns_asked=asked,
+            turns_replayed=replayed,
+            recoveries=self.recoveries,
+        )
+
+
+def from_head(head: Head) -> Record:
+    return msgspec.convert(head.value, Record)
+
+
+def to_value(record: Record) -> Any:
+    return msgspec.to_builtins(record)

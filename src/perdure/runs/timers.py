@@ -1,0 +1,38 @@
+"""One heap of deadlines for all runs, one task that sleeps until the next."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections.abc import Awaitable, Callable
+
+# The wall clock may be set meanwhile, and loops sleep by the monotonic one: look again at least this often.
+LOOK_S = 60.0
+
+
+class Timers:
+    """Calls ``fire(run_id, wait_id)`` once the wall clock has passed a deadline. Deadlines are never taken out: whoever
+    is called looks whether the wait is still open."""
+
+    def __init__(self, fire: Callable[[str, str], Awaitable[None]]) -> None:
+        self._fire = fire
+        self._heap: list[tuple[float, str, str]] = []
+        self._earlier = asyncio.Event()
+
+    def add(self, until: float, run_id: str, wait_id: str) -> None:
+        heapq.heappush(self._heap, (until, run_id, wait_id))
+        if self._heap[0][2] == wait_id:
+            self._earlier.set()
+
+    async def run(self) -> None:
+        while True:
+            self._earlier.clear()
+            while self._heap and self._heap[0][0] <= time.time():
+                _, run_id, wait_id = heapq.heappop(self._heap)
+                await self._fire(run_id, wait_id)
+            pause = min(self._heap[0][0] - time.time(), LOOK_S) if self._heap else None
+            try:
+                await asyncio.wait_for(self._earlier.wait(), pause)
+            except TimeoutError:
+                pass  # the next deadline is near, or it is time to look at the clock
