@@ -1,0 +1,305 @@
+"""The demo: one durable agent, suspended, orphaned by its server, killed in mid-answer, and finished all the same.
+
+A live timeline, then a table of measurements and a list of claims, each checked against what really happened: pids and
+processes in the kernel that runs the VM, files, the context log, and the model provider's own count of requests. Exits with 1
+when a claim fails. Everything that it started is gone at its end, also after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from perdure.client.node import NodeClient
+from perdure.client.server import ServerClient
+from perdure.execution.machine.remote import Launcher
+from perdure.host import below, doctor
+from perdure.host.paths import Home
+from perdure.model import Entry, RunInfo, RunState
+
+ROOT = Path(__file__).resolve().parent.parent
+BIN = Path(sys.executable).parent
+AGENT = "examples/counter.py:counter"
+STEP_LIMIT_S = 180.0  # of any one step; under emulation the whole takes about a minute
+
+BOLD, DIM, GREEN, RED, PLAIN = (
+    ("\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m") if sys.stdout.isatty() else ("",) * 5
+)
+
+
+class DemoFailed(Exception):
+    """A step did not happen in time; the message says which."""
+
+
+class Timeline:
+    """Prints lines with the time since the start, and keeps measurements and claims for the tables at the end."""
+
+    def __init__(self) -> None:
+        self.began = time.monotonic()
+        self.figures: list[tuple[str, str]] = []
+        self.claims: list[tuple[str, bool, str]] = []
+
+    def say(self, who: str, text: str) -> None:
+        print(f"{DIM}{time.monotonic() - self.began:6.1f} s{PLAIN}  {BOLD}{who:<10}{PLAIN} {text}", flush=True)
+
+    def figure(self, name: str, value: str) -> None:
+        self.figures.append((name, value))
+
+    def claim(self, text: str, holds: bool, evidence: str) -> None:
+        self.claims.append((text, holds, evidence))
+        mark = f"{GREEN}yes{PLAIN}" if holds else f"{RED}NO{PLAIN}"
+        self.say("claim", f"{text}: {mark} {DIM}({evidence}){PLAIN}")
+
+    def tables(self) -> bool:
+        """Print both tables; whether every claim holds."""
+        width = max(len(name) for name, _ in self.figures)
+        print(f"\n{BOLD}Measured{PLAIN}")
+        for name, value in self.figures:
+            print(f"  {name:<{width}}  {value}")
+        print(f"\n{BOLD}Claims{PLAIN}")
+        for text, holds, evidence in self.claims:
+            print(f"  {GREEN + 'holds ' if holds else RED + 'FAILED'}{PLAIN} {text} {DIM}({evidence}){PLAIN}")
+        return all(holds for _, holds, _ in self.claims)
+
+
+def command(*words: str) -> str:
+    """Run one of the project's own commands, as a user would; its standard output."""
+    done = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise DemoFailed(f"{' '.join(words)} exited with {done.returncode}:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+class Watch:
+    """Follows the run's entries, prints those that tell the story, and lets the demo wait for one."""
+
+    def __init__(self, home: Home, run_id: str, timeline: Timeline) -> None:
+        self.home, self.run_id, self.timeline = home, run_id, timeline
+        self.entries: list[Entry] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._follow, daemon=True)
+        self._reader.start()
+
+    def wait_for(self, what: str, found: Callable[[Entry], bool], after: int = 0) -> Entry:
+        """The first entry beyond position ``after`` for which ``found`` holds. Raises DemoFailed after the limit."""
+        deadline = time.monotonic() + STEP_LIMIT_S
+        with self._changed:
+            while True:
+                for entry in self.entries:
+                    if entry.seq > after and found(entry):
+                        return entry
+                    if entry.kind in ("run.failed", "run.cancelled"):
+                        raise DemoFailed(f"the run ended before {what}: {json.dumps(entry.payload)}")
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise DemoFailed(f"{what} did not happen within {STEP_LIMIT_S:.0f} s")
+                self._changed.wait(min(left, 1.0))
+
+    def kinds(self, kind: str) -> list[Entry]:
+        with self._changed:
+            return [entry for entry in self.entries if entry.kind == kind]
+
+    def _follow(self) -> None:
+        after = 0
+        while True:
+            try:  # the server is killed on purpose: follow again from where we were
+                for entry in self._read(after):
+                    after = entry.seq
+                    self.timeline_line(entry)
+                    with self._changed:
+                        self.entries.append(entry)
+                        self._changed.notify_all()
+                    if entry.kind in ("run.completed", "run.failed", "run.cancelled"):
+                        return
+            except Exception:
+                time.sleep(0.1)
+
+    def _read(self, after: int) -> Iterator[Entry]:
+        return ServerClient(self.home).entries(self.run_id, after=after, follow=True)
+
+    def timeline_line(self, entry: Entry) -> None:
+        payload = entry.payload if isinstance(entry.payload, dict) else {}
+        match entry.kind:
+            case "emit":
+                self.timeline.say("agent", f"{payload.get('name')}: {json.dumps(payload.get('value'))}")
+            case "model.committed":
+                usage = payload.get("usage") or {}
+                self.timeline.say("model", f"{payload.get('text', '')!r:.60} ({usage.get('completion_tokens', '?')} tokens)")
+            case "snapshot" | "wait.started" | "wait.completed" | "model.intent" | "model.replayed" | "step.result":
+                self.timeline.say("log", f"{entry.seq}: {entry.kind}")
+            case kind if kind.startswith("run."):
+                cause = payload.get("cause") or payload.get("reason") or ""
+                self.timeline.say("run", kind.removeprefix("run.") + (f" ({cause})" if cause else ""))
+
+
+def below_the_line(home: Home, *argv: str) -> tuple[int, str]:
+    """Run a program in the kernel that runs the VMs: its exit status and output."""
+    output: list[bytes] = []
+
+    async def ask() -> int:
+        address = below.status(home).address
+        if address is None:
+            raise DemoFailed("no launcher runs")
+        return await (await Launcher.connect(address)).run(argv, output=output.append, timeout_s=60)
+
+    status = asyncio.run(ask())
+    return status, b"".join(output).decode(errors="replace")
+
+
+def firecrackers(home: Home) -> list[int]:
+    """The pids of all Firecracker processes in that kernel that belong to this home."""
+    script = 'for p in /proc/[0-9]*; do case "$(readlink $p/exe)" in *firecracker*) echo "${p#/proc/} $(readlink $p/cwd)";; esac; done'
+    _, output = below_the_line(home, "sh", "-c", script)
+    lines = [line.split(None, 1) for line in output.splitlines() if line.strip()]
+    return [int(pid) for pid, folder in lines if folder.startswith(str(home.below_line_folder))]
+
+
+def size(count: float) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
+
+
+def wait_state(client: Callable[[], RunInfo], state: RunState) -> RunInfo:
+    """The run once it is in a state. Follows by asking: the server may be away meanwhile."""
+    deadline = time.monotonic() + STEP_LIMIT_S
+    while time.monotonic() < deadline:
+        info = client()
+        if info.state == state:
+            return info
+        if info.state in (RunState.FAILED, RunState.CANCELLED):
+            raise DemoFailed(f"the run is {info.state}: {info.error}")
+        time.sleep(0.05)
+    raise DemoFailed(f"the run was not {state} within {STEP_LIMIT_S:.0f} s")
+
+
+def provider_requests(server: ServerClient) -> int:
+    """How many requests the model provider itself counted."""
+    return len(server.provider_requests())
+
+
+def pid_is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def story(home: Home, line: Timeline) -> None:
+    """The whole demo, step by step."""
+    line.say("machine", "what this machine offers:")
+    for finding in doctor.examine(home):
+        print(f"            {finding.line()}")
+
+    line.say("$", "perdure up")
+    began = time.monotonic()
+    command("perdure", "up")
+    line.figure("server and node up", f"{time.monotonic() - began:.1f} s")
+    server = ServerClient(home)
+
+    line.say("$", f"perdure run {AGENT} --detach")
+    before = provider_requests(server)
+    began = time.monotonic()
+    run_id = command("perdure", "run", AGENT, "--input", '{"topic": "owls"}', "--detach").strip()
+    watch = Watch(home, run_id, line)
+    first = watch.wait_for("the first turn", lambda e: e.kind == "model.committed")
+    line.figure("run requested to first turn answered", f"{time.monotonic() - began:.1f} s")
+    early = watch.wait_for("the agent's state before the wait", lambda e: e.kind == "emit").payload["value"]
+    wait = watch.wait_for("the approval wait", lambda e: e.kind == "wait.started", first.seq)
+
+    suspended = watch.wait_for("the suspend", lambda e: e.kind == "run.suspended", wait.seq)
+    info = wait_state(lambda: server.get(run_id), RunState.SUSPENDED)
+    snapshot = info.snapshot
+    if snapshot is None:
+        raise DemoFailed("the run is suspended without a snapshot")
+    stored = snapshot.memory_bytes + snapshot.disk_bytes + snapshot.state_bytes
+    line.figure("suspend requested to durable", f"{snapshot.total_s:.2f} s (vCPUs stood still for {snapshot.pause_s:.2f} s)")
+    line.figure("stored by the suspend, of a 512 MiB VM", size(stored))
+    running = firecrackers(home)
+    line.claim("suspended: no Firecracker process is left", not running, f"{len(running)} found")
+    line.claim("what is stored is at most 14 MB", stored <= 14_000_000, size(stored))
+
+    pid = int(server.status()["pid"])
+    line.say("kill -9", f"the server (pid {pid})")
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not pid_is_gone(pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    line.say("$", "perdure up")
+    began = time.monotonic()
+    command("perdure", "up")
+    line.figure("server started again", f"{time.monotonic() - began:.2f} s")
+    line.claim("another server serves the same log", int(server.status()["pid"]) != pid, f"pid {server.status()['pid']}")
+
+    line.say("$", f"perdure approve {run_id}")
+    began = time.monotonic()
+    command("perdure", "approve", run_id, "--comment", "go on")
+    late_entry = watch.wait_for("the agent going on", lambda e: e.kind == "emit", suspended.seq)
+    line.figure("approved to the agent going on", f"{time.monotonic() - began:.2f} s")
+    machine = NodeClient(home).get(info.sandbox_id).machine
+    if "resume_s" in machine:
+        line.figure("of it, VM restored to first answer", f"{float(machine['resume_s']):.2f} s")
+    late = late_entry.payload["value"]
+    same = all(early[name] == late[name] for name in ("pid", "started", "file"))
+    line.claim("the same process goes on, same memory, same file", same and late["counter"] == early["counter"] + 1,
+               f"pid {early['pid']} = {late['pid']}, counter {early['counter']} -> {late['counter']}")  # fmt: skip
+
+    asked = watch.wait_for("the second turn", lambda e: e.kind == "model.started", late_entry.seq)
+    victims = firecrackers(home)
+    line.say("kill -9", f"the VM (Firecracker {victims}) while the second turn streams")
+    began = time.monotonic()
+    below_the_line(home, "kill", "-9", *map(str, victims))
+    recovered = watch.wait_for("the recovery", lambda e: e.kind == "run.recovering", asked.seq)
+    again = watch.wait_for("running again", lambda e: e.kind == "run.running", recovered.seq)
+    line.figure("VM killed to running again", f"{time.monotonic() - began:.2f} s")
+    watch.wait_for("the end", lambda e: e.kind == "run.completed", again.seq)
+    line.figure("VM killed to the run's end", f"{time.monotonic() - began:.2f} s")
+
+    info = wait_state(lambda: server.get(run_id), RunState.COMPLETED)
+    result: Any = info.result
+    requests = provider_requests(server) - before
+    turns = len({entry.key for entry in watch.kinds("model.committed")})
+    line.figure("turns the agent needed", str(turns))
+    line.figure("turns asked of the provider, by its own count", str(requests))
+    line.figure("turns answered from the log", str(info.turns_replayed))
+    line.claim("it recovered from the snapshot", info.recoveries == 1, f"{info.recoveries} recovery")
+    line.claim("no answered turn was asked again", requests == turns == 2, f"{turns} turns, {requests} requests")
+    line.claim("its answer came from the log, or from the call in flight", info.turns_replayed >= 1, f"{info.turns_replayed} replayed")
+    line.claim("it finished, same process still", result["pid"] == early["pid"] and result["started"] == early["started"],
+               f"pid {result['pid']}, counter {result['counter']}")  # fmt: skip
+    checked = server.verify(run_id)
+    line.claim("the log's hash chain verifies", checked["entries"] > 0, f"{checked['entries']} entries")
+    print()
+    print(command("perdure", "show", run_id))
+
+
+def main() -> int:
+    home = Home.find().make()
+    line = Timeline()
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    try:
+        story(home, line)
+        ok = line.tables()
+    except DemoFailed as error:
+        print(f"{RED}the demo failed:{PLAIN} {error}", file=sys.stderr)
+        ok = False
+    except KeyboardInterrupt:
+        print("\ninterrupted; removing what was started", file=sys.stderr)
+        ok = False
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        for words in (("perdure", "down"), ("fcrun", "host", "stop")):
+            subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, capture_output=True, start_new_session=True)
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
