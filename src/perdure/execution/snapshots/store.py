@@ -1,23 +1,309 @@
-"""Where layers and manifests live: a folder in the OCI image layout."""
+"""Where layers and manifests live: a folder in the OCI image layout.
+
+    FOLDER/oci-layout  index.json           which manifests there are
+           blobs/sha256/HEX                 every blob, immutable
+           ingest/                          what is being written
+           working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
+           lock                             held shared by whoever writes, exclusive by whoever deletes or sweeps
+
+A blob is written beside, synced, and renamed to its digest; a snapshot exists from the moment ``index.json`` names
+it. So a crash or a full disk at any point leaves what was there before, and the next ``Store`` sweeps the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import threading
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import TracebackType
 
-from ...formats.manifest import Snapshot
+import msgspec
+
+from ...errors import NoSpace, NotFound, SnapshotInvalid
+from ...formats import manifest
+from ...formats.manifest import Descriptor, Snapshot, check_digest, digest_of
+
+_CHUNK = 1 << 20
+SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
+WORKING_SET_MAX = 1 << 15  # blocks
+
+
+class _Index(msgspec.Struct, rename="camel"):
+    schema_version: int = 2
+    media_type: str = "application/vnd.oci.image.index.v1+json"
+    manifests: list[Descriptor] = []
+
+
+@contextlib.contextmanager
+def space_checked(what: str) -> Iterator[None]:
+    """Turn "disk full" and "quota used up" into NoSpace."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoSpace(
+                f"no space left while writing {what}: {error.strerror}",
+                hint="Free space (fcrun rm of sandboxes you do not need). What was stored before is intact.",
+            ) from error
+        raise
+
+
+class BlobWriter:
+    """One blob on its way into the store. Leaving the ``with`` block without ``commit`` removes it."""
+
+    def __init__(self, store: Store, what: str) -> None:
+        self._store = store
+        self._what = what
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self._path = store.folder / "ingest" / f"{os.getpid()}-{secrets.token_hex(6)}"
+        with space_checked(what):
+            self._file = self._path.open("xb", buffering=_CHUNK)
+
+    def __enter__(self) -> BlobWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self._file.close()
+        except OSError:
+            pass  # the disk is full: the bytes it still held are not wanted any more
+        self._path.unlink(missing_ok=True)
+
+    def write(self, data: bytes) -> None:
+        with space_checked(self._what):
+            self._file.write(data)
+        self._hash.update(data)
+        self._size += len(data)
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def commit(self, media_type: str) -> Descriptor:
+        """Make it durable under its digest."""
+        digest = "sha256:" + self._hash.hexdigest()
+        with space_checked(self._what):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            target = self._store.blob_path(digest)
+            self._path.rename(target)
+            _sync_folder(target.parent)
+        return Descriptor(media_type=media_type, digest=digest, size=self._size)
 
 
 class Store:
-    """``Store(home.store)``. Thread-safe; several processes may use one folder."""
+    """``Store(home.store)``. Thread-safe, and several processes may use one folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._guard = threading.Lock()
+        with space_checked(str(folder)):
+            for part in ("blobs/sha256", "ingest", "working-sets"):
+                (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not (folder / "oci-layout").exists():
+                with self.writing():
+                    self._replace(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
+        self._sweep()
 
-    def get(self, digest: str) -> Snapshot: ...
-    def snapshots(self, sandbox_id: str | None = None) -> list[Snapshot]: ...
+    # Blobs
+
+    def blob_path(self, digest: str) -> Path:
+        """Where the blob is, or would be. Raises SnapshotInvalid when ``digest`` is not one."""
+        return self.folder / "blobs" / "sha256" / check_digest(digest)
+
+    def writer(self, what: str) -> BlobWriter:
+        """A new blob; ``what`` names it in errors. Use it within ``writing``."""
+        return BlobWriter(self, what)
+
+    def add(self, data: bytes, media_type: str) -> Descriptor:
+        """Store a small blob; nothing is written when it is there."""
+        digest = digest_of(data)
+        if self.blob_path(digest).exists():
+            return Descriptor(media_type=media_type, digest=digest, size=len(data))
+        with self.writer(media_type) as writer:
+            writer.write(data)
+            return writer.commit(media_type)
+
+    def read(self, descriptor: Descriptor) -> bytes:
+        """A small blob, verified. Raises NotFound, SnapshotInvalid."""
+        path = self._check_size(descriptor)
+        if descriptor.size > SMALL_BYTES_MAX:
+            raise SnapshotInvalid(f"blob {descriptor.digest} ({descriptor.media_type}) is larger than any of its kind")
+        data = path.read_bytes()
+        if digest_of(data) != descriptor.digest:
+            raise SnapshotInvalid(_damaged(descriptor, path))
+        return data
+
+    def verified(self, descriptor: Descriptor) -> Path:
+        """The path of a blob whose bytes have its digest (hashed once, and again whenever the file changed)."""
+        path = self._check_size(descriptor)
+        facts = path.stat()
+        seen = (facts.st_ino, facts.st_size, facts.st_mtime_ns)
+        with self._guard:
+            if self._verified.get(descriptor.digest) == seen:
+                return path
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if "sha256:" + found != descriptor.digest:
+            raise SnapshotInvalid(_damaged(descriptor, path))
+        with self._guard:
+            self._verified[descriptor.digest] = seen
+        return path
+
+    def _check_size(self, descriptor: Descriptor) -> Path:
+        path = self.blob_path(descriptor.digest)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise NotFound(
+                f"blob {descriptor.digest} ({descriptor.media_type}) is not in the store {self.folder}"
+            ) from None
+        if size != descriptor.size:
+            state = "truncated" if size < descriptor.size else "longer than it was"
+            raise SnapshotInvalid(f"{path} is {state}: {size} bytes, {descriptor.size} in the manifest")
+        return path
+
+    # Snapshots
+
+    def get(self, digest: str) -> Snapshot:
+        """The snapshot whose manifest has this digest. Raises NotFound, SnapshotInvalid."""
+        path = self.blob_path(digest)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise NotFound(f"snapshot {digest} is not in the store {self.folder}") from None
+        if digest_of(data) != digest:
+            raise SnapshotInvalid(f"the manifest in {path} does not have its digest: it was damaged or changed")
+        return manifest.decode(data, self.read(manifest.config_of(data)))
+
+    def snapshots(self, sandbox_id: str | None = None) -> list[Snapshot]:
+        """All snapshots, or those of one sandbox, oldest first."""
+        found = [self.get(entry.digest) for entry in self._index().manifests]
+        return [snapshot for snapshot in found if sandbox_id in (None, snapshot.config.sandbox_id)]
+
+    def register(self, snapshot: Snapshot) -> Snapshot:
+        """Make the snapshot exist, all its blobs being stored: the last step of a capture. Its digest is filled in."""
+        data, config = manifest.encode(snapshot)
+        self.add(config, manifest.CONFIG)
+        descriptor = self.add(data, manifest.MANIFEST)
+        with self._locked("index.lock", fcntl.LOCK_EX):
+            index = self._index()
+            if all(entry.digest != descriptor.digest for entry in index.manifests):
+                index.manifests.append(descriptor)
+                self._replace(self.folder / "index.json", msgspec.json.encode(index))
+        return self.get(descriptor.digest)
+
     def remove(self, digests: Iterable[str]) -> int:
-        """Forget snapshots and delete the blobs that no other needs; the bytes freed."""
+        """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
+        unwanted = set(digests)
+        with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
+            index = self._index()
+            index.manifests = [entry for entry in index.manifests if entry.digest not in unwanted]
+            self._replace(self.folder / "index.json", msgspec.json.encode(index))
+            for digest in unwanted:
+                self._working_set_path(digest).unlink(missing_ok=True)
+            needed = set()
+            for entry in index.manifests:
+                config = manifest.config_of(self.blob_path(entry.digest).read_bytes())
+                kept = self.get(entry.digest)
+                needed |= {entry.digest, config.digest, *(descriptor.digest for descriptor in kept.descriptors)}
+            return self._delete_others({digest.removeprefix("sha256:") for digest in needed})
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """While blobs are being written: nothing is deleted or swept meanwhile."""
+        with self._locked("lock", fcntl.LOCK_SH):
+            yield
+
+    def _delete_others(self, needed: set[str]) -> int:
+        freed = 0
+        for path in (self.folder / "blobs" / "sha256").iterdir():
+            if path.name not in needed:
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
+    def _index(self) -> _Index:
+        try:
+            return msgspec.json.decode((self.folder / "index.json").read_bytes(), type=_Index)
+        except FileNotFoundError:
+            return _Index()
+        except msgspec.MsgspecError as error:
+            raise SnapshotInvalid(f"{self.folder / 'index.json'} does not read: {error}") from None
+
+    # Working sets
+
     def keep_working_set(self, digest: str, blocks: Iterable[int]) -> None:
-        """Remember which blocks a machine touched first after a restore of ``digest``."""
-    def working_set(self, digest: str) -> list[int]: ...
+        """Remember which blocks a machine touched first after a restore of ``digest``, in that order."""
+        body = array("I", list(blocks)[:WORKING_SET_MAX]).tobytes()
+        with self.writing():
+            self._replace(self._working_set_path(digest), zlib.crc32(body).to_bytes(4, "little") + body)
+
+    def working_set(self, digest: str) -> list[int]:
+        """What ``keep_working_set`` kept; empty when there is none, or it was damaged: it only saves time."""
+        try:
+            data = self._working_set_path(digest).read_bytes()
+        except FileNotFoundError:
+            return []
+        if len(data) % 4 or zlib.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
+            return []
+        return list(array("I", data[4:]))
+
+    def _working_set_path(self, digest: str) -> Path:
+        return self.folder / "working-sets" / check_digest(digest)
+
+    # Files
+
+    def _replace(self, path: Path, data: bytes) -> None:
+        temporary = self.folder / "ingest" / f"{os.getpid()}-{secrets.token_hex(6)}"
+        try:
+            with space_checked(str(path)), temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.rename(path)
+                _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, how: int) -> Iterator[None]:
+        descriptor = os.open(self.folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, how)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _sweep(self) -> None:
+        """Remove what writers that died left behind. While one lives, the next ``Store`` does it."""
+        try:
+            with self._locked("lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                for path in (self.folder / "ingest").iterdir():
+                    path.unlink(missing_ok=True)
+        except BlockingIOError:
+            pass
+
+
+def _damaged(descriptor: Descriptor, path: Path) -> str:
+    return f"{path} ({descriptor.media_type}) does not have the digest {descriptor.digest}: it was damaged or changed"
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
