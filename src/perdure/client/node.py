@@ -247,21 +247,20 @@ class NodeClient:
     def images(self) -> _Images:
         return msgspec.convert(self._http.call("GET", "/v1/images"), _Images)
 
-    def import_image(
-        self, name: str, tar: bytes | Iterable[bytes], *, config: Mapping[str, Any] | None = None
-    ) -> ImageInfo:
-        """An image from a root file system's tar. config: Env, Entrypoint, Cmd, WorkingDir, User."""
-        query = {"name": name, "config": msgspec.json.encode(config).decode() if config else None}
-        return self._image("POST", "/v1/images/import", query, tar)
+    def import_image(self, name: str, tar: bytes | Iterable[bytes], *, changes: Iterable[str] = ()) -> ImageInfo:
+        """An image from a root file system's tar. changes: as ``docker import --change``: "CMD python3", "ENV A=b"."""
+        query = {"name": name, "change": [*changes]}
+        answer = self._http.send("POST", "/v1/images/import", query=query, body=tar, progress=self._progress)
+        return msgspec.convert(answer, ImageInfo)
 
     def load_images(self, archive: bytes | Iterable[bytes]) -> _Images:
         """The images of a ``docker save`` or OCI archive."""
         answer = self._http.send("POST", "/v1/images/load", body=archive, progress=self._progress)
         return msgspec.convert(answer, _Images)
 
-    def build_image(self, name: str, packages: Iterable[str], *, config: Mapping[str, Any] | None = None) -> ImageInfo:
+    def build_image(self, name: str, packages: Iterable[str], *, suite: str | None = None) -> ImageInfo:
         """An image of a minimal Debian with these packages."""
-        body = {"name": name, "packages": [*packages], "config": dict(config or {})}
+        body = {"name": name, "packages": [*packages], "suite": suite}
         return msgspec.convert(self._long("POST", "/v1/images/build", body), ImageInfo)
 
     def remove_image(self, name: str) -> None:
@@ -274,10 +273,6 @@ class NodeClient:
     def _sandbox(self, method: str, path: str, body: Any = None) -> SandboxInfo:
         progress = self._progress if method == "POST" else None
         return msgspec.convert(self._http.call(method, path, json_body=body, progress=progress), SandboxInfo)
-
-    def _image(self, method: str, path: str, query: Mapping[str, Any], body: bytes | Iterable[bytes]) -> ImageInfo:
-        answer = self._http.send(method, path, query=query, body=body, progress=self._progress)
-        return msgspec.convert(answer, ImageInfo)
 
 
 def _path(ref: str) -> str:

@@ -226,7 +226,7 @@ class Transport:
 
 def _target(path: str, query: Mapping[str, Any] | None) -> str:
     given = {key: value for key, value in (query or {}).items() if value is not None and value != ""}
-    return f"{path}?{urlencode(given)}" if given else path
+    return f"{path}?{urlencode(given, doseq=True)}" if given else path
 
 
 def _refusal(response: Response) -> Exception:

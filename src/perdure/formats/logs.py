@@ -1,11 +1,14 @@
 """The log of a sandbox's main process: records of what it wrote, on disk and on the wire of ``GET .../logs``.
 
     offset  size  field
-    0       1     stream: 1 stdout, 2 stderr
+    0       1     stream: 0 position, 1 stdout, 2 stderr
     1       3     reserved, zero
     4       4     length of the data, u32 little endian
     8       8     time of writing, u64 little endian, nanoseconds since the epoch
     16      n     data
+
+A position record has two u64 (little endian) as its data: the process's output offsets (stdout, stderr) that the next
+record begins at. It is written where they jump: at a start, and at a resume from an older snapshot. Never on the wire.
 
 A record that is not complete at the end of a file was being written when the writer died: it is cut off, and the
 guest sends its bytes again (it drops only what was acknowledged).
@@ -19,11 +22,13 @@ from typing import NamedTuple
 
 from perdure.errors import ProtocolError
 
+POSITION = 0
 STDOUT = 1
 STDERR = 2
 DATA_MAX = 1 << 20  # a longer length means that the bytes are not records
 
 _HEADER = struct.Struct("<B3xIQ")
+_POSITION = struct.Struct("<QQ")
 HEADER_BYTES = _HEADER.size
 
 
@@ -39,6 +44,19 @@ def encode(stream: int, time_ns: int, data: bytes) -> bytes:
     """The records of ``data`` (more than one if it is longer than DATA_MAX)."""
     pieces = (data[at : at + DATA_MAX] for at in range(0, len(data), DATA_MAX))
     return b"".join(_HEADER.pack(stream, len(piece), time_ns) + piece for piece in pieces)
+
+
+def encode_position(stdout: int, stderr: int, time_ns: int) -> bytes:
+    """The position record for these output offsets."""
+    return _HEADER.pack(POSITION, _POSITION.size, time_ns) + _POSITION.pack(stdout, stderr)
+
+
+def decode_position(data: bytes) -> dict[int, int]:
+    """{STDOUT: offset, STDERR: offset}. Raises ProtocolError."""
+    if len(data) != _POSITION.size:
+        raise ProtocolError(f"a position record of {len(data)} bytes")
+    stdout, stderr = _POSITION.unpack(data)
+    return {STDOUT: stdout, STDERR: stderr}
 
 
 class Decoder:
@@ -58,7 +76,7 @@ class Decoder:
         try:
             while len(self._bytes) - at >= HEADER_BYTES:
                 stream, length, time_ns = _HEADER.unpack_from(self._bytes, at)
-                if stream not in (STDOUT, STDERR) or length > DATA_MAX:
+                if stream > STDERR or length > DATA_MAX:
                     raise ProtocolError(f"not a log record: stream {stream}, length {length}")
                 end = at + HEADER_BYTES + length
                 if len(self._bytes) < end:

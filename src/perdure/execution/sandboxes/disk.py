@@ -1,0 +1,65 @@
+"""The writable disk of a sandbox: a sparse ext4 file, copied from an empty one that is made once per size."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from perdure.errors import NoSpace, Unavailable, Unsupported
+
+RESERVE_BYTES = 256 << 20  # never begin anything with less than this free
+MEBIBYTE = 1 << 20
+
+
+def make(empty_disks: Path, size_mib: int, target: Path) -> None:
+    """Write an empty disk of this apparent size to ``target``. Raises NoSpace, Unsupported (no mke2fs)."""
+    source = empty_disks / f"{size_mib}.ext4"
+    if not source.exists():
+        _format(source, size_mib)
+    _run(["cp", "--sparse=always", "--reflink=auto", str(source), str(target)], target)
+
+
+def _format(path: Path, size_mib: int) -> None:
+    program = shutil.which("mke2fs") or next(
+        (p for p in ("/sbin/mke2fs", "/usr/sbin/mke2fs") if os.access(p, os.X_OK)), ""
+    )
+    if not program:
+        raise Unsupported("mke2fs is not installed", hint="Install the package e2fsprogs.")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    try:
+        with fresh.open("wb") as file:
+            file.truncate(size_mib * MEBIBYTE)
+        # everything is initialized now, so that the guest's kernel does not write inode tables in the background
+        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+        _run(
+            [program, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-J", "size=4", "-E", options, str(fresh)],
+            path,
+        )
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def _run(argv: list[str], target: Path) -> None:
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode != 0:
+        message = f"{argv[0]} failed for {target}: {done.stderr.strip()}"
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise NoSpace(message, hint="Free some space, or remove sandboxes with `fcrun rm`.")
+        raise Unavailable(message)
+
+
+def admit(folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises NoSpace unless ``needed_bytes`` fit and RESERVE_BYTES stay free."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes + RESERVE_BYTES:
+        wanted_mib = (needed_bytes + RESERVE_BYTES) // MEBIBYTE
+        raise NoSpace(
+            f"{what} needs {wanted_mib} MiB free at {folder}, and {free // MEBIBYTE} MiB are",
+            hint="Free some space, or remove sandboxes with `fcrun rm`.",
+            free_bytes=free,
+        )

@@ -1,0 +1,74 @@
+"""What machines stand on: the assets, the launcher below the dotted line, the templates."""
+
+from __future__ import annotations
+
+import asyncio
+
+from perdure.errors import PerdureError, Unavailable
+from perdure.execution.machine.remote import Launcher
+from perdure.execution.snapshots import templates
+from perdure.execution.snapshots.templates import Template
+from perdure.host import assets, below
+from perdure.host.assets import Assets
+from perdure.host.paths import Home
+from perdure.host.progress import Progress, silent
+
+
+class Ground:
+    """Each part is made on its first use, and again when it is found gone."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._assets: Assets | None = None
+        self._launcher: Launcher | None = None
+        self._templates: dict[tuple[int, int], Template] = {}
+        self._making = asyncio.Lock()
+
+    @property
+    def emulated(self) -> bool:
+        return self._launcher is not None and self._launcher.address.emulated
+
+    async def assets(self, progress: Progress = silent) -> Assets:
+        """Raises Unavailable, AssetTampered, NoSpace …"""
+        if self._assets is None:
+            self._assets = await asyncio.to_thread(assets.ensure, self._home, progress)
+        return self._assets
+
+    async def launcher(self, progress: Progress = silent) -> Launcher:
+        """A launcher that answers; the emulated host is started where it is needed."""
+        async with self._making:
+            if self._launcher is not None:
+                try:
+                    await self._launcher.ping()
+                    return self._launcher
+                except PerdureError:
+                    self._launcher = None  # it died, and its machines with it: a new one is started
+            parts = await self.assets(progress)
+            address = await asyncio.to_thread(below.ensure, self._home, parts, progress)
+            self._launcher = await Launcher.connect(address)
+            return self._launcher
+
+    async def living_launcher(self) -> Launcher | None:
+        """The launcher if one answers now; nothing is started."""
+        if self._launcher is None:
+            status = await asyncio.to_thread(below.status, self._home)
+            if status.address is None or not status.answers:
+                return None
+            self._launcher = Launcher(status.address)
+        try:
+            await self._launcher.ping()
+        except Unavailable:
+            return None
+        return self._launcher
+
+    async def template(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> Template:
+        """The warm template of this shape. Raises MachineFailed, Unavailable …"""
+        launcher, parts = await self.launcher(progress), await self.assets(progress)
+        async with self._making:
+            known = self._templates.get((vcpus, memory_mib))
+            if known is None or not known.state.exists():
+                known = await templates.ensure(
+                    self._home, parts, launcher, vcpus=vcpus, memory_mib=memory_mib, progress=progress
+                )
+                self._templates[vcpus, memory_mib] = known
+            return known

@@ -1,0 +1,103 @@
+"""A sandbox's machine while there is one: its keeper, joined to the guest's session, watched until it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from perdure.errors import NotFound, PerdureError, Unavailable
+from perdure.execution.guest.session import GuestSession
+from perdure.execution.machine.remote import Keeper, Launcher
+
+END_TIMEOUT_S = 30.0
+
+_log = logging.getLogger(__name__)
+
+
+class Machine:
+    """``on_death(cause, detail)`` is called once, unless the machine was ended on purpose."""
+
+    def __init__(
+        self, launcher: Launcher, keeper: Keeper, session: GuestSession, on_death: Callable[[str, str], None]
+    ) -> None:
+        self.keeper = keeper
+        self.session = session
+        self.facts: dict[str, Any] = dict(keeper.facts)
+        self._launcher = launcher
+        self._on_death = on_death
+        self._over = False
+        keeper.listen(self._event)
+        keeper.connect_channel(session)
+        self._watching = asyncio.create_task(self._watch())
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def _event(self, event: dict[str, Any]) -> None:
+        if event.get("event") == "exited":
+            self._died(str(event.get("cause", "machine-died")), str(event.get("detail", "")))
+
+    async def _watch(self) -> None:
+        """The keeper's connection ended without a word: find out why."""
+        await asyncio.shield(self.keeper.closed)
+        if not self._over:
+            self._died(*await why_gone(self._launcher, self.keeper.sandbox_id))
+
+    def _died(self, cause: str, detail: str) -> None:
+        if not self._over:
+            self._over = True
+            self.keeper.close()
+            self._on_death(cause, detail)
+
+    async def request(self, op: str, **params: Any) -> dict[str, Any]:
+        """An operation of the keeper (contract 3). Raises MachineFailed when it is gone."""
+        return await self.keeper.request(op, **params)
+
+    async def end(self) -> None:
+        """End it, if it lives; never raises for one that is gone already."""
+        self._over = True
+        self._watching.cancel()
+        try:
+            await self.keeper.request("end", timeout_s=END_TIMEOUT_S)
+        except (PerdureError, TimeoutError) as error:
+            _log.info("end of %s: %s", self.keeper.sandbox_id, error)
+        self.keeper.close()
+
+    def leave(self) -> None:
+        """Let go of it: the machine runs on for the next node."""
+        self._over = True
+        self._watching.cancel()
+        self.keeper.close()
+
+
+async def why_gone(launcher: Launcher, sandbox_id: str) -> tuple[str, str]:
+    """(cause, detail) of a machine whose keeper does not answer."""
+    try:
+        for kept in await launcher.list():
+            if kept.sandbox_id == sandbox_id and not kept.alive:
+                return str(kept.exit.get("cause", "keeper-died")), str(kept.exit.get("detail", ""))
+            if kept.sandbox_id == sandbox_id:
+                return "node-lost", "another node took the keeper over"
+    except (Unavailable, OSError, TimeoutError) as error:
+        return "host-lost", f"the launcher does not answer: {error}"
+    except PerdureError as error:
+        return "keeper-died", error.message
+    return "keeper-died", "it left no record"
+
+
+async def end_stray(launcher: Launcher, sandbox_id: str) -> None:
+    """End whatever machine of this sandbox lives, and forget the record of a dead one."""
+    try:
+        keeper = await launcher.attach(sandbox_id)
+    except NotFound:
+        await launcher.forget(sandbox_id)
+        return
+    try:
+        await keeper.request("end", timeout_s=END_TIMEOUT_S)
+    except (PerdureError, TimeoutError) as error:
+        _log.warning("end of stray machine %s: %s", sandbox_id, error)
+    finally:
+        keeper.close()

@@ -1,0 +1,116 @@
+"""What is kept of a sandbox on disk: ``sandboxes/ID/``.
+
+sandbox.json    the record, replaced whole and synced before what it says is acted on
+log             what the main process wrote (formats.logs)
+archives/N      tars that were put in before the start: PATH.tar in the order of their numbers
+machine-N/      the files of machine number N: ``overlay`` (its disk), ``state`` and ``memory.map`` (of a restore)
+capture/        what Firecracker wrote for a suspend, until it is packed
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from perdure.errors import ProtocolError
+from perdure.model import CallsEndpoint, Frozen, SandboxSpec, SandboxState, SnapshotInfo
+
+VERSION = 1
+
+
+class KeptSnapshot(Frozen, frozen=True, kw_only=True):
+    """A snapshot of a sandbox, and how much of the main process's output was in the log when it was made."""
+
+    info: SnapshotInfo
+    stdout: int = 0
+    stderr: int = 0
+    started: float | None = None
+
+
+class Record(Frozen, frozen=True, kw_only=True):
+    """Everything that a node must know of a sandbox after a restart."""
+
+    id: str
+    name: str
+    spec: SandboxSpec
+    image_digest: str
+    created: float
+    version: int = VERSION
+    state: SandboxState = SandboxState.CREATED
+    calls: CallsEndpoint | None = None  # where its calls go now: the spec's, or the newest resume's
+    generation: int = 0  # the number N of its newest machine-N
+    has_disk: bool = False  # machine-N/overlay holds its files
+    parent: str | None = None  # the snapshot (digest) that its machine goes on from; None: the template
+    snapshots: list[KeptSnapshot] = msgspec.field(default_factory=list)  # oldest first
+    full_next: bool = False  # a capture was taken and lost: Firecracker's dirty log no longer tells all
+    started: float | None = None
+    finished: float | None = None
+    exit_status: int | None = None
+    cause: str = ""
+    detail: str = ""
+
+    def snapshot(self, digest: str) -> KeptSnapshot | None:
+        """The snapshot with this digest, or a unique beginning of it (with or without ``sha256:``)."""
+        wanted = digest.removeprefix("sha256:")
+        found = [kept for kept in self.snapshots if kept.info.digest.removeprefix("sha256:").startswith(wanted)]
+        return found[0] if len(found) == 1 and wanted else None
+
+
+class Folder:
+    """One sandbox's folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log"
+
+    @property
+    def capture(self) -> Path:
+        return self.root / "capture"
+
+    @property
+    def archives(self) -> Path:
+        return self.root / "archives"
+
+    def machine(self, generation: int) -> Path:
+        return self.root / f"machine-{generation}"
+
+    def load(self) -> Record:
+        """Raises ProtocolError for a record that does not read or is of a newer version."""
+        path = self.root / "sandbox.json"
+        try:
+            record = msgspec.json.decode(path.read_bytes(), type=Record)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"{path} does not read: {error}") from error
+        if record.version > VERSION:
+            raise ProtocolError(f"{path} has version {record.version}", hint="Update Perdure: a newer one wrote it.")
+        return record
+
+    def save(self, record: Record) -> None:
+        """Replace the record durably (fsync of file and folder)."""
+        target, fresh = self.root / "sandbox.json", self.root / "sandbox.json.new"
+        with fresh.open("wb") as file:
+            file.write(msgspec.json.encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(target)
+        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def tidy(self, record: Record) -> None:
+        """Remove what an interrupted operation left."""
+        shutil.rmtree(self.capture, ignore_errors=True)
+        for path in self.root.glob("machine-*"):
+            if path != self.machine(record.generation) or not record.has_disk:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.root)

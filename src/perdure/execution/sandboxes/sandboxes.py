@@ -1,0 +1,174 @@
+"""All sandboxes of a node: made, found by id, prefix or name, listed, reconciled at a start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
+from perdure.execution.guest.session import GuestCall
+from perdure.execution.images.library import ImageLibrary
+from perdure.execution.sandboxes import disk, names, workload
+from perdure.execution.sandboxes.ground import Ground
+from perdure.execution.sandboxes.logfile import Watch
+from perdure.execution.sandboxes.machine import end_stray
+from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.sandboxes.sandbox import Rooms, Sandbox
+from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.snapshots.store import Store
+from perdure.host.paths import Home
+from perdure.model import CallsEndpoint, NodeEvent, SandboxSpec, new_id
+
+EVENTS_KEPT = 4096
+MEMORY_MIB = (64, 65536)
+VCPUS = (1, 32)
+DISK_MIB = (64, 1 << 22)
+
+_log = logging.getLogger(__name__)
+
+
+class Sandboxes:
+    """``answer_call`` answers a guest's call at the endpoint given with it (None: the sandbox has none)."""
+
+    def __init__(
+        self,
+        home: Home,
+        ground: Ground,
+        images: ImageLibrary,
+        store: Store,
+        answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]],
+    ) -> None:
+        self.images = images
+        self.ground = ground
+        self._home = home
+        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit)
+        self._sandboxes: dict[str, Sandbox] = {}
+        self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
+        self._event_count = 0
+        self._happened = Watch()
+
+    # -- events -------------------------------------------------------------------------------------------------------
+    def _emit(self, kind: str, record: Record, details: dict[str, Any]) -> None:
+        if kind == "sandbox.removed":
+            self._sandboxes.pop(record.id, None)
+        self.tell(kind, sandbox_id=record.id, name=record.name, **details)
+
+    def tell(self, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
+        """Record an event and wake who follows."""
+        self._events.append(NodeEvent(time=time.time(), kind=kind, sandbox_id=sandbox_id, details=details))
+        self._event_count += 1
+        self._happened.notify()
+
+    async def events(self, *, follow: bool, since: float | None) -> AsyncIterator[NodeEvent]:
+        """The newest EVENTS_KEPT of this daemon's life, oldest first, then those to come."""
+        seen = 0 if since is not None or not follow else self._event_count
+        while True:
+            happened = self._happened.next
+            fresh = list(self._events)[max(0, len(self._events) - (self._event_count - seen)) :]
+            seen = self._event_count
+            for event in fresh:
+                if since is None or event.time >= since:
+                    yield event
+            if not follow:
+                return
+            if seen == self._event_count:
+                await happened.wait()
+
+    # -- finding ------------------------------------------------------------------------------------------------------
+    def find(self, ref: str) -> Sandbox:
+        """By id, name or unique prefix of an id. Raises NotFound, Conflict (ambiguous)."""
+        if (exact := self._sandboxes.get(ref)) is not None:
+            return exact
+        if named := [sandbox for sandbox in self._sandboxes.values() if sandbox.record.name == ref]:
+            return named[0]
+        matches = [sandbox for sandbox in self._sandboxes.values() if ref and sandbox.id.startswith(ref)]
+        if len(matches) > 1:
+            listed = ", ".join(sorted(sandbox.id for sandbox in matches))
+            raise Conflict(f"{ref!r} is ambiguous: it could be {listed}", hint="Give more digits of the id.")
+        if not matches:
+            raise NotFound(f"no such sandbox: {ref}", hint="`fcrun ps -a` lists all.")
+        return matches[0]
+
+    def all(self) -> list[Sandbox]:
+        """Newest first."""
+        return sorted(self._sandboxes.values(), key=lambda sandbox: sandbox.record.created, reverse=True)
+
+    # -- making -------------------------------------------------------------------------------------------------------
+    def create(self, spec: SandboxSpec) -> Sandbox:
+        """Record a new sandbox. Raises InvalidValue, NotFound (the image), Conflict (the name), NoSpace."""
+        _within("memory_mib", spec.memory_mib, MEMORY_MIB)
+        _within("vcpus", spec.vcpus, VCPUS)
+        _within("disk_mib", spec.disk_mib, DISK_MIB)
+        image = self.images.get(spec.image)
+        workload.command(spec, image.config)
+        disk.admit(self._home.sandboxes, 0, "a sandbox")
+        taken = {sandbox.record.name: sandbox for sandbox in self._sandboxes.values()}
+        if spec.name and names.check_name(spec.name) in taken:
+            raise Conflict(
+                f"the name {spec.name} is taken by sandbox {taken[spec.name].id}",
+                hint=f"Choose another, or remove that one: fcrun rm {spec.name}",
+            )
+        record = Record(
+            id=new_id(),
+            name=spec.name or names.random_name(taken),
+            spec=spec,
+            image_digest=image.digest,
+            created=time.time(),
+            calls=spec.calls,
+        )
+        folder = Folder(self._home.sandboxes / record.id)
+        folder.root.mkdir(mode=0o700)
+        folder.save(record)
+        sandbox = Sandbox(self._rooms, folder, record)
+        self._sandboxes[record.id] = sandbox
+        self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=spec.image)
+        return sandbox
+
+    def users_of(self, image_digest: str) -> list[Sandbox]:
+        return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.image_digest == image_digest]
+
+    # -- the node's life ----------------------------------------------------------------------------------------------
+    async def load(self) -> None:
+        """Read all records and join them with what lives below the line. Nothing is started for it."""
+        for root in sorted(self._home.sandboxes.iterdir()):
+            if not (root / "sandbox.json").exists():
+                _log.warning("%s has no record: a creation that was not acknowledged", root)
+                await asyncio.to_thread(Folder(root).remove)
+                continue
+            try:
+                folder = Folder(root)
+                record = folder.load()
+                self._sandboxes[record.id] = Sandbox(self._rooms, folder, record)
+            except ProtocolError as error:
+                _log.error("left alone: %s", error)
+        launcher = None
+        if self._sandboxes:
+            launcher = await self.ground.living_launcher()
+        live = [sandbox for sandbox in self._sandboxes.values() if sandbox.state in LIVE]
+        _log.info("%d sandboxes, %d of them live", len(self._sandboxes), len(live))
+        await asyncio.gather(*(self._reconcile(sandbox, launcher) for sandbox in self.all()))
+        if launcher is not None:
+            for kept in await launcher.list():
+                if kept.sandbox_id not in self._sandboxes:
+                    await end_stray(launcher, kept.sandbox_id)
+
+    async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
+        try:
+            await sandbox.reconcile(launcher)
+        except (PerdureError, OSError) as error:
+            _log.error("reconciling %s: %r", sandbox.id, error)
+
+    async def leave(self) -> None:
+        """The daemon ends; machines run on."""
+        for sandbox in self.all():
+            await sandbox.leave()
+
+
+def _within(what: str, value: int, bounds: tuple[int, int]) -> None:
+    low, high = bounds
+    if not low <= value <= high:
+        raise InvalidValue(f"{what} is {value}: it must be from {low} to {high}")

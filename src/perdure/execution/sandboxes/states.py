@@ -1,0 +1,62 @@
+"""The states of a sandbox, as a table.
+
+A state is written to disk before the work that it names begins, and the next one when that work is durable. So what a
+killed node left half-done is told from the state alone:
+
+- ``starting``: its main process may run already. Found in the guest: *started*; otherwise *died*.
+- ``suspending``: not accepted yet. The machine lives: *refused* (it thaws and goes on); otherwise *died*.
+- ``resuming``: rolled back, *refused*: the snapshot is still there.
+- ``removing``: done again to its end.
+
+``exited`` is left by *start* (a new boot on its files) or *resume* (from a snapshot, memory and all).
+"""
+
+from __future__ import annotations
+
+from perdure.errors import IllegalTransition
+from perdure.model import SandboxState as S
+
+TRANSITIONS: dict[tuple[S, str], S] = {
+    (S.CREATED, "start"): S.STARTING,
+    (S.EXITED, "start"): S.STARTING,
+    (S.STARTING, "started"): S.RUNNING,
+    (S.STARTING, "died"): S.EXITED,
+    (S.RUNNING, "exited"): S.EXITED,
+    (S.RUNNING, "died"): S.EXITED,
+    (S.RUNNING, "suspend"): S.SUSPENDING,
+    (S.SUSPENDING, "suspended"): S.SUSPENDED,
+    (S.SUSPENDING, "refused"): S.RUNNING,
+    (S.SUSPENDING, "died"): S.EXITED,
+    (S.SUSPENDED, "resume"): S.RESUMING,
+    (S.EXITED, "resume"): S.RESUMING,
+    (S.RUNNING, "roll back"): S.RESUMING,
+    (S.RESUMING, "resumed"): S.RUNNING,
+    (S.RESUMING, "refused"): S.SUSPENDED,
+    (S.CREATED, "remove"): S.REMOVING,
+    (S.EXITED, "remove"): S.REMOVING,
+    (S.SUSPENDED, "remove"): S.REMOVING,
+    (S.REMOVING, "remove"): S.REMOVING,
+}
+
+LIVE = frozenset({S.STARTING, S.RUNNING, S.SUSPENDING, S.RESUMING})
+"""States in which a machine may exist."""
+
+_HINTS: dict[tuple[S, str], str] = {
+    (S.RUNNING, "remove"): "Stop it first, or remove it with --force.",
+    (S.RUNNING, "start"): "It runs already.",
+    (S.RUNNING, "resume"): "It runs already.",
+    (S.SUSPENDED, "start"): "Its memory is kept: go on with `fcrun resume`.",
+    (S.SUSPENDED, "suspend"): "It is suspended already.",
+    (S.CREATED, "suspend"): "It has not run yet: `fcrun start` it first.",
+    (S.CREATED, "resume"): "It has not run yet: `fcrun start` it first.",
+}
+
+
+def after(state: S, event: str, *, name: str) -> S:
+    """The state that follows. Raises IllegalTransition for a pair that is not in the table."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransition(
+            f"sandbox {name} is {state}: it cannot {event}", hint=_HINTS.get((state, event), ""), state=str(state)
+        ) from None

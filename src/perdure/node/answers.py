@@ -1,0 +1,113 @@
+"""How the node's API answers: JSON, errors of the tree, streams, and progress of what takes long."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from perdure.errors import InvalidValue, NotFound, PerdureError, Unsupported
+from perdure.host.progress import Progress, silent
+
+NDJSON = "application/x-ndjson"
+PROGRESS_INTERVAL_S = 0.1
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+def ok(value: Any = None, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def failure(error: PerdureError) -> web.Response:
+    return ok({"error": error.to_json()}, error.http_status)
+
+
+def known(error: Exception) -> PerdureError:
+    """The error as one of the tree; what is not expected is logged with its trace."""
+    if isinstance(error, PerdureError):
+        return error
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound("no such path in the node's API")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return Unsupported(f"this path does not know {error.method}")
+    if isinstance(error, web.HTTPException):
+        return InvalidValue(error.reason)
+    _log.error("internal error", exc_info=error)
+    return PerdureError(f"internal error: {error!r}", hint="The node's log has the trace.")
+
+
+@web.middleware
+async def errors_as_json(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
+    try:
+        return await handler(request)
+    except Exception as error:
+        return failure(known(error))
+
+
+async def body(request: web.Request, kind: type[T]) -> T:
+    """The request's JSON as a value of ``kind``; an empty body is ``{}``. Raises InvalidValue that names the field."""
+    data = await request.read()
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
+
+
+def number(request: web.Request, name: str) -> float | None:
+    """A number of the query, None where it is not given. Raises InvalidValue."""
+    if (text := request.query.get(name)) is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidValue(f"{name} is {text!r}: not a number") from None
+
+
+async def stream(request: web.Request, content_type: str) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": content_type})
+    await response.prepare(request)
+    return response
+
+
+async def long(
+    request: web.Request, work: Callable[[Progress], Awaitable[Any]], status: int = 200
+) -> web.StreamResponse:
+    """Do ``work(progress)``; a client that accepts NDJSON sees the progress on the way.
+
+    The work goes on when the client leaves: what was begun ends in a known state.
+    """
+    if request.headers.get("Accept") != NDJSON:
+        return ok(await asyncio.shield(asyncio.ensure_future(work(silent))), status)
+    loop = asyncio.get_running_loop()
+    steps: asyncio.Queue[tuple[str, int, int] | None] = asyncio.Queue()
+
+    def progress(what: str, done: int, total: int) -> None:
+        loop.call_soon_threadsafe(steps.put_nowait, (what, done, total))  # called from threads too
+
+    task = asyncio.ensure_future(work(progress))
+    task.add_done_callback(lambda _: steps.put_nowait(None))
+    response = await stream(request, NDJSON)
+    try:
+        shown, due = "", 0.0
+        while (step := await steps.get()) is not None:
+            what, done, total = step
+            if what != shown or loop.time() >= due or done == total:
+                shown, due = what, loop.time() + PROGRESS_INTERVAL_S
+                await response.write(msgspec.json.encode({"progress": step}) + b"\n")
+        try:
+            last: dict[str, Any] = {"ok": task.result()}
+        except Exception as error:
+            last = {"error": known(error).to_json()}
+        await response.write(msgspec.json.encode(last) + b"\n")
+        await response.write_eof()
+    except ConnectionError:
+        await asyncio.wait({task})
+        if not task.cancelled() and task.exception() is not None:
+            _log.info("%s %s failed after its client left: %r", request.method, request.path, task.exception())
+    return response

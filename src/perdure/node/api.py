@@ -1,0 +1,314 @@
+"""The node's HTTP API: routes, and nothing that is not about HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from perdure import __version__
+from perdure.errors import Conflict, InvalidValue
+from perdure.execution.images.image import Image
+from perdure.execution.sandboxes import archive
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.formats import logs
+from perdure.host.paths import Home
+from perdure.host.progress import Progress
+from perdure.model import CallsEndpoint, ExecSpec, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
+from perdure.node import terminals
+from perdure.node.answers import NDJSON, body, errors_as_json, long, number, ok, stream
+
+_QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
+
+
+class _Stop(Frozen, frozen=True, kw_only=True):
+    timeout_s: float = 10.0
+
+
+class _Kill(Frozen, frozen=True, kw_only=True):
+    signal: str = "KILL"
+
+
+class _Suspend(Frozen, frozen=True, kw_only=True):
+    position: LogPosition | None = None
+
+
+class _Resume(Frozen, frozen=True, kw_only=True):
+    snapshot: str | None = None
+    calls: CallsEndpoint | None = None
+
+
+class _Build(Frozen, frozen=True, kw_only=True):
+    name: str
+    packages: list[str]
+    suite: str | None = None
+
+
+_Images = list[Image]  # Api.list hides the builtin inside the class
+
+
+class Api:
+    """Handlers; ``shutdown`` ends the daemon."""
+
+    def __init__(self, home: Home, sandboxes: Sandboxes, shutdown: Callable[[], None]) -> None:
+        self._home = home
+        self._sandboxes = sandboxes
+        self._shutdown = shutdown
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[errors_as_json], client_max_size=64 << 20)
+        one = "/v1/sandboxes/{ref}"
+        app.add_routes(
+            [
+                web.get("/v1/system", self.system),
+                web.post("/v1/system/shutdown", self.shutdown),
+                web.get("/v1/events", self.events),
+                web.post("/v1/sandboxes", self.create),
+                web.get("/v1/sandboxes", self.list),
+                web.get(one, self.get),
+                web.delete(one, self.remove),
+                web.post(one + "/start", self.start),
+                web.post(one + "/stop", self.stop),
+                web.post(one + "/kill", self.kill),
+                web.post(one + "/suspend", self.suspend),
+                web.post(one + "/resume", self.resume),
+                web.get(one + "/snapshots", self.snapshots),
+                web.get(one + "/wait", self.wait),
+                web.get(one + "/logs", self.logs),
+                web.get(one + "/exec", self.exec),
+                web.post(one + "/exec", self.exec_detached),
+                web.get(one + "/attach", self.attach),
+                web.put(one + "/archive", self.put_archive),
+                web.get(one + "/archive", self.get_archive),
+                web.get(one + "/stat", self.stat),
+                web.get("/v1/images", self.images),
+                web.delete("/v1/images", self.remove_image),
+                web.post("/v1/images/import", self.import_image),
+                web.post("/v1/images/load", self.load_images),
+                web.post("/v1/images/build", self.build_image),
+            ]
+        )
+        return app
+
+    def _find(self, request: web.Request) -> Sandbox:
+        return self._sandboxes.find(request.match_info["ref"])
+
+    # -- the node -----------------------------------------------------------------------------------------------------
+    async def system(self, request: web.Request) -> web.Response:
+        states = Counter(str(sandbox.state) for sandbox in self._sandboxes.all())
+        return ok(
+            {
+                "version": __version__,
+                "pid": os.getpid(),
+                "home": str(self._home.root),
+                "sandboxes": states,
+                "images": len(self._sandboxes.images.list()),
+                "emulated": self._sandboxes.ground.emulated,
+            }
+        )
+
+    async def shutdown(self, request: web.Request) -> web.Response:
+        asyncio.get_running_loop().call_soon(self._shutdown)
+        return ok()
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        since, follow = number(request, "since"), request.query.get("follow", "1") == "1"
+        response = await stream(request, NDJSON)
+        async for event in self._sandboxes.events(follow=follow, since=since):
+            await response.write(msgspec.json.encode(event) + b"\n")
+        return response
+
+    # -- sandboxes ----------------------------------------------------------------------------------------------------
+    async def create(self, request: web.Request) -> web.StreamResponse:
+        spec = await body(request, SandboxSpec)
+
+        async def work(_: Progress) -> Any:
+            return self._sandboxes.create(spec).info()
+
+        return await long(request, work, 201)
+
+    async def list(self, request: web.Request) -> web.Response:
+        everything = request.query.get("all", "1") == "1"
+        return ok([sandbox.info() for sandbox in self._sandboxes.all() if everything or sandbox.state not in _QUIET])
+
+    async def get(self, request: web.Request) -> web.Response:
+        return ok(self._find(request).info())
+
+    async def remove(self, request: web.Request) -> web.Response:
+        await asyncio.shield(asyncio.ensure_future(self._find(request).remove(force=request.query.get("force") == "1")))
+        return ok()
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        sandbox = self._find(request)
+        return await long(request, sandbox.start)
+
+    async def stop(self, request: web.Request) -> web.StreamResponse:
+        sandbox, wish = self._find(request), await body(request, _Stop)
+        return await long(request, lambda _: sandbox.stop(wish.timeout_s))
+
+    async def kill(self, request: web.Request) -> web.StreamResponse:
+        sandbox, wish = self._find(request), await body(request, _Kill)
+        return await long(request, lambda _: sandbox.kill(wish.signal))
+
+    async def suspend(self, request: web.Request) -> web.StreamResponse:
+        sandbox, wish = self._find(request), await body(request, _Suspend)
+        return await long(request, lambda _: sandbox.suspend(wish.position))
+
+    async def resume(self, request: web.Request) -> web.StreamResponse:
+        sandbox, wish = self._find(request), await body(request, _Resume)
+        return await long(
+            request, lambda progress: sandbox.resume(snapshot=wish.snapshot, calls=wish.calls, progress=progress)
+        )
+
+    async def snapshots(self, request: web.Request) -> web.Response:
+        return ok([kept.info for kept in self._find(request).record.snapshots])
+
+    async def wait(self, request: web.Request) -> web.Response:
+        return ok(await self._find(request).wait_exited())
+
+    # -- what runs in them --------------------------------------------------------------------------------------------
+    async def logs(self, request: web.Request) -> web.StreamResponse:
+        sandbox = self._find(request)
+        tail, since = number(request, "tail"), number(request, "since") or 0.0
+        offset, skip = (0, 0) if tail is None else await asyncio.to_thread(sandbox.log.tail, int(tail))
+        follow = request.query.get("follow") == "1"
+        ended = (SandboxState.EXITED, SandboxState.REMOVING)
+        response = await stream(request, "application/octet-stream")
+        async for record in sandbox.log.read(offset, lambda: follow and sandbox.state not in ended):
+            data, skip = record.data[skip:], 0
+            if data and record.time >= since:
+                await response.write(logs.encode(record.stream, int(record.time * 1e9), data))
+        return response
+
+    async def exec(self, request: web.Request) -> web.StreamResponse:
+        return await terminals.exec_session(request, self._find(request))
+
+    async def exec_detached(self, request: web.Request) -> web.Response:
+        sandbox = self._find(request)
+        process = await sandbox.exec(await body(request, ExecSpec))
+        sandbox.discard(process)
+        return ok({"id": process.id, "pid": process.pid}, 201)
+
+    async def attach(self, request: web.Request) -> web.StreamResponse:
+        return await terminals.attach_session(request, self._find(request), from_start=request.query.get("logs") == "1")
+
+    # -- files --------------------------------------------------------------------------------------------------------
+    async def put_archive(self, request: web.Request) -> web.Response:
+        sandbox, path = self._find(request), _guest_path(request)
+        received = await self._receive(request)
+        try:
+            if sandbox.state is SandboxState.CREATED:
+                async with sandbox.before_start():
+                    archive.keep(sandbox.folder.archives, received, path)
+            else:
+                async with sandbox.files() as files:
+                    await archive.unpack(received, path, files)
+        finally:
+            received.unlink(missing_ok=True)
+        return ok()
+
+    async def get_archive(self, request: web.Request) -> web.StreamResponse:
+        path = _guest_path(request)
+        async with self._find(request).files() as files:
+            await files.stat(path)  # an error is told as one while no answer has begun
+            response = await stream(request, "application/x-tar")
+            async for data in archive.pack(path, files):
+                await response.write(data)
+        return response
+
+    async def stat(self, request: web.Request) -> web.Response:
+        async with self._find(request).files() as files:
+            entry = await files.stat(_guest_path(request), follow=request.query.get("follow", "1") == "1")
+        return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_s, "link": entry.link})
+
+    async def _receive(self, request: web.Request) -> Path:
+        """The body in a temporary file of this home (it may be larger than memory)."""
+        descriptor, name = tempfile.mkstemp(dir=self._home.run, prefix="upload-")
+        path = Path(name)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                async for data in request.content.iter_any():
+                    file.write(data)
+        except BaseException:
+            path.unlink()
+            raise
+        return path
+
+    # -- images -------------------------------------------------------------------------------------------------------
+    async def images(self, request: web.Request) -> web.Response:
+        return ok([_image_info(image) for image in await asyncio.to_thread(self._sandboxes.images.list)])
+
+    async def remove_image(self, request: web.Request) -> web.Response:
+        library = self._sandboxes.images
+        image = library.get(request.query.get("name", ""))
+        if users := self._sandboxes.users_of(image.digest):
+            raise Conflict(
+                f"image {image.name} is in use by {', '.join(sandbox.record.name for sandbox in users)}",
+                hint="Remove these sandboxes first: fcrun rm",
+            )
+        removed = await asyncio.to_thread(library.remove, request.query["name"])
+        self._sandboxes.tell("image.removed", name=image.name)
+        return ok(removed)
+
+    async def import_image(self, request: web.Request) -> web.StreamResponse:
+        name, changes = request.query.get("name", ""), request.query.getall("change", [])
+
+        def work(tar: Path, progress: Progress) -> Image:
+            return self._sandboxes.images.import_tar(tar, name, changes=changes, progress=progress)
+
+        return await self._add_images(request, lambda tar, progress: [work(tar, progress)], one=True)
+
+    async def load_images(self, request: web.Request) -> web.StreamResponse:
+        def work(tar: Path, progress: Progress) -> _Images:
+            return self._sandboxes.images.load_archive(tar, progress=progress)
+
+        return await self._add_images(request, work, one=False)
+
+    async def _add_images(
+        self, request: web.Request, add: Callable[[Path, Progress], _Images], *, one: bool
+    ) -> web.StreamResponse:
+        received = await self._receive(request)
+
+        async def work(progress: Progress) -> Any:
+            try:
+                images = await asyncio.to_thread(add, received, progress)
+            finally:
+                received.unlink(missing_ok=True)
+            for image in images:
+                self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
+            answer = [_image_info(image) for image in images]
+            return answer[0] if one else answer
+
+        return await long(request, work, 201)
+
+    async def build_image(self, request: web.Request) -> web.StreamResponse:
+        wish = await body(request, _Build)
+
+        async def work(progress: Progress) -> Any:
+            library = self._sandboxes.images
+            image = await asyncio.to_thread(
+                lambda: library.build_from_packages(wish.name, wish.packages, suite=wish.suite, progress=progress)
+            )
+            self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
+            return _image_info(image)
+
+        return await long(request, work, 201)
+
+
+def _image_info(image: Image) -> ImageInfo:
+    return ImageInfo(name=image.name, digest=image.digest, size_bytes=image.size_bytes, created=image.created)
+
+
+def _guest_path(request: web.Request) -> str:
+    path = request.query.get("path", "")
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidValue(f"{path!r} is no absolute path in the sandbox")
+    return path

@@ -1,0 +1,168 @@
+"""fcrund: builds the execution half, serves its API on ``run/fcrund.sock``, and ends in order.
+
+The lock ``run/fcrund.lock`` is held for the daemon's whole life, so one daemon serves a home. Machines outlive it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from aiohttp import web
+
+from perdure.errors import AlreadyRunning
+from perdure.execution.images.library import ImageLibrary
+from perdure.execution.sandboxes.ground import Ground
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.store import Store
+from perdure.host.paths import Home
+from perdure.node.api import Api
+from perdure.node.calls import Forwarder
+
+GRACE_S = 2.0  # for open requests when the daemon ends
+LOCK_TIMEOUT_S = 10.0  # for a former daemon that is just ending
+LOCK_RETRY_S = 0.05
+
+_log = logging.getLogger(__name__)
+
+
+async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
+    """Run the node until SIGTERM, SIGINT or a shutdown request. The lock is held by the caller."""
+    loop = asyncio.get_running_loop()
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, over.set)
+    forwarder, images, ground = Forwarder(), ImageLibrary(home.images), Ground(home)
+    _sweep(home)
+    await asyncio.to_thread(images.sweep)
+    sandboxes = Sandboxes(home, ground, images, Store(home.store), forwarder.answer)
+    listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
+    await sandboxes.load()
+    runner = web.AppRunner(Api(home, sandboxes, over.set).application(), access_log=None)
+    await runner.setup()
+    await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
+    _log.info("serving %s, pid %d", home.root, os.getpid())
+    if ready is not None:
+        ready.set()
+    await over.wait()
+    _log.info("ending")
+    await sandboxes.leave()
+    home.socket("fcrund").unlink(missing_ok=True)
+    await runner.cleanup()
+    await forwarder.close()
+
+
+def _listen(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen(128)
+    listening.setblocking(False)
+    return listening
+
+
+def _sweep(home: Home) -> None:
+    """Uploads that a killed daemon left."""
+    for path in home.run.glob("upload-*"):
+        path.unlink(missing_ok=True)
+
+
+def lock(home: Home, timeout_s: float = LOCK_TIMEOUT_S) -> int:
+    """The descriptor of the home's lock. Raises AlreadyRunning when a daemon keeps it."""
+    descriptor = os.open(home.run / "fcrund.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if answers(home) or time.monotonic() > deadline:
+                pid = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+                os.close(descriptor)
+                raise AlreadyRunning(f"a node daemon (pid {pid}) serves {home.root} already", pid=pid) from None
+            time.sleep(LOCK_RETRY_S)
+            continue
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        return descriptor
+
+
+def answers(home: Home) -> bool:
+    """A daemon listens on the home's socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(home.socket("fcrund")))
+        except OSError:
+            return False
+    return True
+
+
+def run(home: Home) -> int:
+    """In the foreground, logging to stderr."""
+    home.make()
+    lock(home)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    asyncio.run(serve(home))
+    return 0
+
+
+def detach(home: Home) -> int:
+    """Start in the background and return when it serves; its log is ``run/fcrund.log``."""
+    home.make()
+    reader, writer = os.pipe()
+    if os.fork():
+        os.close(writer)
+        with os.fdopen(reader, "rb") as told:
+            word = told.read()
+        if word != b"ready":
+            sys.stderr.write(
+                (word.decode(errors="replace") or f"it ended at once; see {home.run / 'fcrund.log'}") + "\n"
+            )
+        return 0 if word == b"ready" else 1
+    os.close(reader)
+    status = 1
+    try:
+        os.setsid()
+        log = os.open(home.run / "fcrund.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        status = _serve_detached(home, writer)
+    except BaseException as error:
+        logging.getLogger(__name__).exception("fcrund failed")
+        try:
+            os.write(writer, repr(error).encode())
+        except OSError:
+            pass  # it failed later, when nobody listens
+    finally:
+        logging.shutdown()
+        os._exit(status)
+
+
+def _serve_detached(home: Home, writer: int) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        lock(home)
+    except AlreadyRunning:
+        os.write(writer, b"ready")  # somebody else was faster
+        return 0
+
+    async def main() -> None:
+        ready = asyncio.Event()
+        serving = asyncio.create_task(serve(home, ready))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if ready.is_set():
+            os.write(writer, b"ready")
+            os.close(writer)
+        waiting.cancel()
+        await serving
+
+    asyncio.run(main())
+    return 0
