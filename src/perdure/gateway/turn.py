@@ -1,0 +1,102 @@
+"""One model call in flight: bytes that arrive once and are read by any number of askers, each from its own offset."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+from perdure.gateway.completions import DONE
+
+_LAST = b"\n" + DONE  # a raw newline never stands inside a JSON string, so this is the event itself
+
+
+class Turn:
+    """The answer of one call as it comes in.
+
+    It lives for as long as its provider answers, whoever listens: a guest that dies cancels nothing. The last event
+    of a stream is held back until ``end``: a program that has seen it may rely on the turn being in the log.
+    """
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.lost = False  # an earlier server streamed a part of it and died: that answer exists nowhere
+        self.task: asyncio.Task[None] | None = None
+        self._body = bytearray()
+        self._visible = 0
+        self._begun = asyncio.Event()
+        self._ended = False
+        self._failure: Exception | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def body(self) -> bytes:
+        return bytes(self._body)
+
+    @property
+    def size(self) -> int:
+        return len(self._body)
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """Status and headers are known: askers get their answer now."""
+        self.status, self.headers = status, headers
+        self._begun.set()
+
+    def add(self, piece: bytes) -> None:
+        before = len(self._body)
+        self._body += piece
+        last = self._body.find(_LAST, max(0, before - len(_LAST) + 1))
+        if self._visible == before:
+            self._visible = len(self._body) if last < 0 else max(before, last)
+        self._wake()
+
+    def end(self) -> None:
+        """Everything came, and (where it was a turn) it is in the log."""
+        self._visible = len(self._body)
+        self._ended = True
+        self._wake()
+
+    def break_off(self, event: bytes) -> None:
+        """It broke in the middle: what was held back is dropped, ``event`` tells the reader."""
+        del self._body[self._visible :]
+        self._body += event
+        self.end()
+
+    def fail(self, error: Exception) -> None:
+        """Nobody can be answered: every asker gets ``error``."""
+        self._failure = error
+        self._ended = True
+        self._begun.set()
+        self._wake()
+
+    def lose(self) -> None:
+        self.lost = True
+        self._ended = True
+        self._begun.set()
+        self._wake()
+
+    @property
+    def has_begun(self) -> bool:
+        return self._begun.is_set()
+
+    async def begun(self) -> None:
+        """Wait for status and headers. Raises what ``fail`` was given."""
+        await self._begun.wait()
+        if self._failure is not None:
+            raise self._failure
+
+    async def read(self, offset: int) -> AsyncIterator[bytes]:
+        """The body from ``offset`` (bytes) on, as it arrives."""
+        while True:
+            if offset < self._visible:
+                piece = bytes(memoryview(self._body)[offset : self._visible])
+                offset += len(piece)
+                yield piece
+            elif self._ended:
+                return
+            else:
+                await self._changed.wait()
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
