@@ -1,13 +1,23 @@
-"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs."""
+"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs.
+
+The first ``ensure`` fetches and builds for about a minute; every later one compares sizes and times of change.
+``verify`` hashes all files again.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import Unavailable
+from perdure.host import binaries, cpio, kernel, static_build
+from perdure.host.machine import MachineKind, require_supported
 from perdure.host.paths import Home
-from perdure.host.progress import Progress
+from perdure.host.progress import Progress, silent
+from perdure.host.vault import Part, Vault, file_digest, open_vault
+
+GUEST_INITRD, HOST_INITRD = "guest-initrd", "host-initrd"
 
 
 @dataclass(frozen=True)
@@ -15,7 +25,7 @@ class Assets:
     """Where the parts are, and which they are.
 
     ``digest`` (64 hex digits) covers all parts that a template depends on: Firecracker, vmlinux and the guest's
-    initramfs (guestd and modules). ``host_kernel`` and ``host_initrd`` boot the emulated host.
+    initramfs (guestd and modules). ``host_initrd`` boots the emulated host, with the same vmlinux; None on aarch64.
     """
 
     firecracker: Path
@@ -23,8 +33,7 @@ class Assets:
     vmlinux: Path
     guest_initrd: Path
     guestd: Path
-    host_kernel: Path
-    host_initrd: Path
+    host_initrd: Path | None
     firecracker_version: str
     kernel_release: str
     digest: str
@@ -33,11 +42,68 @@ class Assets:
 def ensure(home: Home, progress: Progress | None = None) -> Assets:
     """Find or fetch all assets; milliseconds when they are there.
 
-    Raises Unavailable (nothing to fetch from), AssetTampered, NoSpace, NoRights, Unsupported.
+    Raises Unsupported (not this machine), Unavailable (nothing to fetch from), AssetTampered, NoSpace, NoRights.
     """
-    raise Unavailable(f"no assets in {home.cache}", hint="Run: fcrun setup")
+    machine = require_supported()
+    report = progress or silent
+    with open_vault(home.cache) as vault:
+        firecracker = binaries.ensure(vault, machine.architecture, report)
+        linux = kernel.ensure(vault, machine, report)
+        guestd = static_build.ensure_guestd(vault, machine.architecture, report)
+        guest_initrd = _initrd(
+            vault, GUEST_INITRD, guestd.files["guestd"], guestd.digests["guestd"], linux, "guest-modules.cpio"
+        )
+        host_initrd = _host_initrd(vault, machine, linux, report)
+    return _assets(firecracker, linux, guestd, guest_initrd, host_initrd)
 
 
-def verify(home: Home, progress: Progress | None = None) -> Assets:
-    """Hash every recorded asset again. Raises AssetTampered that names the file, Unavailable when there is none."""
-    return ensure(home, progress)
+def verify(home: Home) -> Assets | None:
+    """Hash every recorded asset again; None when they are not all there. Raises AssetTampered that names the file."""
+    with open_vault(home.cache) as vault:
+        parts = {name: vault.get(name, thorough=True) for name in vault.names()}
+    found = [parts.get(name) for name in (binaries.PART, kernel.PART, "guestd", GUEST_INITRD)]
+    if any(part is None for part in found):
+        return None
+    firecracker, linux, guestd, guest_initrd = (part for part in found if part is not None)
+    return _assets(firecracker, linux, guestd, guest_initrd, parts.get(HOST_INITRD))
+
+
+def _assets(firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, host_initrd: Part | None) -> Assets:
+    digest = hashlib.sha256()
+    for part, name in ((firecracker, "firecracker"), (linux, "vmlinux"), (guest_initrd, "initrd.cpio")):
+        digest.update(part.digests[name].encode())
+    return Assets(
+        firecracker=firecracker.files["firecracker"],
+        jailer=firecracker.files["jailer"],
+        vmlinux=linux.files["vmlinux"],
+        guest_initrd=guest_initrd.files["initrd.cpio"],
+        guestd=guestd.files["guestd"],
+        host_initrd=host_initrd.files["initrd.cpio"] if host_initrd else None,
+        firecracker_version=firecracker.facts["version"],
+        kernel_release=linux.facts["release"],
+        digest=digest.hexdigest(),
+    )
+
+
+def _host_initrd(vault: Vault, machine: MachineKind, linux: Part, progress: Progress) -> Part | None:
+    if "host-modules.cpio" not in linux.files:
+        return None
+    init = static_build.ensure_emulated_init(vault, machine.architecture, progress)
+    return _initrd(
+        vault, HOST_INITRD, init.files["emulated-init"], init.digests["emulated-init"], linux, "host-modules.cpio"
+    )
+
+
+def _initrd(vault: Vault, name: str, init: Path, init_digest: str, linux: Part, modules: str) -> Part:
+    """``init`` as /init, followed by the kernel's modules. Not compressed: unpacking costs more than reading."""
+    key = f"{init_digest} {linux.digests[modules]}"
+    part = vault.get(name, key)
+    if part is not None:
+        return part
+    if file_digest(init) != init_digest:
+        raise Unavailable(f"{init} changed while it was packed", hint="Run the command again.")
+    with vault.workshop() as workshop:
+        made = workshop / "initrd.cpio"
+        head = cpio.archive([cpio.Entry.file("init", init.read_bytes(), 0o755)])
+        made.write_bytes(head + linux.files[modules].read_bytes())
+        return vault.put(name, key, {}, {"initrd.cpio": made})

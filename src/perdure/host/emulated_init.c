@@ -1,0 +1,286 @@
+/* PID 1 of the emulated host: a QEMU VM that lends this machine a working KVM.
+ *
+ * It has three things to do, quickly, for everything here runs some forty times slower than outside:
+ *   1. put together a root: the machine's own files (virtiofs, read-only) under a tmpfs, and over it, at their own
+ *      absolute path, the folders that are shared for writing;
+ *   2. bring up the loopback and the one network card;
+ *   3. run the launcher, and run it again whenever it ends. All else is reaped.
+ * A shell would start a process for each step; this is one process, and the modules that the root does not need load
+ * beside the launcher's start.
+ *
+ * /config in the initramfs, written for each start, is a sequence of "key=value" records, each ended by a NUL:
+ *   module=NAME.ko   a module of /mod to load before the root is mounted, in this order
+ *   later=NAME.ko    a module to load meanwhile
+ *   share=TAG PATH   a virtiofs share mounted writable at PATH
+ *   report=PATH      where to write the kernel's own boot time in seconds (in a share)
+ *   address=, netmask=, gateway=     of eth0
+ *   env=NAME=VALUE, arg=WORD         of the launcher, in order
+ *   folder=PATH      the launcher's working directory
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <net/route.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#define CONFIG_MAX (256 << 10)
+#define WORDS_MAX 256
+
+static char config[CONFIG_MAX + 1];
+static char *config_end;
+
+static void say(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    fputs("init: ", stderr);
+    vfprintf(stderr, format, arguments);
+    fputs("\n", stderr);
+    va_end(arguments);
+}
+
+/* Nothing can be repaired from in here: say why on the console and power off, so that the starter sees QEMU end. */
+static void fail(const char *what) {
+    say("%s: %s", what, strerror(errno));
+    sync();
+    reboot(RB_POWER_OFF);
+    _exit(1);
+}
+
+/* Calls visit with the value of each record whose key is the given one; returns the last value, or NULL. */
+static char *records(const char *key, void (*visit)(char *value)) {
+    size_t length = strlen(key);
+    char *found = NULL;
+    for (char *at = config; at < config_end; at += strlen(at) + 1) {
+        if (strncmp(at, key, length) != 0 || at[length] != '=')
+            continue;
+        found = at + length + 1;
+        if (visit)
+            visit(found);
+    }
+    return found;
+}
+
+static void read_config(void) {
+    int file = open("/config", O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        fail("/config");
+    size_t size = 0;
+    ssize_t got;
+    while (size < CONFIG_MAX && (got = read(file, config + size, CONFIG_MAX - size)) > 0)
+        size += (size_t)got;
+    close(file);
+    config_end = config + size;
+}
+
+static void make_folders(const char *path) {
+    char copy[4096];
+    if (snprintf(copy, sizeof copy, "%s", path) >= (int)sizeof copy) {
+        errno = ENAMETOOLONG;
+        fail(path);
+    }
+    for (char *at = copy + 1; *at; at++)
+        if (*at == '/') {
+            *at = 0;
+            mkdir(copy, 0755);
+            *at = '/';
+        }
+    mkdir(copy, 0755);
+}
+
+static void attach(const char *source, const char *target, const char *type, unsigned long flags, const char *options) {
+    mkdir(target, 0755);
+    if (mount(source, target, type, flags, options) < 0)
+        fail(target);
+}
+
+static void load_module(char *name) {
+    char path[256];
+    snprintf(path, sizeof path, "/mod/%s", name);
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0 || (syscall(SYS_finit_module, file, "", 0) < 0 && errno != EEXIST))
+        say("module %s: %s", name, strerror(errno)); /* whoever needs it says more */
+    if (file >= 0)
+        close(file);
+}
+
+static void mount_share(char *value) { /* "TAG PATH" */
+    char *path = strchr(value, ' ');
+    if (!path)
+        return;
+    *path++ = 0;
+    char target[4096];
+    snprintf(target, sizeof target, "/root%s", path);
+    make_folders(target);
+    if (mount(value, target, "virtiofs", MS_NOSUID | MS_NODEV, NULL) < 0)
+        fail(target);
+    path[-1] = ' ';
+}
+
+static void assemble_root(void) {
+    attach("root", "/lower", "virtiofs", MS_RDONLY, NULL);
+    attach("tmpfs", "/upper", "tmpfs", 0, "size=50%,mode=755");
+    mkdir("/upper/files", 0755);
+    mkdir("/upper/work", 0755);
+    attach("overlay", "/root", "overlay", 0, "lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work");
+    const char *kernel_folders[] = {"/proc", "/sys", "/dev"};
+    for (int i = 0; i < 3; i++) {
+        char target[32];
+        snprintf(target, sizeof target, "/root%s", kernel_folders[i]);
+        mkdir(target, 0755);
+        if (mount(kernel_folders[i], target, NULL, MS_MOVE, NULL) < 0)
+            fail(target);
+    }
+    attach("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666");
+    attach("shm", "/root/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "size=25%");
+    make_folders("/root/run/perdure");
+    attach("below", "/root/run/perdure", "tmpfs", MS_NOSUID | MS_NODEV, "size=75%,mode=700");
+    make_folders("/root/sys/fs/cgroup");
+    attach("cgroup", "/root/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
+    records("share", mount_share);
+    if (chdir("/root") < 0 || mount(".", "/", NULL, MS_MOVE, NULL) < 0 || chroot(".") < 0 || chdir("/") < 0)
+        fail("the new root");
+}
+
+static void set_address(int control, struct ifreq *card, unsigned long request, const char *address) {
+    struct sockaddr_in *slot = (struct sockaddr_in *)&card->ifr_addr;
+    memset(slot, 0, sizeof *slot);
+    slot->sin_family = AF_INET;
+    if (!address || inet_pton(AF_INET, address, &slot->sin_addr) != 1 || ioctl(control, request, card) < 0)
+        say("%s: address %s: %s", card->ifr_name, address ? address : "(none)", strerror(errno));
+}
+
+static void raise_card(int control, const char *name, const char *address, const char *netmask) {
+    struct ifreq card = {0};
+    snprintf(card.ifr_name, sizeof card.ifr_name, "%s", name);
+    if (address) {
+        set_address(control, &card, SIOCSIFADDR, address);
+        set_address(control, &card, SIOCSIFNETMASK, netmask);
+    }
+    if (ioctl(control, SIOCGIFFLAGS, &card) < 0) {
+        say("%s: %s", name, strerror(errno));
+        return;
+    }
+    card.ifr_flags |= IFF_UP | IFF_RUNNING;
+    if (ioctl(control, SIOCSIFFLAGS, &card) < 0)
+        say("%s: %s", name, strerror(errno));
+}
+
+static void start_network(void) {
+    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    raise_card(control, "lo", NULL, NULL);
+    raise_card(control, "eth0", records("address", NULL), records("netmask", NULL));
+    char *gateway = records("gateway", NULL);
+    if (gateway) {
+        struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+        struct sockaddr_in *slot = (struct sockaddr_in *)&route.rt_gateway;
+        slot->sin_family = AF_INET;
+        inet_pton(AF_INET, gateway, &slot->sin_addr);
+        route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
+        if (ioctl(control, SIOCADDRT, &route) < 0)
+            say("route: %s", strerror(errno));
+    }
+    close(control);
+}
+
+static void report(double kernel_boot_s) {
+    char *path = records("report", NULL);
+    if (!path)
+        return;
+    char made[4096];
+    snprintf(made, sizeof made, "%s.new", path);
+    FILE *file = fopen(made, "we");
+    if (!file)
+        return;
+    fprintf(file, "%.2f\n", kernel_boot_s);
+    if (fclose(file) == 0)
+        rename(made, path);
+}
+
+static char *arguments[WORDS_MAX], *environment[WORDS_MAX];
+static int argument_count, environment_count;
+
+static void add_argument(char *value) {
+    if (argument_count < WORDS_MAX - 1)
+        arguments[argument_count++] = value;
+}
+
+static void add_environment(char *value) {
+    if (environment_count < WORDS_MAX - 1)
+        environment[environment_count++] = value;
+}
+
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_BOOTTIME, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+static pid_t start_launcher(void) {
+    pid_t pid = fork();
+    if (pid != 0)
+        return pid;
+    setsid();
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    char *folder = records("folder", NULL);
+    if (folder && chdir(folder) < 0)
+        say("%s: %s", folder, strerror(errno));
+    execve(arguments[0], arguments, environment);
+    say("%s: %s", arguments[0], strerror(errno));
+    _exit(127);
+}
+
+int main(void) {
+    attach("proc", "/proc", "proc", 0, NULL);
+    double kernel_boot_s = now_s(); /* CLOCK_BOOTTIME begins with the kernel, as /proc/uptime does */
+    attach("sysfs", "/sys", "sysfs", 0, NULL);
+    mkdir("/dev", 0755);
+    if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL) < 0 && errno != EBUSY)
+        fail("/dev");
+    read_config();
+    records("module", load_module);
+
+    pid_t loader = fork();
+    if (loader == 0) {
+        records("later", load_module);
+        _exit(0);
+    }
+    assemble_root();
+    start_network();
+    report(kernel_boot_s);
+    records("arg", add_argument);
+    records("env", add_environment);
+    if (!argument_count) {
+        errno = EINVAL;
+        fail("no launcher in /config");
+    }
+    double started = now_s();
+    pid_t launcher = start_launcher();
+    for (;;) {
+        int status;
+        pid_t pid = wait(&status);
+        if (pid != launcher)
+            continue; /* an orphan, or the loader: it only had to be reaped */
+        say("the launcher ended with status 0x%x, starting it again", status);
+        if (now_s() - started < 2.0)
+            sleep(1); /* one that cannot start must not take the whole processor */
+        started = now_s();
+        launcher = start_launcher();
+    }
+}

@@ -1,0 +1,119 @@
+"""Programs that outlive who started them: started without a parent, found again, ended, and never mistaken.
+
+A process is named by its id and the time it started (proc(5), field 22 of stat), because ids are used again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perdure.errors import MachineFailed
+from perdure.host.vault import write_durably
+
+# The shell's child outlives it and becomes init's: the caller never has to reap it, and it holds none of our files.
+_DETACH = 'exec 3>&1; "$@" </dev/null >>"$0" 2>&1 3>&- & echo $!'
+
+
+@dataclass(frozen=True)
+class ProcessName:
+    """A process of this boot: id and start time in clock ticks since the boot."""
+
+    pid: int
+    started: int
+
+    @staticmethod
+    def of(pid: int) -> ProcessName | None:
+        """The name of a living process; None when there is none, or only a zombie."""
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        fields = text[text.rindex(")") + 2 :].split()
+        return None if fields[0] in "ZX" else ProcessName(pid, int(fields[19]))
+
+    @property
+    def alive(self) -> bool:
+        return ProcessName.of(self.pid) == self
+
+    def end(self, timeout_s: float = 5.0) -> None:
+        """SIGTERM, then SIGKILL, and wait until it is gone; nothing when it is not this process any more.
+
+        Raises MachineFailed when it does not go.
+        """
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not self.alive:  # the id may have been given to another between: the descriptor holds it from here on
+                return
+            for number, patience_s in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, timeout_s)):
+                try:
+                    signal.pidfd_send_signal(descriptor, number)
+                except ProcessLookupError:
+                    return
+                if select.select([descriptor], [], [], patience_s)[0]:
+                    return
+        finally:
+            os.close(descriptor)
+        raise MachineFailed(f"process {self.pid} does not end", hint="See what it waits for: cat /proc/PID/wchan")
+
+
+class ProcessFile:
+    """The file that remembers one process over the life of its starter."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> ProcessName | None:
+        """The remembered process, if it lives."""
+        try:
+            value = json.loads(self._path.read_text())
+            name = ProcessName(int(value["pid"]), int(value["started"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return name if name.alive else None
+
+    def write(self, name: ProcessName) -> None:
+        write_durably(self._path, json.dumps({"pid": name.pid, "started": name.started}).encode())
+
+    def end(self) -> bool:
+        """End the process and forget it. False: it did not live."""
+        name = self.read()
+        if name is not None:
+            name.end()
+        self._path.unlink(missing_ok=True)
+        return name is not None
+
+
+def start_detached(
+    command: Sequence[str], log: Path, file: ProcessFile, environment: Mapping[str, str] | None = None
+) -> ProcessName:
+    """Start a program in a session of its own, its output appended to ``log``, and remember it in ``file``.
+
+    Raises MachineFailed with the log's end when it is gone at once.
+    """
+    shell = ["/bin/sh", "-c", _DETACH, str(log), *command]
+    env = None if environment is None else dict(environment)
+    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, start_new_session=True, env=env, check=True)
+    name = ProcessName.of(int(done.stdout))
+    if name is None:
+        raise MachineFailed(f"{command[0]} ended at once: {last_lines(log)}", hint=f"See {log}")
+    file.write(name)
+    return name
+
+
+def last_lines(log: Path, count: int = 5) -> str:
+    """The end of a log, for a message."""
+    try:
+        lines = log.read_text(errors="replace").strip().splitlines()
+    except FileNotFoundError:
+        return "(no log)"
+    return " | ".join(line.strip() for line in lines[-count:]) or "(an empty log)"
