@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 CONTROL, CHANNEL, CHANNEL_UP, CHANNEL_DOWN, WINDOW_MORE = range(5)
-FRAME_MAX = 1 << 20  # bytes of kind and payload
+FRAME_MAX = 4 << 20  # bytes of kind and payload
 CHUNK = 64 << 10  # the most channel bytes in one frame that we send
 WINDOW = 256 << 10
 
@@ -92,7 +92,7 @@ class Decoder:
         return len(self._buffer)
 
     def feed(self, data: bytes) -> Iterator[tuple[int, bytes]]:
-        """The frames that are whole now: (kind, payload). Raises ProtocolError: the connection is then of no more use."""
+        """The frames that are whole now: (kind, payload). Raises ProtocolError: the connection is of no more use."""
         buffer = self._buffer
         buffer += data
         at = 0

@@ -29,7 +29,7 @@ class Loop:
         self._timer_number = 0
 
     def watch(self, fd: int, mask: int, callback: Callable[[int], None]) -> None:
-        """Watch a descriptor, or change what is watched. Mask 0 keeps it out of epoll, which reports hang-ups always."""
+        """Watch a descriptor, or change the mask. Mask 0 keeps it out of epoll (which always reports hang-ups)."""
         before, _ = self._watched.get(fd, (0, callback))
         self._watched[fd] = (mask, callback)
         if before and mask:
@@ -43,7 +43,10 @@ class Loop:
     def forget(self, fd: int) -> None:
         mask, _ = self._watched.pop(fd, (0, None))
         if mask:
-            self._epoll.unregister(fd)
+            try:
+                self._epoll.unregister(fd)
+            except OSError:
+                pass  # its owner closed it first, which took it out
 
     def after(self, delay_s: float, callback: Callable[[], None]) -> int:
         """Call once after a delay; the number is for ``cancel``."""
@@ -83,7 +86,7 @@ class Loop:
 
 
 class Stream:
-    """A descriptor (socket or pipe) that is read when wanted, and written through a queue. Takes over the descriptor."""
+    """A descriptor (socket or pipe) that is read when wanted, and written through a queue. It owns it."""
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 
 TYPE_CHECKING = False
@@ -42,8 +43,10 @@ class Process:
         if self.status is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
-            except ChildProcessError:  # somebody else's: it is gone when it takes no signal
-                if not self.send(0):
+            except ChildProcessError:  # not our child, so its status is not ours to know
+                poller = select.poll()
+                poller.register(self.pidfd, select.POLLIN)
+                if poller.poll(0):
                     self.status = 0
             else:
                 if pid:

@@ -1,0 +1,174 @@
+"""The keeper: the process beside one machine that owns everything of it below the line.
+
+It has at most one node connection, answers that node's requests one after the other, relays the guest's channel, and
+listens on a control socket where a launcher hands it the connection of the next node. It lives while its machine or
+its node does; the record of a machine that ended stays for a node to read (``keeper.folder``).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections import deque
+
+from perdure.errors import InvalidValue, PerdureError, ProtocolError
+from perdure.execution.machine.states import MachineState
+from perdure.keeper import line
+from perdure.keeper.channel import Channel
+from perdure.keeper.loop import READ, Loop, Stream
+from perdure.keeper.machine import Machine, failure
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from perdure.keeper.folder import Below
+
+_FLUSH_TIMEOUT_S = 5.0
+
+
+class Keeper:
+    """The one keeper of this process; ``run`` returns when it has nothing left to keep."""
+
+    def __init__(self, below: Below, sandbox: str) -> None:
+        self.sandbox = sandbox
+        self.folder = below.machine(sandbox)
+        self._loop = Loop()
+        self._machine = Machine(self._loop, below, self._exited)
+        self._channel = Channel(self._loop)
+        self._node: Stream | None = None
+        self._decoder = line.Decoder()
+        self._requests: deque[tuple[Stream, dict[str, Any]]] = deque()
+        self._exit: dict[str, Any] | None = None
+        self._ended = False  # the node said ``end``: nothing of the sandbox stays here
+        self._control: socket.socket | None = None
+
+    def run(self, node_fd: int) -> None:
+        """Take over the connection of the node that asked for this keeper, and keep."""
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        os.umask(0o077)
+        self.folder.make()
+        os.chdir(self.folder.path)
+        self._control = socket.socket(socket.AF_UNIX)
+        self._control.bind("keeper.sock")
+        self._control.listen(16)
+        self._control.setblocking(False)
+        self._loop.watch(self._control.fileno(), READ, self._handed_over)
+        self._node_up(node_fd)
+        while not self._ended and (self._node is not None or self._machine_lives):
+            self._loop.turn()
+            while self._requests:
+                self._handle(*self._requests.popleft())
+        self._close()
+
+    @property
+    def _machine_lives(self) -> bool:
+        return self._machine.state not in (MachineState.EMPTY, MachineState.EXITED)
+
+    def _close(self) -> None:
+        self._machine.end()
+        self._channel.close()
+        if self._node is not None:
+            node = self._node
+            self._loop.run_until(lambda: node.closed or not node.queued, _FLUSH_TIMEOUT_S)
+        if self._exit is None or self._ended:
+            self.folder.remove()
+        else:
+            self.folder.clear(keep_record=True)
+
+    # Nodes come and go
+
+    def _handed_over(self, _mask: int) -> None:
+        assert self._control is not None
+        try:
+            accepted, _ = self._control.accept()
+        except OSError:
+            return
+        with accepted:
+            accepted.settimeout(1.0)  # a launcher sends at once; one that only looks whether we live closes at once
+            try:
+                _, fds, _, _ = socket.recv_fds(accepted, 1, 1)
+            except OSError:
+                return
+        if fds:
+            self._node_up(fds[0])
+
+    def _node_up(self, fd: int) -> None:
+        """A node's connection, which has said its hello and waits: it replaces the one before."""
+        self._node_down()
+        self._decoder = line.Decoder()
+        node = self._node = Stream(self._loop, fd, self._from_node, self._node_down)
+        node.write(line.encode_control({"ok": self._stat()}))
+        if not node.closed:
+            self._channel.node_up(node)
+
+    def _node_down(self) -> None:
+        node, self._node = self._node, None
+        if node is not None:
+            self._channel.node_down()
+            node.close()
+
+    def _from_node(self, data: bytes) -> None:
+        node = self._node
+        if node is None:
+            return
+        try:
+            for kind, payload in self._decoder.feed(data):
+                if kind == line.CONTROL:
+                    self._requests.append((node, line.decode_control(payload)))
+                else:
+                    self._channel.frame(kind, payload)
+        except ProtocolError as error:
+            node.write(line.encode_control({"error": error.to_json()}))
+            self._node_down()
+
+    # Requests
+
+    def _handle(self, node: Stream, request: dict[str, Any]) -> None:
+        answer: dict[str, Any] = {"id": request.get("id")}
+        try:
+            answer["ok"] = self._perform(request)
+        except Exception as error:  # whatever it is: the node is told, and the keeper goes on
+            if not isinstance(error, PerdureError):
+                import traceback
+
+                traceback.print_exc()
+            answer["error"] = failure(error).to_json()
+        node.write(line.encode_control(answer))
+
+    def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
+        op = request.get("op")
+        if op in ("boot", "restore"):
+            self._channel.open()
+            try:
+                return self._machine.boot(request) if op == "boot" else self._machine.restore(request)
+            finally:
+                if not self._machine_lives:
+                    self._channel.close()
+        if op == "pause":
+            return self._machine.pause()
+        if op == "continue":
+            return self._machine.resume()
+        if op == "capture":
+            captured = self._machine.capture(request)
+            if not self._machine_lives:
+                self._channel.close()
+            return captured
+        if op == "stat":
+            return self._stat()
+        if op == "end":
+            self._machine.end()
+            self._ended = True
+            return {}
+        raise InvalidValue(f"a keeper does not know the operation {op!r}", hint="Node and launcher differ in version.")
+
+    def _stat(self) -> dict[str, Any]:
+        return {"pid": os.getpid(), **self._machine.stat(), "exit": self._exit}
+
+    def _exited(self, cause: str, detail: str) -> None:
+        self._channel.close()
+        self._exit = self.folder.record_exit(cause, detail)
+        if self._node is not None:
+            self._node.write(line.encode_control({"event": "exited", **self._exit}))

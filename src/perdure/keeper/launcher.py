@@ -1,0 +1,342 @@
+"""The launcher: the warm process below the line that forks keepers. ``python -m perdure.keeper.launcher``
+
+    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER
+
+One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
+fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
+it once they run: a launcher that starts finds them by their control sockets. It watches all by pidfd, and cleans up
+after one that died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import socket
+import sys
+from _operator import _compare_digest  # what hmac.compare_digest is, without hashlib's import time
+
+from perdure.errors import AlreadyRunning, InvalidValue, NoRights, NotFound, PerdureError, ProtocolError
+from perdure.keeper import line
+from perdure.keeper.folder import Below, checked_name
+from perdure.keeper.loop import READ, Loop, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from perdure.keeper.program import Program
+    from perdure.linux.cgroup import Cgroup
+    from perdure.linux.process import Process
+
+_WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "zstandard", "perdure.execution.snapshots.pager")
+_HELLO_TIMEOUT_S = 10.0
+_CGROUP_RETRY_S = 0.05
+_CGROUP_RETRIES = 200
+
+
+class Launcher:
+    """Serves one listening socket. ``run`` never returns."""
+
+    def __init__(self, listener: socket.socket, token: str, below: Below) -> None:
+        self._listener, self._token, self._below = listener, token.encode(), below
+        self._loop = Loop()
+        self._kept: dict[str, Process] = {}
+        self._callers: set[_Caller] = set()
+        self._cold = list(_WARM)
+        self._cgroups = f"perdure-{os.path.basename(below.path)}"
+
+    def run(self) -> None:
+        self._listener.setblocking(False)
+        self._loop.watch(self._listener.fileno(), READ, self._accept)
+        while self._cold:
+            self._loop.turn(0)
+            self._warm_up()
+        self._adopt()
+        while True:
+            self._loop.turn()
+
+    def _warm_up(self) -> None:
+        """Import one more module that keepers need."""
+        if self._cold:
+            __import__(self._cold.pop(0))
+            if not self._cold:
+                gc.collect()
+                gc.freeze()  # so that a keeper's collector does not touch, and thereby copy, what it shares with us
+
+    def _adopt(self) -> None:
+        """Find the keepers that an earlier launcher forked, and clean up after those that died."""
+        for sandbox in self._below.sandboxes():
+            if sandbox not in self._kept and not self._find(sandbox):
+                self._clean(sandbox, "the keeper died while no launcher watched it")
+
+    def _find(self, sandbox: str) -> bool:
+        """Watch a living keeper that is not ours yet; False: none lives."""
+        from perdure.linux.process import Process
+
+        with socket.socket(socket.AF_UNIX) as probe:
+            try:
+                probe.connect(self._below.machine(sandbox).control)
+                credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+                pid = int.from_bytes(credentials[:4], sys.byteorder)  # struct ucred: who called listen(2)
+                self._watch(sandbox, Process(pid))
+            except OSError:
+                return False
+        return True
+
+    def _watch(self, sandbox: str, keeper: Process) -> None:
+        self._kept[sandbox] = keeper
+        self._loop.watch(keeper.pidfd, READ, lambda _mask: self._look(sandbox))
+
+    def _look(self, sandbox: str) -> None:
+        """Clean up after a keeper if it has ended."""
+        keeper = self._kept.get(sandbox)
+        if keeper is None or (status := keeper.poll()) is None:
+            return
+        self._loop.forget(keeper.pidfd)
+        keeper.close()
+        del self._kept[sandbox]
+        self._clean(sandbox, f"the keeper was killed by signal {-status}" if status < 0 else "the keeper ended")
+
+    def _clean(self, sandbox: str, how: str) -> None:
+        """Kill and remove what a dead keeper left. Its children die with it anyway; the cgroup takes any other."""
+        from perdure.linux.cgroup import Cgroup
+
+        cgroup = Cgroup.find(f"{self._cgroups}/{sandbox}")
+        if cgroup is not None:
+            cgroup.kill()
+            self._remove_cgroup(cgroup, _CGROUP_RETRIES)
+        folder = self._below.machine(sandbox)
+        if not os.path.isdir(folder.path):
+            return  # it ended as it was told to
+        if folder.read_exit() is None:
+            folder.record_exit("keeper-died", how)
+        folder.clear(keep_record=True)
+
+    def _remove_cgroup(self, cgroup: Cgroup, tries: int) -> None:
+        if not cgroup.remove() and tries:
+            self._loop.after(_CGROUP_RETRY_S, lambda: self._remove_cgroup(cgroup, tries - 1))
+
+    # Callers
+
+    def _accept(self, _mask: int) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError:
+            return
+        if accepted.family != socket.AF_UNIX:
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._callers.add(_Caller(self, self._loop, accepted.detach()))
+
+    def drop(self, caller: _Caller) -> None:
+        self._callers.discard(caller)
+
+    def serve(self, caller: _Caller, hello: dict[str, Any]) -> None:
+        """Do what a hello wishes. Raises PerdureError: the caller is told."""
+        token = hello.get("token")
+        if not isinstance(token, str) or not _compare_digest(token.encode(), self._token):
+            raise NoRights("the launcher does not accept this token", hint="Restart it: fcrun host stop")
+        if hello.get("op") != "hello" or hello.get("version") != line.VERSION:
+            raise ProtocolError(
+                f"the launcher speaks version {line.VERSION} of the line, not {hello.get('version')!r}",
+                hint="Restart it: fcrun host stop",
+            )
+        want = hello.get("want")
+        if want == "ping":
+            facts = {"pid": os.getpid(), "version": line.VERSION, "python": sys.version.split()[0]}
+            caller.answer({**facts, "keepers": len(self._kept)})
+        elif want == "run":
+            caller.program = self._run(caller, hello)
+        else:
+            while self._cold:
+                self._warm_up()
+            if want == "list":
+                caller.answer({"keepers": self._list()})
+            elif want == "forget":
+                self._forget(_sandbox(hello))
+                caller.answer({})
+            elif want == "spawn":
+                self._spawn(caller, _sandbox(hello))
+            elif want == "attach":
+                self._attach(caller, _sandbox(hello))
+            else:
+                raise InvalidValue(f"the launcher does not know the wish {want!r}")
+
+    def _list(self) -> list[dict[str, Any]]:
+        self._adopt()
+        for sandbox in list(self._kept):
+            self._look(sandbox)
+        found: list[dict[str, Any]] = []
+        for sandbox in self._below.sandboxes():
+            if sandbox in self._kept:
+                found.append({"sandbox": sandbox, "alive": True, "pid": self._kept[sandbox].pid})
+            else:
+                record = self._below.machine(sandbox).read_exit()
+                found.append({"sandbox": sandbox, "alive": False, "exit": record})
+        return found
+
+    def _lives(self, sandbox: str) -> bool:
+        self._look(sandbox)
+        return sandbox in self._kept or self._find(sandbox)
+
+    def _forget(self, sandbox: str) -> None:
+        if self._lives(sandbox):
+            raise AlreadyRunning(f"sandbox {sandbox} has a living keeper", hint="End its machine first.")
+        self._below.machine(sandbox).remove()
+
+    def _spawn(self, caller: _Caller, sandbox: str) -> None:
+        from perdure.linux import process
+
+        if self._lives(sandbox):
+            raise AlreadyRunning(f"sandbox {sandbox} has a keeper already", hint="Attach to it.")
+        fd = caller.detach()
+        try:
+            keeper = process.fork(lambda: self._be_keeper(sandbox, fd), keep=(fd,), die_with_parent=False)
+        finally:
+            os.close(fd)
+        self._watch(sandbox, keeper)
+
+    def _be_keeper(self, sandbox: str, fd: int) -> None:
+        from perdure.keeper.keeper import Keeper
+        from perdure.linux.cgroup import Cgroup
+
+        os.setsid()
+        cgroup = Cgroup.make(f"{self._cgroups}/{sandbox}")
+        if cgroup is not None:
+            cgroup.enter()
+        Keeper(self._below, sandbox).run(fd)
+
+    def _attach(self, caller: _Caller, sandbox: str) -> None:
+        if not self._lives(sandbox):
+            record = self._below.machine(sandbox).read_exit() or {}
+            raise NotFound(f"no keeper of sandbox {sandbox} lives", hint="Resume it from its last snapshot.", **record)
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(self._below.machine(sandbox).control)
+            fd = caller.detach()
+            try:
+                socket.send_fds(control, [b"\0"], [fd])
+            finally:
+                os.close(fd)
+
+    def _run(self, caller: _Caller, hello: dict[str, Any]) -> Program:
+        from perdure.keeper.program import Program
+
+        return Program(self._loop, hello, caller)
+
+
+class _Caller:
+    """A connection to the launcher, until its wish is done or it became a keeper's."""
+
+    def __init__(self, launcher: Launcher, loop: Loop, fd: int) -> None:
+        self._launcher, self._loop = launcher, loop
+        self._decoder = line.Decoder()
+        self.program: Program | None = None
+        self._helloed = False
+        self._stream = Stream(loop, fd, self._heard, self._gone)
+        self._deadline = loop.after(_HELLO_TIMEOUT_S, self._gone)
+
+    @property
+    def queued(self) -> int:
+        return self._stream.queued
+
+    def answer(self, value: dict[str, Any]) -> None:
+        self.send({"ok": value})
+        self.finish()
+
+    def send(self, message: dict[str, Any]) -> None:
+        self._stream.write(line.encode_control(message))
+
+    def finish(self) -> None:
+        """Close once all is sent."""
+        self._stream.finish()
+        self._launcher.drop(self)
+
+    def detach(self) -> int:
+        """Give the connection away."""
+        self._launcher.drop(self)
+        return self._stream.detach()
+
+    def _heard(self, data: bytes) -> None:
+        if self._helloed:
+            return  # nothing more is expected of one that runs a program
+        try:
+            for kind, payload in self._decoder.feed(data):
+                if kind != line.CONTROL:
+                    raise ProtocolError(f"expected a hello on the line, got a frame of kind {kind}")
+                self._helloed = True
+                self._loop.cancel(self._deadline)
+                self._launcher.serve(self, line.decode_control(payload))
+                return
+        except PerdureError as error:
+            self.send({"error": error.to_json()})
+            self.finish()
+        except OSError as error:
+            self.send({"error": NotFound(f"the launcher could not do it: {error}").to_json()})
+            self.finish()
+
+    def _gone(self) -> None:
+        self._loop.cancel(self._deadline)
+        self._launcher.drop(self)
+        self._stream.close()
+        if self.program is not None:
+            self.program.close()
+
+
+def _sandbox(hello: dict[str, Any]) -> str:
+    return checked_name(hello.get("sandbox"), "a sandbox id")
+
+
+def _options(argv: list[str]) -> dict[str, str]:
+    """``--name value`` pairs (argparse would cost the emulated host 0.2 s). Raises InvalidValue."""
+    names = argv[::2]
+    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below"}:
+        raise InvalidValue(__doc__ or "")
+    options = dict(zip((name[2:] for name in names), argv[1::2], strict=True))
+    if ("unix" in options) == ("tcp" in options) or not {"token-file", "below"} <= set(options):
+        raise InvalidValue(__doc__ or "")
+    return options
+
+
+def _listen(options: dict[str, str]) -> socket.socket:
+    if "tcp" in options:
+        listener = socket.socket(socket.AF_INET)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(
+            ("0.0.0.0", int(options["tcp"]))
+        )  # the emulated host's card: QEMU forwards one loopback port to it
+    else:
+        if os.path.exists(options["unix"]):
+            os.unlink(options["unix"])  # of a launcher that died: we hold the lock
+        listener = socket.socket(socket.AF_UNIX)
+        before = os.umask(0o177)
+        listener.bind(options["unix"])
+        os.umask(before)
+    listener.listen(64)
+    return listener
+
+
+def main(argv: list[str]) -> None:
+    options = _options(argv)
+    below = Below(options["below"])
+    below.make()
+    lock = os.open(f"{below.path}/launcher.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise AlreadyRunning(f"a launcher already serves {below.path}", hint="Use that one.") from None
+    with open(options["token-file"], encoding="ascii") as file:
+        token = file.read().strip()
+    if not token:
+        raise InvalidValue(f"the token file {options['token-file']} is empty")
+    Launcher(_listen(options), token, below).run()
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except PerdureError as error:
+        print(f"launcher: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,370 @@
+"""One machine: Firecracker, its pager and its console, from start to a cause of death. Owned by one keeper.
+
+Operations block their caller, not the keeper: while one waits for Firecracker the loop goes on relaying, and a
+Firecracker or pager that dies meanwhile ends the operation at once. All paths are relative to the machine folder,
+which is the working directory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError
+from perdure.execution.machine import configuration
+from perdure.execution.machine.api import Api
+from perdure.execution.machine.states import MachineEvent, MachineState, after
+from perdure.keeper.console import Console
+from perdure.keeper.loop import READ, Loop
+from perdure.keeper.pager import Pager
+from perdure.linux import process, sparse
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
+    from typing import Any
+
+    from perdure.keeper.folder import Below
+
+_START_TIMEOUT_S = 30.0
+_PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that machine's end
+_POLL_S = 0.002  # Firecracker does not say when its API socket is there
+_PLACEHOLDER = "placeholder"
+
+
+class Machine:
+    """Firecracker and what serves it. ``on_exit(cause, detail)`` when it ends by itself after it came up."""
+
+    def __init__(self, loop: Loop, below: Below, on_exit: Callable[[str, str], None]) -> None:
+        self.state = MachineState.EMPTY
+        self.backend = ""  # what its memory came from: "boot", "file" or "uffd"
+        self._loop, self._below, self._on_exit = loop, below, on_exit
+        self._firecracker: process.Process | None = None
+        self._pager: Pager | None = None
+        self._console: Console | None = None
+        self._api: Api | None = None
+        self._death: tuple[str, str] | None = None  # why the machine ended, once it has
+        self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
+
+    def stat(self) -> dict[str, Any]:
+        return {
+            "state": str(self.state),
+            "firecracker_pid": self._firecracker.pid if self._firecracker else 0,
+            "pager_pid": self._pager.process.pid if self._pager else 0,
+            "backend": self.backend,
+            "pager": self._pager.stat() if self._pager else {},
+        }
+
+    # Start
+
+    def boot(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Start a guest from its kernel. Parameters and answer: docs/design/0001-contracts.md, 3."""
+        requests = configuration.boot_requests(params)
+        drives = configuration.drive_paths(params)
+
+        def come_up() -> dict[str, Any]:
+            for name, path in drives.items():
+                _link(name, path)
+            api = self._start(configuration.text(params, "firecracker"))
+            for method, path, body in requests:
+                api.call(method, path, body)
+            self.backend = "boot"
+            return {}
+
+        return self._starting(come_up)
+
+    def restore(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Start from a snapshot. Parameters and answer as above; times in seconds."""
+        state = configuration.text(params, "state")
+        drives = configuration.drive_paths(params)
+        swap = bool(params.get("swap"))
+        memory = params.get("memory")
+        if not isinstance(memory, dict) or memory.get("kind") not in ("file", "layers"):
+            raise InvalidValue("the parameter 'memory' must be an object whose 'kind' is 'file' or 'layers'")
+        firecracker = configuration.text(params, "firecracker")
+
+        def come_up() -> dict[str, Any]:
+            began = time.monotonic()
+            if swap:
+                with open(_PLACEHOLDER, "wb") as file:
+                    file.truncate(configuration.PLACEHOLDER_BYTES)
+            for name, path in drives.items():
+                _link(name, _PLACEHOLDER if swap else path)
+            template = self._nearer(memory)
+            if memory["kind"] == "layers":
+                backend, source = "Uffd", configuration.PAGER_PATH
+                self._pager = Pager(self._loop, configuration.text(memory, "map"), template, self._pager_ended)
+            else:
+                backend, source = "File", template or configuration.text(memory, "path")
+            prepared = time.monotonic()
+            api = self._start(firecracker)
+            started = time.monotonic()
+            api.load_snapshot(state, backend, source)
+            if swap:
+                for name, path in drives.items():
+                    _link(name, path)
+                    api.swap_drive(name, name)
+            api.resume()
+            self.backend = backend.lower()
+            return {
+                "backend": self.backend,
+                "prepare_s": round(prepared - began, 4),
+                "start_s": round(started - prepared, 4),
+                "load_s": round(time.monotonic() - started, 4),
+            }
+
+        return self._starting(come_up)
+
+    def _starting(self, come_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        self.state = after(self.state, MachineEvent.START)
+        self._death, self._diff_lost = None, False
+        try:
+            answer = come_up()
+            self._check_alive()
+        except BaseException as error:
+            self._release()
+            self.state = after(self.state, MachineEvent.FAILED)
+            if isinstance(error, OSError):
+                raise MachineFailed(f"the machine could not be started: {error}") from error
+            raise
+        self.state = after(self.state, MachineEvent.STARTED)
+        return answer
+
+    def _nearer(self, memory: dict[str, Any]) -> str | None:
+        """The copy in tmpfs of the template that the parameters name, if they name one."""
+        if "name" not in memory:
+            return None
+        source = configuration.text(memory, "path" if memory["kind"] == "file" else "template")
+        return self._below.materialize(configuration.text(memory, "name"), source)
+
+    def _start(self, firecracker: str) -> Api:
+        for path in (configuration.API_PATH, configuration.VSOCK_PATH):
+            if os.path.exists(path):
+                os.unlink(path)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        self._console = Console(self._loop, reading)
+        try:
+            argv = [firecracker, "--api-sock", configuration.API_PATH, "--level", "Warning"]
+            self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing)
+        finally:
+            os.close(writing)
+        self._loop.watch(self._firecracker.pidfd, READ, self._firecracker_ended)
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while self._api is None:
+            self._check_alive()
+            try:
+                self._api = Api(configuration.API_PATH, self._wait)
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise MachineFailed(f"Firecracker did not open its API within {_START_TIMEOUT_S:g} s") from None
+                self._loop.turn(_POLL_S)
+        return self._api
+
+    # Life
+
+    def pause(self) -> dict[str, Any]:
+        state = after(self.state, MachineEvent.PAUSE)
+        self._living().pause()
+        self.state = state
+        return {}
+
+    def resume(self) -> dict[str, Any]:
+        state = after(self.state, MachineEvent.CONTINUE)
+        self._living().resume()
+        self.state = state
+        return {}
+
+    def capture(self, params: dict[str, Any]) -> dict[str, Any]:
+        """A snapshot into a folder. Parameters and answer as above; ``pause_s`` ends when Firecracker is done.
+
+        With ``end`` the machine stays paused through the copy and is killed after it, so it never runs again. When
+        anything fails it is left as it was before.
+        """
+        if params.get("kind") not in ("full", "diff"):
+            raise InvalidValue("the parameter 'kind' must be 'full' or 'diff'")
+        folder, end = configuration.text(params, "folder"), bool(params.get("end"))
+        kind = "full" if self._diff_lost else params["kind"]
+        was_running = self.state is MachineState.RUNNING
+        began = time.monotonic()
+        if was_running:
+            self.pause()
+        elif self.state is not MachineState.PAUSED:
+            after(self.state, MachineEvent.PAUSE)  # raises
+        made: list[str] = []
+        try:
+            self._diff_lost = True
+            self._living().create_snapshot(kind.capitalize(), "capture.state", "capture.memory")
+            pause_s = time.monotonic() - began
+            report = self._pager.stat() if self._pager else {}
+            if was_running and not end:
+                self.resume()
+            size = sum(self._move(f"capture.{name}", f"{folder}/{name}", made) for name in ("state", "memory"))
+            self._diff_lost = False
+        except BaseException as error:
+            _remove("capture.state", "capture.memory", *made)
+            if was_running and self.state is MachineState.PAUSED:
+                self.resume()
+            if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
+                raise NoSpace(
+                    "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
+                ) from error
+            if isinstance(error, OSError):
+                raise _not_written(folder, error) from error
+            raise
+        if end:
+            self.end()
+        return {
+            "state": f"{folder}/state",
+            "memory": f"{folder}/memory",
+            "kind": kind,
+            "pause_s": round(pause_s, 4),
+            "total_s": round(time.monotonic() - began, 4),
+            "bytes": size,
+            "pager": report,
+        }
+
+    def _move(self, source: str, target: str, made: list[str]) -> int:
+        """Copy the data of a file to a new one on durable storage and remove it here; the bytes copied."""
+        reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # never onto a file that is there: it could be the memory of a running machine
+            writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            made.append(target)
+            try:
+                size = 0
+                for copied in sparse.copy(reading, writing):
+                    size += copied
+                    self._loop.turn(0)
+                os.fsync(writing)
+            finally:
+                os.close(writing)
+        finally:
+            os.close(reading)
+        os.unlink(source)
+        return size
+
+    def end(self) -> None:
+        """Kill the machine and release everything, in any state."""
+        self.state = after(self.state, MachineEvent.END)
+        self._release()
+
+    # Death
+
+    def _firecracker_ended(self, _mask: int) -> None:
+        if self._firecracker is None:
+            return
+        status = self._firecracker.poll()
+        if status is None:
+            return
+        if self._death is None:
+            how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+            words = self._console.last_words() if self._console else ""
+            cause = "machine-exited" if status == 0 else "machine-died"
+            self._death = (cause, f"Firecracker {how}" + (f"; its last words: {words}" if words else ""))
+        self._loop.forget(self._firecracker.pidfd)
+        if self.state is not MachineState.STARTING:  # else who starts it sees the death and releases
+            self._died()
+
+    def _pager_ended(self, detail: str) -> None:
+        ended = self._pager
+
+        def check() -> None:
+            if self._pager is ended:
+                self._kill_for(("pager-died", detail or "the pager ended while its machine was alive"))
+
+        if detail:
+            check()
+        else:  # it saw its machine end: so shall we, in a moment
+            self._loop.after(_PEER_GRACE_S, check)
+
+    def _kill_for(self, death: tuple[str, str]) -> None:
+        """Kill Firecracker for a reason of ours; its end is then seen as any other."""
+        if self._firecracker is not None and self._firecracker.poll() is None:
+            self._death = self._death or death
+            self._firecracker.kill()
+        elif self._firecracker is None and self.state is MachineState.STARTING:
+            self._death = death
+
+    def _died(self) -> None:
+        assert self._death is not None
+        cause, detail = self._death
+        self.state = after(self.state, MachineEvent.DIED)
+        self._release()
+        self._on_exit(cause, detail)
+
+    def _check_alive(self) -> None:
+        """Raises MachineFailed when the machine has ended."""
+        if self._death is not None:
+            cause, detail = self._death
+            raise MachineFailed(f"the machine ended ({cause}): {detail}", cause=cause)
+
+    def _living(self) -> Api:
+        self._check_alive()
+        if self._api is None:
+            raise MachineFailed("there is no machine")
+        return self._api
+
+    def _wait(self, connection: socket.socket, timeout_s: float) -> None:
+        """What ``Api`` waits with: the loop goes on, and a death ends it."""
+        ready: list[int] = []
+        fd = connection.fileno()
+        self._loop.watch(fd, READ, ready.append)
+        try:
+            answered = self._loop.run_until(lambda: bool(ready) or self._death is not None, timeout_s)
+        finally:
+            self._loop.forget(fd)
+        if not ready:
+            self._check_alive()
+        if not answered:
+            raise MachineFailed(f"Firecracker did not answer within {timeout_s:g} s")
+
+    def _release(self) -> None:
+        """Let go of every process, descriptor and file; safe in any state."""
+        if self._firecracker is not None:
+            self._loop.forget(self._firecracker.pidfd)
+            self._firecracker.kill()
+            self._firecracker.wait()
+            self._firecracker.close()
+            self._firecracker = None
+        if self._pager is not None:
+            self._pager.close()
+            self._pager = None
+        if self._api is not None:
+            self._api.close()
+            self._api = None
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+        _remove(configuration.API_PATH, configuration.VSOCK_PATH, configuration.PAGER_PATH)
+
+
+def failure(error: BaseException) -> PerdureError:
+    """The error to answer for whatever an operation raised."""
+    return error if isinstance(error, PerdureError) else MachineFailed(f"{type(error).__name__}: {error}")
+
+
+def _link(name: str, path: str) -> None:
+    _remove(name)
+    os.symlink(path, name)
+
+
+def _remove(*paths: str) -> None:
+    for path in paths:
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+
+
+def _free_bytes(path: str) -> int:
+    facts = os.statvfs(path)
+    return facts.f_bavail * facts.f_frsize
+
+
+def _not_written(folder: str, error: OSError) -> PerdureError:
+    import errno
+
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"no space left for a snapshot in {folder}", hint="Free disk space, then suspend again.")
+    return MachineFailed(f"the snapshot could not be written to {folder}: {error}")
