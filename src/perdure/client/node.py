@@ -230,6 +230,11 @@ class NodeClient:
         with self._http.open("GET", f"{_path(ref)}/archive", query={"path": path}) as answer:
             yield from answer.chunks()
 
+    def stat(self, ref: str, path: str) -> dict[str, Any]:
+        """{mode, size, mtime_s, link} of a running sandbox's file; mode is st_mode. Raises NotFound."""
+        answer: dict[str, Any] = self._http.call("GET", f"{_path(ref)}/stat", query={"path": path})
+        return answer
+
     def put_files(self, ref: str, files: Mapping[str, bytes], *, mode: int = 0o644) -> None:
         """Write files by absolute path, owned by root; missing folders are made."""
         import io

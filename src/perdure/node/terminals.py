@@ -49,7 +49,7 @@ async def exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketR
 
 async def attach_session(request: web.Request, sandbox: Sandbox, *, from_start: bool) -> web.WebSocketResponse:
     """The main process: its output as the log has it, its stdin."""
-    if sandbox.state in (SandboxState.EXITED, SandboxState.REMOVING):
+    if not from_start and sandbox.state in (SandboxState.EXITED, SandboxState.REMOVING):
         raise Conflict(f"sandbox {sandbox.record.name} is {sandbox.state}", hint="`fcrun logs` shows what it wrote.")
     offset = 0 if from_start else sandbox.log.size
     socket = await _open(request)

@@ -1,0 +1,41 @@
+"""The way from a command to the node: started when it does not run, its progress on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import PerdureError
+from perdure.host.paths import Home
+
+FAILED = 125
+
+
+@contextmanager
+def node() -> Iterator[NodeClient]:
+    """A client of this user's node. On a terminal, what takes long is shown on stderr."""
+    home = Home.find()
+    ensure_running(home)
+    if not sys.stderr.isatty():
+        yield NodeClient(home)
+        return
+    from perdure.host.progress import TerminalProgress
+
+    with TerminalProgress() as progress:
+        yield NodeClient(home, progress)
+
+
+def each(refs: Iterable[str], act: Callable[[str], object]) -> int:
+    """Do it for each, print each that worked, go on after one that failed; 125 if any did."""
+    status = 0
+    for ref in refs:
+        try:
+            act(ref)
+        except PerdureError as error:
+            sys.stderr.write(f"fcrun: {error}\n")
+            status = FAILED
+        else:
+            print(ref, flush=True)
+    return status

@@ -1,0 +1,121 @@
+"""Options that describe a process or a sandbox, parsed as Docker parses them."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterable
+
+from perdure.errors import InvalidValue
+from perdure.model import DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, SandboxSpec
+
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+
+def add_process_options(parser: argparse.ArgumentParser, *, detach: bool = True) -> None:
+    """What ``run`` and ``exec`` share."""
+    parser.add_argument("-i", "--interactive", action="store_true", help="keep stdin open")
+    parser.add_argument("-t", "--tty", action="store_true", help="give it a terminal")
+    if detach:
+        parser.add_argument("-d", "--detach", action="store_true", help="run in the background")
+    parser.add_argument(
+        "-e", "--env", action="append", default=[], metavar="NAME[=VALUE]", help="set an environment variable"
+    )
+    parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="read variables from a file")
+    parser.add_argument("-w", "--workdir", default="", metavar="FOLDER", help="its working folder")
+    parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="name or id")
+
+
+def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
+    """What ``run`` and ``create`` share."""
+    parser.add_argument("--name", default="", help="a name for the sandbox")
+    parser.add_argument("--rm", action="store_true", help="remove it when it exits")
+    parser.add_argument("-h", "--hostname", default="", metavar="NAME", help="its host name (default: its id)")
+    parser.add_argument("-m", "--memory", default="", metavar="SIZE", help=f"such as 1g ({DEFAULT_MEMORY_MIB}m)")
+    parser.add_argument("--cpus", default="", metavar="N", help=f"virtual CPUs ({DEFAULT_VCPUS})")
+    parser.add_argument("--disk", default="", metavar="SIZE", help=f"its writable disk ({DEFAULT_DISK_MIB}m)")
+    parser.add_argument("--entrypoint", default=None, metavar="PROGRAM", help="instead of the image's")
+    parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
+
+
+def spec_of(options: argparse.Namespace) -> SandboxSpec:
+    """Raises InvalidValue that names the option."""
+    return SandboxSpec(
+        image=options.image,
+        command=options.command,
+        entrypoint=None if options.entrypoint is None else [options.entrypoint] * bool(options.entrypoint),
+        env=environment(options.env, options.env_file),
+        cwd=options.workdir,
+        user=options.user,
+        hostname=options.hostname,
+        name=options.name,
+        labels=_pairs("--label", options.label),
+        tty=options.tty,
+        stdin=options.interactive,
+        vcpus=_cpus(options.cpus),
+        memory_mib=_mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
+        disk_mib=_mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
+        auto_remove=options.rm,
+    )
+
+
+def environment(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` alone: as it is here. Files first, later ones win, as in Docker."""
+    env: dict[str, str] = {}
+    for file in files:
+        try:
+            with open(file, encoding="utf-8") as lines:  # noqa: PTH123 - pathlib costs start time
+                for number, line in enumerate(lines, 1):
+                    text = line.strip("\r\n")
+                    if text.strip() and not text.lstrip().startswith("#"):
+                        env |= _variable(text.lstrip(), f"{file}:{number}")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InvalidValue(f"--env-file {file}: {error}") from error
+    for text in given:
+        env |= _variable(text, "--env")
+    return env
+
+
+def _variable(text: str, where: str) -> dict[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or any(character.isspace() for character in name):
+        raise InvalidValue(f"{where}: {text!r} is no NAME=VALUE")
+    if equals:
+        return {name: value}
+    return {name: os.environ[name]} if name in os.environ else {}
+
+
+def _pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not name:
+            raise InvalidValue(f"{option}: {text!r} is no NAME=VALUE")
+        pairs[name] = value
+    return pairs
+
+
+def _cpus(text: str) -> int:
+    try:
+        count = math.ceil(float(text)) if text else DEFAULT_VCPUS
+    except (ValueError, OverflowError):
+        count = 0
+    if count < 1:
+        raise InvalidValue(f"--cpus: {text!r} is no number of CPUs")
+    return count
+
+
+def _mebibytes(option: str, text: str, default: int) -> int:
+    """512m, 1g, 1gb, or bytes."""
+    if not text:
+        return default
+    number = text.lower().removesuffix("b") if text.lower()[-2:-1] in _UNITS else text.lower()
+    unit = _UNITS.get(number[-1:], 0)
+    try:
+        size = int(float(number[:-1]) * unit) if unit else int(number)
+    except (ValueError, OverflowError):
+        raise InvalidValue(f"{option}: {text!r} is no size", hint="Write 512m or 1g.") from None
+    return max(1, size >> 20)

@@ -1,0 +1,32 @@
+"""fcrun cp"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "cp"
+HELP = "Copy files between a sandbox and this machine"
+GROUP = "Sandboxes"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-L", "--follow-link", action="store_true", help="copy what a symbolic link SOURCE points to")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
+    parser.add_argument("source", metavar="SANDBOX:PATH|PATH|-", help="-: a tar stream from stdin")
+    parser.add_argument("target", metavar="SANDBOX:PATH|PATH|-", help="-: a tar stream to stdout")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun import _copy
+    from perdure.cli.fcrun._node import node
+    from perdure.errors import InvalidValue
+
+    source, target = _copy.place(options.source), _copy.place(options.target)
+    if (source.sandbox is None) == (target.sandbox is None):
+        raise InvalidValue("one side must be in a sandbox and the other must not", hint="fcrun cp FILE SANDBOX:PATH")
+    with node() as client:
+        if target.sandbox is not None:
+            _copy.into(client, source.path, target.sandbox, target.path, follow=options.follow_link)
+        elif source.sandbox is not None:
+            _copy.out_of(client, source.sandbox, source.path, target.path)
+    return 0

@@ -1,0 +1,24 @@
+"""fcrun create"""
+
+from __future__ import annotations
+
+import argparse
+
+from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, spec_of
+
+NAME = "create"
+HELP = "Create a sandbox without starting it"
+GROUP = "Sandboxes"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add_process_options(parser, detach=False)
+    add_sandbox_options(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._node import node
+
+    with node() as client:
+        print(client.create(spec_of(options)).id)
+    return 0

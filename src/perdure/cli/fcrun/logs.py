@@ -1,0 +1,81 @@
+"""fcrun logs"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+NAME = "logs"
+HELP = "Show what a sandbox's main process wrote"
+GROUP = "Common commands"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--follow", action="store_true", help="go on until it exits")
+    parser.add_argument("-n", "--tail", default="all", metavar="N", help="only the last N lines")
+    parser.add_argument("-t", "--timestamps", action="store_true", help="when each line was written")
+    parser.add_argument("--since", default="", metavar="WHEN", help="seconds since the epoch, RFC 3339, or ago: 10m")
+    parser.add_argument("sandbox", metavar="SANDBOX")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._node import node
+    from perdure.client.node import STDOUT
+
+    stamps = _Stamps() if options.timestamps else None
+    with node() as client:
+        since = _moment(options.since) if options.since else None
+        for record in client.logs(options.sandbox, follow=options.follow, tail=_lines(options.tail), since=since):
+            data = stamps.mark(record.stream, record.time, record.data) if stamps else record.data
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(1 if record.stream == STDOUT else 2, rest) :]
+    return 0
+
+
+class _Stamps:
+    """Puts the time before each line; knows per stream whether a line has begun."""
+
+    def __init__(self) -> None:
+        self._begun = {1: False, 2: False}
+
+    def mark(self, stream: int, moment: float, data: bytes) -> bytes:
+        import datetime
+
+        stamp = datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="microseconds")
+        prefix = stamp.replace("+00:00", "Z ").encode()
+        marked = [line if number == 0 and self._begun[stream] else prefix + line
+                  for number, line in enumerate(data.splitlines(keepends=True))]  # fmt: skip
+        self._begun[stream] = not data.endswith(b"\n")
+        return b"".join(marked)
+
+
+def _lines(text: str) -> int | None:
+    from perdure.errors import InvalidValue
+
+    if text == "all":
+        return None
+    try:
+        return max(0, int(text))
+    except ValueError:
+        raise InvalidValue(f"--tail: {text!r} is no number of lines") from None
+
+
+def _moment(text: str) -> float:
+    import datetime
+    import re
+    import time
+
+    from perdure.errors import InvalidValue
+
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    if re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
+        units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+        return time.time() - sum(float(n) * units[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
+    try:
+        return datetime.datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        raise InvalidValue(
+            f"--since: {text!r} is no time", hint="Write 10m, 1700000000 or 2030-01-31T12:00:00Z."
+        ) from None

@@ -1,0 +1,31 @@
+"""fcrun resume"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "resume"
+HELP = "Go on with suspended sandboxes, or with ones whose machine died, from their last snapshot"
+GROUP = "Common commands"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--snapshot", default=None, metavar="DIGEST", help="roll back to this one of its snapshots")
+    parser.add_argument("-a", "--attach", action="store_true", help="join this terminal to its main process")
+    parser.add_argument("-i", "--interactive", action="store_true", help="with -a: give it stdin")
+    parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._node import each, node
+    from perdure.cli.fcrun._terminal import follow_main
+    from perdure.errors import InvalidValue
+
+    if len(options.sandboxes) > 1 and (options.attach or options.snapshot):
+        raise InvalidValue("--attach and --snapshot take one sandbox")
+    with node() as client:
+        if not options.attach:
+            return each(options.sandboxes, lambda ref: client.resume(ref, snapshot=options.snapshot))
+        info = client.resume(options.sandboxes[0], snapshot=options.snapshot)
+        session = client.attach(info.id)
+    return follow_main(client, info.id, session, tty=info.spec.tty, stdin=options.interactive)

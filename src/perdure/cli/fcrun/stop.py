@@ -1,0 +1,21 @@
+"""fcrun stop"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "stop"
+HELP = "Stop running sandboxes: their stop signal, and after a while KILL"
+GROUP = "Common commands"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-t", "--time", type=float, default=10.0, metavar="SECONDS", help="before KILL (10)")
+    parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._node import each, node
+
+    with node() as client:
+        return each(options.sandboxes, lambda ref: client.stop(ref, timeout_s=options.time))
