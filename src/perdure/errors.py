@@ -21,6 +21,7 @@
     ├── MachineFailed                Firecracker, keeper or emulated host died or refused
     ├── GuestFailed                  guestd refused or does not answer
     ├── ProviderFailed               a model provider refused or broke
+    ├── StepFailed                   a step of an agent raised, now or before it was answered from the log
     └── ProtocolError                bytes on a wire or on disk that break their format
 
 The code of an error is the same in HTTP bodies, in ``--format json`` and in Python. ``exit_status`` is that of the
@@ -151,6 +152,10 @@ class GuestFailed(PerdureError):
 class ProviderFailed(PerdureError):
     code = "provider-failed"
     http_status = 502
+
+
+class StepFailed(PerdureError):
+    code = "step-failed"
 
 
 class ProtocolError(PerdureError):
