@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Protocol
 
+import msgspec
+
 from perdure.model import Answer, Call, CallsEndpoint, Frozen, LogPosition, NodeEvent, SandboxInfo, SnapshotInfo
 
 
@@ -15,8 +17,8 @@ class MachinePlan(Frozen, frozen=True, kw_only=True):
     image: str
     agent: str = ""  # NAME.py:FUNCTION
     source: bytes = b""  # the text of NAME.py
-    command: list[str] = []
-    env: dict[str, str] = {}
+    command: list[str] = msgspec.field(default_factory=list)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0  # 0: the default
     vcpus: int = 0
     disk_mib: int = 0

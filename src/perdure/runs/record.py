@@ -19,11 +19,11 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     image: str = ""
     agent: str = ""
     source: str = ""
-    command: list[str] = []
+    command: list[str] = msgspec.field(default_factory=list)
     input: Any = None
     key: str | None = None
     name: str = ""
-    env: dict[str, str] = {}
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0
     vcpus: int = 0
     disk_mib: int = 0
@@ -59,11 +59,12 @@ class Record(Frozen, frozen=True, kw_only=True):
     waits: Waits = Waits()
     wake: bool = False  # a wait was completed since the suspend began
     snapshot: SnapshotInfo | None = None  # the newest
-    lost_epochs: list[int] = []  # their machines were lost: what they began may have taken effect
+    lost_epochs: list[int] = msgspec.field(
+        default_factory=list
+    )  # their machines were lost: what they began may have taken effect
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
-    progress_seq: int = 0  # the log's end at the last failure
     result: Any = None
     error: dict[str, Any] | None = None
 

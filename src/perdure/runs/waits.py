@@ -39,8 +39,8 @@ class Signal(Frozen, frozen=True, kw_only=True):
 class Waits(Frozen, frozen=True, kw_only=True):
     """Open waits and kept signals, oldest first."""
 
-    open: list[Wait] = []
-    signals: list[Signal] = []
+    open: list[Wait] = msgspec.field(default_factory=list)
+    signals: list[Signal] = msgspec.field(default_factory=list)
 
     def after(self, kind: str, payload: Any) -> Waits:
         """The waits after one more entry."""

@@ -1,0 +1,327 @@
+"""Moves the machine of one run along.
+
+One task per run looks at the state, does on the machine what it asks for, and writes the next transition only if the
+run is still in the state and epoch it began with. So an approval, a timer, a crash and a cancel may come at any moment
+of a suspend: each writes what happened, and the driver sees it next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from perdure.context.log import NewEntry
+from perdure.errors import MachineFailed, NotFound, PerdureError, Unavailable
+from perdure.model import CallsEndpoint, LogPosition, RunState, SandboxInfo, SandboxState, SnapshotInfo
+from perdure.runs.ports import MachinePlan, Machines
+from perdure.runs.record import Record
+from perdure.runs.run import WARM, Run
+
+log = logging.getLogger(__name__)
+
+OUTPUT_TAIL_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times in seconds."""
+
+    idle_grace_s: float = 1.0  # only waits open for so long: suspend
+    suspend_retry_s: float = 30.0  # after a refused suspend
+    backoff_s: float = 0.5  # before the second recovery in a row, doubled for each more
+    backoff_max_s: float = 30.0
+    failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
+
+
+class Driver:
+    """``drive`` returns when the run has ended and its machine is removed."""
+
+    def __init__(
+        self, run: Run, machines: Machines, endpoint: Callable[[str, int], CallsEndpoint], settings: Settings
+    ) -> None:
+        """endpoint: where the machine of (run id, epoch) sends its calls."""
+        self.run = run
+        self._machines = machines
+        self._endpoint = endpoint
+        self._settings = settings
+        self._no_suspend_before = 0.0  # monotonic
+
+    async def drive(self) -> None:
+        """Move the run along until it has ended and its machine is removed."""
+        acts: dict[RunState, Callable[[], Awaitable[None]]] = {
+            RunState.QUEUED: self._queued,
+            RunState.STARTING: self._starting,
+            RunState.RUNNING: self._running,
+            RunState.WAITING: self._waiting,
+            RunState.SUSPENDING: self._suspending,
+            RunState.SUSPENDED: self._suspended,
+            RunState.RESUMING: self._resuming,
+            RunState.RECOVERING: self._recovering,
+        }
+        pause_s = self._settings.backoff_s
+        while not self.run.record.released:
+            try:
+                await (self._release() if self.run.ended else acts[self.run.state]())
+                pause_s = self._settings.backoff_s
+            except (PerdureError, OSError) as error:
+                log.warning("run %s, %s: %s (again in %.1f s)", self.run.id, self.run.state, error, pause_s)
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, self._settings.backoff_max_s)
+
+    async def _go(self, seen: Record, to: RunState, *new: NewEntry, **changes: Any) -> bool:
+        """Take an arrow if the run is still in the state and epoch that the driver acted on."""
+
+        async def act() -> bool:
+            if self.run.state is not seen.state or self.run.record.epoch != seen.epoch:
+                return False
+            await self.run.write(*new, to=to, **changes)
+            return True
+
+        return await self.run.atomically(act)
+
+    async def _fail(self, seen: Record, error: dict[str, Any]) -> None:
+        # In a new epoch: the fence. Whatever is left of its machine can do nothing any more.
+        await self._go(seen, RunState.FAILED, epoch=seen.epoch + 1, error=error, why={"error": error})
+
+    async def _queued(self) -> None:
+        epoch = self.run.record.epoch + 1
+        await self._go(self.run.record, RunState.STARTING, epoch=epoch, why={"epoch": epoch})
+
+    async def _starting(self) -> None:
+        seen = self.run.record
+        try:
+            sandbox_id = await self._machines.start(await self._plan(), self._endpoint(self.run.id, seen.epoch))
+        except (MachineFailed, Unavailable) as error:
+            await self._lost(seen, "start-failed", error.message)
+        except PerdureError as error:
+            await self._fail(seen, error.to_json())
+        else:
+            why = {"sandbox": sandbox_id, "epoch": seen.epoch}
+            if not await self._go(seen, RunState.RUNNING, sandbox_id=sandbox_id, why=why):
+                log.info("run %s: its machine is not wanted any more", self.run.id)
+
+    async def _plan(self) -> MachinePlan:
+        request = self.run.record.request
+        return MachinePlan(
+            run_id=self.run.id,
+            image=request.image,
+            agent=request.agent,
+            source=await self.run.context.get_blob(self.run.record.source) if self.run.record.source else b"",
+            command=request.command,
+            env=request.env,
+            memory_mib=request.memory_mib,
+            vcpus=request.vcpus,
+            disk_mib=request.disk_mib,
+        )
+
+    async def _running(self) -> None:
+        seen = self.run.record
+        await self.run.until(lambda: self.run.look_wanted or self.run.record is not seen)
+        await self._look_if_asked(seen)
+
+    async def _waiting(self) -> None:
+        seen = self.run.record
+        ready_at = max(self.run.quiet_since + self._settings.idle_grace_s, self._no_suspend_before)
+        quiet_since = self.run.quiet_since
+        left_s = ready_at - time.monotonic() if self.run.idle() else None
+        if left_s is None or left_s > 0:
+            changed = await self.run.until(
+                lambda: self.run.look_wanted or self.run.record is not seen or self.run.quiet_since != quiet_since,
+                left_s,
+            )
+            if changed:
+                await self._look_if_asked(seen)
+            return
+
+        async def act() -> None:
+            if self.run.record is seen and self.run.idle():
+                await self.run.write(to=RunState.SUSPENDING, wake=False, why={"waits": [w.id for w in seen.waits.open]})
+
+        await self.run.atomically(act)
+
+    async def _suspending(self) -> None:
+        seen = self.run.record
+        tip = await self.run.context.head(self.run.id)
+        position = LogPosition(run_id=self.run.id, branch=tip.branch, seq=tip.seq, epoch=seen.epoch)
+        try:
+            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
+            if snapshot is None:
+                snapshot = await self._machines.suspend(seen.sandbox_id, position)
+        except PerdureError as error:
+            # Refused or failed: it stays warm. If it is in fact lost, the look finds that out.
+            self.run.look_wanted = True
+            self._no_suspend_before = time.monotonic() + self._settings.suspend_retry_s
+            why = {"suspend_failed": error.to_json()}
+
+            async def back() -> None:
+                if self.run.state is RunState.SUSPENDING:
+                    to = RunState.WAITING if self.run.record.waits.open else RunState.RUNNING
+                    await self.run.write(to=to, why=why, wake=False)
+
+            await self.run.atomically(back)
+            return
+        await self._accept(snapshot)
+
+    async def _accept(self, snapshot: SnapshotInfo) -> None:
+        """The machine was captured and is gone."""
+
+        async def act() -> None:
+            if self.run.state is RunState.SUSPENDING:
+                entry = NewEntry(kind="snapshot", payload={"snapshot": msgspec.to_builtins(snapshot)})
+                why = {"stored_bytes": snapshot.memory_bytes + snapshot.disk_bytes + snapshot.state_bytes}
+                await self.run.write(entry, to=RunState.SUSPENDED, snapshot=snapshot, why=why)
+
+        await self.run.atomically(act)
+
+    async def _captured(self, sandbox_id: str, epoch: int) -> SnapshotInfo | None:
+        """The snapshot of a suspend in this epoch that the node finished while nobody listened."""
+        try:
+            info = await self._machines.inspect(sandbox_id)
+        except NotFound:
+            return None
+        at = info.snapshot.position if info.snapshot else None
+        if info.state is SandboxState.SUSPENDED and at and (at.run_id, at.epoch) == (self.run.id, epoch):
+            return info.snapshot
+        return None
+
+    async def _suspended(self) -> None:
+        await self.run.until(lambda: self.run.record.wake or self.run.state is not RunState.SUSPENDED)
+        if self.run.state is RunState.SUSPENDED:
+            epoch = self.run.record.epoch + 1
+            await self._go(self.run.record, RunState.RESUMING, wake=False, epoch=epoch, why={"epoch": epoch})
+
+    async def _resuming(self) -> None:
+        seen = self.run.record
+        if seen.snapshot is None:
+            await self._lost(seen, "no-snapshot", "the run has no snapshot")
+            return
+        try:
+            await self._restore(seen, seen.snapshot)
+        except Unavailable:
+            raise  # the node is not there: again, in this epoch
+        except PerdureError as error:
+            await self._lost(seen, "resume-failed", error.message)
+        else:
+            await self._go(seen, RunState.RUNNING, why={"epoch": seen.epoch, "snapshot": seen.snapshot.digest})
+
+    async def _restore(self, seen: Record, snapshot: SnapshotInfo) -> None:
+        info = await self._machines.inspect(seen.sandbox_id)
+        calls = info.spec.calls
+        if info.state is SandboxState.RUNNING and calls is not None and calls.epoch == seen.epoch:
+            return  # it was restored in this epoch, and whoever asked for it did not live to hear of it
+        await self._machines.resume(seen.sandbox_id, snapshot.digest, self._endpoint(self.run.id, seen.epoch))
+
+    # -- loss and recovery
+
+    async def _look_if_asked(self, seen: Record) -> None:
+        """Inspect the sandbox when something may have happened to it."""
+        if not self.run.look_wanted or self.run.state not in WARM or seen.epoch != self.run.record.epoch:
+            return
+        seen, self.run.look_wanted = self.run.record, False
+        try:
+            await self._look(seen)
+        except PerdureError:
+            self.run.look_wanted = True
+            raise
+
+    async def _look(self, seen: Record) -> None:
+        try:
+            info = await self._machines.inspect(seen.sandbox_id)
+        except NotFound:
+            await self._lost(seen, "sandbox-gone", f"sandbox {seen.sandbox_id} was removed")
+            return
+        if info.state is SandboxState.EXITED:
+            if info.cause == "exit":
+                await self._exited(seen, info)
+            else:
+                await self._lost(seen, info.cause or "exited", info.detail)
+            if self.run.state in WARM and self.run.record.epoch == seen.epoch:
+                self.run.look_wanted = True  # a wait began or ended meanwhile: from that state again
+        elif info.state is SandboxState.SUSPENDED and self.run.state is RunState.WAITING:
+            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
+            if snapshot and await self._go(seen, RunState.SUSPENDING, wake=False, why={"found": "suspended"}):
+                await self._accept(snapshot)
+
+    async def _exited(self, seen: Record, info: SandboxInfo) -> None:
+        """The program ended by itself."""
+        output = await self._machines.output(seen.sandbox_id, OUTPUT_TAIL_BYTES)
+        end = {"exit_status": info.exit_status, "output": output.decode("utf-8", "replace")}
+        if seen.request.command and info.exit_status == 0:
+            await self._go(seen, RunState.COMPLETED, result=end, why={"result": end})
+            return
+        what = "the program" if seen.request.command else f"the agent {seen.request.agent} gave no result: its process"
+        message = f"{what} ended with exit status {info.exit_status}"
+        error = {"code": "program-failed", "message": message, "hint": "Its last output is in the details."}
+        await self._fail(seen, {**error, "details": end})
+
+    async def _lost(self, seen: Record, cause: str, detail: str) -> None:
+        """The machine of this epoch is gone: recover in a new one, or give up."""
+        again = seen.failure == cause and not self.run.progressed
+        failures = seen.failures + 1 if again else 1
+        if failures > self._settings.failures_max:
+            message = f"gave up after {failures} failures in a row: {cause}" + (f" ({detail})" if detail else "")
+            hint = "The node's log (run/fcrund.log in the state folder) says more."
+            error = {"code": "machine-failed", "message": message, "hint": hint, "details": {"cause": cause}}
+            await self._fail(seen, error)
+            return
+        epoch = seen.epoch + 1
+        await self._go(
+            seen,
+            RunState.RECOVERING,
+            epoch=epoch,
+            failure=cause,
+            failures=failures,
+            recoveries=seen.recoveries + 1,
+            lost_epochs=[*seen.lost_epochs, seen.epoch],
+            why={"cause": cause, "detail": detail, "epoch": epoch, "failures": failures},
+        )
+
+    async def _recovering(self) -> None:
+        seen = self.run.record
+        if seen.failures > 1:
+            pause_s = min(self._settings.backoff_s * 2 ** (seen.failures - 2), self._settings.backoff_max_s)
+            if await self.run.until(lambda: self.run.record is not seen and self.run.state is not seen.state, pause_s):
+                return
+        seen = self.run.record
+        if seen.snapshot is None or not await self._on_branch(seen.snapshot):
+            await self._go(seen, RunState.STARTING, why={"from": "start", "epoch": seen.epoch})
+            return
+        try:
+            await self._restore(seen, seen.snapshot)
+        except Unavailable:
+            raise
+        except NotFound:
+            # Sandbox or snapshot are gone: only the log is left, and it is enough.
+            await self._go(seen, RunState.STARTING, snapshot=None, why={"from": "start", "epoch": seen.epoch})
+        except PerdureError as error:
+            await self._lost(seen, "restore-failed", error.message)
+        else:
+            why = {"from": seen.snapshot.digest, "epoch": seen.epoch}
+            await self._go(seen, RunState.RUNNING, wake=False, why=why)
+
+    async def _on_branch(self, snapshot: SnapshotInfo) -> bool:
+        """The snapshot's position is on the way to the current branch's tip."""
+        at = snapshot.position
+        if at is None or at.branch == self.run.branch:
+            return True
+        parents = {branch.branch: branch for branch in await self.run.context.branches(self.run.id)}
+        branch: int | None = self.run.branch
+        while branch is not None and branch != at.branch:
+            if parents[branch].fork_seq < at.seq:
+                return False
+            branch = parents[branch].parent
+        return branch is not None
+
+    async def _release(self) -> None:
+        await self._machines.remove(self.run.id)
+
+        async def act() -> None:
+            await self.run.write(released=True)
+
+        await self.run.atomically(act)

@@ -1,0 +1,250 @@
+"""One live run: its record, its transitions, and the calls that are in progress.
+
+Everything that changes a run goes through ``Run.write`` under the run's lock: entries, transition and summary in one
+transaction. Nothing here touches a machine (``runs.driver`` does).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import msgspec
+
+from perdure.context.log import ContextLog, Head, NewEntry, NewHead
+from perdure.errors import Conflict, StaleEpoch, Unavailable
+from perdure.model import Entry, RunState, new_id
+from perdure.runs.record import Record, from_head, to_value
+from perdure.runs.states import TERMINAL, check
+from perdure.runs.waits import Signal, Wait, Waits
+
+Result = TypeVar("Result")
+
+WARM = frozenset((RunState.RUNNING, RunState.WAITING))
+
+
+class Run:
+    """One run that has not ended, or whose machine is not removed yet."""
+
+    def __init__(self, head: Head, context: ContextLog, on_wait: Callable[[str, Wait], None]) -> None:
+        """on_wait: told of every open wait (run id, wait), for its deadline."""
+        self.id = head.run_id
+        self.record: Record = from_head(head)
+        self.branch = head.branch
+        self.context = context
+        self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
+        self.progressed = False  # the guest wrote something new in this epoch
+        self.quiet_since = time.monotonic()  # when a call last came, or was answered
+        self._version = head.version
+        self._on_wait = on_wait
+        self._lock = asyncio.Lock()
+        self._changed = asyncio.Event()
+        self._busy = 0  # calls in progress that are not waits
+        self._asking: dict[str, int] = {}  # wait id -> calls that wait for it now
+        self._owed: set[str] = set()  # completed waits that the guest has not been told of
+        for wait in self.record.waits.open:
+            on_wait(self.id, wait)
+
+    # -- what others see
+
+    @property
+    def state(self) -> RunState:
+        return self.record.state
+
+    @property
+    def ended(self) -> bool:
+        return self.record.state in TERMINAL
+
+    def notify(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def until(self, true: Callable[[], bool], timeout_s: float | None = None) -> bool:
+        """Wait until ``true()``, looked at after every change; False when the time is over."""
+
+        async def look() -> None:
+            while not true():
+                await self._changed.wait()
+
+        try:
+            await asyncio.wait_for(look(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def look(self) -> None:
+        """Something may have happened to the sandbox."""
+        self.look_wanted = True
+        self.notify()
+
+    # -- writing
+
+    async def atomically(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        """Run ``act`` under the run's lock, to its end even if the caller goes away meanwhile."""
+
+        async def locked() -> Result:
+            async with self._lock:
+                return await act()
+
+        return await asyncio.shield(asyncio.ensure_future(locked()))
+
+    async def write(
+        self,
+        *new: NewEntry,
+        to: RunState | None = None,
+        epoch: int | None = None,
+        why: dict[str, Any] | None = None,
+        fork: tuple[int, int] | None = None,
+        waits: Waits | None = None,
+        **changes: Any,
+    ) -> list[Entry]:
+        """Append entries, take the arrow to ``to`` and replace fields of the record: one transaction. Under the lock.
+
+        epoch: None is the host's own act. why: the payload of the transition's entry. fork: (parent branch, seq).
+        waits: those of the new branch at a fork.
+        """
+        waits = self.record.waits if waits is None else waits
+        entries = list(new)
+        for entry in entries:
+            waits = waits.after(entry.kind, entry.payload)
+        if epoch is not None and epoch > self.record.epoch:
+            changes["epoch"] = epoch
+            self.progressed = False
+        if to is not None:
+            check(self.id, self.state, to)
+            changes["state"] = to
+            entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
+        record = msgspec.structs.replace(self.record, waits=waits, **changes)
+        head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
+        if fork is None:
+            written = await self.context.append(self.id, entries, epoch=epoch, head=head)
+        else:
+            written = await self.context.fork(
+                self.id, entries, parent=fork[0], fork_seq=fork[1], epoch=epoch, head=head
+            )
+        older, self.record = self.record, record
+        self._version += head is not None
+        if written:
+            self.branch = written[-1].branch
+        if fork is not None or to is RunState.RECOVERING:
+            self._owed.clear()  # it may never ask for them again; what it asks, it asks at once
+        for wait in waits.open:
+            if older.waits.find(wait.id) is None:
+                self._on_wait(self.id, wait)
+        self.notify()
+        return written
+
+    async def complete_wait(self, wait: Wait, outcome: dict[str, Any], *before: NewEntry) -> None:
+        """Complete an open wait, exactly once. Under the lock; the caller has seen that it is open.
+
+        outcome: the payload of its entry: {"outcome": "completed" | "timed-out", "value", "by", "at", "signal"}.
+        """
+        done = NewEntry(kind="wait.completed", key=wait.key, payload={"wait": wait.id, "kind": wait.kind, **outcome})
+        others = len(self.record.waits.open) > 1
+        if self.state is RunState.WAITING and not others:
+            await self.write(*before, done, to=RunState.RUNNING, why={"wait": wait.id})
+        else:
+            asleep = self.state in (RunState.SUSPENDING, RunState.SUSPENDED)
+            await self.write(*before, done, wake=self.record.wake or asleep)
+        self._owed.add(wait.id)
+
+    async def signal(self, name: str, value: Any) -> None:
+        """Deliver a signal to the oldest wait for it, or keep it."""
+
+        async def act() -> None:
+            self._check_going()
+            signal = Signal(id=new_id(), name=name, value=value, at=time.time())
+            entry = NewEntry(kind="signal", payload={"signal": msgspec.to_builtins(signal)})
+            wait = self.record.waits.taker(name)
+            if wait is None:
+                await self.write(entry)
+            else:
+                await self.complete_wait(wait, taking(signal), entry)
+
+        await self.atomically(act)
+
+    async def timeout(self, wait_id: str) -> None:
+        """The deadline of a wait has passed; nothing happens when it is not open any more."""
+
+        async def act() -> None:
+            wait = self.record.waits.find(wait_id)
+            if wait is not None and not self.ended:
+                outcome = "completed" if wait.kind == "timer" else "timed-out"
+                await self.complete_wait(wait, {"outcome": outcome, "at": time.time()})
+
+        await self.atomically(act)
+
+    async def cancel(self, reason: str) -> None:
+        async def act() -> None:
+            self._check_going()
+            error = {"code": "cancelled", "message": reason or "cancelled", "hint": "", "details": {}}
+            epoch = self.record.epoch + 1  # the fence: its machine can do nothing any more
+            await self.write(to=RunState.CANCELLED, epoch=epoch, why={"reason": reason}, error=error)
+
+        await self.atomically(act)
+
+    def _check_going(self) -> None:
+        if self.ended:
+            raise Conflict(f"run {self.id} has ended: it is {self.state}", state=self.state)
+
+    # -- calls in progress
+
+    async def admit(self, epoch: int) -> None:
+        """Returns once a call of this epoch may be handled. StaleEpoch: its machine is to end. Unavailable: ask again.
+
+        While the machine is being captured nothing is answered, so that the snapshot is of exactly one position.
+        """
+        while True:
+            if self.ended or epoch != self.record.epoch:
+                hint = "This machine is to end."
+                raise StaleEpoch(f"run {self.id} is {self.state} in epoch {self.record.epoch}, not {epoch}", hint=hint)
+            if self.state in WARM:
+                return
+            if self.state in (RunState.SUSPENDED, RunState.RECOVERING):
+                raise Unavailable(f"run {self.id} is {self.state}: ask again")
+            await self._changed.wait()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """A call that is no wait is in progress: the machine is not suspended meanwhile."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            self._quiet()
+
+    @contextmanager
+    def asking(self, wait_id: str) -> Iterator[None]:
+        """A call waits for this wait now."""
+        self._asking[wait_id] = self._asking.get(wait_id, 0) + 1
+        self._quiet()
+        try:
+            yield
+        finally:
+            self._asking[wait_id] -= 1
+            if not self._asking[wait_id]:
+                del self._asking[wait_id]
+            self._quiet()
+
+    def told(self, wait_id: str) -> None:
+        """The guest has the answer of a completed wait."""
+        self._owed.discard(wait_id)
+        self._quiet()
+
+    def _quiet(self) -> None:
+        self.quiet_since = time.monotonic()
+        self.notify()
+
+    def idle(self) -> bool:
+        """Only waits are open, the program asks for each of them, and it has heard of every other one."""
+        waits = self.record.waits.open
+        return bool(waits) and not self._busy and not self._owed and all(wait.id in self._asking for wait in waits)
+
+
+def taking(signal: Signal) -> dict[str, Any]:
+    """The outcome of a wait that takes this signal."""
+    return {"outcome": "completed", "value": signal.value, "at": signal.at, "signal": signal.id}
