@@ -1,0 +1,39 @@
+"""What agent authors import; the same code in a guest and outside. Standard library only, and little of it.
+
+An agent is a function that takes a ``Context`` first::
+
+    from perdure import Context, agent
+
+    @agent(image="python:3.12-slim", memory_mib=512)
+    def research(ctx: Context, topic: str) -> str:
+        turn = ctx.chat(f"What is {topic}?")
+        verdict = ctx.approval("Publish this?", show=turn.text, timeout="3d")
+        return turn.text if verdict.approved else verdict.comment
+
+An ``async def`` agent takes an ``AsyncContext``: the same methods, awaited. Under emulation every import counts: no
+``typing``, ``dataclasses``, ``inspect`` or ``asyncio`` is imported unless the author does.
+"""
+
+from __future__ import annotations
+
+from perdure.agent.context import Context as Context
+from perdure.agent.declaration import Agent as Agent
+from perdure.agent.declaration import agent as agent
+from perdure.agent.values import Turn as Turn
+from perdure.agent.values import Verdict as Verdict
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from perdure.agent.tasks import AsyncContext as AsyncContext
+
+__all__ = ["agent", "Agent", "Context", "AsyncContext", "Turn", "Verdict"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "AsyncContext":  # imports asyncio
+        from perdure.agent.tasks import AsyncContext
+
+        return AsyncContext
+    raise AttributeError(f"module 'perdure.agent' has no attribute {name!r}")

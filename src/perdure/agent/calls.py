@@ -1,0 +1,125 @@
+"""The calls of ``perdure.runs.calls`` as values: what to ask, and what an answer means. Pure.
+
+A call is a path and a JSON body; the contexts (``context`` for functions, ``tasks`` for coroutines) carry them
+through the door.
+"""
+
+from __future__ import annotations
+
+import json
+
+from perdure.agent.values import Verdict, seconds, to_json
+from perdure.errors import InvalidValue, ProtocolError, StepFailed, from_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from perdure.agent.values import Duration
+
+BASE = "/perdure/v1/"
+DOUBTS = ("retry", "ask", "fail")
+
+
+class Lane:
+    """A sequence of calls: each takes the next ordinal. In guest memory, so that a restore rewinds it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.children = 0
+        self._next = 0
+
+    def take(self) -> int:
+        ordinal = self._next
+        self._next += 1
+        return ordinal
+
+    def child(self) -> Lane:
+        """The lane of a task that this lane's task started."""
+        self.children += 1
+        return Lane(f"{self.name}.{self.children}")
+
+
+def answer(status: int, body: bytes) -> Any:
+    """The value of a JSON answer; raises the host's error for a status of 400 and above."""
+    try:
+        value = json.loads(body) if body else {}
+    except ValueError:
+        raise ProtocolError(f"the host's answer is not JSON: {body[:80]!r}") from None
+    if status < 400:
+        return value
+    error = value.get("error") if isinstance(value, dict) else None
+    raise from_json(error if isinstance(error, dict) else {"message": f"the host answered {status}"})
+
+
+def text(value: Any, what: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidValue(f"{what} is to be a string that is not empty, and is {value!r}")
+    return value
+
+
+def step(name: str, on_doubt: str) -> dict[str, Any]:
+    if on_doubt not in DOUBTS:
+        raise InvalidValue(f"ctx.step: on_doubt={on_doubt!r} is unknown", hint=f"known are {', '.join(DOUBTS)}")
+    return {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
+
+
+def recorded(name: str, value: dict[str, Any]) -> Any:
+    """The result in a step's answer. ``StepFailed`` where an error is recorded."""
+    error = value.get("error")
+    if error is None:
+        return value.get("result")
+    raise StepFailed(f"step {name!r} failed: {error.get('type', 'error')}: {error.get('message', '')}", **error)
+
+
+def error(problem: BaseException) -> dict[str, Any]:
+    """An exception as it is recorded."""
+    import traceback
+
+    lines = traceback.format_exception(type(problem), problem, problem.__traceback__)
+    return {"type": type(problem).__name__, "message": str(problem), "traceback": "".join(lines)}
+
+
+def sleep(duration: Duration) -> dict[str, Any]:
+    return {"kind": "time", "seconds": seconds(duration, "ctx.sleep")}
+
+
+def signal(name: str, timeout: Duration | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"kind": "signal", "name": text(name, "ctx.wait_for: the name")}
+    if timeout is not None:
+        body["timeout_s"] = seconds(timeout, "ctx.wait_for: timeout")
+    return body
+
+
+def signalled(name: str, value: dict[str, Any]) -> Any:
+    """The value of a signal. The builtin ``TimeoutError`` where none came in time."""
+    if value.get("timed_out"):
+        raise TimeoutError(f"no signal {name!r} came in time")
+    return value.get("value")
+
+
+def approval(prompt: str, show: Any, timeout: Duration | None) -> dict[str, Any]:
+    body: dict[str, Any] = {"kind": "approval", "prompt": text(prompt, "ctx.approval: the question")}
+    if show is not None:
+        body["show"] = to_json(show, "ctx.approval: show")
+    if timeout is not None:
+        body["timeout_s"] = seconds(timeout, "ctx.approval: timeout")
+    return body
+
+
+def verdict(value: dict[str, Any]) -> Verdict:
+    return Verdict(
+        bool(value.get("approved")),
+        value.get("comment") or "",
+        value.get("by") or "",
+        value.get("at") or 0.0,
+        bool(value.get("timed_out")),
+    )
+
+
+def emit(name: str, value: Any) -> dict[str, Any]:
+    return {"name": text(name, "ctx.emit: the name"), "value": to_json(value, f"ctx.emit({name!r})")}
+
+
+def message(role: str, content: Any) -> dict[str, Any]:
+    return {"message": {"role": text(role, "ctx.message: the role"), "content": to_json(content, "ctx.message")}}

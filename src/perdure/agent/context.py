@@ -1,0 +1,146 @@
+"""``Context``: what a function that is an agent can ask of the host."""
+
+from __future__ import annotations
+
+import time
+
+from perdure.agent import calls, completion
+from perdure.agent.door import Door, retry_s
+from perdure.agent.http1 import AnswerReader
+from perdure.agent.steps import arguments, outcome
+from perdure.agent.values import to_json
+from perdure.errors import ProviderFailed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from perdure.agent.values import Duration, Turn, Verdict
+
+    Messages = str | list[dict[str, Any]]
+
+
+class Stream:
+    """The pieces of a model's answer as it says them. ``turn`` is the whole answer once they have ended."""
+
+    def __init__(self, pieces: Iterator[str | Turn]) -> None:
+        self._pieces = pieces
+        self._turn: Turn | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            if isinstance(piece, str):
+                yield piece
+            else:
+                self._turn = piece
+
+    @property
+    def turn(self) -> Turn:
+        """The whole turn; what was not iterated yet is read first."""
+        for _ in self:
+            pass
+        if self._turn is None:
+            raise ProviderFailed("this stream failed before its end")
+        return self._turn
+
+
+class Context:
+    """The host, as an agent's function sees it. Every method may take days: the machine sleeps meanwhile.
+
+    run_id: the run's id. All methods raise the errors of ``perdure.errors`` that the host answers.
+    """
+
+    def __init__(self, run_id: str, lane: calls.Lane, door: Door) -> None:
+        self.run_id = run_id
+        self._lane = lane
+        self._door = door
+
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        on_delta: Callable[[str], Any] | None = None,
+        **parameters: Any,
+    ) -> Turn:
+        """One turn of a model. ``messages``: OpenAI messages, or a string for one of the user's.
+
+        model: None for the provider's own. on_delta is called with each piece of text as it comes. ``parameters`` are
+        passed on (temperature, max_tokens, tools …). An answered turn is never asked again. ``ProviderFailed``.
+        """
+        stream = Stream(self._chat(messages, model, on_delta is not None, parameters))
+        for delta in stream:
+            if on_delta is not None:
+                on_delta(delta)
+        return stream.turn
+
+    def chat_stream(self, messages: Messages, *, model: str | None = None, **parameters: Any) -> Stream:
+        """The same, to iterate: ``for piece in (stream := ctx.chat_stream(...))``, then ``stream.turn``."""
+        return Stream(self._chat(messages, model, True, parameters))
+
+    def _chat(
+        self, messages: Messages, model: str | None, is_stream: bool, parameters: dict[str, Any]
+    ) -> Iterator[str | Turn]:
+        body = completion.request(messages, model, is_stream, parameters)
+        ordinal = self._lane.take()
+        said, failures = "", 0
+        while True:
+            retelling = completion.Retelling(said)
+            try:
+                reader = AnswerReader()
+                answer = completion.Completion(is_stream)
+                for piece in self._door.stream(reader, completion.PATH, self._lane, ordinal, body):
+                    answer.expect(reader.status)
+                    for delta in answer.feed(piece):
+                        if fresh := retelling.fresh(delta):
+                            said += fresh
+                            yield fresh
+                yield answer.turn(reader.status)
+                return
+            except OSError:  # the connection, or a stream that died with a server: the same key is asked again
+                failures += 1
+                time.sleep(retry_s(failures))
+
+    def step(self, name: str, function: Callable[..., Any], *args: Any, on_doubt: str = "retry", **kwargs: Any) -> Any:
+        """Run ``function`` once for all: its result is recorded, and answered from the log afterwards.
+
+        on_doubt says what happens where a crash came between its effect and its record: "retry" (the function is safe
+        to repeat; a parameter ``idempotency_key`` gets a key that stays the same), "ask" a person, or "fail". Results
+        are JSON values or dataclasses. ``StepFailed`` when it raised, now or before.
+        """
+        ordinal = self._lane.take()
+        state = self._door.call(self._lane, "step", calls.step(name, on_doubt), ordinal)
+        if state["status"] == "run":
+            try:
+                result = function(*args, **arguments(function, kwargs, state))
+                end = {"result": to_json(result, f"step {name!r}: its result")}
+            except Exception as problem:
+                end = {"error": calls.error(problem)}
+            state = self._door.call(self._lane, "step/end", end, ordinal)
+        return outcome(name, function, state)
+
+    def sleep(self, duration: Duration) -> None:
+        """Wait for seconds, or ``"90s"``, ``"15m"``, ``"3d"``."""
+        self._door.call(self._lane, "wait", calls.sleep(duration))
+
+    def wait_for(self, name: str, *, timeout: Duration | None = None) -> Any:
+        """Wait for a signal and return its value (``perdure signal RUN NAME VALUE``). ``TimeoutError``."""
+        return calls.signalled(name, self._door.call(self._lane, "wait", calls.signal(name, timeout)))
+
+    def approval(self, prompt: str, *, show: Any = None, timeout: Duration | None = None) -> Verdict:
+        """Ask a person (``perdure approve RUN``). ``show``: what they are to look at. Late is not approved."""
+        return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, timeout)))
+
+    def emit(self, name: str, value: Any = None) -> None:
+        """Tell whoever follows the run (``perdure log RUN --follow``)."""
+        self._door.call(self._lane, "emit", calls.emit(name, value))
+
+    def message(self, role: str, content: Any) -> None:
+        """Record a message of the conversation in the run's context log."""
+        self._door.call(self._lane, "message", calls.message(role, content))
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages recorded so far; they can be given to ``chat`` as they are."""
+        found: list[dict[str, Any]] = self._door.call(self._lane, "messages", {})["messages"]
+        return found

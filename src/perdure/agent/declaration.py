@@ -1,0 +1,51 @@
+"""``@agent``: marks a function as an agent and says what machine it wants."""
+
+from __future__ import annotations
+
+from perdure.errors import InvalidValue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+DURABILITIES = ("snapshot",)
+
+
+class Agent:
+    """A function that can be run durably. Calling it calls the function."""
+
+    def __init__(
+        self, function: Callable[..., Any], *, image: str, memory_mib: int | None, vcpus: int | None, durability: str
+    ) -> None:
+        if durability not in DURABILITIES:
+            raise InvalidValue(f"durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}")
+        self.function = function
+        self.image = image
+        self.memory_mib = memory_mib
+        self.vcpus = vcpus
+        self.durability = durability
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__wrapped__ = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<agent {self.__name__}>"
+
+
+def agent(
+    *, image: str = "", memory_mib: int | None = None, vcpus: int | None = None, durability: str = "snapshot"
+) -> Callable[[Callable[..., Any]], Agent]:
+    """Mark a function as an agent.
+
+    image: what its microVM runs ("": the server's default image, which has Python); it needs ``python3``, 3.9 or newer.
+    memory_mib, vcpus: the machine's size. durability: "snapshot". All are literals: they are read before anything runs.
+    """
+
+    def mark(function: Callable[..., Any]) -> Agent:
+        return Agent(function, image=image, memory_mib=memory_mib, vcpus=vcpus, durability=durability)
+
+    return mark

@@ -1,0 +1,55 @@
+"""The way out of the guest for functions: a plain socket to guestd, one connection per call."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+
+from perdure.agent import calls, http1
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+
+
+def address() -> tuple[str, int]:
+    """Where guestd listens; ``PERDURE_DOOR`` (HOST:PORT) names another place, for tests outside of a guest."""
+    host, _, port = os.environ.get("PERDURE_DOOR", http1.HOST).rpartition(":")
+    return host, int(port)
+
+
+def retry_s(failures: int) -> float:
+    """How long to wait after a connection failed ``failures`` times in a row."""
+    return RETRY_S[min(failures, len(RETRY_S)) - 1]
+
+
+class Door:
+    """Carries calls. A call whose connection fails is sent again under its own key: the answer cannot differ."""
+
+    def call(self, lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
+        """One call of the runs API and its JSON answer. Without ``ordinal`` it takes the lane's next one."""
+        ordinal = lane.take() if ordinal is None else ordinal
+        data = json.dumps(body).encode()
+        failures = 0
+        while True:
+            reader = http1.AnswerReader()
+            try:
+                content = b"".join(self.stream(reader, calls.BASE + name, lane, ordinal, data))
+                return calls.answer(reader.status, content)
+            except OSError:
+                failures += 1
+                time.sleep(retry_s(failures))
+
+    def stream(
+        self, reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes
+    ) -> Iterator[bytes]:
+        """Send once; the pieces of the body as they arrive. OSError when it breaks before its end."""
+        with socket.create_connection(address()) as link:
+            link.sendall(http1.request(path, lane.name, ordinal, body))
+            while not reader.done:
+                yield from reader.feed(link.recv(65536))

@@ -1,0 +1,137 @@
+"""What runs in the guest: ``python3 -m perdure.agent.run FILE.py:FUNCTION``.
+
+It asks for its input, calls the function, and tells how it ended. Exit status: 0 completed, 1 failed, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from perdure.agent import calls
+from perdure.agent.context import Context
+from perdure.agent.declaration import Agent
+from perdure.agent.door import Door
+from perdure.agent.values import from_json, to_json
+from perdure.errors import AgentInvalid, InvalidValue, PerdureError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+_IS_COROUTINE = 0x80  # CO_COROUTINE of code objects (the documentation of inspect)
+
+
+def load(path: str, name: str) -> Callable[..., Any]:
+    """The function that is the agent. ``AgentInvalid`` shows the line of the file that failed."""
+    module = type(sys)("__perdure_agent__")
+    module.__file__ = path
+    sys.modules[module.__name__] = module  # dataclasses and pickle look there
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # noqa: PTH100, PTH120 - pathlib is heavy in a guest
+    try:
+        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+            source = file.read()
+        exec(compile(source, path, "exec"), vars(module))
+    except Exception as problem:
+        line = _line_in(path, problem)
+        where = f"{path}, line {line}" if line else path
+        message = f"{where} does not import: {type(problem).__name__}: {problem}"
+        raise AgentInvalid(message, hint="correct the file; what it imports must be in the image") from problem
+    found = getattr(module, name, None)
+    if isinstance(found, Agent):
+        return found.function
+    if not hasattr(found, "__code__"):
+        agents = [key for key, value in vars(module).items() if isinstance(value, Agent)]
+        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent()"
+        raise AgentInvalid(f"{path} has no function {name!r}", hint=hint)
+    return found  # type: ignore[no-any-return]  # a function: it has code
+
+
+def _line_in(path: str, problem: BaseException) -> int:
+    if isinstance(problem, SyntaxError) and problem.filename == path:
+        return problem.lineno or 0
+    line, trace = 0, problem.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == path:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
+    """The keyword arguments, after the context, that the run's input makes. ``InvalidValue`` names what does not fit.
+
+    An object gives a value per parameter; any other value is that of the only parameter; null is no input.
+    """
+    code, name = function.__code__, function.__name__
+    positional = list(code.co_varnames[1 : code.co_argcount])
+    names = positional + list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
+    optional = {*positional[len(positional) - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
+    wanted = {key: kind for key, kind in function.__annotations__.items() if key in names}
+    has_keywords = bool(code.co_flags & 0x08)
+    if given is None:
+        given = {}
+    if not isinstance(given, dict) or (
+        len(names) == 1 and names[0] not in given and given and _takes_all(wanted, names)
+    ):
+        if len(names) != 1:
+            raise InvalidValue(
+                f"the input of {name} is to be a JSON object", hint=f"with values for: {', '.join(names) or 'nothing'}"
+            )
+        given = {names[0]: given}
+    if not has_keywords and (unknown := sorted(set(given) - set(names))):
+        raise InvalidValue(f"{name} takes no input {unknown[0]!r}", hint=f"it takes: {', '.join(names) or 'nothing'}")
+    if missing := [key for key in names if key not in given and key not in optional]:
+        raise InvalidValue(f"{name} needs the input {missing[0]!r}", hint=f"it takes: {', '.join(names)}")
+    return {
+        key: from_json(value, wanted.get(key), f"the input {key!r}", function.__globals__)
+        for key, value in given.items()
+    }
+
+
+def _takes_all(wanted: dict[str, Any], names: list[str]) -> bool:
+    """Whether an object is the only parameter itself: it is annotated as a dict or a dataclass."""
+    kind = wanted.get(names[0])
+    return kind is dict or (isinstance(kind, str) and kind.startswith("dict")) or hasattr(kind, "__dataclass_fields__")
+
+
+def failure(problem: BaseException) -> dict[str, Any]:
+    """How a run failed, as ``fail`` records it."""
+    told = calls.error(problem)
+    if isinstance(problem, PerdureError):
+        told |= {"code": problem.code, "message": problem.message, "hint": problem.hint}
+    else:
+        told["code"] = "agent-failed"
+    return told
+
+
+def main(arguments: list[str]) -> int:
+    path, _, name = arguments[0].rpartition(":") if len(arguments) == 1 else ("", "", "")
+    if not path or not name:
+        print("usage: python3 -m perdure.agent.run FILE.py:FUNCTION", file=sys.stderr)
+        return 2
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a snapshot is no place for output
+    door, lane = Door(), calls.Lane("main")
+    begun = door.call(lane, "begin", {})
+    try:
+        function = load(path, name)
+        inputs = keywords(function, begun.get("input"))
+        if function.__code__.co_flags & _IS_COROUTINE:
+            from perdure.agent.tasks import AsyncContext
+            from perdure.agent.tasks import run as run_tasks
+
+            result = run_tasks(function(AsyncContext(begun["run_id"]), **inputs), lane)
+        else:
+            result = function(Context(begun["run_id"], lane, door), **inputs)
+        end, body = "complete", {"result": to_json(result, f"what {name} returned")}
+    except (Exception, SystemExit) as problem:
+        end, body = "fail", {"error": failure(problem)}
+        print(body["error"]["traceback"], end="", file=sys.stderr)
+    sys.stdout.flush()
+    door.call(lane, end, body)
+    return 0 if end == "complete" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,175 @@
+"""``AsyncContext``: the same for coroutines. Imports asyncio; nothing else of the SDK does.
+
+Each asyncio task has a lane of its own, named when the task is made: its maker's lane, a dot, and its number among the
+maker's tasks. So concurrent tasks never race for an ordinal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+
+from perdure.agent import calls, completion, http1
+from perdure.agent.door import address, retry_s
+from perdure.agent.steps import arguments, outcome
+from perdure.agent.values import Turn, to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine
+    from typing import Any
+
+    from perdure.agent.context import Messages
+    from perdure.agent.values import Duration, Verdict
+
+_lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
+
+
+def run(main: Coroutine[Any, Any, Any], lane: calls.Lane) -> Any:
+    """Run an agent's coroutine in a fresh loop, with ``lane`` as its main task's."""
+
+    async def started() -> Any:
+        asyncio.get_running_loop().set_task_factory(_new_task)
+        _lane.set(lane)
+        return await main
+
+    return asyncio.run(started())
+
+
+def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    context = options.pop("context", None) or contextvars.copy_context()
+    if (lane := _lane.get(None)) is not None:
+        context.run(_lane.set, lane.child())
+
+    def make() -> asyncio.Task[Any]:
+        return asyncio.Task(coroutine, loop=loop, **options)
+
+    return context.run(make)  # a task copies the context that it is made in
+
+
+class AsyncContext:
+    """The host, as an agent's coroutine sees it. The methods are those of ``Context``, awaited."""
+
+    def __init__(self, run_id: str) -> None:
+        self.run_id = run_id
+
+    async def chat(
+        self,
+        messages: Messages,
+        *,
+        model: str | None = None,
+        on_delta: Callable[[str], Any] | None = None,
+        **parameters: Any,
+    ) -> Turn:
+        """One turn of a model. See ``Context.chat``."""
+        async for piece in self._chat(messages, model, on_delta is not None, parameters):
+            if isinstance(piece, Turn):
+                return piece
+            if on_delta is not None:
+                on_delta(piece)
+        raise AssertionError("a chat ends with its turn")
+
+    async def chat_stream(
+        self, messages: Messages, *, model: str | None = None, **parameters: Any
+    ) -> AsyncIterator[str | Turn]:
+        """Iterate the text as it comes: ``async for piece in ctx.chat_stream(...)``; the last piece is the ``Turn``."""
+        async for piece in self._chat(messages, model, True, parameters):
+            yield piece
+
+    async def _chat(
+        self, messages: Messages, model: str | None, is_stream: bool, parameters: dict[str, Any]
+    ) -> AsyncIterator[str | Turn]:
+        body = completion.request(messages, model, is_stream, parameters)
+        lane = _lane.get()
+        ordinal = lane.take()
+        said, failures = "", 0
+        while True:
+            retelling = completion.Retelling(said)
+            try:
+                reader = http1.AnswerReader()
+                answer = completion.Completion(is_stream)
+                async for piece in _stream(reader, completion.PATH, lane, ordinal, body):
+                    answer.expect(reader.status)
+                    for delta in answer.feed(piece):
+                        if fresh := retelling.fresh(delta):
+                            said += fresh
+                            yield fresh
+                yield answer.turn(reader.status)
+                return
+            except OSError:  # the connection, or a stream that died with a server: the same key is asked again
+                failures += 1
+                await asyncio.sleep(retry_s(failures))
+
+    async def step(
+        self, name: str, function: Callable[..., Any], *args: Any, on_doubt: str = "retry", **kwargs: Any
+    ) -> Any:
+        """Run a function or a coroutine function once for all. See ``Context.step``."""
+        lane = _lane.get()
+        ordinal = lane.take()
+        state = await _call(lane, "step", calls.step(name, on_doubt), ordinal)
+        if state["status"] == "run":
+            try:
+                result = function(*args, **arguments(function, kwargs, state))
+                if asyncio.iscoroutine(result):
+                    result = await result
+                end = {"result": to_json(result, f"step {name!r}: its result")}
+            except Exception as problem:
+                end = {"error": calls.error(problem)}
+            state = await _call(lane, "step/end", end, ordinal)
+        return outcome(name, function, state)
+
+    async def sleep(self, duration: Duration) -> None:
+        """See ``Context.sleep``."""
+        await _call(_lane.get(), "wait", calls.sleep(duration))
+
+    async def wait_for(self, name: str, *, timeout: Duration | None = None) -> Any:
+        """See ``Context.wait_for``."""
+        return calls.signalled(name, await _call(_lane.get(), "wait", calls.signal(name, timeout)))
+
+    async def approval(self, prompt: str, *, show: Any = None, timeout: Duration | None = None) -> Verdict:
+        """See ``Context.approval``."""
+        return calls.verdict(await _call(_lane.get(), "wait", calls.approval(prompt, show, timeout)))
+
+    async def emit(self, name: str, value: Any = None) -> None:
+        """See ``Context.emit``."""
+        await _call(_lane.get(), "emit", calls.emit(name, value))
+
+    async def message(self, role: str, content: Any) -> None:
+        """See ``Context.message``."""
+        await _call(_lane.get(), "message", calls.message(role, content))
+
+    async def messages(self) -> list[dict[str, Any]]:
+        """See ``Context.messages``."""
+        found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", {}))["messages"]
+        return found
+
+
+async def _call(lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
+    """The twin of ``Door.call``."""
+    ordinal = lane.take() if ordinal is None else ordinal
+    data = json.dumps(body).encode()
+    failures = 0
+    while True:
+        reader = http1.AnswerReader()
+        try:
+            pieces = [piece async for piece in _stream(reader, calls.BASE + name, lane, ordinal, data)]
+            return calls.answer(reader.status, b"".join(pieces))
+        except OSError:
+            failures += 1
+            await asyncio.sleep(retry_s(failures))
+
+
+async def _stream(
+    reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes
+) -> AsyncIterator[bytes]:
+    """Send once; the pieces of the body as they arrive. OSError when it breaks before its end."""
+    incoming, outgoing = await asyncio.open_connection(*address())
+    try:
+        outgoing.write(http1.request(path, lane.name, ordinal, body))
+        await outgoing.drain()
+        while not reader.done:
+            for piece in reader.feed(await incoming.read(65536)):
+                yield piece
+    finally:
+        outgoing.close()

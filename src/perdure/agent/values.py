@@ -1,0 +1,170 @@
+"""The values an agent gets and gives, and their way to JSON and back. Pure."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from perdure.errors import InvalidValue
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Duration = float | int | str
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+class Turn:
+    """One answer of a model. ``message`` can be appended to the messages of the next turn as it is."""
+
+    __slots__ = ("completion_tokens", "finish_reason", "message", "model", "prompt_tokens", "text")
+
+    def __init__(
+        self,
+        text: str,
+        message: dict[str, Any],
+        *,
+        model: str = "",
+        finish_reason: str = "",
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+    ) -> None:
+        self.text = text
+        self.message = message
+        self.model = model
+        self.finish_reason = finish_reason
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
+
+    @property
+    def usage(self) -> dict[str, int]:
+        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens}
+
+    def __repr__(self) -> str:
+        return f"Turn({self.text!r}, model={self.model!r}, usage={self.usage})"
+
+
+class Verdict:
+    """What a person decided. ``at``: seconds since the epoch; a timeout is not approved, with ``timed_out``."""
+
+    __slots__ = ("approved", "at", "by", "comment", "timed_out")
+
+    def __init__(
+        self, approved: bool, comment: str = "", by: str = "", at: float = 0.0, timed_out: bool = False
+    ) -> None:
+        self.approved = approved
+        self.comment = comment
+        self.by = by
+        self.at = at
+        self.timed_out = timed_out
+
+    def __bool__(self) -> bool:
+        return self.approved
+
+    def __repr__(self) -> str:
+        return (
+            f"Verdict(approved={self.approved}, comment={self.comment!r}, by={self.by!r}, timed_out={self.timed_out})"
+        )
+
+
+def seconds(duration: Duration, what: str = "duration") -> float:
+    """``3``, ``0.5``, ``"90s"``, ``"15m"``, ``"3d"``, ``"1d12h"`` or a timedelta, in seconds. ``InvalidValue``."""
+    if hasattr(duration, "total_seconds"):
+        duration = duration.total_seconds()
+    if isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        value = float(duration)
+    elif isinstance(duration, str):
+        value = _parsed(duration, what)
+    else:
+        raise _no_duration(duration, what)
+    if not 0 <= value < float("inf"):
+        raise _no_duration(duration, what)
+    return value
+
+
+def _parsed(text: str, what: str) -> float:
+    total, number, unit = 0.0, "", ""
+    for sign in text.replace(" ", "") + "\0":
+        if sign.isdigit() or sign == "." or sign == "\0":
+            if unit:
+                if unit not in _UNITS_S:
+                    raise _no_duration(text, what)
+                try:
+                    total += float(number) * _UNITS_S[unit]
+                except ValueError:
+                    raise _no_duration(text, what) from None
+                number, unit = "", ""
+            number += sign
+        else:
+            unit += sign
+    if number != "\0" or len(text) == 0:
+        raise _no_duration(text, what)
+    return total
+
+
+def _no_duration(value: Any, what: str) -> InvalidValue:
+    return InvalidValue(
+        f"{what}: {value!r} is not a length of time", hint='write seconds, or "90s", "15m", "12h", "3d"'
+    )
+
+
+def to_json(value: Any, what: str) -> Any:
+    """``value`` as JSON would give it back (tuples are lists, dataclasses objects). ``InvalidValue`` names ``what``."""
+    try:
+        return json.loads(json.dumps(value, default=_dataclass, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        hint = "give JSON values (str, int, float, bool, None, list, dict) or dataclasses of them"
+        raise InvalidValue(f"{what} is not a JSON value: {error}", hint=hint) from None
+
+
+def _dataclass(value: Any) -> Any:
+    fields = getattr(type(value), "__dataclass_fields__", None)
+    if fields is None:
+        raise TypeError(f"a {type(value).__name__} is in it")
+    return {name: getattr(value, name) for name in fields}
+
+
+def from_json(value: Any, wanted: Any, what: str, names: dict[str, Any]) -> Any:
+    """``value`` as the annotation ``wanted`` asks: a dataclass is made, a plain type is checked, others pass.
+
+    ``names``: the globals that a string annotation is read in. ``InvalidValue`` says what was wanted.
+    """
+    if isinstance(wanted, str):
+        try:
+            wanted = eval(wanted, names)  # what typing.get_type_hints does; the author's own file
+        except Exception:  # an annotation that only a type checker understands
+            return value
+    if hasattr(wanted, "__dataclass_fields__"):
+        return _make(value, wanted, what)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted in (str, int, float, bool, list, dict) and (
+        not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
+    ):
+        raise InvalidValue(f"{what} is to be {wanted.__name__}, and is {_name(value)}: {_short(value)}")
+    return value
+
+
+def _make(value: Any, wanted: Any, what: str) -> Any:
+    if not isinstance(value, dict):
+        raise InvalidValue(f"{what} is to be an object for {wanted.__name__}, and is {_name(value)}: {_short(value)}")
+    fields = wanted.__dataclass_fields__
+    if unknown := sorted(set(value) - set(fields)):
+        raise InvalidValue(f"{what}: {wanted.__name__} has no {unknown[0]!r}", hint=f"it has {', '.join(fields)}")
+    names = vars(sys.modules[wanted.__module__]) if wanted.__module__ in sys.modules else {}
+    made = {name: from_json(item, fields[name].type, f"{what}.{name}", names) for name, item in value.items()}
+    try:
+        return wanted(**made)
+    except (TypeError, ValueError) as error:
+        raise InvalidValue(f"{what} does not make a {wanted.__name__}: {error}") from None
+
+
+def _name(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
