@@ -6,9 +6,10 @@ lines must start at once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing takes long to import, and nothing here needs it to run
 if TYPE_CHECKING:
+    from typing import Any
+
     from perdure.agent import Context as Context
     from perdure.agent import Turn as Turn
     from perdure.agent import Verdict as Verdict

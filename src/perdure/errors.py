@@ -30,7 +30,9 @@ The code of an error is the same in HTTP bodies, in ``--format json`` and in Pyt
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+TYPE_CHECKING = False  # typing takes long to import below the dotted line, and nothing here needs it to run
+if TYPE_CHECKING:
+    from typing import Any, ClassVar
 
 
 class PerdureError(Exception):

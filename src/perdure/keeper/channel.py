@@ -35,8 +35,6 @@ class Channel:
         """Listen in the working directory."""
         self.close()
         listener = socket.socket(socket.AF_UNIX)
-        if os.path.exists(LISTEN_PATH):
-            os.unlink(LISTEN_PATH)
         listener.bind(LISTEN_PATH)
         listener.listen(8)
         listener.setblocking(False)
@@ -49,6 +47,7 @@ class Channel:
             self._loop.forget(self._listener.fileno())
             self._listener.close()
             self._listener = None
+            os.unlink(LISTEN_PATH)
         self._guest_gone()
 
     def node_up(self, node: Stream) -> None:

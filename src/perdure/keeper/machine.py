@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _START_TIMEOUT_S = 30.0
 _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that machine's end
+_DEATH_TIMEOUT_S = 5.0  # between a connection that breaks and the end of the process
 _POLL_S = 0.002  # Firecracker does not say when its API socket is there
 _PLACEHOLDER = "placeholder"
 
@@ -154,7 +155,7 @@ class Machine:
         while self._api is None:
             self._check_alive()
             try:
-                self._api = Api(configuration.API_PATH, self._wait)
+                self._api = Api(configuration.API_PATH, self._wait, self._await_death)
             except OSError:
                 if time.monotonic() > deadline:
                     raise MachineFailed(f"Firecracker did not open its API within {_START_TIMEOUT_S:g} s") from None
@@ -298,6 +299,11 @@ class Machine:
         if self._death is not None:
             cause, detail = self._death
             raise MachineFailed(f"the machine ended ({cause}): {detail}", cause=cause)
+
+    def _await_death(self) -> None:
+        """Firecracker hung up: it is about to end. Raises MachineFailed with the cause."""
+        self._loop.run_until(lambda: self._death is not None, _DEATH_TIMEOUT_S)
+        self._check_alive()
 
     def _living(self) -> Api:
         self._check_alive()

@@ -31,9 +31,14 @@ def wait_readable(connection: socket.socket, timeout_s: float) -> None:
 class Api:
     """One Firecracker's API. Every method raises MachineFailed with Firecracker's own words when it refuses."""
 
-    def __init__(self, path: str, wait: Callable[[socket.socket, float], None] = wait_readable) -> None:
-        """Connect; OSError while nothing listens at ``path`` yet."""
-        self._wait = wait
+    def __init__(
+        self,
+        path: str,
+        wait: Callable[[socket.socket, float], None] = wait_readable,
+        on_broken: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Connect; OSError while nothing listens at ``path`` yet. ``on_broken`` may raise a better reason than ours."""
+        self._wait, self._on_broken = wait, on_broken
         self._socket = socket.socket(socket.AF_UNIX)
         try:
             self._socket.connect(path)
@@ -55,6 +60,7 @@ class Api:
             self._socket.sendall(head.encode() + payload)
             status, answer = self._answer(timeout_s)
         except OSError as error:
+            self._on_broken()
             raise MachineFailed(f"{method} {path}: the connection to Firecracker broke: {error}") from None
         if status >= 300:
             raise MachineFailed(f"Firecracker refused {method} {path} ({status}): {_fault(answer)}")
@@ -72,7 +78,7 @@ class Api:
             self._wait(self._socket, timeout_s)
             more = self._socket.recv(65536)
             if not more:
-                raise MachineFailed("Firecracker ended while it was asked")
+                raise ConnectionResetError("it was closed")
             data += more
 
     # Requests after the boot (those of the boot are in ``configuration.boot_requests``)

@@ -1,4 +1,4 @@
-"""How our machines are configured: pure values and the Firecracker requests made from them. Light: keepers import it."""
+"""How our machines are configured: values, and the Firecracker requests made from them. Light: keepers import it."""
 
 from __future__ import annotations
 

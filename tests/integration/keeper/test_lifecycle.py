@@ -1,0 +1,290 @@
+"""Who dies with whom, what is cleaned up, and what a later node learns."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, Unavailable
+from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.model import LauncherAddress
+
+from .conftest import DEADLINE_S, Host, gone
+
+SANDBOX = "0123456789ab"
+
+
+async def connected(host: Host) -> Launcher:
+    """A launcher that answers, started a moment ago."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return await Launcher.connect(host.address)
+        except Unavailable:
+            assert time.monotonic() < deadline, host.log()
+            await asyncio.sleep(0.01)
+
+
+async def running(host: Host, launcher: Launcher, **more: object) -> tuple[Keeper, int]:
+    """A keeper whose stand-in runs, and the stand-in's pid."""
+    keeper = await launcher.spawn(SANDBOX)
+    await keeper.request("restore", **host.restore(**more))
+    return keeper, int((await keeper.request("stat"))["firecracker_pid"])
+
+
+async def recorded(launcher: Launcher) -> dict[str, object]:
+    """The record that the dead machine left, once the launcher has seen its keeper die."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            for kept in await launcher.list():
+                if not kept.alive:
+                    return dict(kept.exit)
+            await asyncio.sleep(0.01)
+
+
+async def exited(keeper: Keeper) -> dict[str, object]:
+    event: asyncio.Future[dict[str, object]] = asyncio.get_running_loop().create_future()
+    keeper.listen(event.set_result)
+    async with asyncio.timeout(DEADLINE_S):
+        return await event
+
+
+async def closed(keeper: Keeper) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.shield(keeper.closed)
+
+
+async def ended(keeper: Keeper) -> None:
+    await keeper.request("end", timeout_s=DEADLINE_S)
+    await closed(keeper)
+
+
+async def test_end_leaves_nothing(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    assert (await launcher.list())[0].alive
+    folder = host.below / "m" / SANDBOX
+    assert folder.stat().st_mode & 0o777 == 0o700
+    await ended(keeper)
+    assert await gone(firecracker) and await gone(keeper.facts["pid"])
+    assert await launcher.list() == []
+    assert not folder.exists()
+    await ended(await launcher.spawn(SANDBOX))  # the name is free again
+
+
+async def test_a_killed_keeper_takes_its_machine_with_it(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    os.kill(keeper.facts["pid"], signal.SIGKILL)
+    await closed(keeper)
+    assert await gone(firecracker)
+    record = await recorded(launcher)
+    assert record["cause"] == "keeper-died" and "signal 9" in str(record["detail"])
+    assert [entry.name for entry in (host.below / "m" / SANDBOX).iterdir()] == ["exit.json"]
+    with pytest.raises(MachineFailed, match="is gone"):
+        await keeper.request("stat")
+    with pytest.raises(NotFound) as missing:
+        await launcher.attach(SANDBOX)
+    assert missing.value.details["cause"] == "keeper-died"
+    await launcher.forget(SANDBOX)
+    assert await launcher.list() == []
+
+
+async def test_a_killed_machine_is_reported_with_its_cause(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    os.kill(firecracker, signal.SIGSEGV)
+    event = await exited(keeper)
+    assert event["cause"] == "machine-died"
+    assert "signal 11" in str(event["detail"]) and "stand-in speaks" in str(event["detail"])
+    stat = await keeper.request("stat")
+    assert stat["state"] == "exited" and stat["exit"]["cause"] == "machine-died" and stat["firecracker_pid"] == 0
+    keeper.close()
+    record = await recorded(launcher)  # what a later node learns
+    assert record["cause"] == "machine-died"
+
+
+async def test_a_machine_that_dies_without_a_node_leaves_its_record(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    keeper.close()
+    await closed(keeper)
+    os.kill(firecracker, signal.SIGKILL)
+    record = await recorded(launcher)
+    assert record["cause"] == "machine-died" and "signal 9" in str(record["detail"])
+    assert await gone(keeper.facts["pid"])
+
+
+async def test_keepers_survive_their_launcher_and_are_found_again(host: Host) -> None:
+    first = host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    first.kill()
+    first.wait()
+    assert (await keeper.request("stat"))["firecracker_pid"] == firecracker  # the connection is the keeper's own
+    host.start()
+    launcher = await connected(host)
+    [kept] = await launcher.list()
+    assert kept.alive and kept.pid == keeper.facts["pid"]
+    again = await launcher.attach(SANDBOX)
+    await closed(keeper)  # the newer node has replaced it
+    assert again.facts["state"] == "running" and again.facts["firecracker_pid"] == firecracker
+    os.kill(again.facts["pid"], signal.SIGKILL)
+    assert await gone(firecracker)
+    assert (await recorded(launcher))["cause"] == "keeper-died"
+
+
+async def test_what_died_while_no_launcher_lived_is_cleaned_up(host: Host) -> None:
+    first = host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    first.kill()
+    first.wait()
+    os.kill(keeper.facts["pid"], signal.SIGKILL)
+    assert await gone(firecracker)
+    host.start()
+    launcher = await connected(host)
+    assert (await recorded(launcher))["cause"] == "keeper-died"
+    assert [entry.name for entry in (host.below / "m" / SANDBOX).iterdir()] == ["exit.json"]
+
+
+async def test_a_restore_that_fails_releases_everything(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper = await launcher.spawn(SANDBOX)
+    with pytest.raises(MachineFailed, match="refused PUT /snapshot/load"):
+        await keeper.request("restore", **host.restore(state="refuse-me"))
+    stat = await keeper.request("stat")
+    assert stat["state"] == "empty" and stat["firecracker_pid"] == 0
+    with pytest.raises(MachineFailed, match="could not be started"):
+        await keeper.request("restore", **host.restore(firecracker="/nowhere/firecracker"))
+    with pytest.raises(MachineFailed, match="machine-exited"):
+        await keeper.request("restore", **host.restore(state="exit-zero"))
+    with pytest.raises(MachineFailed, match="/nowhere/memory"):
+        await keeper.request(
+            "restore", **host.restore(memory={"kind": "file", "path": "/nowhere/memory", "name": "template"})
+        )
+    left = {entry.name for entry in (host.below / "m" / SANDBOX).iterdir()}
+    assert left <= {"keeper.sock", "console.log"}
+    await keeper.request("restore", **host.restore())  # and the keeper is as good as new
+    await ended(keeper)
+
+
+async def test_a_pager_that_dies_ends_its_machine(host: Host) -> None:
+    """A map that is not one: the pager refuses it, and the machine is not left frozen."""
+    host.start()
+    launcher = await connected(host)
+    keeper = await launcher.spawn(SANDBOX)
+    (host.folder / "map").write_bytes(b"not a map")
+    memory = {"kind": "layers", "map": str(host.folder / "map")}
+    try:
+        await keeper.request("restore", **host.restore(memory=memory))
+    except MachineFailed as error:  # it died while the machine was made …
+        assert "pager-died" in str(error)
+        assert (await keeper.request("stat"))["state"] == "empty"
+    else:  # … or just after
+        assert (await exited(keeper))["cause"] == "pager-died"
+    await ended(keeper)
+
+
+async def test_a_machine_without_a_node_is_kept_and_an_empty_keeper_is_not(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper = await launcher.spawn(SANDBOX)
+    with pytest.raises(AlreadyRunning):
+        await launcher.spawn(SANDBOX)
+    with pytest.raises(AlreadyRunning):
+        await launcher.forget(SANDBOX)
+    keeper.close()
+    assert await gone(keeper.facts["pid"])
+    keeper, firecracker = await running(host, launcher)
+    keeper.close()
+    await closed(keeper)
+    again = await launcher.attach(SANDBOX)
+    assert again.facts["firecracker_pid"] == firecracker
+    await ended(again)
+
+
+async def test_requests_that_a_state_does_not_allow(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper = await launcher.spawn(SANDBOX)
+    for op, params, kind in [
+        ("pause", {}, "illegal-transition"),
+        ("capture", {"kind": "diff", "folder": "/tmp"}, "illegal-transition"),
+        ("capture", {"kind": "half", "folder": "/tmp"}, "invalid-value"),
+        ("restore", {**host.restore(), "memory": 7}, "invalid-value"),
+        ("restore", {**host.restore(), "drives": {"../x": "/y"}}, "invalid-value"),
+        ("boot", {}, "invalid-value"),
+        ("dance", {}, "invalid-value"),
+    ]:
+        with pytest.raises(Exception) as refused:
+            await keeper.request(op, **params)
+        assert getattr(refused.value, "code", "") == kind, op
+    await ended(keeper)
+
+
+async def test_the_launcher_refuses_strangers_and_nonsense(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    with pytest.raises(NoRights):
+        await Launcher.connect(LauncherAddress("wrong", unix_path=host.address.unix_path))
+    for name in ("../x", "", "a/b", "x" * 65, ".hidden"):
+        with pytest.raises(InvalidValue):
+            await launcher.spawn(name)
+    with pytest.raises(NotFound):
+        await launcher.attach("nobody")
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.settimeout(DEADLINE_S)
+        stranger.connect(host.address.unix_path)
+        stranger.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        while stranger.recv(4096):
+            pass  # told why, then closed
+    assert Path(host.address.unix_path).stat().st_mode & 0o777 == 0o600
+    assert (await launcher.ping())["keepers"] == 0
+    second = host.start()
+    assert second.wait(DEADLINE_S) == 1 and "already serves" in host.log()
+
+
+async def test_programs_below_the_line(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    said: list[bytes] = []
+    argv = ["/bin/sh", "-c", "echo $WORD; pwd; echo oops >&2; sleep 100 & exit 7"]
+    assert await launcher.run(argv, env={"WORD": "hello"}, cwd="/usr", output=said.append) == 7
+    assert b"".join(said) == b"hello\n/usr\noops\n"
+    total = 0
+
+    def count(data: bytes) -> None:
+        nonlocal total
+        total += len(data)
+
+    assert await launcher.run(["head", "-c", "5000000", "/dev/zero"], output=count) == 0
+    assert total == 5_000_000
+    with pytest.raises(MachineFailed, match="No such file"):
+        await launcher.run(["/nowhere/program"])
+    with pytest.raises(TimeoutError):
+        await launcher.run(["/bin/sh", "-c", "exec sleep 1000"], cwd=str(host.below), timeout_s=0.5)
+    assert (await launcher.ping())["keepers"] == 0
+    # the fixture checks that the program (its folder is the below-line folder) has ended
+
+
+def test_the_launcher_imports_little() -> None:
+    """What is imported before it answers decides how long the emulated host takes to start."""
+    code = "import perdure.keeper.launcher, sys; print(*sys.modules)"
+    argv = [sys.executable, "-c", code]
+    modules = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
+    heavy = {"asyncio", "typing", "dataclasses", "inspect", "subprocess", "pathlib", "ctypes", "zstandard", "msgspec"}
+    assert not modules & heavy
