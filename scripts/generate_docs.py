@@ -1,0 +1,77 @@
+"""Write the pages under docs/reference that are drawn from the code: both command lines and the state tables.
+
+With ``--check`` nothing is written: a page that differs from the code is named, and the exit status is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+os.environ["COLUMNS"] = "100"  # argparse wraps at the terminal's width
+os.environ["NO_COLOR"] = "1"
+
+REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
+HEADER = "<!-- Written by `make docs` from the code; do not edit. -->\n\n"
+
+
+def commands_page(program: ModuleType, title: str, intro: str) -> str:
+    """One page for a command line: every command's help as it prints it."""
+    page = [HEADER, f"# {title}\n\n{intro}\n"]
+    for name in program.command_names():
+        parser: argparse.ArgumentParser = program.parser_of(program.command_module(name))
+        page.append(f"\n## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
+    return "".join(page)
+
+
+def states_page(tables: Sequence[tuple[str, str, Mapping[str, Sequence[str]]]]) -> str:
+    """One page with a diagram of each state table."""
+    page = [HEADER, "# States\n\nDrawn from the tables in the code; an arrow that is not here raises `illegal-transition`.\n"]
+    for title, module, arrows in tables:
+        page.append(f"\n## {title}\n\nFrom `{module}`.\n\n```mermaid\nstateDiagram-v2\n")
+        for state, targets in arrows.items():
+            page.extend(f"    {state} --> {target}\n" for target in targets)
+            if not targets:
+                page.append(f"    {state} --> [*]\n")
+        page.append("```\n")
+    return "".join(page)
+
+
+def pages() -> dict[Path, str]:
+    """The text of each generated page, by its path."""
+    from perdure.cli import fcrun, perdure
+    from perdure.execution.machine import states as machine_states
+    from perdure.execution.sandboxes import states as sandbox_states
+    from perdure.runs import states as run_states
+
+    tables = [
+        ("Run", "perdure.runs.states", run_states.ARROWS),
+        ("Sandbox", "perdure.execution.sandboxes.states", sandbox_states.ARROWS),
+        ("Machine", "perdure.execution.machine.states", machine_states.ARROWS),
+    ]
+    return {
+        REFERENCE / "fcrun.md": commands_page(fcrun, "fcrun", "Sandboxes that last: docker's words, for Firecracker microVMs."),
+        REFERENCE / "perdure.md": commands_page(perdure, "perdure", "Durable agents."),
+        REFERENCE / "states.md": states_page(tables),
+    }
+
+
+def main() -> int:
+    check = "--check" in sys.argv[1:]
+    stale = [path for path, text in pages().items() if not path.exists() or path.read_text() != text]
+    for path in stale:
+        if check:
+            print(f"{path} differs from the code; run: make docs", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(pages()[path])
+            print(path)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
