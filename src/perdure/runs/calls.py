@@ -68,8 +68,10 @@ class Calls:
             return _json_answer(await self._wait(run, call, _convert(body, WaitAsked, path)), call.offset)
         if name not in self._routes:
             raise NotFound(f"no such call: {path}", hint="See docs/formats/agent-calls.md.")
-        with run.working():
+        try:
             return _json_answer(await self._routes[name](run, call, body), call.offset)
+        finally:
+            run.touch()
 
     # -- model calls
 
@@ -179,22 +181,22 @@ class Calls:
             return _step_result(result)
         intents = [entry for entry in entries if entry.kind == "step.intent"]
         verdict = _last(entries, "wait.completed")
+        if verdict:
+            run.told(verdict.payload["wait"])
         decided = verdict is not None and verdict.seq > intents[-1].seq
-        in_doubt = any(entry.epoch in run.record.lost_epochs for entry in intents)
+        in_doubt = bool(intents) and intents[-1].epoch in run.record.lost_epochs
         if in_doubt and not decided and asked.on_doubt == "ask":
             return await self._doubt(run, call, asked, entries)
         refused = decided and verdict is not None and not (verdict.payload.get("value") or {}).get("approved")
         if in_doubt and (refused or asked.on_doubt == "fail"):
             why = "a person decided not to do it again" if refused else "its step is declared on_doubt=fail"
             message = f"step {asked.name!r} was begun on a machine that was lost: it may have taken effect; {why}"
-            payload = {"name": asked.name, "of": call.key, "error": {"type": "InDoubt", "message": message}}
-            return _step_result(
-                (await self._note(run, call, NewEntry(kind="step.result", key=call.key, payload=payload)))[0]
-            )
-        mine = [entry for entry in intents if entry.epoch == call.epoch]
-        if not mine or decided:
-            payload = {"name": asked.name, "on_doubt": asked.on_doubt, "attempt": len(intents) + 1}
-            payload["hash"] = request_hash(call)
+            kept: Body = {"name": asked.name, "of": call.key, "error": {"type": "InDoubt", "message": message}}
+            written = await self._note(run, call, NewEntry(kind="step.result", key=call.key, payload=kept))
+            return _step_result(written[0])
+        if not intents or intents[-1].epoch != call.epoch:
+            begun = {"name": asked.name, "on_doubt": asked.on_doubt, "attempt": len(intents) + 1}
+            payload = {**begun, "hash": request_hash(call)}
             await self._note(run, call, NewEntry(kind="step.intent", key=call.key, payload=payload))
         # The same for every attempt at this step, another one on a branch where another step has this key.
         identity = digest_of(canonical([run.id, call.key, request_hash(call)])).removeprefix("sha256:")[:32]
@@ -263,8 +265,8 @@ class Calls:
             return await self._open(run, call, wait)
         started = _started(wait, call)
         outcome = {"wait": wait.id, "kind": "signal", **taking(signal)}
-        done = NewEntry(kind="wait.completed", key=call.key, payload=outcome)
-        return (await self._note(run, call, started, done))[-1]
+        completed = NewEntry(kind="wait.completed", key=call.key, payload=outcome)
+        return (await self._note(run, call, started, completed))[-1]
 
     async def _open(self, run: Run, call: Call, wait: Wait) -> Wait:
         wait = msgspec.structs.replace(wait, since=time.time())

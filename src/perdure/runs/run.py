@@ -215,27 +215,28 @@ class Run:
             yield
         finally:
             self._busy -= 1
-            self._quiet()
+            self.touch()
 
     @contextmanager
     def asking(self, wait_id: str) -> Iterator[None]:
         """A call waits for this wait now."""
         self._asking[wait_id] = self._asking.get(wait_id, 0) + 1
-        self._quiet()
+        self.touch()
         try:
             yield
         finally:
             self._asking[wait_id] -= 1
             if not self._asking[wait_id]:
                 del self._asking[wait_id]
-            self._quiet()
+            self.touch()
 
     def told(self, wait_id: str) -> None:
         """The guest has the answer of a completed wait."""
         self._owed.discard(wait_id)
-        self._quiet()
+        self.touch()
 
-    def _quiet(self) -> None:
+    def touch(self) -> None:
+        """A call came, or was answered: the program goes on."""
         self.quiet_since = time.monotonic()
         self.notify()
 
