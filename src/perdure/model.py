@@ -124,6 +124,10 @@ class SnapshotInfo(Frozen, frozen=True, kw_only=True):
     total_s: float = 0.0  # suspend requested to durable
     position: LogPosition | None = None
 
+    @property
+    def stored_bytes(self) -> int:
+        return self.memory_bytes + self.disk_bytes + self.state_bytes
+
 
 class SandboxInfo(Frozen, frozen=True, kw_only=True):
     """A sandbox, as ``fcrun inspect`` and ``ps`` show it."""

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
 
 from perdure.client.transport import Progress, Transport
-from perdure.client.websocket import WebSocket
 from perdure.errors import PerdureError, Unavailable, from_json
 from perdure.formats.logs import STDERR as STDERR
 from perdure.formats.logs import STDOUT as STDOUT
@@ -29,6 +28,9 @@ from perdure.model import (
     SandboxSpec,
     SnapshotInfo,
 )
+
+if TYPE_CHECKING:
+    from perdure.client.websocket import WebSocket
 
 STDIN = 0
 

@@ -33,7 +33,7 @@ def command_names() -> list[str]:
     )
 
 
-def load(name: str) -> ModuleType:
+def command_module(name: str) -> ModuleType:
     """The module of a command."""
     module = name.replace("-", "_")
     return importlib.import_module(f"{__name__}.{module}_" if keyword.iskeyword(module) else f"{__name__}.{module}")
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
         if len(argv) > 1 and argv[0] == "help" and argv[1] in command_names():
-            parser_of(load(argv[1])).print_help()
+            parser_of(command_module(argv[1])).print_help()
             return 0
         sys.stdout.write(_overview())
         return 0
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     name = argv[0]
     if name not in command_names():
         return _unknown(name)
-    command = load(name)
+    command = command_module(name)
     try:
         options = parser_of(command).parse_args(argv[1:])
         return int(command.run(options))
@@ -98,7 +98,7 @@ def _unknown(name: str) -> int:
 
 
 def _overview() -> str:
-    commands = [load(name) for name in command_names()]
+    commands = [command_module(name) for name in command_names()]
     text = ["Usage: fcrun COMMAND [OPTIONS]\n\nSandboxes that last: Docker's words, for Firecracker microVMs\n"]
     for group in (*GROUPS, *sorted({str(command.GROUP) for command in commands} - set(GROUPS))):
         members = [command for command in commands if group == command.GROUP]

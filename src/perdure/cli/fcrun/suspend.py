@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> int:
                 continue
             print(ref, flush=True)
             if sys.stderr.isatty():
-                stored = size(snapshot.memory_bytes + snapshot.disk_bytes + snapshot.state_bytes)
+                stored = size(snapshot.stored_bytes)
                 sys.stderr.write(f"stored {stored} in {snapshot.total_s:.2f} s\n")
     return status

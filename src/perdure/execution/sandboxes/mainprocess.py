@@ -17,9 +17,9 @@ _log = logging.getLogger(__name__)
 
 
 class MainProcess:
-    """Carries output to the log, acknowledging what is in it; calls ``on_exit(status)`` after the last of it."""
+    """Carries output to the log, acknowledging what is in it; then calls ``on_exit(process, status)``."""
 
-    def __init__(self, process: Process, log: LogFile, on_exit: Callable[[int], Awaitable[None]]) -> None:
+    def __init__(self, process: Process, log: LogFile, on_exit: Callable[[Process, int], Awaitable[None]]) -> None:
         self.process = process
         self._log = log
         self._on_exit = on_exit
@@ -34,7 +34,7 @@ class MainProcess:
             return  # the machine is gone: whoever watches it says so
         finally:
             pump.cancel()
-        await self._on_exit(status)
+        await self._on_exit(self.process, status)
 
     async def _pump(self) -> None:
         try:

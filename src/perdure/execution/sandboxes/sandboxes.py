@@ -14,10 +14,11 @@ from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes import disk, names, workload
 from perdure.execution.sandboxes.ground import Ground
+from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.logfile import Watch
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, Record
-from perdure.execution.sandboxes.sandbox import Rooms, Sandbox
+from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home

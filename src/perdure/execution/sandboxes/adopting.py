@@ -1,0 +1,64 @@
+"""After a restart of the node: join a record with what lives. Adopt, roll back, finish, or say how it died."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from perdure.errors import PerdureError
+from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.sandboxes.machine import end_stray, why_gone
+from perdure.model import SandboxState as S
+
+_log = logging.getLogger(__name__)
+
+
+async def reconcile(life: Life, launcher: Launcher | None) -> None:
+    """``launcher`` is None where none answers: nothing lives then. What each state means: see ``states``."""
+    if life.state in (S.STARTING, S.RUNNING, S.SUSPENDING):
+        await _adopt(life, launcher)
+    elif launcher is not None:
+        await end_stray(launcher, life.id)
+    if life.state is S.RESUMING:
+        life.move("refused")
+    await asyncio.to_thread(life.folder.tidy, life.record)
+
+
+async def _adopt(life: Life, launcher: Launcher | None) -> None:
+    if launcher is None:
+        life.exited("died", "host-lost", "found so when the node started", None)
+        return
+    try:
+        keeper = await launcher.attach(life.id)
+    except PerdureError as error:
+        _log.warning("%s has no keeper: %s", life.id, error)
+        life.exited("died", *(await why_gone(launcher, life.id)), None)
+        await launcher.forget(life.id)
+        return
+    session = life.new_session()
+    machine = life.hold(launcher, keeper, session)
+    try:
+        if (await machine.request("stat")).get("state") == "paused":
+            await machine.request("continue")
+        guest = await session.ready(READY_TIMEOUT_S)
+        if guest.frozen:
+            await life.wake(session)
+        main = life.find_main(session)
+        await life.measure({})
+    except (PerdureError, TimeoutError) as error:
+        _log.warning("adoption of %s failed: %s", life.id, error)
+        cause, detail = await why_gone(launcher, life.id) if machine.over else ("adoption-failed", str(error))
+        await life.lost(cause, detail)
+        return
+    life.figures["main_pid"] = main.pid
+    if life.state is S.STARTING:
+        life.move("started", started=time.time())
+    elif life.state is S.SUSPENDING:
+        life.move("refused")
+    life.follow(main)
+    for process in session.processes.values():
+        if process.id != life.id:
+            life.discard(process)
+    life.emit("adopted")

@@ -1,0 +1,284 @@
+"""The life of one sandbox between its use cases: the record, the machine while there is one, and how it ends.
+
+What this offers is for the modules beside it (``starting``, ``suspending``, ``resuming``, ``adopting``); ``Sandbox`` is
+what others use. Whoever changes the state holds ``moving``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from perdure.errors import Conflict, MachineFailed, PerdureError, StaleEpoch
+from perdure.execution.guest.session import GuestCall, GuestSession, Identity, Process
+from perdure.execution.images.image import Image
+from perdure.execution.images.library import ImageLibrary
+from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.execution.sandboxes import states
+from perdure.execution.sandboxes.ground import Ground
+from perdure.execution.sandboxes.logfile import LogFile, Watch
+from perdure.execution.sandboxes.machine import Machine, end_stray
+from perdure.execution.sandboxes.mainprocess import MainProcess
+from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.snapshots.store import Store
+from perdure.formats.logs import STDERR, STDOUT
+from perdure.host.paths import Home
+from perdure.model import CallsEndpoint, SandboxInfo
+from perdure.model import SandboxState as S
+
+READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
+SYNC_BUDGET_S = 5.0
+ENTROPY_BYTES = 64
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """What all sandboxes of a node share."""
+
+    home: Home
+    ground: Ground
+    images: ImageLibrary
+    store: Store
+    answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
+    emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
+
+
+class Life(ABC):
+    """``session`` outlives the machine while suspended, so that streams go on where they were."""
+
+    def __init__(self, rooms: Rooms, folder: Folder, record: Record) -> None:
+        self.rooms = rooms
+        self.folder = folder
+        self.record = record
+        self.log = LogFile(folder.log)
+        self.changed = Watch()  # the state changed
+        self.moving = asyncio.Lock()
+        self.session: GuestSession | None = None
+        self.session_parent: str | None = None  # the snapshot that ``session`` can go on from
+        self.machine: Machine | None = None
+        self.main: MainProcess | None = None
+        self.figures: dict[str, Any] = {}
+        self.stopping = ""  # the cause to record when the main process exits now
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+    @property
+    def id(self) -> str:
+        return self.record.id
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def state(self) -> S:
+        return self.record.state
+
+    @property
+    def hostname(self) -> str:
+        return self.record.spec.hostname or self.record.id
+
+    @property
+    def image(self) -> Image:
+        return self.rooms.images.get(self.record.image_digest)
+
+    def info(self) -> SandboxInfo:
+        record = self.record
+        current = record.snapshot(record.parent) if record.parent else None
+        current = current or (record.snapshots[-1] if record.snapshots else None)
+        return SandboxInfo(
+            id=record.id,
+            name=record.name,
+            spec=record.spec,
+            state=record.state,
+            created=record.created,
+            started=record.started,
+            finished=record.finished,
+            exit_status=record.exit_status,
+            cause=record.cause,
+            detail=record.detail,
+            image_digest=record.image_digest,
+            snapshot=current.info if current else None,
+            stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots),
+            machine=self.figures if record.state in states.LIVE else {},
+        )
+
+    # -- moving -------------------------------------------------------------------------------------------------------
+    def check(self, event: str) -> None:
+        """Raises IllegalTransition where the table has no such arrow from here."""
+        states.after(self.state, event, name=self.name)
+
+    def save(self, **changes: Any) -> None:
+        """Change the record durably."""
+        record = msgspec.structs.replace(self.record, **changes)
+        self.folder.save(record)
+        self.record = record
+
+    def move(self, event: str, **changes: Any) -> None:
+        """Follow an arrow of the table, durably, and wake everybody who looks on."""
+        self.save(state=states.after(self.state, event, name=self.name), **changes)
+        self.changed.notify()
+        self.log.changed.notify()
+
+    def emit(self, kind: str, **details: Any) -> None:
+        self.rooms.emit(f"sandbox.{kind}", self.record, details)
+
+    def spawn_task(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- machine and session ------------------------------------------------------------------------------------------
+    def new_session(self) -> GuestSession:
+        """A fresh endpoint for the guest; who waits at a former one is told."""
+        if self.session is not None:
+            self.session.close(Conflict(f"sandbox {self.name} went on from another point"))
+        self.session, self.session_parent = GuestSession(self._answer_call), None
+        return self.session
+
+    async def spawn(self, launcher: Launcher, session: GuestSession) -> Machine:
+        """A keeper for this sandbox, joined to the session; no machine yet."""
+        await end_stray(launcher, self.id)
+        return self.hold(launcher, await launcher.spawn(self.id), session)
+
+    def hold(self, launcher: Launcher, keeper: Keeper, session: GuestSession) -> Machine:
+        machine = Machine(launcher, keeper, session, lambda cause, detail: self._died(machine, cause, detail))
+        self.machine = machine
+        return machine
+
+    def need_machine(self) -> Machine:
+        if self.machine is None:
+            raise MachineFailed(f"sandbox {self.name} has no machine")
+        return self.machine
+
+    def need_running(self) -> GuestSession:
+        """The session of a running sandbox. Raises Conflict."""
+        if self.state is not S.RUNNING or self.session is None:
+            hints = {S.SUSPENDED: f"Go on with it: fcrun resume {self.name}", S.CREATED: f"fcrun start {self.name}"}
+            raise Conflict(f"sandbox {self.name} is {self.state}, not running", hint=hints.get(self.state, ""))
+        return self.session
+
+    async def wake(self, session: GuestSession, identity: Identity | None = None) -> None:
+        """Set the clock, stir fresh entropy in, then let the workload run."""
+        await session.wake(time.time(), os.urandom(ENTROPY_BYTES), identity)
+
+    async def measure(self, answer: dict[str, Any]) -> None:
+        """Take down what the machine is made of, for ``inspect``."""
+        facts = await self.need_machine().request("stat")
+        self.figures = {
+            "keeper_pid": facts.get("pid"),
+            "firecracker_pid": facts.get("firecracker_pid"),
+            "pager_pid": facts.get("pager_pid"),
+            "backend": facts.get("backend"),
+            "emulated": self.rooms.ground.emulated,
+        } | {name: value for name, value in answer.items() if name.endswith("_s")}
+
+    def find_main(self, session: GuestSession) -> Process:
+        if (process := session.processes.get(self.id)) is None:
+            raise MachineFailed(f"the guest of sandbox {self.name} does not know its main process")
+        return process
+
+    def follow(self, process: Process) -> None:
+        """Carry the main process's output to the log, from where the log ends."""
+        for stream in (STDOUT, STDERR):
+            process.skip_to(stream, self.log.positions[stream])
+        self.main = MainProcess(process, self.log, self._main_exited)
+
+    def discard(self, process: Process) -> None:
+        """Nobody reads this process: drop what it writes, so that it never waits, and forget it when it exits."""
+        self.spawn_task(_drain(process))
+
+    async def end_machine(self, reason: PerdureError) -> None:
+        """End what there is of a machine; who waits at its session gets ``reason``."""
+        if self.main is not None:
+            self.main.cancel()
+        self.main = None
+        if self.machine is not None:
+            await self.machine.end()
+        self.machine = None
+        if self.session is not None:
+            self.session.close(reason)
+        self.session = None
+
+    # -- how it ends --------------------------------------------------------------------------------------------------
+    async def _main_exited(self, process: Process, status: int) -> None:
+        async with self.moving:
+            if self.state is not S.RUNNING or self.main is None or self.main.process is not process:
+                return  # suspended in this moment: told again after the resume
+            self.main = None
+            if not self.record.spec.auto_remove:
+                await self.sync()
+            await self.end_machine(MachineFailed(f"sandbox {self.name} has exited"))
+            self.exited("exited", self.stopping or "exit", "", status)
+
+    async def sync(self) -> None:
+        """Bring the guest's files to its disk: they are kept for the next start."""
+        try:
+            if self.session is not None:
+                async with asyncio.timeout(SYNC_BUDGET_S):
+                    await self.session.quiesce(SYNC_BUDGET_S)
+        except (PerdureError, TimeoutError) as error:
+            _log.warning("sync of %s: %s", self.id, error)
+
+    def exited(self, event: str, cause: str, detail: str, status: int | None) -> None:
+        """Record the end, and remove the sandbox where that was asked for."""
+        self.stopping = ""
+        self.move(event, cause=cause, detail=detail, exit_status=status, finished=time.time())
+        self.emit("exited", cause=cause, detail=detail, exit_status=status)
+        # what died while it has a snapshot is not over: it can be resumed
+        if self.record.spec.auto_remove and (status is not None or not self.record.snapshots):
+            self.spawn_task(self.remove())
+
+    def _died(self, machine: Machine, cause: str, detail: str) -> None:
+        self.spawn_task(self._bury(machine, cause, detail))
+
+    async def _bury(self, machine: Machine, cause: str, detail: str) -> None:
+        # an operation that is under way sees its request fail, and settles the state itself
+        async with self.moving:
+            if self.machine is machine and self.state is S.RUNNING:
+                _log.warning("machine of %s died: %s %s", self.id, cause, detail)
+                await self.lost(cause, detail)
+
+    async def lost(self, cause: str, detail: str) -> None:
+        """The machine is gone by no wish of ours (or by a stop that could not wait)."""
+        hint = "Go on from its last snapshot: fcrun resume" if self.record.snapshots else "Start it again: fcrun start"
+        await self.end_machine(
+            MachineFailed(f"the machine of sandbox {self.name} died ({cause})", hint=f"{hint} {self.name}", cause=cause)
+        )
+        self.exited("died", self.stopping or cause, detail, 137 if self.stopping else None)
+
+    @abstractmethod
+    async def remove(self, *, force: bool = False) -> None: ...
+
+    async def _answer_call(self, call: GuestCall) -> None:
+        try:
+            await self.rooms.answer_call(self.record.calls, call)
+        except StaleEpoch as error:
+            self.spawn_task(self._fence(error))
+
+    async def _fence(self, error: StaleEpoch) -> None:
+        """Another machine owns the run now: this one must not go on."""
+        async with self.moving:
+            if self.state is S.RUNNING:
+                await self.end_machine(error)
+                self.exited("died", "stale-epoch", error.message, None)
+
+
+async def _drain(process: Process) -> None:
+    try:
+        async for stream, offset, data in process.output():
+            process.ack(stream, offset + len(data))
+        await process.wait()
+        process.release()
+    except PerdureError:
+        pass  # its machine is gone

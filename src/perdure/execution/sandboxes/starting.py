@@ -1,0 +1,83 @@
+"""From the warm template to a running main process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+
+from perdure.errors import MachineFailed, PerdureError
+from perdure.execution.guest.session import GuestSession, Identity, Process
+from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes import archive, disk, workload
+from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.snapshots.templates import Template
+from perdure.host.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+
+async def start(life: Life, progress: Progress) -> None:
+    """Raises what the image, the guest or the machine refused; the sandbox has then exited, and its record says why."""
+    life.check("start")
+    began = time.monotonic()
+    image, spec = life.image, life.record.spec
+    process = workload.main_process(spec, image.config, life.hostname)
+    disk.admit(life.rooms.home.sandboxes, 0, "a start")
+    template = await life.rooms.ground.template(spec.vcpus, spec.memory_mib, progress)
+    launcher = await life.rooms.ground.launcher(progress)
+    life.move("start", parent=None, exit_status=None, finished=None, cause="", detail="", full_next=False)
+    try:
+        await _make_disk(life)
+        session = await _restore_template(life, launcher, template)
+        ready = time.monotonic()
+        await archive.unpack_all(life.folder.archives, session.files)
+        life.log.restart()
+        main: Process = await session.exec(process, process_id=life.id)
+    except BaseException as error:
+        await _give_up(life, error)
+        raise
+    life.follow(main)
+    life.move("started", started=time.time())
+    life.figures |= {"ready_s": ready - began, "total_s": time.monotonic() - began, "main_pid": main.pid}
+    life.emit("started")
+
+
+async def _make_disk(life: Life) -> None:
+    if life.record.has_disk:
+        return
+    folder = life.folder.machine(life.record.generation)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    empty_disks = life.rooms.home.root / "disks"
+    await asyncio.to_thread(disk.make, empty_disks, life.record.spec.disk_mib, folder / "overlay")
+    life.save(has_disk=True)
+
+
+async def _restore_template(life: Life, launcher: Launcher, template: Template) -> GuestSession:
+    session = life.new_session()
+    machine = await life.spawn(launcher, session)
+    answer = await machine.request(
+        "restore",
+        firecracker=str((await life.rooms.ground.assets()).firecracker),
+        state=str(template.state),
+        memory={"kind": "file", "path": str(template.memory), "name": template.name},
+        drives={
+            "image": str(life.image.squashfs),
+            "overlay": str(life.folder.machine(life.record.generation) / "overlay"),
+        },
+        swap=True,
+    )
+    await session.ready(READY_TIMEOUT_S)
+    await session.configure(hostname=life.hostname)
+    # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
+    await life.wake(session, Identity(life.hostname, os.urandom(16).hex()))
+    await life.measure(answer)
+    return session
+
+
+async def _give_up(life: Life, error: BaseException) -> None:
+    _log.warning("start of %s failed: %r", life.id, error)
+    await life.end_machine(MachineFailed(f"sandbox {life.name} did not start"))
+    status = error.exit_status if isinstance(error, PerdureError) and error.exit_status in (126, 127) else 125
+    life.exited("died", "start-failed", error.message if isinstance(error, PerdureError) else repr(error), status)

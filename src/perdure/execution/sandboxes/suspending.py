@@ -1,0 +1,104 @@
+"""Freeze, capture, pack; then end the machine, which has not run since. Refused at any step, it goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+from typing import Any
+
+from perdure.errors import MachineFailed, PerdureError
+from perdure.execution.guest.session import GuestSession
+from perdure.execution.sandboxes import disk
+from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.machine import Machine, why_gone
+from perdure.execution.sandboxes.record import KeptSnapshot
+from perdure.execution.snapshots import capture
+from perdure.execution.snapshots.templates import Template
+from perdure.formats.logs import STDERR, STDOUT
+from perdure.formats.manifest import Snapshot
+from perdure.model import LogPosition, SnapshotInfo
+
+QUIESCE_BUDGET_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
+    """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost."""
+    life.check("suspend")
+    began = time.monotonic()
+    spec = life.record.spec
+    disk.admit(life.rooms.home.store, 0, "a suspend")
+    template = await life.rooms.ground.template(spec.vcpus, spec.memory_mib)
+    parent: Snapshot | Template = template
+    if life.record.parent is not None:
+        parent = await asyncio.to_thread(life.rooms.store.get, life.record.parent)
+    machine, session = life.need_machine(), life.need_running()
+    kind = "full" if life.record.full_next else "diff"
+    life.move("suspend")
+    try:
+        await session.quiesce(QUIESCE_BUDGET_S)
+        await machine.request("pause")
+        life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
+        life.folder.capture.mkdir(mode=0o700)
+        captured = await machine.request("capture", kind=kind, folder=str(life.folder.capture), end=False)
+        snapshot = await asyncio.to_thread(_pack, life, parent, template, position, captured)
+    except BaseException as error:
+        await _go_on(life, machine, session, error)
+        raise
+    info = snapshot.info(total_s=time.monotonic() - began)
+    kept = KeptSnapshot(
+        info=info,
+        stdout=life.log.positions[STDOUT],
+        stderr=life.log.positions[STDERR],
+        started=life.record.started,
+    )
+    life.move(
+        "suspended",
+        parent=info.digest,
+        snapshots=[*life.record.snapshots, kept],
+        full_next=False,
+        has_disk=False,
+    )
+    life.session_parent = info.digest
+    await machine.end()
+    life.machine = None
+    await asyncio.to_thread(life.folder.tidy, life.record)
+    life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes)
+    return info
+
+
+def _pack(
+    life: Life, parent: Snapshot | Template, template: Template, position: LogPosition | None, captured: dict[str, Any]
+) -> Snapshot:
+    return capture.pack(
+        life.rooms.store,
+        folder=life.folder.capture,
+        overlay=life.folder.machine(life.record.generation) / "overlay",
+        parent=parent,
+        templates=life.rooms.home.templates,
+        sandbox_id=life.id,
+        image_digest=life.record.image_digest,
+        facts=template.facts,
+        position=position,
+        pause_s=float(captured.get("pause_s", 0.0)),
+    )
+
+
+async def _go_on(life: Life, machine: Machine, session: GuestSession, error: BaseException) -> None:
+    _log.warning("suspend of %s failed: %r", life.id, error)
+    await asyncio.to_thread(shutil.rmtree, life.folder.capture, ignore_errors=True)
+    try:
+        if machine.over:
+            raise MachineFailed("its machine died")
+        if (await machine.request("stat")).get("state") == "paused":
+            await machine.request("continue")
+        await life.wake(session)
+    except (PerdureError, TimeoutError) as reason:
+        cause, detail = await why_gone(await life.rooms.ground.launcher(), life.id)
+        _log.warning("%s cannot go on: %s", life.id, reason)
+        await life.lost(cause, detail)
+        return
+    life.move("refused")
