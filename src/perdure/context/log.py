@@ -4,14 +4,14 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
 
     run.queued run.starting run.running run.waiting run.suspending run.suspended run.resuming
     run.recovering run.completed run.failed run.cancelled          one per transition of the run
-    model.intent     {"hash": HASH, ...}     key; before anything is asked
+    model.intent     {"request": HASH, ...}  key; before anything is asked
     model.started    {...}                   key; right before EACH request to a provider (``turns_asked`` counts them)
     model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
     model.aborted    {...}                   key; the provider refused or broke, nothing was answered
-    model.replayed   {"seq": ...}            key; a turn of an earlier epoch was answered again from the log
+    model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
     step.intent step.result  wait.started wait.completed  signal emit message  snapshot forked diverged note
 
-The first entry of a call has its ``key`` and ``payload["hash"]`` = ``request_hash(call)``. ``runs.calls`` compares
+The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
 that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
 looks up ``find(run_id, branch, call.key)``.
 

@@ -1,6 +1,31 @@
 """Answers what a machine asks in the name of its run: from the log where it was answered before, once where it is new.
 
-``docs/formats/agent-calls.md`` has the wire. One rule for every call: its key (lane and ordinal) is looked up along the
+The wire between the agent SDK and the server (``docs/formats/agent-calls.md`` says more). Every request has
+``Perdure-Lane`` and ``Perdure-Ordinal``, bodies and answers are JSON, an error is ``{"error": {code, message, ...}}``.
+
+=============================  =====================================  =============================================
+POST /perdure/v1/begin         {}                                     {"run_id", "input", "agent"}
+POST /perdure/v1/step          {"name", "on_doubt": "retry" (default  {"status": "run", "attempt": n,
+                               for steps) | "ask" (default: tools)    "idempotency_key": K} or {"status": "done",
+                               | "fail", "args"?: JSON}               "result"} or {"status": "failed", "error"}
+POST /perdure/v1/step/end      {"result"} or {"error": {..}}, under   {"result"} or {"error"}: what is recorded (the
+                               the SAME lane and ordinal as its step  first acknowledged end wins: use this one)
+POST /perdure/v1/wait          {"kind": "time", "seconds"}            {"kind": "time"}
+                               {"kind": "signal", "name",             {"kind": "signal", "value", "timed_out": bool}
+                               "timeout_s"?}
+                               {"kind": "approval", "prompt",         {"kind": "approval", "approved", "comment",
+                               "show"?, "timeout_s"?}                 "by", "at", "timed_out"} (late: not approved)
+POST /perdure/v1/emit          {"name", "value"}                      {}
+POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
+POST /perdure/v1/messages      {}                                     {"messages": [...]} recorded by ``message``
+                                                                      before this call was first asked
+POST /perdure/v1/complete      {"result"}                             {} and the run ends: completed
+POST /perdure/v1/fail          {"error": {"code"?, "message", ..}}    {} and the run ends: failed
+POST /v1/chat/completions      } the gateway
+GET  /v1/models                }
+=============================  =====================================  =============================================
+
+One rule for every call: its key (lane and ordinal) is looked up along the
 run's branch. Nothing there: it is new. The same request hash there: it is the same call, asked again after a restore,
 a restart or a broken connection. Another hash: the program went another way than the log, and the branch is forked.
 """
@@ -21,7 +46,7 @@ from perdure.runs.run import WARM, Run, taking
 from perdure.runs.waits import Wait, Waits
 
 PREFIX = "/perdure/v1/"
-HIDDEN = ("hash", "of")  # in payloads, but not part of what was said
+HIDDEN = ("request",)  # in payloads, but not part of what was said
 
 Result = TypeVar("Result")
 Body = dict[str, Any]
@@ -35,6 +60,7 @@ class StepAsked(Frozen, frozen=True, kw_only=True):
 class WaitAsked(Frozen, frozen=True, kw_only=True):
     kind: str
     name: str = ""
+    prompt: str = ""
     seconds: float | None = None
     timeout_s: float | None = None
     show: Any = None
@@ -49,7 +75,9 @@ class Calls:
             "begin": self._begin,
             "step": self._step,
             "emit": self._emit,
+            "message": self._message,
             "messages": self._messages,
+            "step/end": self._step_end,
             "complete": self._complete,
             "fail": self._fail,
         }
@@ -80,7 +108,15 @@ class Calls:
         working.__enter__()  # until the last byte of the answer was handed on
 
         async def look() -> int:
-            await self._known(run, call)
+            known = await self._known(run, call)
+            done = _last(known, "model.committed")
+            counted = _last(known, "model.replayed")
+            if done and done.epoch < call.epoch and (counted is None or counted.epoch < call.epoch):
+                await run.write(
+                    NewEntry(kind="model.replayed", key=call.key, payload={"seq": done.seq}), epoch=call.epoch
+                )
+            elif not done:
+                run.progressed = True
             return run.branch
 
         try:
@@ -108,29 +144,37 @@ class Calls:
     async def _emit(self, run: Run, call: Call, body: Body) -> Body:
         async def act() -> Body:
             if not await self._known(run, call):
-                payload = {"name": body.get("name", ""), "value": body.get("value"), "hash": request_hash(call)}
+                payload = {"name": body.get("name", ""), "value": body.get("value"), "request": request_hash(call)}
                 await self._note(run, call, NewEntry(kind="emit", key=call.key, payload=payload))
             return {}
 
         return await self._warm(run, call, act)
 
-    async def _messages(self, run: Run, call: Call, body: Body) -> Body:
-        messages = body.get("append") or []
-        if not isinstance(messages, list):
-            raise InvalidValue('"append" is a list of messages', hint='{"append": [{"role": ..., "content": ...}]}')
+    async def _message(self, run: Run, call: Call, body: Body) -> Body:
+        message = body.get("message")
+        if not isinstance(message, dict):
+            raise InvalidValue('"message" is an object', hint='{"message": {"role": "user", "content": "..."}}')
 
+        async def act() -> Body:
+            if not await self._known(run, call):
+                payload = {"message": message, "request": request_hash(call)}
+                await self._note(run, call, NewEntry(kind="message", key=call.key, payload=payload))
+            return {}
+
+        return await self._warm(run, call, act)
+
+    async def _messages(self, run: Run, call: Call, body: Body) -> Body:
         async def act() -> int:
             known = await self._known(run, call)
             if not known:
-                asked = {"hash": request_hash(call)}
-                new = [NewEntry(kind="message", key=call.key, payload={"message": m, **asked}) for m in messages]
-                known = await self._note(run, call, *(new or [NewEntry(kind="note", key=call.key, payload=asked)]))
-            return known[-1].seq
+                payload = {"messages": "read", "request": request_hash(call)}
+                known = await self._note(run, call, NewEntry(kind="note", key=call.key, payload=payload))
+            return known[0].seq
 
         upto, after = await self._warm(run, call, act), 0
         found: list[Any] = []
         while page := await run.context.read(run.id, branch=run.branch, after=after, kind="message"):
-            found += [entry.payload["message"] for entry in page if entry.seq <= upto]
+            found += [entry.payload["message"] for entry in page if entry.seq < upto]
             after = page[-1].seq
         return {"messages": found}
 
@@ -148,9 +192,7 @@ class Calls:
     async def _fail(self, run: Run, call: Call, body: Body) -> Body:
         told = body.get("error")
         told = told if isinstance(told, dict) else {"message": str(told)}
-        kind, message = str(told.get("type", "")), str(told.get("message", ""))
-        text = f"{kind}: {message}" if kind else message
-        error = {"code": "agent-failed", "message": text, "hint": "", "details": told}
+        error = {"code": "agent-failed", "message": "the agent failed", "hint": "", **told}
 
         async def act() -> Body:
             await self._known(run, call)
@@ -162,8 +204,6 @@ class Calls:
     # -- steps
 
     async def _step(self, run: Run, call: Call, body: Body) -> Body:
-        if "of" in body:
-            return await self._step_end(run, call, str(body["of"]), body)
         asked = _convert(body, StepAsked, call.path)
         if asked.on_doubt not in ("retry", "ask", "fail"):
             raise InvalidValue(f"on_doubt is retry, ask or fail, not {asked.on_doubt!r}")
@@ -184,6 +224,7 @@ class Calls:
         if verdict:
             run.told(verdict.payload["wait"])
         decided = verdict is not None and verdict.seq > intents[-1].seq
+        attempt = len(intents)
         in_doubt = bool(intents) and intents[-1].epoch in run.record.lost_epochs
         if in_doubt and not decided and asked.on_doubt == "ask":
             return await self._doubt(run, call, asked, entries)
@@ -191,16 +232,17 @@ class Calls:
         if in_doubt and (refused or asked.on_doubt == "fail"):
             why = "a person decided not to do it again" if refused else "its step is declared on_doubt=fail"
             message = f"step {asked.name!r} was begun on a machine that was lost: it may have taken effect; {why}"
-            kept: Body = {"name": asked.name, "of": call.key, "error": {"type": "InDoubt", "message": message}}
-            written = await self._note(run, call, NewEntry(kind="step.result", key=call.key, payload=kept))
+            doubt: Body = {"name": asked.name, "error": {"type": "InDoubt", "message": message}}
+            written = await self._note(run, call, NewEntry(kind="step.result", key=call.key, payload=doubt))
             return _step_result(written[0])
         if not intents or intents[-1].epoch != call.epoch:
-            begun = {"name": asked.name, "on_doubt": asked.on_doubt, "attempt": len(intents) + 1}
-            payload = {**begun, "hash": request_hash(call)}
+            attempt = len(intents) + 1
+            begun = {"name": asked.name, "on_doubt": asked.on_doubt, "attempt": attempt}
+            payload = {**begun, "request": request_hash(call)}
             await self._note(run, call, NewEntry(kind="step.intent", key=call.key, payload=payload))
         # The same for every attempt at this step, another one on a branch where another step has this key.
         identity = digest_of(canonical([run.id, call.key, request_hash(call)])).removeprefix("sha256:")[:32]
-        return {"state": "run", "idempotency_key": identity}
+        return {"status": "run", "attempt": attempt, "idempotency_key": identity}
 
     async def _doubt(self, run: Run, call: Call, asked: StepAsked, entries: list[Entry]) -> Wait:
         """The open wait for the person who decides on a step in doubt."""
@@ -211,19 +253,21 @@ class Calls:
         name = f"Step {asked.name!r} may have taken effect before its machine was lost. Do it again?"
         return await self._open(run, call, Wait(id=new_id(), key=call.key, kind="doubt", name=name, since=0, show=show))
 
-    async def _step_end(self, run: Run, call: Call, of: str, body: Body) -> Body:
-        """The first acknowledged result of a step is its result."""
+    async def _step_end(self, run: Run, call: Call, body: Body) -> Body:
+        """The first acknowledged end of a step is its end."""
         if ("result" in body) == ("error" in body):
             raise InvalidValue("the end of a step has either a result or an error")
 
         async def act() -> Body:
-            entries = await run.context.find(run.id, run.branch, of)
-            if not _last(entries, "step.intent"):
-                raise Conflict(f"no step was begun with the key {of}", hint="Ask its first half first.")
-            if not _last(entries, "step.result"):
-                kept = {name: body[name] for name in ("name", "of", "result", "error") if name in body}
-                await self._note(run, call, NewEntry(kind="step.result", key=of, payload=kept))
-            return {}
+            entries = await run.context.find(run.id, run.branch, call.key)
+            begun, ended = _last(entries, "step.intent"), _last(entries, "step.result")
+            if begun is None:
+                raise Conflict(f"no step was begun with the key {call.key}", hint="Ask /perdure/v1/step first.")
+            if ended is None:
+                kept = {name: body[name] for name in ("result", "error") if name in body}
+                payload = {"name": begun.payload["name"], **kept}
+                ended = (await self._note(run, call, NewEntry(kind="step.result", key=call.key, payload=payload)))[0]
+            return {name: ended.payload[name] for name in ("result", "error") if name in ended.payload}
 
         return await self._warm(run, call, act)
 
@@ -234,9 +278,8 @@ class Calls:
         while True:
             found = await self._warm(run, call, lambda: self._wait_begin(run, call, asked))
             if isinstance(found, Entry):
-                answer = {name: found.payload[name] for name in ("value", "by", "at") if name in found.payload}
                 run.told(found.payload["wait"])
-                return {"outcome": found.payload["outcome"], **answer}
+                return _wait_answer(asked.kind, found.payload)
             await self._park(run, call, found)
 
     async def _wait_begin(self, run: Run, call: Call, asked: WaitAsked) -> Entry | Wait:
@@ -250,12 +293,12 @@ class Calls:
                 if run.state is RunState.RUNNING:
                     await run.write(to=RunState.WAITING, epoch=call.epoch, why={"wait": wait.id})
                 return wait
-        seconds = asked.seconds if asked.kind == "timer" else asked.timeout_s
+        seconds = asked.seconds if asked.kind == "time" else asked.timeout_s
         wait = Wait(
             id=new_id(),
             key=call.key,
             kind=asked.kind,  # type: ignore[arg-type]  # checked by _check_wait
-            name=asked.name,
+            name=asked.name or asked.prompt,
             since=0,
             until=None if seconds is None else time.time() + seconds,
             show=asked.show,
@@ -313,7 +356,9 @@ class Calls:
         """What the branch has of this call; [] when it is new, also because the run was forked just now."""
         entries = await run.context.find(run.id, run.branch, call.key)
         asked = request_hash(call)
-        recorded = next((e.payload["hash"] for e in entries if isinstance(e.payload, dict) and "hash" in e.payload), "")
+        recorded = next(
+            (e.payload["request"] for e in entries if isinstance(e.payload, dict) and "request" in e.payload), ""
+        )
         if not entries or recorded in ("", asked):
             return entries
         await self._diverge(run, call, entries[0], str(recorded))
@@ -365,10 +410,10 @@ def _convert(body: Body, kind: type[Result], path: str) -> Result:
 
 
 def _check_wait(asked: WaitAsked) -> None:
-    if asked.kind not in ("timer", "signal", "approval"):
-        raise InvalidValue(f"no such kind of wait: {asked.kind!r}", hint="It is timer, signal or approval.")
-    if asked.kind == "timer" and asked.seconds is None:
-        raise InvalidValue('a timer needs "seconds"')
+    if asked.kind not in ("time", "signal", "approval"):
+        raise InvalidValue(f"no such kind of wait: {asked.kind!r}", hint="It is time, signal or approval.")
+    if asked.kind == "time" and asked.seconds is None:
+        raise InvalidValue('a wait for a time needs "seconds"')
     if asked.kind == "signal" and not asked.name:
         raise InvalidValue('a wait for a signal needs its "name"')
     for name, seconds in (("seconds", asked.seconds), ("timeout_s", asked.timeout_s)):
@@ -377,14 +422,24 @@ def _check_wait(asked: WaitAsked) -> None:
 
 
 def _started(wait: Wait, call: Call) -> NewEntry:
-    payload = {"wait": msgspec.to_builtins(wait), "hash": request_hash(call)}
+    payload = {"wait": msgspec.to_builtins(wait), "request": request_hash(call)}
     return NewEntry(kind="wait.started", key=call.key, payload=payload)
+
+
+def _wait_answer(kind: str, done: Body) -> Body:
+    timed_out = done["outcome"] == "timed-out"
+    if kind == "time":
+        return {"kind": kind}
+    if kind == "signal":
+        return {"kind": kind, "value": done.get("value"), "timed_out": timed_out}
+    verdict = done.get("value") or {"approved": False, "comment": ""}
+    return {"kind": kind, **verdict, "by": done.get("by", ""), "at": done.get("at", 0.0), "timed_out": timed_out}
 
 
 def _step_result(entry: Entry) -> Body:
     if "error" in entry.payload:
-        return {"state": "failed", "error": entry.payload["error"]}
-    return {"state": "done", "result": entry.payload.get("result")}
+        return {"status": "failed", "error": entry.payload["error"]}
+    return {"status": "done", "result": entry.payload.get("result")}
 
 
 def _last(entries: list[Entry], kind: str) -> Entry | None:

@@ -13,12 +13,13 @@ from perdure.runs.waits import Waits
 
 
 class StartRequest(Frozen, frozen=True, kw_only=True):
-    """Body of ``POST /v1/runs``. Either an agent (``agent`` = "NAME.py:FUNCTION" and ``source``, the file's text), or
-    a ``command``. ``key``: the same key starts a run only once."""
+    """Body of ``POST /v1/runs``. Either an agent (``source``: the text of ``file``, a NAME.py, which has ``function``),
+    or a ``command``. ``key``: the same key starts a run only once."""
 
     image: str = ""
-    agent: str = ""
     source: str = ""
+    file: str = ""
+    function: str = ""
     command: list[str] = msgspec.field(default_factory=list)
     input: Any = None
     key: str | None = None
@@ -29,19 +30,22 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     disk_mib: int = 0
     on_divergence: Literal["fork", "fail"] = "fork"
 
+    @property
+    def agent(self) -> str:
+        """NAME.py:FUNCTION, or nothing."""
+        return f"{self.file}:{self.function}" if self.file else ""
+
     def check(self) -> None:
         """Raises InvalidValue naming the field."""
-        if bool(self.agent) == bool(self.command):
-            raise InvalidValue("a run is either an agent or a command", hint='Give "agent" and "source", or "command".')
+        if bool(self.source) == bool(self.command):
+            raise InvalidValue("a run is either an agent or a command", hint='Give "source", or "command".')
         if not self.image:
             hint = "Name one with --image, or @agent(image=...); `fcrun images` lists them."
             raise InvalidValue("the run names no image", hint=hint)
-        if self.agent:
-            file, _, function = self.agent.partition(":")
-            if not file.endswith(".py") or "/" in file or not function.isidentifier():
-                raise InvalidValue(f"not the name of an agent: {self.agent!r}", hint="It is NAME.py:FUNCTION.")
-            if not self.source:
-                raise InvalidValue(f"no source came with the agent {self.agent}", hint='Put its text into "source".')
+        if self.source and (not self.file.endswith(".py") or "/" in self.file or len(self.file) < 4):
+            raise InvalidValue(f"not the name of a Python file: {self.file!r}", hint='"file" is NAME.py.')
+        if self.source and not self.function.isidentifier():
+            raise InvalidValue(f"not the name of a function: {self.function!r}", hint='"function" is the agent in it.')
         for name in ("memory_mib", "vcpus", "disk_mib"):
             if getattr(self, name) < 0:
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
@@ -51,7 +55,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     """Everything about a run that its driver needs after a restart of the server."""
 
     state: RunState
-    request: StartRequest  # without its source
+    request: StartRequest  # its source is the blob below
     source: str | None = None  # digest of the blob that has it
     epoch: int = 0
     sandbox_id: str = ""

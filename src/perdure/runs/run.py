@@ -172,7 +172,7 @@ class Run:
         async def act() -> None:
             wait = self.record.waits.find(wait_id)
             if wait is not None and not self.ended:
-                outcome = "completed" if wait.kind == "timer" else "timed-out"
+                outcome = "completed" if wait.kind == "time" else "timed-out"
                 await self.complete_wait(wait, {"outcome": outcome, "at": time.time()})
 
         await self.atomically(act)

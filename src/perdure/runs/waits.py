@@ -8,7 +8,7 @@ import msgspec
 
 from perdure.model import Frozen
 
-WaitKind = Literal["timer", "signal", "approval", "doubt"]
+WaitKind = Literal["time", "signal", "approval", "doubt"]
 
 
 class Wait(Frozen, frozen=True, kw_only=True):
