@@ -1,4 +1,4 @@
-"""The calls of ``perdure.runs.calls`` as values: what to ask, and what an answer means. Pure.
+"""The calls of docs/formats/agent-calls.md as values: what to ask, and what an answer means. Pure.
 
 A call is a path and a JSON body; the contexts (``context`` for functions, ``tasks`` for coroutines) carry them
 through the door.
@@ -34,6 +34,9 @@ class Lane:
         self._next += 1
         return ordinal
 
+    def key(self, ordinal: int) -> str:
+        return f"{self.name}/{ordinal}"
+
     def child(self) -> Lane:
         """The lane of a task that this lane's task started."""
         self.children += 1
@@ -64,11 +67,16 @@ def step(name: str, on_doubt: str) -> dict[str, Any]:
     return {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
 
 
-def recorded(name: str, value: dict[str, Any]) -> Any:
-    """The result in a step's answer. ``StepFailed`` where an error is recorded."""
-    error = value.get("error")
+def step_end(name: str, key: str, end: dict[str, Any]) -> dict[str, Any]:
+    """``end``: {"result"} or {"error"}; ``key``: of the step's first half."""
+    return {"name": name, "of": key, **end}
+
+
+def recorded(name: str, state: dict[str, Any]) -> Any:
+    """The result of a step that is over. ``StepFailed`` where an error is recorded."""
+    error = state.get("error")
     if error is None:
-        return value.get("result")
+        return state.get("result")
     raise StepFailed(f"step {name!r} failed: {error.get('type', 'error')}: {error.get('message', '')}", **error)
 
 
@@ -81,39 +89,38 @@ def error(problem: BaseException) -> dict[str, Any]:
 
 
 def sleep(duration: Duration) -> dict[str, Any]:
-    return {"kind": "time", "seconds": seconds(duration, "ctx.sleep")}
+    return {"kind": "timer", "seconds": seconds(duration, "ctx.sleep")}
 
 
 def signal(name: str, timeout: Duration | None) -> dict[str, Any]:
-    body: dict[str, Any] = {"kind": "signal", "name": text(name, "ctx.wait_for: the name")}
-    if timeout is not None:
-        body["timeout_s"] = seconds(timeout, "ctx.wait_for: timeout")
-    return body
+    limit = None if timeout is None else seconds(timeout, "ctx.wait_for: timeout")
+    return {"kind": "signal", "name": text(name, "ctx.wait_for: the name"), "timeout_s": limit}
 
 
 def signalled(name: str, value: dict[str, Any]) -> Any:
     """The value of a signal. The builtin ``TimeoutError`` where none came in time."""
-    if value.get("timed_out"):
+    if value.get("outcome") == "timed-out":
         raise TimeoutError(f"no signal {name!r} came in time")
     return value.get("value")
 
 
 def approval(prompt: str, show: Any, timeout: Duration | None) -> dict[str, Any]:
-    body: dict[str, Any] = {"kind": "approval", "prompt": text(prompt, "ctx.approval: the question")}
-    if show is not None:
-        body["show"] = to_json(show, "ctx.approval: show")
-    if timeout is not None:
-        body["timeout_s"] = seconds(timeout, "ctx.approval: timeout")
-    return body
+    return {
+        "kind": "approval",
+        "name": text(prompt, "ctx.approval: the question"),
+        "show": to_json(show, "ctx.approval: show"),
+        "timeout_s": None if timeout is None else seconds(timeout, "ctx.approval: timeout"),
+    }
 
 
 def verdict(value: dict[str, Any]) -> Verdict:
+    decided = value.get("value") or {}
     return Verdict(
-        bool(value.get("approved")),
-        value.get("comment") or "",
+        bool(decided.get("approved")),
+        decided.get("comment") or "",
         value.get("by") or "",
         value.get("at") or 0.0,
-        bool(value.get("timed_out")),
+        value.get("outcome") == "timed-out",
     )
 
 
@@ -121,5 +128,9 @@ def emit(name: str, value: Any) -> dict[str, Any]:
     return {"name": text(name, "ctx.emit: the name"), "value": to_json(value, f"ctx.emit({name!r})")}
 
 
-def message(role: str, content: Any) -> dict[str, Any]:
-    return {"message": {"role": text(role, "ctx.message: the role"), "content": to_json(content, "ctx.message")}}
+def messages(new: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    for message in new:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            hint = 'for example {"role": "user", "content": "..."}'
+            raise InvalidValue(f"ctx.messages: {message!r} is not a message", hint=hint)
+    return {"append": to_json(list(new), "ctx.messages")}

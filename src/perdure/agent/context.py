@@ -109,15 +109,15 @@ class Context:
         to repeat; a parameter ``idempotency_key`` gets a key that stays the same), "ask" a person, or "fail". Results
         are JSON values or dataclasses. ``StepFailed`` when it raised, now or before.
         """
-        ordinal = self._lane.take()
-        state = self._door.call(self._lane, "step", calls.step(name, on_doubt), ordinal)
-        if state["status"] == "run":
+        body, ordinal = calls.step(name, on_doubt), self._lane.take()
+        state = self._door.call(self._lane, "step", body, ordinal)
+        if state["state"] == "run":
             try:
                 result = function(*args, **arguments(function, kwargs, state))
-                end = {"result": to_json(result, f"step {name!r}: its result")}
+                state = {"result": to_json(result, f"step {name!r}: its result")}
             except Exception as problem:
-                end = {"error": calls.error(problem)}
-            state = self._door.call(self._lane, "step/end", end, ordinal)
+                state = {"error": calls.error(problem)}
+            self._door.call(self._lane, "step", calls.step_end(name, self._lane.key(ordinal), state))
         return outcome(name, function, state)
 
     def sleep(self, duration: Duration) -> None:
@@ -136,11 +136,7 @@ class Context:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""
         self._door.call(self._lane, "emit", calls.emit(name, value))
 
-    def message(self, role: str, content: Any) -> None:
-        """Record a message of the conversation in the run's context log."""
-        self._door.call(self._lane, "message", calls.message(role, content))
-
-    def messages(self) -> list[dict[str, Any]]:
-        """The messages recorded so far; they can be given to ``chat`` as they are."""
-        found: list[dict[str, Any]] = self._door.call(self._lane, "messages", {})["messages"]
+    def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
+        """Record ``new`` messages in the run's context log; all that are recorded by now, as ``chat`` takes them."""
+        found: list[dict[str, Any]] = self._door.call(self._lane, "messages", calls.messages(new))["messages"]
         return found

@@ -41,7 +41,7 @@ def agent(
 ) -> Callable[[Callable[..., Any]], Agent]:
     """Mark a function as an agent.
 
-    image: what its microVM runs ("": the server's default image, which has Python); it needs ``python3``, 3.9 or newer.
+    image: what its microVM runs ("": what the run is started with); it needs ``python3``, 3.9 or newer.
     memory_mib, vcpus: the machine's size. durability: "snapshot". All are literals: they are read before anything runs.
     """
 

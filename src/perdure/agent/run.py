@@ -38,14 +38,15 @@ def load(path: str, name: str) -> Callable[..., Any]:
         where = f"{path}, line {line}" if line else path
         message = f"{where} does not import: {type(problem).__name__}: {problem}"
         raise AgentInvalid(message, hint="correct the file; what it imports must be in the image") from problem
-    found = getattr(module, name, None)
+    found: Any = getattr(module, name, None)
     if isinstance(found, Agent):
         return found.function
     if not hasattr(found, "__code__"):
         agents = [key for key, value in vars(module).items() if isinstance(value, Agent)]
         hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent()"
         raise AgentInvalid(f"{path} has no function {name!r}", hint=hint)
-    return found  # type: ignore[no-any-return]  # a function: it has code
+    function: Callable[..., Any] = found
+    return function
 
 
 def _line_in(path: str, problem: BaseException) -> int:
@@ -72,14 +73,12 @@ def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
     has_keywords = bool(code.co_flags & 0x08)
     if given is None:
         given = {}
-    if not isinstance(given, dict) or (
-        len(names) == 1 and names[0] not in given and given and _takes_all(wanted, names)
-    ):
-        if len(names) != 1:
-            raise InvalidValue(
-                f"the input of {name} is to be a JSON object", hint=f"with values for: {', '.join(names) or 'nothing'}"
-            )
+    is_whole = len(names) == 1 and (not isinstance(given, dict) or _is_object(wanted.get(names[0]), given, names[0]))
+    if is_whole:
         given = {names[0]: given}
+    elif not isinstance(given, dict):
+        hint = f"with values for: {', '.join(names) or 'nothing'}"
+        raise InvalidValue(f"the input of {name} is to be a JSON object", hint=hint)
     if not has_keywords and (unknown := sorted(set(given) - set(names))):
         raise InvalidValue(f"{name} takes no input {unknown[0]!r}", hint=f"it takes: {', '.join(names) or 'nothing'}")
     if missing := [key for key in names if key not in given and key not in optional]:
@@ -90,10 +89,10 @@ def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
     }
 
 
-def _takes_all(wanted: dict[str, Any], names: list[str]) -> bool:
-    """Whether an object is the only parameter itself: it is annotated as a dict or a dataclass."""
-    kind = wanted.get(names[0])
-    return kind is dict or (isinstance(kind, str) and kind.startswith("dict")) or hasattr(kind, "__dataclass_fields__")
+def _is_object(kind: Any, given: dict[str, Any], name: str) -> bool:
+    """Whether the object ``given`` is the only parameter itself: that is annotated as a dict, or a dataclass."""
+    is_dict = kind is dict or (isinstance(kind, str) and kind.partition("[")[0] == "dict")
+    return name not in given and bool(given) and (is_dict or hasattr(kind, "__dataclass_fields__"))
 
 
 def failure(problem: BaseException) -> dict[str, Any]:

@@ -105,18 +105,18 @@ class AsyncContext:
         self, name: str, function: Callable[..., Any], *args: Any, on_doubt: str = "retry", **kwargs: Any
     ) -> Any:
         """Run a function or a coroutine function once for all. See ``Context.step``."""
-        lane = _lane.get()
+        body, lane = calls.step(name, on_doubt), _lane.get()
         ordinal = lane.take()
-        state = await _call(lane, "step", calls.step(name, on_doubt), ordinal)
-        if state["status"] == "run":
+        state = await _call(lane, "step", body, ordinal)
+        if state["state"] == "run":
             try:
                 result = function(*args, **arguments(function, kwargs, state))
                 if asyncio.iscoroutine(result):
                     result = await result
-                end = {"result": to_json(result, f"step {name!r}: its result")}
+                state = {"result": to_json(result, f"step {name!r}: its result")}
             except Exception as problem:
-                end = {"error": calls.error(problem)}
-            state = await _call(lane, "step/end", end, ordinal)
+                state = {"error": calls.error(problem)}
+            await _call(lane, "step", calls.step_end(name, lane.key(ordinal), state))
         return outcome(name, function, state)
 
     async def sleep(self, duration: Duration) -> None:
@@ -135,13 +135,9 @@ class AsyncContext:
         """See ``Context.emit``."""
         await _call(_lane.get(), "emit", calls.emit(name, value))
 
-    async def message(self, role: str, content: Any) -> None:
-        """See ``Context.message``."""
-        await _call(_lane.get(), "message", calls.message(role, content))
-
-    async def messages(self) -> list[dict[str, Any]]:
+    async def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
         """See ``Context.messages``."""
-        found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", {}))["messages"]
+        found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", calls.messages(new)))["messages"]
         return found
 
 

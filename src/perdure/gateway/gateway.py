@@ -2,7 +2,7 @@
 
 A turn in the log (docs/formats/agent-calls.md has the payloads)::
 
-    model.intent -> model.started (once per request to a provider) -> model.committed | model.aborted
+    model.intent -> model.started (once per request to a provider) -> model.committed (-> model.replayed) | model.aborted
 
 Only a committed turn is answered from the log, with the provider's own bytes. What was started and neither
 committed nor aborted was in flight when a server died: it is marked as aborted and asked again.
@@ -86,8 +86,11 @@ class Gateway:
             turn = self._turns.get(key)
             if turn is None:
                 # between the look above and this line nothing may wait: one call, one turn
-                turn = self._turns[key] = Turn()
+                turn = self._turns[key] = Turn(call.epoch)
                 turn.task = asyncio.create_task(self._take(turn, key, call, branch, request))
+            elif call.epoch > turn.epoch:
+                turn.epoch = call.epoch
+                await self._append(call, branch, _replayed(call, 0), epoch=call.epoch)
             await turn.begun()
             if not turn.lost:
                 return Answer(turn.status, turn.headers, turn.read(call.offset))
@@ -112,6 +115,8 @@ class Gateway:
             entries = await self._log.find(call.run_id, branch, call.key)
             if (committed := _last(entries, "model.committed")) is not None:
                 payload = committed.payload
+                if call.epoch > _newest_epoch(entries):
+                    await self._append(call, branch, _replayed(call, committed.seq), epoch=call.epoch)
                 body = await self._log.get_blob(payload["body"])
                 turn.begin(payload["status"], payload["headers"])
                 turn.add(body)
@@ -218,7 +223,7 @@ def _request(body: bytes) -> dict[str, Any] | str:
 def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
     rest = {name: value for name, value in request.items() if name not in ("messages", "model", "stream")}
     payload = {
-        "request": request_hash(call),
+        "hash": request_hash(call),
         "model": request["model"],
         "stream": request.get("stream") is True,
         "messages": request["messages"],
@@ -230,6 +235,15 @@ def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
 def _aborted(call: Call, reason: str, received: int, status: int) -> NewEntry:
     payload = {"reason": reason, "bytes": received, "status": status}
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
+
+
+def _replayed(call: Call, seq: int) -> NewEntry:
+    return NewEntry(kind="model.replayed", payload={"seq": seq}, key=call.key)
+
+
+def _newest_epoch(entries: list[Entry]) -> int:
+    """The newest epoch that asked. Commits do not count: they are written in whatever epoch the run then was."""
+    return max((entry.epoch for entry in entries if entry.kind in ("model.started", "model.replayed")), default=0)
 
 
 def _last(entries: list[Entry], kind: str) -> Entry | None:

@@ -17,7 +17,8 @@ class Turn:
     of a stream is held back until ``end``: a program that has seen it may rely on the turn being in the log.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch  # the newest that asked
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.lost = False  # an earlier server streamed a part of it and died: that answer exists nowhere
