@@ -1,4 +1,4 @@
-"""The calls of docs/formats/agent-calls.md as values: what to ask, and what an answer means. Pure.
+"""The calls of ``perdure.runs.calls`` as values: what to ask, and what an answer means. Pure.
 
 A call is a path and a JSON body; the contexts (``context`` for functions, ``tasks`` for coroutines) carry them
 through the door.
@@ -34,9 +34,6 @@ class Lane:
         self._next += 1
         return ordinal
 
-    def key(self, ordinal: int) -> str:
-        return f"{self.name}/{ordinal}"
-
     def child(self) -> Lane:
         """The lane of a task that this lane's task started."""
         self.children += 1
@@ -67,11 +64,6 @@ def step(name: str, on_doubt: str) -> dict[str, Any]:
     return {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
 
 
-def step_end(name: str, key: str, end: dict[str, Any]) -> dict[str, Any]:
-    """``end``: {"result"} or {"error"}; ``key``: of the step's first half."""
-    return {"name": name, "of": key, **end}
-
-
 def recorded(name: str, state: dict[str, Any]) -> Any:
     """The result of a step that is over. ``StepFailed`` where an error is recorded."""
     error = state.get("error")
@@ -89,7 +81,7 @@ def error(problem: BaseException) -> dict[str, Any]:
 
 
 def sleep(duration: Duration) -> dict[str, Any]:
-    return {"kind": "timer", "seconds": seconds(duration, "ctx.sleep")}
+    return {"kind": "time", "seconds": seconds(duration, "ctx.sleep")}
 
 
 def signal(name: str, timeout: Duration | None) -> dict[str, Any]:
@@ -99,7 +91,7 @@ def signal(name: str, timeout: Duration | None) -> dict[str, Any]:
 
 def signalled(name: str, value: dict[str, Any]) -> Any:
     """The value of a signal. The builtin ``TimeoutError`` where none came in time."""
-    if value.get("outcome") == "timed-out":
+    if value.get("timed_out"):
         raise TimeoutError(f"no signal {name!r} came in time")
     return value.get("value")
 
@@ -107,20 +99,19 @@ def signalled(name: str, value: dict[str, Any]) -> Any:
 def approval(prompt: str, show: Any, timeout: Duration | None) -> dict[str, Any]:
     return {
         "kind": "approval",
-        "name": text(prompt, "ctx.approval: the question"),
+        "prompt": text(prompt, "ctx.approval: the question"),
         "show": to_json(show, "ctx.approval: show"),
         "timeout_s": None if timeout is None else seconds(timeout, "ctx.approval: timeout"),
     }
 
 
 def verdict(value: dict[str, Any]) -> Verdict:
-    decided = value.get("value") or {}
     return Verdict(
-        bool(decided.get("approved")),
-        decided.get("comment") or "",
+        bool(value.get("approved")),
+        value.get("comment") or "",
         value.get("by") or "",
         value.get("at") or 0.0,
-        value.get("outcome") == "timed-out",
+        bool(value.get("timed_out")),
     )
 
 
@@ -128,9 +119,8 @@ def emit(name: str, value: Any) -> dict[str, Any]:
     return {"name": text(name, "ctx.emit: the name"), "value": to_json(value, f"ctx.emit({name!r})")}
 
 
-def messages(new: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    for message in new:
-        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            hint = 'for example {"role": "user", "content": "..."}'
-            raise InvalidValue(f"ctx.messages: {message!r} is not a message", hint=hint)
-    return {"append": to_json(list(new), "ctx.messages")}
+def message(new: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(new, dict) or not isinstance(new.get("role"), str):
+        hint = 'for example {"role": "user", "content": "..."}'
+        raise InvalidValue(f"ctx.messages: {new!r} is not a message", hint=hint)
+    return {"message": to_json(new, "ctx.messages")}

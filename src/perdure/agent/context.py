@@ -111,13 +111,13 @@ class Context:
         """
         body, ordinal = calls.step(name, on_doubt), self._lane.take()
         state = self._door.call(self._lane, "step", body, ordinal)
-        if state["state"] == "run":
+        if state["status"] == "run":
             try:
                 result = function(*args, **arguments(function, kwargs, state))
-                state = {"result": to_json(result, f"step {name!r}: its result")}
+                end = {"result": to_json(result, f"step {name!r}: its result")}
             except Exception as problem:
-                state = {"error": calls.error(problem)}
-            self._door.call(self._lane, "step", calls.step_end(name, self._lane.key(ordinal), state))
+                end = {"error": calls.error(problem)}
+            state = self._door.call(self._lane, "step/end", end, ordinal)
         return outcome(name, function, state)
 
     def sleep(self, duration: Duration) -> None:
@@ -138,5 +138,7 @@ class Context:
 
     def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
         """Record ``new`` messages in the run's context log; all that are recorded by now, as ``chat`` takes them."""
-        found: list[dict[str, Any]] = self._door.call(self._lane, "messages", calls.messages(new))["messages"]
+        for message in new:
+            self._door.call(self._lane, "message", calls.message(message))
+        found: list[dict[str, Any]] = self._door.call(self._lane, "messages", {})["messages"]
         return found

@@ -108,15 +108,15 @@ class AsyncContext:
         body, lane = calls.step(name, on_doubt), _lane.get()
         ordinal = lane.take()
         state = await _call(lane, "step", body, ordinal)
-        if state["state"] == "run":
+        if state["status"] == "run":
             try:
                 result = function(*args, **arguments(function, kwargs, state))
                 if asyncio.iscoroutine(result):
                     result = await result
-                state = {"result": to_json(result, f"step {name!r}: its result")}
+                end = {"result": to_json(result, f"step {name!r}: its result")}
             except Exception as problem:
-                state = {"error": calls.error(problem)}
-            await _call(lane, "step", calls.step_end(name, lane.key(ordinal), state))
+                end = {"error": calls.error(problem)}
+            state = await _call(lane, "step/end", end, ordinal)
         return outcome(name, function, state)
 
     async def sleep(self, duration: Duration) -> None:
@@ -137,7 +137,9 @@ class AsyncContext:
 
     async def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
         """See ``Context.messages``."""
-        found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", calls.messages(new)))["messages"]
+        for message in new:
+            await _call(_lane.get(), "message", calls.message(message))
+        found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", {}))["messages"]
         return found
 
 

@@ -2,7 +2,8 @@
 
 A turn in the log (docs/formats/agent-calls.md has the payloads)::
 
-    model.intent -> model.started (once per request to a provider) -> model.committed (-> model.replayed) | model.aborted
+    model.intent -> model.started (once per request to a provider) -> model.committed | model.aborted
+    model.replayed: a later epoch asked again and got the same bytes
 
 Only a committed turn is answered from the log, with the provider's own bytes. What was started and neither
 committed nor aborted was in flight when a server died: it is marked as aborted and asked again.
@@ -223,7 +224,7 @@ def _request(body: bytes) -> dict[str, Any] | str:
 def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
     rest = {name: value for name, value in request.items() if name not in ("messages", "model", "stream")}
     payload = {
-        "hash": request_hash(call),
+        "request": request_hash(call),
         "model": request["model"],
         "stream": request.get("stream") is True,
         "messages": request["messages"],
