@@ -1,0 +1,146 @@
+"""fcrun's command line: Docker's ways of writing options, help, suggestions, exit statuses."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perdure.cli import fcrun
+from perdure.cli.fcrun import _copy, _format, _process
+from perdure.errors import InvalidValue
+
+REQUIRED = set(
+    "run exec ps logs stop kill rm inspect wait cp suspend resume images import load version".split()  # noqa: SIM905
+)
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    return fcrun.parser_of(fcrun.command_module(argv[0])).parse_args(list(argv[1:]))
+
+
+def test_every_command_follows_the_convention() -> None:
+    assert set(fcrun.command_names()) >= REQUIRED
+    for name in fcrun.command_names():
+        command = fcrun.command_module(name)
+        assert name == command.NAME
+        assert command.HELP
+        assert "\n" not in command.HELP
+        assert command.GROUP in fcrun.GROUPS
+        assert fcrun.parser_of(command).format_help()
+
+
+def test_options_end_at_the_image() -> None:
+    options = parse("run", "-it", "--rm", "-e", "A=1", "--name=box", "tiny", "ls", "-la", "--rm", "--", "x")
+    assert (options.interactive, options.tty, options.rm, options.name) == (True, True, True, "box")
+    assert (options.image, options.command) == ("tiny", ["ls", "-la", "--rm", "--", "x"])
+    assert parse("exec", "-w", "/", "box", "sh", "-c", "ls").command == ["sh", "-c", "ls"]
+
+
+def test_spec() -> None:
+    spec = _process.spec_of(
+        parse("run", "-m", "1g", "--cpus", "1.5", "--entrypoint", "", "-l", "a=b", "-u", "me", "tiny", "x")
+    )
+    assert (spec.memory_mib, spec.vcpus, spec.entrypoint, spec.labels) == (1024, 2, [], {"a": "b"})
+    assert (spec.user, spec.command) == ("me", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("text", "mebibytes"),
+    [("512m", 512), ("512M", 512), ("1g", 1024), ("1gb", 1024), ("0.5g", 512), ("104857600", 100)],
+)
+def test_sizes(text: str, mebibytes: int) -> None:
+    assert _process.spec_of(parse("run", "-m", text, "tiny")).memory_mib == mebibytes
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("-m", "lots"), ("--cpus", "0"), ("--cpus", "none"), ("-e", "=x"), ("-e", "a b=c"), ("-l", "=x"), ("--disk", "g")],
+)
+def test_bad_values_name_their_option(argv: tuple[str, str]) -> None:
+    with pytest.raises(InvalidValue, match=r"--(memory|cpus|env|label|disk)"):
+        _process.spec_of(parse("run", *argv, "tiny"))
+
+
+def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "env"
+    file.write_text("# comment\n\nA=from file\nB=two=2\nHERE\n")
+    monkeypatch.setenv("HERE", "yes")
+    monkeypatch.delenv("GONE", raising=False)
+    assert _process.environment(["A=1", "GONE"], [str(file)]) == {"A": "1", "B": "two=2", "HERE": "yes"}
+    with pytest.raises(InvalidValue, match="env-file"):
+        _process.environment([], [str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["sond"], "'sond' is not a fcrun command"),
+        (["suspnd"], "Did you mean 'suspend'?"),
+        (["run"], "required: IMAGE"),
+        (["run", "--no-such", "tiny"], "--no-such"),
+        (["ps", "--filter", "colour=red"], "--filter"),
+    ],
+)
+def test_own_failures_are_125_on_stderr(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert fcrun.main(argv) == 125
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("fcrun: ")
+    assert words in err
+
+
+def test_help_is_grouped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fcrun.main([]) == 0
+    out = capsys.readouterr().out
+    assert out.index("Common commands:") < out.index("Images:")
+    for name in REQUIRED:
+        assert f"\n  {name} " in out
+    assert fcrun.main(["help", "run"]) == 0
+    assert fcrun.main(["run", "--help"]) == 0
+    assert "--memory" in capsys.readouterr().out
+
+
+def test_format() -> None:
+    row = {"ID": "1", "deep": {"er": [1]}}
+    assert _format.fill("{{.ID}}: {{json .deep.er}} {{ .ID }}", row) == "1: [1] 1"
+    with pytest.raises(InvalidValue, match="no field 'Nope'"):
+        _format.fill("{{.Nope}}", row)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(0, "0B"), (999, "999B"), (14_200_000, "14.2MB"), (620_000_000, "620MB"), (1.5e12, "1.5TB")]
+)
+def test_sizes_read_as_dockers(count: float, text: str) -> None:
+    assert _format.size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "Less than a second"), (1, "1 second"), (59, "59 seconds"), (60, "About a minute"), (300, "5 minutes"),
+     (3600, "About an hour"), (7200, "2 hours"), (200_000, "2 days")],
+)  # fmt: skip
+def test_durations_read_as_dockers(seconds: int, text: str) -> None:
+    assert _format.ago(1000.0, lambda: 1000.0 + seconds) == text
+
+
+def test_places() -> None:
+    assert _copy.place("box:/etc") == ("box", "/etc")
+    assert _copy.place("box:etc") == ("box", "/etc")
+    assert _copy.place("./a:b") == (None, "./a:b")
+    assert _copy.place("/a:b") == (None, "/a:b")
+    assert _copy.place("-") == (None, "-")
+
+
+def test_the_client_imports_nothing_heavy() -> None:
+    """Start time is held by what is imported: a count of the clock would depend on the machine."""
+    code = (
+        "import sys, perdure.cli.fcrun.ps, perdure.cli.fcrun._node, perdure.client.node\n"
+        "heavy = {'asyncio', 'aiohttp', 'wsproto', 'zstandard', 'tarfile', 'subprocess'} & set(sys.modules)\n"
+        "sys.exit(' '.join(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
