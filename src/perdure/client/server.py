@@ -1,0 +1,184 @@
+"""The typed client of the server (``perdured``): what ``perdure`` and programs use.
+
+Synchronous and light. Every method raises the errors of ``perdure.errors``, as the server raised them. ``run`` in a
+parameter is a run's id, a unique prefix of it, or its name.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from perdure.client.transport import Transport
+from perdure.errors import Conflict, PerdureError, Unavailable, from_json
+from perdure.host.paths import Home
+from perdure.model import Entry, RunInfo, RunState
+
+ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
+WAIT_S = 30.0  # of one long poll
+
+_Runs = list[RunInfo]  # named here because a method of the class is called runs
+
+
+class ServerClient:
+    """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP."""
+
+    def __init__(self, home: Home | None = None, *, url: str = "", token: str = "") -> None:
+        address = url or f"unix:{(home or Home.find()).socket('perdured')}"
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._transport = Transport(
+            address, service="the server (perdured)", hint="start it with: perdure up", headers=headers
+        )
+
+    def start(
+        self,
+        *,
+        source: str = "",
+        file: str = "",
+        function: str = "",
+        command: Sequence[str] = (),
+        input: Any = None,
+        image: str = "",
+        key: str | None = None,
+        name: str = "",
+        memory_mib: int = 0,
+        vcpus: int = 0,
+        env: Mapping[str, str] | None = None,
+    ) -> RunInfo:
+        """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
+
+        input: a JSON value. key: the same key starts a run only once, and gives the older run. 0: the default size.
+        """
+        request = {
+            "source": source,
+            "file": file,
+            "function": function,
+            "command": list(command),
+            "input": input,
+            "image": image,
+            "key": key,
+            "name": name,
+            "memory_mib": memory_mib,
+            "vcpus": vcpus,
+            "env": dict(env or {}),
+        }
+        return self._info("POST", "/v1/runs", {field: value for field, value in request.items() if value})
+
+    def runs(self, *, states: Sequence[str] = ()) -> _Runs:
+        """All runs, newest first; with ``states`` only those that are in one of them."""
+        answer = self._transport.call("GET", "/v1/runs", query={"state": ",".join(states)})
+        return msgspec.convert(answer["runs"], list[RunInfo])
+
+    def run(self, run: str, *, wait_s: float | None = None) -> RunInfo:
+        """One run; with ``wait_s`` when it has ended, or after so many seconds. ``NotFound``."""
+        answer = self._transport.call("GET", _path(run), query={"wait_s": wait_s})
+        return msgspec.convert(answer, RunInfo)
+
+    def result(self, run: str, *, timeout_s: float | None = None) -> Any:
+        """What the run returned, once it has ended. Its error when it failed; ``Unavailable`` when that takes longer."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left_s = WAIT_S if deadline is None else max(0.0, min(WAIT_S, deadline - time.monotonic()))
+            info = self.run(run, wait_s=left_s)
+            if info.state in ENDED:
+                return outcome(info)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Unavailable(f"run {info.id} has not ended: it is {info.state}", hint="wait longer")
+
+    def entries(
+        self, run: str, *, after: int = 0, limit: int | None = None, follow: bool = False, compact: bool = False
+    ) -> Iterator[Entry]:
+        """The run's context log from ``after`` (a seq) on. With ``follow`` up to the entry that ends the run, and on
+        through a restart of the server. ``compact`` leaves large values as references."""
+        while True:
+            query = {"after": after, "limit": limit, "follow": int(follow) or None, "compact": int(compact) or None}
+            try:
+                with self._transport.open("GET", _path(run, "entries"), query=query) as answer:
+                    for value in answer.lines():
+                        if "error" in value and "kind" not in value:
+                            raise from_json(value["error"])
+                        entry = msgspec.convert(value, Entry)
+                        after = entry.seq
+                        yield entry
+                return
+            except Unavailable:
+                if not follow:
+                    raise
+                self._wait_until_up()
+
+    def _wait_until_up(self, timeout_s: float = 60.0) -> None:
+        """Wait for a server that went away in the middle of an answer; after a minute it is gone."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                self.status()
+                return
+            except Unavailable:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.2)
+
+    def signal(self, run: str, name: str, value: Any = None) -> RunInfo:
+        """Send a signal; it is kept until the run waits for it. ``Conflict`` when the run has ended."""
+        return self._info("POST", _path(run, "signal"), {"name": name, "value": value})
+
+    def approve(
+        self, run: str, *, wait_id: str | None = None, approved: bool = True, comment: str = "", by: str = ""
+    ) -> dict[str, Any]:
+        """Answer an approval; returns the wait. ``Conflict`` when nothing waits, or somebody was first."""
+        body = {"wait_id": wait_id, "approved": approved, "comment": comment, "by": by}
+        answer = self._transport.call("POST", _path(run, "approve"), json_body=body)
+        wait: dict[str, Any] = answer["wait"]
+        return wait
+
+    def cancel(self, run: str, *, reason: str = "") -> RunInfo:
+        """End the run and its machine. ``Conflict`` when it has ended."""
+        return self._info("POST", _path(run, "cancel"), {"reason": reason})
+
+    def output(self, run: str) -> bytes:
+        """What the program has printed so far."""
+        with self._transport.open("GET", _path(run, "output")) as answer:
+            return answer.read()
+
+    def verify(self, run: str) -> dict[str, Any]:
+        """Recompute the log's hash chain: how many entries, branches and blobs hold. ``ProtocolError`` otherwise."""
+        answer: dict[str, Any] = self._transport.call("POST", _path(run, "verify"))
+        return answer
+
+    def blob(self, digest: str) -> bytes:
+        """A large value of a log, by its digest."""
+        with self._transport.open("GET", f"/v1/blobs/{quote(digest)}") as answer:
+            return answer.read()
+
+    def status(self) -> dict[str, Any]:
+        """The server: pid, url, version, home, started, runs by state, node."""
+        answer: dict[str, Any] = self._transport.call("GET", "/v1/status", timeout_s=10.0)
+        return answer
+
+    def _info(self, method: str, path: str, body: dict[str, Any]) -> RunInfo:
+        return msgspec.convert(self._transport.call(method, path, json_body=body), RunInfo)
+
+
+def outcome(info: RunInfo) -> Any:
+    """The result of a run that has ended; raises the error that ended it."""
+    if info.state is RunState.COMPLETED:
+        return info.result
+    if info.state is RunState.CANCELLED:
+        raise Conflict(f"run {info.id} was cancelled")
+    raise failure(info)
+
+
+def failure(info: RunInfo) -> PerdureError:
+    """The error of a failed run."""
+    told = info.error or {"message": "unknown"}
+    error = from_json({**told, "message": f"run {info.id} failed: {told.get('message', 'unknown')}"})
+    error.details = {**error.details, **{key: told[key] for key in ("type", "traceback") if key in told}}
+    return error
+
+
+def _path(run: str, part: str = "") -> str:
+    return f"/v1/runs/{quote(run, safe='')}" + (f"/{part}" if part else "")
