@@ -1,0 +1,131 @@
+"""One call of a run, and the rule that every call follows: looked up by its key, answered once."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from perdure.context.log import NewEntry, request_hash
+from perdure.errors import InvalidValue, StaleEpoch
+from perdure.model import Call, Entry, RunState
+from perdure.runs.run import WARM, Run
+from perdure.runs.waits import Waits
+
+HIDDEN = ("request",)  # in payloads, but not part of what was said
+
+Result = TypeVar("Result")
+Body = dict[str, Any]
+
+
+class Asked:
+    """A call, the run that it is of, and what its entries are written with."""
+
+    def __init__(self, run: Run, call: Call) -> None:
+        self.run = run
+        self.call = call
+
+    @property
+    def key(self) -> str:
+        return self.call.key
+
+    @property
+    def request(self) -> str:
+        """The hash of what is asked."""
+        return request_hash(self.call)
+
+    def body(self) -> Body:
+        """The JSON object that came with it. InvalidValue."""
+        try:
+            body = msgspec.json.decode(self.call.body or b"{}")
+        except msgspec.DecodeError as error:
+            raise InvalidValue(f"the body of {self.call.path} is not JSON: {error}") from error
+        if not isinstance(body, dict):
+            raise InvalidValue(f"the body of {self.call.path} is not a JSON object")
+        return body
+
+    def convert(self, kind: type[Result]) -> Result:
+        """The body as a value of ``kind``. InvalidValue names the field."""
+        try:
+            return msgspec.convert(self.body(), kind)
+        except msgspec.ValidationError as error:
+            hint = "See docs/formats/agent-calls.md."
+            raise InvalidValue(f"the body of {self.call.path}: {error}", hint=hint) from error
+
+    async def warm(self, act: Callable[[], Awaitable[Result]]) -> Result:
+        """Run ``act`` under the run's lock while its machine is warm and of the call's epoch."""
+        while True:
+            await self.run.admit(self.call.epoch)
+
+            async def checked() -> tuple[bool, Result | None]:
+                if self.run.state not in WARM or self.run.record.epoch != self.call.epoch:
+                    return False, None
+                return True, await act()
+
+            done, result = await self.run.atomically(checked)
+            if done:
+                return result  # type: ignore[return-value]
+
+    async def note(self, *entries: NewEntry) -> list[Entry]:
+        """Append something new that the guest said. Under the run's lock."""
+        self.run.progressed = True
+        return await self.run.write(*entries, epoch=self.call.epoch)
+
+    async def entries(self) -> list[Entry]:
+        """What the branch has under this key, whatever was asked."""
+        return await self.run.context.find(self.run.id, self.run.branch, self.key)
+
+    async def known(self) -> list[Entry]:
+        """What the branch has of this call; [] when it is new, also because the run was forked just now."""
+        entries, asked = await self.entries(), self.request
+        recorded = next(
+            (e.payload["request"] for e in entries if isinstance(e.payload, dict) and "request" in e.payload), ""
+        )
+        if not entries or recorded in ("", asked):
+            return entries
+        await self._diverge(entries[0], str(recorded))
+        return []
+
+    async def _diverge(self, first: Entry, recorded: str) -> None:
+        """The program asks something else than the log has here."""
+        asked = {"method": self.call.method, "path": self.call.path, "body": _shown(self.call.body)}
+        had = {name: value for name, value in first.payload.items() if name not in HIDDEN}
+        why = {
+            "key": self.call.key,
+            "from_branch": self.run.branch,
+            "at": first.seq,
+            "recorded": {"kind": first.kind, "hash": recorded, "payload": had},
+            "asked": {"hash": self.request, **asked},
+        }
+        entry = NewEntry(kind="diverged", key=None, payload={"policy": self.run.record.request.on_divergence, **why})
+        if self.run.record.request.on_divergence == "fail":
+            message = f"the program went another way than its log: call {self.call.key} differs from entry {first.seq}"
+            hint = "The details have both sides; start the run with on_divergence=fork to go on live instead."
+            error = {"code": "diverged", "message": message, "hint": hint, "details": why}
+            epoch = self.call.epoch + 1
+            await self.run.write(entry, to=RunState.FAILED, epoch=epoch, why={"error": error}, error=error)
+            raise StaleEpoch(message, hint=hint)
+        waits = await self._waits_before(first.seq)
+        await self.run.write(entry, fork=(self.run.branch, first.seq - 1), epoch=self.call.epoch, waits=waits)
+
+    async def _waits_before(self, seq: int) -> Waits:
+        """The open waits and kept signals at a position of the branch."""
+        waits, after = Waits(), 0
+        while after < seq - 1:
+            page = await self.run.context.read(self.run.id, branch=self.run.branch, after=after)
+            for entry in page:
+                waits = waits.after(entry.kind, entry.payload) if entry.seq < seq else waits
+            after = page[-1].seq
+        return waits
+
+
+def last(entries: list[Entry], kind: str) -> Entry | None:
+    return next((entry for entry in reversed(entries) if entry.kind == kind), None)
+
+
+def _shown(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body) if body else None
+    except msgspec.DecodeError:
+        return body[:1000].decode("utf-8", "replace")

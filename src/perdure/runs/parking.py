@@ -1,0 +1,120 @@
+"""The program's side of waits: a call that is answered when what it waits for has come."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from perdure.context.log import NewEntry
+from perdure.errors import InvalidValue, Unavailable
+from perdure.model import Entry, Frozen, RunState, new_id
+from perdure.runs.asked import Asked, Body, last
+from perdure.runs.run import WARM, taking
+from perdure.runs.waits import Wait
+
+LONGEST_S = 1e10  # 300 years
+
+
+class Asking(Frozen, frozen=True, kw_only=True):
+    """Body of ``/perdure/v1/wait``."""
+
+    kind: str
+    name: str = ""
+    prompt: str = ""
+    seconds: float | None = None
+    timeout_s: float | None = None
+    show: Any = None
+
+    def check(self) -> None:
+        if self.kind not in ("time", "signal", "approval"):
+            raise InvalidValue(f"no such kind of wait: {self.kind!r}", hint="It is time, signal or approval.")
+        if self.kind == "time" and self.seconds is None:
+            raise InvalidValue('a wait for a time needs "seconds"')
+        if self.kind == "signal" and not self.name:
+            raise InvalidValue('a wait for a signal needs its "name"')
+        for name, seconds in (("seconds", self.seconds), ("timeout_s", self.timeout_s)):
+            if seconds is not None and not 0 <= seconds <= LONGEST_S:
+                raise InvalidValue(f"{name} is not a number of seconds from 0 on: {seconds}")
+
+
+async def wait(asked: Asked) -> Body:
+    """The answer, once the wait is completed; at once where the log has it."""
+    asking = asked.convert(Asking)
+    asking.check()
+    while True:
+        found = await asked.warm(lambda: _begin(asked, asking))
+        if isinstance(found, Entry):
+            asked.run.told(found.payload["wait"])
+            return _answer(asking.kind, found.payload)
+        await park(asked, found)
+
+
+async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
+    """The entry that completed this wait, or the wait, open."""
+    done = last(await asked.known(), "wait.completed")
+    if done:
+        return done
+    run = asked.run
+    for wait in run.record.waits.open:
+        if wait.key == asked.key:
+            if run.state is RunState.RUNNING:
+                await run.write(to=RunState.WAITING, epoch=asked.call.epoch, why={"wait": wait.id})
+            return wait
+    seconds = asking.seconds if asking.kind == "time" else asking.timeout_s
+    wait = Wait(
+        id=new_id(),
+        key=asked.key,
+        kind=asking.kind,  # type: ignore[arg-type]  # Asking.check knows the kinds
+        name=asking.name or asking.prompt,
+        since=time.time(),
+        until=None if seconds is None else time.time() + seconds,
+        show=asking.show,
+    )
+    signal = run.record.waits.kept(asking.name) if asking.kind == "signal" else None
+    if signal is None:
+        return await open_wait(asked, wait)
+    outcome = {"wait": wait.id, "kind": "signal", **taking(signal)}
+    completed = NewEntry(kind="wait.completed", key=asked.key, payload=outcome)
+    return (await asked.note(_started(asked, wait), completed))[-1]
+
+
+async def open_wait(asked: Asked, wait: Wait) -> Wait:
+    """Record the wait and that the run is parked on it. Under the run's lock."""
+    run = asked.run
+    wait = msgspec.structs.replace(wait, since=time.time())
+    to = RunState.WAITING if run.state is RunState.RUNNING else None
+    await run.write(_started(asked, wait), to=to, epoch=asked.call.epoch, why={"wait": wait.id})
+    run.progressed = True
+    return wait
+
+
+async def park(asked: Asked, wait: Wait) -> None:
+    """Until the wait is not open any more, or the machine was captured (Unavailable: it asks again)."""
+    run, epoch = asked.run, asked.call.epoch
+
+    def over() -> bool:
+        if run.ended or run.record.epoch != epoch or run.state is RunState.SUSPENDED:
+            return True
+        return run.record.waits.find(wait.id) is None and run.state in WARM
+
+    with run.asking(wait.id):
+        await run.until(over)
+    if run.record.epoch != epoch and not run.ended:
+        raise Unavailable(f"run {run.id} went on in another epoch")
+
+
+def _started(asked: Asked, wait: Wait) -> NewEntry:
+    payload = {"wait": msgspec.to_builtins(wait), "request": asked.request}
+    return NewEntry(kind="wait.started", key=asked.key, payload=payload)
+
+
+def _answer(kind: str, done: Body) -> Body:
+    timed_out = done["outcome"] == "timed-out"
+    if kind == "time":
+        return {"kind": kind}
+    if kind == "signal":
+        return {"kind": kind, "value": done.get("value"), "timed_out": timed_out}
+    verdict = done.get("value") or {"approved": False, "comment": ""}
+    return {"kind": kind, **verdict, "by": done.get("by", ""), "at": done.get("at", 0.0), "timed_out": timed_out}
