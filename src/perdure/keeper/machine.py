@@ -146,7 +146,7 @@ class Machine:
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._console = Console(self._loop, reading)
         try:
-            argv = [firecracker, "--api-sock", configuration.API_PATH, "--level", "Warning"]
+            argv = [firecracker, "--api-sock", configuration.API_PATH, "--level", "Error"]
             self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing)
         finally:
             os.close(writing)
@@ -200,7 +200,9 @@ class Machine:
             report = self._pager.stat() if self._pager else {}
             if was_running and not end:
                 self.resume()
-            size = sum(self._move(f"capture.{name}", f"{folder}/{name}", made) for name in ("state", "memory"))
+            zeros_are_holes = params["kind"] == "full"  # in a diff a hole means: as before
+            size = self._move("capture.state", f"{folder}/state", made, drop_zeros=False)
+            size += self._move("capture.memory", f"{folder}/memory", made, drop_zeros=zeros_are_holes)
             self._diff_lost = False
         except BaseException as error:
             _remove("capture.state", "capture.memory", *made)
@@ -225,7 +227,7 @@ class Machine:
             "pager": report,
         }
 
-    def _move(self, source: str, target: str, made: list[str]) -> int:
+    def _move(self, source: str, target: str, made: list[str], *, drop_zeros: bool) -> int:
         """Copy the data of a file to a new one on durable storage and remove it here; the bytes copied."""
         reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -234,7 +236,7 @@ class Machine:
             made.append(target)
             try:
                 size = 0
-                for copied in sparse.copy(reading, writing):
+                for copied in sparse.copy(reading, writing, drop_zeros=drop_zeros):
                     size += copied
                     self._loop.turn(0)
                 os.fsync(writing)
