@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from ..errors import SnapshotInvalid
+from perdure.errors import SnapshotInvalid
 
 BLOCK = 4096
 ZERO = 0  # sources of a run

@@ -10,8 +10,8 @@ import hashlib
 
 import msgspec
 
-from ..errors import SnapshotInvalid
-from ..model import Frozen, LogPosition, SnapshotInfo
+from perdure.errors import SnapshotInvalid
+from perdure.model import Frozen, LogPosition, SnapshotInfo
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.perdure.snapshot.v1"

@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..errors import SnapshotInvalid
+from perdure.errors import SnapshotInvalid
 
 MAGIC = b"PDMM"
 VERSION = 1

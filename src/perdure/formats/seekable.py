@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import zstandard
 
-from ..errors import SnapshotInvalid
+from perdure.errors import SnapshotInvalid
 
 SKIPPABLE = struct.Struct("<II")  # magic, length of what follows
 TABLE_MAGIC = 0x184D2A5E

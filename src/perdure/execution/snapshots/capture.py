@@ -1,25 +1,165 @@
+"""From the files of a stopped machine to a stored snapshot. Blocking: run it in a thread, above the dotted line.
+
+No VM waits while this runs. What Firecracker wrote is more than what changed: through userfaultfd KVM also logs pages
+that were only read, and the guest writes back what was there. So each block is compared with the parent's content.
+"""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from ...formats.manifest import Facts, Snapshot
-from ...model import LogPosition
-from .store import Store
-from .templates import Template
+import zstandard
+
+from perdure.errors import InvalidValue
+from perdure.execution.snapshots import layers, spaces
+from perdure.execution.snapshots.spaces import Space
+from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import Template, load
+from perdure.formats import blockmap, manifest
+from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, ROLE_FLAT, ZERO, Run
+from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Facts, Snapshot
+from perdure.linux import sparse
+from perdure.model import LogPosition
+
+_STEP = 1024  # blocks that are compared at a time
+_ZERO_BLOCK = bytes(BLOCK)
 
 
 def pack(
     store: Store,
     *,
-    folder: Path,  # holds Firecracker's `state` and sparse `memory`, a diff to ``parent``
-    overlay: Path,  # the sandbox's sparse ext4 disk
+    folder: Path,
+    overlay: Path,
     parent: Snapshot | Template,
-    templates: Path,  # home.templates
+    templates: Path,
     sandbox_id: str,
     image_digest: str,
-    facts: Facts | None = None,  # the parent's
+    kind: str = "diff",
+    facts: Facts | None = None,
     position: LogPosition | None = None,
     pause_s: float = 0.0,
     working_set: Sequence[int] = (),
-) -> Snapshot: ...
+) -> Snapshot:
+    """Store what the machine is now beyond ``parent``, durable when this returns.
+
+    ``folder`` holds Firecracker's ``state`` and sparse ``memory``, ``overlay`` is the sandbox's disk; neither is
+    changed. ``kind``: whether a hole in ``memory`` is the parent's ("diff") or zeros ("full"). ``facts``: of the
+    machine, where they are not the parent's. ``working_set``: what its pager recorded; it makes the next restore
+    faster. Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent does not verify).
+    """
+    if isinstance(parent, Template):
+        template, before = parent, None
+    else:
+        template, before = load(templates, parent.config.template), parent
+    with store.writing():
+        with spaces.memory_of(store, before, template) as memory:
+            memory_map, memory_layers = _add(store, memory, folder / "memory", holes_are_zeros=kind == "full")
+        with spaces.disk_of(store, before, overlay.stat().st_size) as disk:
+            disk_map, disk_layers = _add(store, disk, overlay, holes_are_zeros=True)
+        state = store.add(_compressed((folder / "state").read_bytes()), STATE)
+        old = {descriptor.digest for descriptor in before.descriptors} if before else set()
+        config = Config(
+            version=manifest.VERSION,
+            sandbox_id=sandbox_id,
+            created=time.time(),
+            template=template.name,
+            template_digest=template.digest,
+            facts=facts or (before.config.facts if before else template.facts),
+            image_digest=image_digest,
+            memory_size=memory.blocks * BLOCK,
+            disk_size=disk.blocks * BLOCK,
+            parent=before.digest if before else None,
+            position=position,
+            memory_bytes=_new(old, [*memory_layers, memory_map]),
+            disk_bytes=_new(old, [*disk_layers, disk_map]),
+            state_bytes=_new(old, [state]),
+            pause_s=pause_s,
+        )
+        snapshot = store.register(
+            Snapshot(
+                digest="",
+                config=config,
+                memory=manifest.Space(size=config.memory_size, layers=memory_layers, map=memory_map),
+                disk=manifest.Space(size=config.disk_size, layers=disk_layers, map=disk_map),
+                state=state,
+            )
+        )
+    if working_set:
+        store.keep_working_set(snapshot.digest, working_set)
+    return snapshot
+
+
+def _add(store: Store, before: Space, path: Path, *, holes_are_zeros: bool) -> tuple[Descriptor, list[Descriptor]]:
+    """(flattened map, layers) of the space after what ``path`` holds was laid over it."""
+    with path.open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size != before.blocks * BLOCK:
+            raise InvalidValue(f"{path} has {size} bytes where the snapshot before it has {before.blocks * BLOCK}")
+        changed = [(at // BLOCK, -(-(at + length) // BLOCK)) for at, length in sparse.extents(file.fileno())]
+        if holes_are_zeros:
+            changed += ((run.first, run.first + run.length) for run in before.runs)
+        runs: list[Run] = []
+        layer = layers.write(
+            store,
+            runs,
+            _difference(file.fileno(), _united(changed), before, runs),
+            kind=before.kind,
+            blocks=before.blocks,
+            base=before.top,
+        )
+    chain = before.descriptors
+    flat = before.runs
+    if layer is not None:
+        number = LAYER + len(chain)
+        named = [run if run.source == ZERO else run._replace(source=number) for run in blockmap.joined(runs)]
+        flat = blockmap.laid_over(flat, named)
+        chain = [*chain, layer]
+    data = blockmap.encode(
+        flat, kind=before.kind, role=ROLE_FLAT, blocks=before.blocks, layers=len(chain), base=before.base_digest
+    )
+    return store.add(data, MEMORY_MAP if before.kind == MEMORY else DISK_MAP), chain
+
+
+def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    for first, end in sorted(ranges):
+        if out and first <= out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]))
+        else:
+            out.append((first, end))
+    return out
+
+
+def _difference(file: int, changed: Sequence[tuple[int, int]], before: Space, runs: list[Run]) -> Iterator[bytes]:
+    """The blocks within ``changed`` that differ from ``before`` and are not zeros; ``runs`` becomes their map."""
+    packed = 0
+    for first, end in changed:
+        for start in range(first, end, _STEP):
+            stop = min(end, start + _STEP)
+            now = os.pread(file, (stop - start) * BLOCK, start * BLOCK)
+            for low, high, old in before.pieces(start, stop):
+                new = now[(low - start) * BLOCK : (high - start) * BLOCK]
+                if new == (bytes(len(new)) if old is None else old):
+                    continue
+                for block in range(low, high):
+                    place = (block - low) * BLOCK
+                    content = new[place : place + BLOCK]
+                    if content == (_ZERO_BLOCK if old is None else old[place : place + BLOCK]):
+                        continue
+                    if content == _ZERO_BLOCK:
+                        runs.append(Run(block, 1, ZERO))
+                        continue
+                    runs.append(Run(block, 1, LAYER, packed))
+                    packed += 1
+                    yield content
+
+
+def _compressed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(level=9, write_checksum=True).compress(data)
+
+
+def _new(old: set[str], descriptors: Iterable[Descriptor]) -> int:
+    return sum(descriptor.size for descriptor in descriptors if descriptor.digest not in old)

@@ -23,13 +23,12 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
 
 import msgspec
 
-from ...errors import NoSpace, NotFound, SnapshotInvalid
-from ...formats import manifest
-from ...formats.manifest import Descriptor, Snapshot, check_digest, digest_of
+from perdure.errors import NoSpace, NotFound, SnapshotInvalid
+from perdure.formats import manifest
+from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 
 _CHUNK = 1 << 20
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
@@ -71,9 +70,7 @@ class BlobWriter:
     def __enter__(self) -> BlobWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         try:
             self._file.close()
         except OSError:
