@@ -133,7 +133,9 @@ class Watch:
                 self.timeline.say("agent", f"{payload.get('name')}: {json.dumps(payload.get('value'))}")
             case "model.committed":
                 usage = payload.get("usage") or {}
-                self.timeline.say("model", f"{payload.get('text', '')!r:.60} ({usage.get('completion_tokens', '?')} tokens)")
+                self.timeline.say(
+                    "model", f"{payload.get('text', '')!r:.60} ({usage.get('completion_tokens', '?')} tokens)"
+                )
             case "snapshot" | "wait.started" | "wait.completed" | "model.intent" | "model.replayed" | "step.result":
                 self.timeline.say("log", f"{entry.seq}: {entry.kind}")
             case kind if kind.startswith("run."):
@@ -221,7 +223,9 @@ def story(home: Home, line: Timeline) -> None:
     if snapshot is None:
         raise DemoFailed("the run is suspended without a snapshot")
     stored = snapshot.memory_bytes + snapshot.disk_bytes + snapshot.state_bytes
-    line.figure("suspend requested to durable", f"{snapshot.total_s:.2f} s (vCPUs stood still for {snapshot.pause_s:.2f} s)")
+    line.figure(
+        "suspend requested to durable", f"{snapshot.total_s:.2f} s (vCPUs stood still for {snapshot.pause_s:.2f} s)"
+    )
     line.figure("stored by the suspend, of a 512 MiB VM", size(stored))
     running = firecrackers(home)
     line.claim("suspended: no Firecracker process is left", not running, f"{len(running)} found")
@@ -237,7 +241,9 @@ def story(home: Home, line: Timeline) -> None:
     began = time.monotonic()
     command("perdure", "up")
     line.figure("server started again", f"{time.monotonic() - began:.2f} s")
-    line.claim("another server serves the same log", int(server.status()["pid"]) != pid, f"pid {server.status()['pid']}")
+    line.claim(
+        "another server serves the same log", int(server.status()["pid"]) != pid, f"pid {server.status()['pid']}"
+    )
 
     line.say("$", f"perdure approve {run_id}")
     began = time.monotonic()
@@ -272,7 +278,11 @@ def story(home: Home, line: Timeline) -> None:
     line.figure("turns answered from the log", str(info.turns_replayed))
     line.claim("it recovered from the snapshot", info.recoveries == 1, f"{info.recoveries} recovery")
     line.claim("no answered turn was asked again", requests == turns == 2, f"{turns} turns, {requests} requests")
-    line.claim("its answer came from the log, or from the call in flight", info.turns_replayed >= 1, f"{info.turns_replayed} replayed")
+    line.claim(
+        "its answer came from the log, or from the call in flight",
+        info.turns_replayed >= 1,
+        f"{info.turns_replayed} replayed",
+    )
     line.claim("it finished, same process still", result["pid"] == early["pid"] and result["started"] == early["started"],
                f"pid {result['pid']}, counter {result['counter']}")  # fmt: skip
     checked = server.verify(run_id)

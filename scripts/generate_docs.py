@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -28,15 +28,17 @@ def commands_page(program: ModuleType, title: str, intro: str) -> str:
     return "".join(page)
 
 
-def states_page(tables: Sequence[tuple[str, str, Mapping[str, Sequence[str]]]]) -> str:
-    """One page with a diagram of each state table."""
-    page = [HEADER, "# States\n\nDrawn from the tables in the code; an arrow that is not here raises `illegal-transition`.\n"]
+def states_page(tables: Sequence[tuple[str, str, Sequence[tuple[str, str, str]]]]) -> str:
+    """One page with a diagram of each state table: arrows of (state, event or "", new state)."""
+    page = [
+        HEADER,
+        "# States\n\nDrawn from the tables in the code; an arrow that is not here raises `illegal-transition`.\n",
+    ]
     for title, module, arrows in tables:
         page.append(f"\n## {title}\n\nFrom `{module}`.\n\n```mermaid\nstateDiagram-v2\n")
-        for state, targets in arrows.items():
-            page.extend(f"    {state} --> {target}\n" for target in targets)
-            if not targets:
-                page.append(f"    {state} --> [*]\n")
+        page.extend(
+            f"    {state} --> {target}" + (f": {event}\n" if event else "\n") for state, event, target in arrows
+        )
         page.append("```\n")
     return "".join(page)
 
@@ -48,13 +50,17 @@ def pages() -> dict[Path, str]:
     from perdure.execution.sandboxes import states as sandbox_states
     from perdure.runs import states as run_states
 
+    runs = [(str(state), "", str(new)) for state, targets in run_states.ARROWS.items() for new in targets]
+    sandboxes = [(str(state), event, str(new)) for (state, event), new in sandbox_states.TRANSITIONS.items()]
+    machines = [(str(state), str(event), str(new)) for (state, event), new in machine_states.ARROWS.items()]
     tables = [
-        ("Run", "perdure.runs.states", run_states.ARROWS),
-        ("Sandbox", "perdure.execution.sandboxes.states", sandbox_states.ARROWS),
-        ("Machine", "perdure.execution.machine.states", machine_states.ARROWS),
+        ("Run", "perdure.runs.states", runs),
+        ("Sandbox", "perdure.execution.sandboxes.states", sandboxes),
+        ("Machine", "perdure.execution.machine.states", machines),
     ]
+    docker = "Sandboxes that last: docker's words, for Firecracker microVMs."
     return {
-        REFERENCE / "fcrun.md": commands_page(fcrun, "fcrun", "Sandboxes that last: docker's words, for Firecracker microVMs."),
+        REFERENCE / "fcrun.md": commands_page(fcrun, "fcrun", docker),
         REFERENCE / "perdure.md": commands_page(perdure, "perdure", "Durable agents."),
         REFERENCE / "states.md": states_page(tables),
     }
