@@ -81,9 +81,11 @@ def _pack(
         templates=life.rooms.home.templates,
         sandbox_id=life.id,
         image_digest=life.record.image_digest,
+        kind=captured["kind"],
         facts=template.facts,
         position=position,
         pause_s=float(captured.get("pause_s", 0.0)),
+        working_set=captured.get("pager", {}).get("working_set", []),
     )
 
 
