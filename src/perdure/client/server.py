@@ -6,6 +6,7 @@ parameter is a run's id, a unique prefix of it, or its name.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -28,7 +29,8 @@ class ServerClient:
     """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP."""
 
     def __init__(self, home: Home | None = None, *, url: str = "", token: str = "") -> None:
-        address = url or f"unix:{(home or Home.find()).socket('perdured')}"
+        self._home = home or Home.find()
+        address = url or f"unix:{self._home.socket('perdured')}"
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._transport = Transport(
             address, service="the server (perdured)", hint="start it with: perdure up", headers=headers
@@ -73,17 +75,17 @@ class ServerClient:
         answer = self._transport.call("GET", "/v1/runs", query={"state": ",".join(states)})
         return msgspec.convert(answer["runs"], list[RunInfo])
 
-    def run(self, run: str, *, wait_s: float | None = None) -> RunInfo:
+    def get(self, run: str, *, wait_s: float | None = None) -> RunInfo:
         """One run; with ``wait_s`` when it has ended, or after so many seconds. ``NotFound``."""
         answer = self._transport.call("GET", _path(run), query={"wait_s": wait_s})
         return msgspec.convert(answer, RunInfo)
 
     def result(self, run: str, *, timeout_s: float | None = None) -> Any:
-        """What the run returned, once it has ended. Its error when it failed; ``Unavailable`` when that takes longer."""
+        """What the run returned, once it has ended. Raises its error when it failed, ``Unavailable`` later."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             left_s = WAIT_S if deadline is None else max(0.0, min(WAIT_S, deadline - time.monotonic()))
-            info = self.run(run, wait_s=left_s)
+            info = self.get(run, wait_s=left_s)
             if info.state in ENDED:
                 return outcome(info)
             if deadline is not None and time.monotonic() >= deadline:
@@ -158,6 +160,17 @@ class ServerClient:
         """The server: pid, url, version, home, started, runs by state, node."""
         answer: dict[str, Any] = self._transport.call("GET", "/v1/status", timeout_s=10.0)
         return answer
+
+    def provider_requests(self) -> list[dict[str, Any]]:
+        """What the offline provider of this home itself counted: ``{"id", "time", "stream", "status", "bytes"}`` each.
+        [] when none runs."""
+        try:
+            port = json.loads((self._home.run / "offline.json").read_bytes())["port"]
+        except FileNotFoundError:
+            return []
+        provider = Transport(f"http://127.0.0.1:{port}", service="the offline provider", hint="see run/offline.log")
+        found: list[dict[str, Any]] = provider.call("GET", "/requests", timeout_s=10.0)["requests"]
+        return found
 
     def _info(self, method: str, path: str, body: dict[str, Any]) -> RunInfo:
         return msgspec.convert(self._transport.call(method, path, json_body=body), RunInfo)

@@ -1,0 +1,103 @@
+"""A command line of one module per command, imported only when it runs, so that it starts at once.
+
+A command's module has ``NAME``, ``HELP`` (one line), ``GROUP``, ``configure(parser)`` and ``run(options)``, which gives the
+exit status; it imports what is heavy inside ``run``. Modules whose names begin with ``_`` are no commands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import NoReturn
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+class _Parser(argparse.ArgumentParser):
+    usage_status = 2
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog.split()[0]}: {message}\n  See '{self.prog} --help'.\n")
+        raise SystemExit(self.usage_status)
+
+
+class Program:
+    """One command line. ``package`` holds its commands; ``groups`` orders them in the overview."""
+
+    def __init__(self, name: str, package: str, folder: str, about: str, groups: tuple[str, ...]) -> None:
+        self.name, self.package, self.folder, self.about, self.groups = name, package, folder, about, groups
+
+    def command_names(self) -> list[str]:
+        files = os.listdir(self.folder)  # noqa: PTH208 - pathlib costs start time
+        return sorted(file[:-3] for file in files if file.endswith(".py") and not file.startswith("_"))
+
+    def command_module(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.package}.{name}")
+
+    def parser_of(self, command: ModuleType) -> argparse.ArgumentParser:
+        """The command's parser (also the source of its reference page)."""
+        description = getattr(command, "DESCRIPTION", command.HELP)
+        parser = _Parser(prog=f"{self.name} {command.NAME}", description=description, allow_abbrev=False)
+        command.configure(parser)
+        return parser
+
+    def main(self, argv: list[str] | None = None) -> int:
+        """Run one command; its exit status."""
+        argv = sys.argv[1:] if argv is None else argv
+        names = self.command_names()
+        if argv[:1] == ["help"] and len(argv) > 1 and argv[1] in names:
+            argv = [argv[1], "--help"]
+        if not argv or argv[0] in ("-h", "--help", "help"):
+            sys.stdout.write(self._overview())
+            return 0
+        if argv[0] in ("-v", "--version", "version"):
+            from perdure import __version__
+
+            print(f"{self.name} {__version__}")
+            return 0
+        if argv[0] not in names:
+            return self._unknown(argv[0], names)
+        command = self.command_module(argv[0])
+        try:
+            options = self.parser_of(command).parse_args(argv[1:])
+            return int(command.run(options))
+        except SystemExit as error:
+            return error.code if isinstance(error.code, int) else 1
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # who read us has gone; no trace when Python flushes at exit
+            return 128 + 13
+        except Exception as error:
+            return self._report(error)
+
+    def _report(self, error: Exception) -> int:
+        from perdure.errors import PerdureError
+
+        if isinstance(error, PerdureError):
+            sys.stderr.write(f"{self.name}: {error}\n")
+            return error.exit_status
+        if os.environ.get("PERDURE_DEBUG"):
+            raise error
+        sys.stderr.write(f"{self.name}: {type(error).__name__}: {error}\n  PERDURE_DEBUG=1 shows where.\n")
+        return 1
+
+    def _unknown(self, name: str, names: list[str]) -> int:
+        import difflib
+
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"Did you mean '{near[0]}'?" if near else f"See '{self.name} --help'."
+        sys.stderr.write(f"{self.name}: '{name}' is not a {self.name} command\n  {hint}\n")
+        return 2
+
+    def _overview(self) -> str:
+        commands = [self.command_module(name) for name in self.command_names()]
+        text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
+        for group in self.groups:
+            members = [command for command in commands if command.GROUP == group]
+            text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<9} {command.HELP}\n" for command in members))
+        text.append(f"\nRun '{self.name} COMMAND --help' for more on a command.\n")
+        return "".join(text)

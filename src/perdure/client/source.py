@@ -1,0 +1,96 @@
+"""Reads an agent's file without running it: what is wrong with it is said before any machine starts."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.errors import AgentInvalid
+
+_OPTIONS: dict[str, type] = {"image": str, "memory_mib": int, "vcpus": int, "durability": str}
+
+
+@dataclass(frozen=True)
+class AgentSource:
+    """An agent: ``function`` in the text ``source`` of the file ``file`` (NAME.py), and what ``@agent`` says."""
+
+    file: str
+    function: str
+    source: str
+    image: str = ""
+    memory_mib: int = 0
+    vcpus: int = 0
+
+
+def read(reference: str) -> AgentSource:
+    """The agent ``FILE.py:FUNCTION``. ``AgentInvalid`` says what is wrong, with the line."""
+    place, colon, function = reference.rpartition(":")
+    if not colon or not place or not function.isidentifier():
+        raise AgentInvalid(f"{reference!r} does not name an agent", hint="write FILE.py:FUNCTION")
+    path = Path(place)
+    if path.suffix != ".py":
+        raise AgentInvalid(f"{place} is not a Python file", hint="write FILE.py:FUNCTION")
+    try:
+        source = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise AgentInvalid(f"{place} cannot be read: {error.strerror}", hint="is the path right?") from error
+    except UnicodeDecodeError as error:
+        raise AgentInvalid(f"{place} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    try:
+        compile(source, place, "exec")  # finds more than ast.parse: return outside a function …
+        tree = ast.parse(source, place)
+    except (SyntaxError, ValueError) as error:
+        raise AgentInvalid(f"{place} does not import: {_told(error)}", hint="correct the file") from error
+    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    found = next((node for node in reversed(definitions) if node.name == function), None)
+    if found is None:
+        agents = [node.name for node in definitions if _decorator(node) is not None]
+        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent()"
+        raise AgentInvalid(f"{place} has no function {function!r} at its top level", hint=hint)
+    decorator = _decorator(found)
+    if decorator is None:
+        raise AgentInvalid(f"{place}, line {found.lineno}: {function} is not an agent", hint="write @agent() above it")
+    return AgentSource(path.name, function, source, **_options(decorator, place))
+
+
+def _told(error: SyntaxError | ValueError) -> str:
+    if not isinstance(error, SyntaxError):
+        return str(error)
+    line = (error.text or "").strip()
+    return f"line {error.lineno}: {error.msg}" + (f"\n    {line}" if line else "")
+
+
+def _decorator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.expr | None:
+    """Its ``@agent``, ``@agent(...)`` or ``@perdure.agent(...)``."""
+    for decorator in node.decorator_list:
+        name = decorator.func if isinstance(decorator, ast.Call) else decorator
+        if getattr(name, "id", getattr(name, "attr", "")) == "agent":
+            return decorator
+    return None
+
+
+def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
+    if not isinstance(decorator, ast.Call):
+        raise AgentInvalid(f"{place}, line {decorator.lineno}: @agent is called", hint="write @agent()")
+    if decorator.args:
+        raise AgentInvalid(f"{place}, line {decorator.lineno}: @agent takes names only", hint='@agent(image="...")')
+    options: dict[str, Any] = {}
+    for keyword in decorator.keywords:
+        where = f"{place}, line {keyword.value.lineno}: @agent({keyword.arg}=...)"
+        wanted = _OPTIONS.get(keyword.arg or "")
+        if wanted is None:
+            raise AgentInvalid(f"{where} is unknown", hint=f"known are {', '.join(_OPTIONS)}")
+        try:
+            value = ast.literal_eval(keyword.value)
+        except ValueError:
+            raise AgentInvalid(f"{where} is not a literal", hint="it is read without running the file") from None
+        if type(value) is not wanted or (wanted is int and value <= 0):
+            raise AgentInvalid(
+                f"{where} is {value!r}", hint=f"it is a {'positive ' * (wanted is int)}{wanted.__name__}"
+            )
+        options[keyword.arg or ""] = value
+    if options.pop("durability", "snapshot") != "snapshot":
+        raise AgentInvalid(f'{place}: only durability="snapshot" is supported', hint="leave it out")
+    return options
