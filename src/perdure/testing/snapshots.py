@@ -1,0 +1,85 @@
+"""A store, a sealed template with given memory, and a way to capture generations without a machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from perdure.execution.snapshots import capture, templates
+from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import Template
+from perdure.formats.blockmap import BLOCK
+from perdure.formats.manifest import Facts, Snapshot
+
+BLOCKS = 256  # of guest memory: 1 MiB
+IMAGE = "sha256:" + "1" * 64
+
+
+def facts() -> Facts:
+    return Facts(
+        firecracker="1.12.1",
+        cpu_vendor="AuthenticAMD",
+        cpu_family=25,
+        vcpus=1,
+        memory_mib=BLOCKS * BLOCK >> 20,
+        kernel="sha256:" + "2" * 64,
+        guestd="sha256:" + "3" * 64,
+    )
+
+
+class Bench:
+    """One node's store and templates in a folder, and what a keeper would have captured."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.templates = root / "templates"
+        self.store = Store(root / "store")
+        self.templates.mkdir(parents=True)
+
+    def template(self, memory: bytes, name: str = "warm") -> Template:
+        folder = self.root / "building"
+        folder.mkdir()
+        (folder / "memory").write_bytes(memory)
+        (folder / "state").write_bytes(b"state of the template")
+        templates.seal(folder, self.templates / name, facts())
+        return templates.load(self.templates, name)
+
+    def capture(
+        self,
+        parent: Snapshot | Template,
+        memory: dict[int, bytes],
+        disk: bytes,
+        *,
+        state: bytes = b"device state",
+        working_set: tuple[int, ...] = (),
+    ) -> Snapshot:
+        """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
+        folder = self.root / "captured"
+        folder.mkdir(exist_ok=True)
+        sparse_file(folder / "memory", memory, BLOCKS)
+        blocks = {at // BLOCK: disk[at : at + BLOCK] for at in range(0, len(disk), BLOCK)}
+        held = {block: data for block, data in blocks.items() if data != bytes(BLOCK)}
+        sparse_file(self.root / "overlay", held, len(blocks))
+        (folder / "state").write_bytes(state)
+        return capture.pack(
+            self.store,
+            folder=folder,
+            overlay=self.root / "overlay",
+            parent=parent,
+            templates=self.templates,
+            sandbox_id="0123456789ab",
+            image_digest=IMAGE,
+            working_set=working_set,
+        )
+
+    def left_over(self) -> list[str]:
+        """What should not be there after anything."""
+        return [str(path) for path in (self.store.folder / "ingest").iterdir()]
+
+
+def sparse_file(path: Path, blocks: dict[int, bytes], count: int) -> None:
+    path.unlink(missing_ok=True)
+    with path.open("wb", buffering=0) as file:
+        file.truncate(count * BLOCK)
+        for block, data in blocks.items():
+            assert os.pwrite(file.fileno(), data, block * BLOCK) == BLOCK

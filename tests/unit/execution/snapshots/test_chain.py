@@ -1,0 +1,178 @@
+"""Generations of captures: what is restored is what was captured, whatever the layers look like."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perdure.errors import InvalidValue, NoSpace, NotFound, SnapshotInvalid
+from perdure.execution.snapshots import capture, restore, spaces, templates
+from perdure.execution.snapshots.store import Store
+from perdure.formats import memorymap
+from perdure.formats.blockmap import BLOCK
+from perdure.testing.snapshots import BLOCKS, Bench, facts
+
+DISK_BLOCKS = 64
+
+
+def block(seed: int) -> bytes:
+    """A block that does not compress well; seed 0 is zeros."""
+    return random.Random(seed).randbytes(BLOCK) if seed else bytes(BLOCK)
+
+
+def blocks(seeds: list[int]) -> bytes:
+    return b"".join(block(seed) for seed in seeds)
+
+
+memories = st.lists(st.integers(0, 3), min_size=BLOCKS, max_size=BLOCKS)
+disks = st.lists(st.integers(0, 3), min_size=DISK_BLOCKS, max_size=DISK_BLOCKS)
+# block -> new content; or "read": logged by KVM though it did not change
+touches = st.dictionaries(st.integers(0, BLOCKS - 1), st.one_of(st.integers(0, 9), st.just("read")), max_size=60)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(first=memories, generations=st.lists(st.tuples(touches, disks), min_size=1, max_size=4))
+def test_every_generation_restores_what_it_captured(
+    new_bench: Callable[[], Bench], first: list[int], generations: list[tuple[dict[int, int | str], list[int]]]
+) -> None:
+    bench = new_bench()
+    parent = template = bench.template(blocks(first))
+    memory = list(first)
+    made = []
+    for changes, disk in generations:
+        for place, seed in changes.items():
+            if isinstance(seed, int):
+                memory[place] = seed
+        parent = bench.capture(parent, {place: block(memory[place]) for place in changes}, blocks(disk))
+        made.append((parent, blocks(memory), blocks(disk)))
+    for snapshot, expected_memory, expected_disk in made:
+        folder = bench.root / snapshot.digest.removeprefix("sha256:")
+        folder.mkdir(exist_ok=True)
+        files = restore.prepare(bench.store, snapshot, folder=folder, templates=bench.templates, facts=facts())
+        assert files.overlay.read_bytes() == expected_disk
+        assert files.state.read_bytes() == b"device state"
+        with spaces.memory_of(bench.store, snapshot, template) as space:
+            assert space.read(0, BLOCKS) == expected_memory
+            # The pager's view: runs of the memory map file over the frames that it names.
+            assert through_memory_map(memorymap.decode(files.memory_map.read_bytes()), space) == expected_memory
+    assert bench.left_over() == []
+
+
+def through_memory_map(held: memorymap.MemoryMap, space: spaces.Space) -> bytes:
+    base = Path(held.template).read_bytes()
+    out = b""
+    for run, (first, source, at) in enumerate(zip(held.first, held.source, held.at, strict=True)):
+        count = held.count(run)
+        if source == memorymap.ZERO:
+            out += bytes(count * BLOCK)
+        elif source == memorymap.TEMPLATE:
+            out += base[first * BLOCK : (first + count) * BLOCK]
+        else:
+            frame = source - memorymap.FRAME
+            assert run in held.by_frame[held.frame_runs[frame] : held.frame_runs[frame + 1]]
+            content = space.layers[held.frame_layer[frame]].frame(held.frame_number[frame])
+            assert len(content) == held.frame_blocks[frame] * BLOCK
+            out += content[at * BLOCK : (at + count) * BLOCK]
+    return out
+
+
+def test_pages_only_read_and_unchanged_cost_nothing(bench: Bench) -> None:
+    template = bench.template(blocks([1] * BLOCKS))
+    snapshot = bench.capture(template, {place: block(1) for place in range(BLOCKS)}, blocks([0] * DISK_BLOCKS))
+    assert snapshot.memory.layers == []
+    assert snapshot.disk.layers == []
+    again = bench.capture(snapshot, {3: block(1)}, blocks([0] * DISK_BLOCKS))
+    assert (again.config.memory_bytes, again.config.disk_bytes, again.config.state_bytes) == (0, 0, 0)
+    assert again.config.parent == snapshot.digest
+
+
+def test_a_full_image_may_follow_a_diff(bench: Bench) -> None:
+    """In a full image a hole is zeros, in a diff it is the parent's."""
+    template = bench.template(blocks([1] * BLOCKS))
+    bench.capture(template, {0: block(5)}, blocks([0] * DISK_BLOCKS))
+    folder = bench.root / "captured"
+    full = capture.pack(
+        bench.store,
+        folder=folder,
+        overlay=bench.root / "overlay",
+        parent=template,
+        templates=bench.templates,
+        sandbox_id="x",
+        image_digest="",
+        kind="full",
+    )
+    with spaces.memory_of(bench.store, full, template) as space:
+        assert space.read(0, BLOCKS) == block(5) + bytes((BLOCKS - 1) * BLOCK)
+
+
+def test_zstd_accepts_a_layer(bench: Bench) -> None:
+    template = bench.template(blocks([0] * BLOCKS))
+    changed = {place: block(place + 1) for place in range(0, BLOCKS, 2)}
+    snapshot = bench.capture(template, changed, blocks([0] * DISK_BLOCKS))
+    path = bench.store.verified(snapshot.memory.layers[0])
+    tested = subprocess.run(["zstd", "-t", "-q", path], check=False, capture_output=True)
+    assert (tested.returncode, tested.stderr) == (0, b"")
+    plain = subprocess.run(["zstd", "-d", "-q", "-c"], check=True, capture_output=True, input=path.read_bytes()).stdout
+    assert plain == b"".join(changed.values())
+
+
+def test_another_cpu_firecracker_or_shape_is_refused_by_name(bench: Bench) -> None:
+    snapshot = bench.capture(bench.template(blocks([1] * BLOCKS)), {}, blocks([1] * DISK_BLOCKS))
+    other = type(facts())(**{**{name: getattr(facts(), name) for name in facts().__struct_fields__}, "cpu_family": 6})
+    with pytest.raises(SnapshotInvalid, match="cpu_family was 25, is 6 here"):
+        restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=other)
+
+
+def test_a_template_built_again_is_a_wrong_base(bench: Bench) -> None:
+    snapshot = bench.capture(bench.template(blocks([1] * BLOCKS)), {3: block(2)}, blocks([1] * DISK_BLOCKS))
+    (bench.templates / "warm").rename(bench.templates / "away")
+    with pytest.raises(NotFound):
+        restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=facts())
+    bench.template(blocks([2] * BLOCKS))
+    with pytest.raises(SnapshotInvalid, match="wrong base"):
+        restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=facts())
+    assert not (bench.root / "memory.map").exists()
+
+
+def test_a_damaged_template_is_refused(bench: Bench) -> None:
+    template = bench.template(blocks([1] * BLOCKS))
+    with template.memory.open("r+b") as file:
+        file.seek(7 * BLOCK + 9)
+        file.write(b"!")
+    with pytest.raises(SnapshotInvalid, match="damaged or changed"):
+        templates.load(bench.templates, "warm")
+
+
+def test_files_of_another_size_are_refused(bench: Bench) -> None:
+    snapshot = bench.capture(bench.template(blocks([1] * BLOCKS)), {}, blocks([1] * DISK_BLOCKS))
+    with pytest.raises(InvalidValue, match="bytes where the snapshot before it has"):
+        bench.capture(snapshot, {}, blocks([1] * (DISK_BLOCKS + 1)))
+
+
+def test_no_space_leaves_the_previous_snapshot(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    template = bench.template(blocks([1] * BLOCKS))
+    before = bench.capture(template, {1: block(4)}, blocks([1] * DISK_BLOCKS))
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - stands for the disk; closed below
+    real = Store.writer
+
+    def writer(store: Store, what: str) -> object:
+        made = real(store, what)
+        made._file.close()
+        made._file = full
+        return made
+
+    monkeypatch.setattr(Store, "writer", writer)
+    with pytest.raises(NoSpace):
+        bench.capture(before, {1: block(5)}, blocks([2] * DISK_BLOCKS))
+    full.close()
+    monkeypatch.undo()
+    assert bench.left_over() == []
+    assert [held.digest for held in bench.store.snapshots()] == [before.digest]
+    files = restore.prepare(bench.store, before, folder=bench.root, templates=bench.templates, facts=facts())
+    assert files.overlay.stat().st_size == DISK_BLOCKS * BLOCK
