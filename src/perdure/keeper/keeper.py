@@ -67,16 +67,24 @@ class Keeper:
     def _machine_lives(self) -> bool:
         return self._machine.state not in (MachineState.EMPTY, MachineState.EXITED)
 
-    def _close(self) -> None:
+    def _release(self) -> None:
+        """Let go of everything but the node's connection."""
         self._machine.end()
         self._channel.close()
-        if self._node is not None:
-            node = self._node
-            self._loop.run_until(lambda: node.closed or not node.queued, _FLUSH_TIMEOUT_S)
+        if self._control is not None:
+            self._loop.forget(self._control.fileno())
+            self._control.close()
+            self._control = None
         if self._exit is None or self._ended:
             self.folder.remove()
         else:
             self.folder.clear(keep_record=True)
+
+    def _close(self) -> None:
+        self._release()
+        if self._node is not None:
+            node = self._node
+            self._loop.run_until(lambda: node.closed or not node.queued, _FLUSH_TIMEOUT_S)
 
     # Nodes come and go
 
@@ -159,8 +167,8 @@ class Keeper:
         if op == "stat":
             return self._stat()
         if op == "end":
-            self._machine.end()
             self._ended = True
+            self._release()  # before the answer: the node may want a new keeper at once
             return {}
         raise InvalidValue(f"a keeper does not know the operation {op!r}", hint="Node and launcher differ in version.")
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "zstandard", "perdure.execution.snapshots.pager")
 _HELLO_TIMEOUT_S = 10.0
+_LEAVE_TIMEOUT_S = 2.0
 _CGROUP_RETRY_S = 0.05
 _CGROUP_RETRIES = 200
 
@@ -180,16 +181,24 @@ class Launcher:
         self._look(sandbox)
         return sandbox in self._kept or self._find(sandbox)
 
-    def _forget(self, sandbox: str) -> None:
+    def _stays(self, sandbox: str) -> bool:
+        """Whether a keeper lives that is not about to leave: one without node and machine ends in a moment."""
         if self._lives(sandbox):
+            self._loop.run_until(lambda: sandbox not in self._kept, _LEAVE_TIMEOUT_S)
+        return self._lives(sandbox)
+
+    def _forget(self, sandbox: str) -> None:
+        if self._stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a living keeper", hint="End its machine first.")
         self._below.machine(sandbox).remove()
 
     def _spawn(self, caller: _Caller, sandbox: str) -> None:
         from perdure.linux import process
 
-        if self._lives(sandbox):
+        if self._stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a keeper already", hint="Attach to it.")
+        if caller.closed:
+            return
         fd = caller.detach()
         try:
             keeper = process.fork(lambda: self._be_keeper(sandbox, fd), keep=(fd,), die_with_parent=False)
@@ -239,6 +248,10 @@ class _Caller:
     @property
     def queued(self) -> int:
         return self._stream.queued
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed
 
     def answer(self, value: dict[str, Any]) -> None:
         self.send({"ok": value})

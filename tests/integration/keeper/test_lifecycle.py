@@ -81,6 +81,20 @@ async def test_end_leaves_nothing(host: Host) -> None:
     await ended(await launcher.spawn(SANDBOX))  # the name is free again
 
 
+async def test_a_new_keeper_at_once_after_the_one_before(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    for _ in range(5):
+        keeper, firecracker = await running(host, launcher)
+        await keeper.request("end")
+        keeper.close()
+        keeper, firecracker = await running(host, launcher)
+        os.kill(firecracker, signal.SIGKILL)
+        assert (await exited(keeper))["cause"] == "machine-died"
+        keeper.close()
+    await launcher.forget(SANDBOX)
+
+
 async def test_a_killed_keeper_takes_its_machine_with_it(host: Host) -> None:
     host.start()
     launcher = await connected(host)
