@@ -54,9 +54,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     home = Home(root / "home", root / "cache").make()
     ensure_running(home)
     client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    yield home
-    client.shutdown()
+    try:
+        client.import_image("tiny", root_tar())
+        yield home
+    finally:
+        client.shutdown()
 
 
 @pytest.fixture

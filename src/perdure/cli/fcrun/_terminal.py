@@ -46,6 +46,7 @@ class Terminal:
         self._tty = tty
         self._stdin = stdin
         self._session: Session | None = None
+        self._replaced = threading.Condition()
         self._detached = False
         # handlers only put here: sending from a handler could meet its own thread in the middle of a send
         self._wishes: queue.SimpleQueue[Forward] = queue.SimpleQueue()
@@ -58,7 +59,9 @@ class Terminal:
 
         skip_seen: the session tells all from the start again; what was shown is not shown twice.
         """
-        self._session = session
+        with self._replaced:
+            self._session = session
+            self._replaced.notify_all()
         self._skip = dict(self._seen) if skip_seen else {1: 0, 2: 0}
         with _raw(self._tty and self._stdin), self._signals():
             self._start_readers()
@@ -106,21 +109,28 @@ class Terminal:
                 data = os.read(0, CHUNK_BYTES)
             except OSError:
                 data = b""
-            session = self._session
-            if session is None:
+            if self._tty and DETACH_KEYS in last + data:
+                self._detached = True
+                if self._session is not None:
+                    self._session.close()
                 return
+            last = data[-1:]
+            self._deliver(data)
+            if not data:
+                return
+
+    def _deliver(self, data: bytes) -> None:
+        """Send stdin (its end where empty); when the session breaks, wait for the one that follows it."""
+        while True:
+            session = self._session
             try:
-                if not data:
-                    session.close_stdin()
+                if session is not None:
+                    session.send_stdin(data) if data else session.close_stdin()
                     return
-                if self._tty and DETACH_KEYS in last + data:
-                    self._detached = True
-                    session.close()
-                    return
-                last = data[-1:]
-                session.send_stdin(data)
             except PerdureError:
-                return  # as above
+                pass  # the node was killed, or all is over and this thread ends with the program
+            with self._replaced:
+                self._replaced.wait_for(lambda was=session: self._session is not was)  # type: ignore[misc]
 
     def _resize(self) -> None:
         rows, columns = size()

@@ -1,0 +1,217 @@
+"""The harness of the vm tests: one node on the real Firecracker, kept warm for the whole session.
+
+The home is ``build/test-home``, which outlives the session, so that assets, template and image are made once per
+checkout. The node and what runs below the line (on a machine without KVM: the emulated host) are started once and ended
+at the end. After each test nothing may be left of its sandboxes: no process, no file, above or below the line.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.client.node import NodeClient, Session, ensure_running
+from perdure.errors import PerdureError
+from perdure.host.paths import Home
+from perdure.model import SandboxInfo, SandboxSpec
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "perdure-test"
+DEADLINE_S = 60.0  # for one step of a conversation: emulated guests are slow on a busy machine
+
+Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def pytest_report_header() -> str:
+    return (
+        f"vm tests: home {ROOT / 'build' / 'test-home'}, /dev/kvm {'there' if Path('/dev/kvm').exists() else 'absent'}"
+    )
+
+
+@pytest.fixture(scope="session")
+def home() -> Iterator[Home]:
+    """A home whose node runs, with the image ``perdure-test`` (a minimal Debian with Python)."""
+    from perdure.host import below
+
+    for program in ("mksquashfs", "mmdebstrap"):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    home = Home(ROOT / "build" / "test-home", Home.find().cache).make()
+    former = {name: os.environ.get(name) for name in ("PERDURE_HOME", "PERDURE_CACHE")}
+    os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
+    try:
+        ensure_running(home)
+        client = NodeClient(home)
+        for info in client.list():
+            client.remove(info.id, force=True)  # of a session that was killed
+        if IMAGE not in {image.name.partition(":")[0] for image in client.images()}:
+            client.build_image(IMAGE, ["python3-minimal"])
+        yield home
+    finally:
+        NodeClient(home).shutdown()
+        below.stop(home)
+        for name, value in former.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture
+def client(home: Home) -> Iterator[NodeClient]:
+    """A client; what the test made is removed after it, and nothing of it may be left."""
+    ensure_running(home)
+    client = NodeClient(home)
+    yield client
+    for info in client.list():
+        client.remove(info.id, force=True)
+    assert not list(home.sandboxes.iterdir())
+    assert not list(home.run.glob("upload-*"))
+    assert kept_below(home) == []
+
+
+def kept_below(home: Home) -> list[str]:
+    """What is left below the line: keepers, and machine folders."""
+    found: list[str] = []
+    folder = home.below_line_folder / "m"
+    below_run(home, ["/bin/sh", "-c", f"ls {folder}; pgrep -x firecracker"], found.append)
+    return [line for text in found for line in text.split()]
+
+
+def below_run(home: Home, argv: list[str], output: Callable[[str], object]) -> int:
+    """Run a program below the line, as the machines' neighbour."""
+    import asyncio
+
+    from perdure.execution.machine.remote import Launcher
+    from perdure.host import below
+
+    async def run() -> int:
+        address = below.status(home).address
+        if address is None:
+            return 0  # nothing was ever started
+        return await Launcher(address).run(argv, output=lambda data: output(data.decode()))
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def kill_below(home: Home) -> Callable[[int], None]:
+    """kill -9 for a process below the line."""
+
+    def kill(pid: int) -> None:
+        said: list[str] = []
+        assert below_run(home, ["/bin/kill", "-9", str(pid)], said.append) == 0, said
+
+    return kill
+
+
+@pytest.fixture
+def fcrun(client: NodeClient) -> Fcrun:
+    """The command, as a user runs it."""
+
+    def run(*argv: str, stdin: str | None = None, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "perdure.cli.fcrun", *argv],
+            input=stdin,
+            stdin=subprocess.DEVNULL if stdin is None else None,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    return run
+
+
+@pytest.fixture
+def start(client: NodeClient) -> Callable[..., SandboxInfo]:
+    """Create and start a sandbox of the test image."""
+
+    def start(*command: str, **wishes: object) -> SandboxInfo:
+        spec = SandboxSpec(image=IMAGE, command=list(command), **wishes)  # type: ignore[arg-type]
+        return client.start(client.create(spec).id)
+
+    return start
+
+
+class Conversation:
+    """Lines to and from an interactive process, over one session that stays open."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._lines: queue.Queue[str | PerdureError | None] = queue.Queue()
+        self.states: list[str] = []
+        session.on_state = self.states.append
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def _read(self) -> None:
+        rest = b""
+        try:
+            for _, data in self._session.outputs():
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._lines.put(line.decode().rstrip("\r"))
+        except PerdureError as error:
+            self._lines.put(error)
+        self._lines.put(None)
+
+    def say(self, line: str) -> None:
+        self._session.send_stdin(line.encode() + b"\n")
+
+    def hear(self, timeout_s: float = DEADLINE_S) -> str:
+        """The next line. Raises the session's error, EOFError at its end, TimeoutError."""
+        try:
+            line = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise TimeoutError("no line came") from None
+        if isinstance(line, PerdureError):
+            raise line
+        if line is None:
+            raise EOFError
+        return line
+
+    def ask(self, line: str) -> str:
+        self.say(line)
+        return self.hear()
+
+    def hear_until(self, wanted: str) -> str:
+        """The next line that has ``wanted`` in it."""
+        while wanted not in (line := self.hear()):
+            pass
+        return line
+
+    def close(self) -> None:
+        self._session.close()
+        self._thread.join(10)
+
+
+@pytest.fixture
+def converse(client: NodeClient) -> Iterator[Callable[[Session], Conversation]]:
+    made: list[Conversation] = []
+
+    def converse(session: Session) -> Conversation:
+        made.append(Conversation(session))
+        return made[-1]
+
+    yield converse
+    for conversation in made:
+        conversation.close()
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], object]], None]:
+    """Wait for a condition of the outside world that nothing announces; fails at a deadline."""
+
+    def wait(condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not condition():
+            assert time.monotonic() < deadline, "it did not come to be"
+            threading.Event().wait(0.05)
+
+    return wait

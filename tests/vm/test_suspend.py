@@ -1,0 +1,178 @@
+"""Suspend and resume on the real Firecracker: the same process goes on, with everything it had."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from perdure.client.node import NodeClient
+from perdure.errors import Conflict, IllegalTransition, NotFound
+from perdure.model import ExecSpec, LogPosition, SandboxInfo, SandboxState
+
+pytestmark = pytest.mark.vm
+Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., SandboxInfo]
+Converse = Callable[..., Any]
+
+# Holds memory, an open file and a pipe with unread bytes; each line advances it and is answered with all of that.
+KEEPER = r"""
+import hashlib, json, os, sys, time
+memory = bytearray(os.urandom(2 << 20))
+reading, writing = os.pipe()
+os.write(writing, b"unread")
+notes = open("/notes", "a+")
+count = 0
+print("up", flush=True)
+for line in sys.stdin:
+    count += 1
+    notes.write(line); notes.flush()
+    notes.seek(0)
+    said = hashlib.sha256(memory).hexdigest()
+    memory[count * 4096 % len(memory)] ^= 1 + count % 255
+    now = hashlib.sha256(memory).hexdigest()
+    print(json.dumps({
+        "pid": os.getpid(), "count": count, "notes": notes.read(), "memory": said, "next": now,
+        "pipe": os.read(reading, 3).decode() if count in (2, 3) else "", "time": time.time(),
+        "random": os.urandom(16).hex(), "word": line.strip(),
+    }), flush=True)
+"""
+
+
+@pytest.fixture
+def keeper(start: Start, client: NodeClient, converse: Converse) -> tuple[str, Any]:
+    """A running KEEPER and a conversation with it."""
+    ref = start("python3", "-c", KEEPER, stdin=True).id
+    talk = converse(client.attach(ref, logs=True))
+    assert talk.hear() == "up"
+    return ref, talk
+
+
+def ask(talk: Any, word: str) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(talk.ask(word))
+    assert answer["word"] == word
+    return answer
+
+
+def test_the_same_process_goes_on(keeper: tuple[str, Any], client: NodeClient, fcrun: Fcrun) -> None:
+    ref, talk = keeper
+    first = ask(talk, "one")
+    snapshot = client.suspend(ref, position=LogPosition(run_id="r", branch=0, seq=7, epoch=1))
+    info = client.get(ref)
+    assert (info.state, info.machine) == (SandboxState.SUSPENDED, {})
+    assert info.snapshot is not None
+    assert info.snapshot.position == LogPosition(run_id="r", branch=0, seq=7, epoch=1)
+    assert 0 < info.stored_bytes == snapshot.stored_bytes
+    assert 0 < snapshot.pause_s < snapshot.total_s
+    assert "Suspended" in fcrun("ps").stdout
+    with pytest.raises(IllegalTransition, match="is suspended"):
+        client.suspend(ref)
+    with pytest.raises(Conflict, match="suspended, not running"):
+        client.run(ref, ExecSpec(command=["true"]))
+    talk.say("two")  # typed while nothing runs: it arrives after the resume
+    resumed = client.resume(ref)
+    assert resumed.state == SandboxState.RUNNING
+    assert resumed.machine["total_s"] > 0
+    second = json.loads(talk.hear())
+    assert (second["word"], second["count"], second["pid"]) == ("two", 2, first["pid"])
+    assert second["memory"] == first["next"]
+    assert second["notes"] == "one\ntwo\n"
+    third = ask(talk, "three")
+    assert second["pipe"] + third["pipe"] == "unread"
+    assert [state for state in talk.states if state in ("suspended", "running")] == ["suspended", "running"]
+
+
+def test_twenty_generations(keeper: tuple[str, Any], client: NodeClient) -> None:
+    ref, talk = keeper
+    last = ask(talk, "0")
+    assert (
+        client.run(ref, ExecSpec(command=["sh", "-c", "head -c 500000 /dev/urandom > /blob; sha256sum /blob"]))[0] == 0
+    )
+    for generation in range(1, 21):
+        client.suspend(ref)
+        client.resume(ref)
+        now = ask(talk, str(generation))
+        assert (now["pid"], now["count"], now["memory"]) == (last["pid"], generation + 1, last["next"])
+        last = now
+    assert last["notes"] == "".join(f"{number}\n" for number in range(21))
+    status, out, _ = client.run(ref, ExecSpec(command=["cat", "/blob"]))
+    assert status == 0
+    _, said, _ = client.run(ref, ExecSpec(command=["sha256sum", "/blob"]))
+    assert hashlib.sha256(out).hexdigest() == said.decode().split()[0]
+    assert len(client.snapshots(ref)) == 20
+
+
+def test_the_clock_is_right_and_entropy_differs(keeper: tuple[str, Any], client: NodeClient) -> None:
+    ref, talk = keeper
+    ask(talk, "one")
+    digest = client.suspend(ref).digest
+    client.resume(ref)
+    before = time.time()
+    first = ask(talk, "same")
+    assert before - 2 <= first["time"] <= time.time() + 2
+    client.resume(ref, snapshot=digest)  # the same memory once more
+    session = client.attach(ref, logs=False)
+    session.send_stdin(b"same\n")
+    _, data = next(iter(session.outputs()))
+    second = json.loads(data)
+    session.close()
+    assert (second["count"], second["memory"]) == (first["count"], first["memory"])
+    assert second["random"] != first["random"]
+
+
+def test_an_interactive_exec_survives(start: Start, client: NodeClient, converse: Converse) -> None:
+    ref = start("sleep", "100000").id
+    talk = converse(client.exec(ref, ExecSpec(command=["sh"], tty=True, stdin=True, rows=40, columns=100)))
+    talk.say("x=kept; stty size; echo pid $$")
+    talk.hear_until("40 100")
+    pid = talk.hear_until("pid ").split("pid ")[1]
+    client.suspend(ref)
+    client.resume(ref)
+    talk.say("echo $x-$$-after")
+    talk.hear_until(f"kept-{pid}-after")
+    talk.say("exit 9")
+    with pytest.raises(EOFError):
+        while True:
+            talk.hear()
+    assert talk._session.exit_status == 9
+
+
+def test_roll_back_of_a_running_sandbox(keeper: tuple[str, Any], client: NodeClient) -> None:
+    ref, talk = keeper
+    first = ask(talk, "one")
+    digest = client.suspend(ref).digest
+    client.resume(ref)
+    ask(talk, "lost")
+    info = client.resume(ref, snapshot=digest)
+    assert info.state == SandboxState.RUNNING
+    status, notes, _ = client.run(ref, ExecSpec(command=["cat", "/notes"]))
+    assert (status, notes) == (0, b"one\n")
+    assert info.machine["main_pid"] == first["pid"]
+    with pytest.raises(NotFound, match="no snapshot"):
+        client.resume(ref, snapshot="sha256:" + "0" * 64)
+
+
+def test_refused_without_space(
+    keeper: tuple[str, Any], client: NodeClient, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store cannot be written: the suspend is refused, the sandbox goes on, and the next suspend works."""
+    ref, talk = keeper
+    first = ask(talk, "one")
+    aside = home.store.rename(home.store.with_name("store-aside"))
+    home.store.write_bytes(b"")  # a file where the folder was
+    try:
+        with pytest.raises(Exception, match=r"."):
+            client.suspend(ref)
+    finally:
+        home.store.unlink()
+        aside.rename(home.store)
+    second = ask(talk, "two")
+    assert (second["pid"], second["memory"]) == (first["pid"], first["next"])
+    client.suspend(ref)
+    client.resume(ref)
+    assert ask(talk, "three")["memory"] == second["next"]
