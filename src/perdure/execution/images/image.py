@@ -5,24 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from perdure.model import Frozen
 
 
-class ImageConfig(Frozen):
+class ImageConfig(Frozen, frozen=True, kw_only=True):
     """The part of an OCI image configuration that a sandbox obeys (OCI image-spec, config.md).
 
     ``exposed_ports`` are ``PORT/PROTOCOL``; ``volumes`` are absolute paths; ``user`` is ``USER[:GROUP]``, names or ids.
     """
 
-    entrypoint: list[str] = []
-    cmd: list[str] = []
-    env: dict[str, str] = {}
+    entrypoint: list[str] = msgspec.field(default_factory=list)
+    cmd: list[str] = msgspec.field(default_factory=list)
+    env: dict[str, str] = msgspec.field(default_factory=dict)
     cwd: str = ""
     user: str = ""
-    exposed_ports: list[str] = []
+    exposed_ports: list[str] = msgspec.field(default_factory=list)
     stop_signal: str = ""
-    labels: dict[str, str] = {}
-    volumes: list[str] = []
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+    volumes: list[str] = msgspec.field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,368 @@
+"""The images of one node.
+
+    FOLDER/index.json           the images and their names; the only truth: what it does not list is rubbish
+    FOLDER/lock                 flock: held to change the index
+    FOLDER/HEX/image.squashfs   the disk; FOLDER/HEX/config.json names it by digest, HEX is the digest of config.json
+    FOLDER/new-*/               an image being made; its maker holds a flock on new-*/lock
+
+An image is made in a ``new-`` folder, synced, renamed, then listed in the index, which is replaced by a rename. A maker
+that is killed leaves a folder that nobody holds or a folder that the index does not list; the next maker sweeps both.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from perdure.errors import Conflict, ImageInvalid, NoSpace, NotFound, PerdureError, ProtocolError
+from perdure.execution.images.archive import ImageArchive
+from perdure.execution.images.bytestream import CHUNK, Section
+from perdure.execution.images.config import changed
+from perdure.execution.images.image import Image, ImageConfig
+from perdure.execution.images.layers import Layer, merge
+from perdure.execution.images.packages import bootstrap
+from perdure.execution.images.references import full_name
+from perdure.execution.images.squashfs import pack
+from perdure.model import Frozen
+
+Progress = Callable[[str, int, int], None]
+_FORMAT = 1
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+
+
+Listing = list[Image]
+Names = list[str]  # the name "list" is a method below
+
+
+class _Record(Frozen, frozen=True, kw_only=True):
+    """One image in the index, oldest name first."""
+
+    created: float
+    size_bytes: int
+    names: list[str] = msgspec.field(default_factory=list)
+
+
+class _Index(Frozen, frozen=True, kw_only=True):
+    version: int = _FORMAT
+    images: dict[str, _Record] = msgspec.field(default_factory=dict)  # by digest (hex)
+
+
+class _Document(Frozen, frozen=True, kw_only=True):
+    """``config.json``: canonical (sorted keys), so that equal images have equal digests."""
+
+    version: int
+    squashfs: str  # sha256:HEX
+    config: ImageConfig
+
+
+class ImageLibrary:
+    """Images in a folder, safe for several threads and processes. Every method blocks: call it in a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def import_tar(
+        self, source: Path | BinaryIO, name: str, *, changes: Sequence[str] = (), progress: Progress | None = None
+    ) -> Image:
+        """An image from a root file system in a tar (plain or compressed); ``changes`` as of ``docker import``.
+
+        Raises ImageInvalid for what is no root file system or plays tricks, InvalidValue for a bad name or change,
+        NoSpace, Unsupported without mksquashfs.
+        """
+        names = [full_name(name)]
+        config = changed(ImageConfig(), changes)
+        with self._new() as folder, _opened(source, folder) as section:
+            self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
+            return self._publish([(folder, names)])[0]
+
+    def load_archive(self, source: Path | BinaryIO, *, name: str = "", progress: Progress | None = None) -> Listing:
+        """The images of a ``docker save`` or OCI archive: all of them, or none. ``name`` replaces the archive's own.
+
+        Raises as ``import_tar`` does; an image for another kind of machine is an ImageInvalid.
+        """
+        with self._new() as folder, _opened(source, folder, plain=True) as section:
+            packed = ImageArchive(section).images()
+            if name and len(packed) > 1:
+                raise ImageInvalid(f"{section.name} has {len(packed)} images", hint="Load it without a name.")
+            made = []
+            for number, image in enumerate(packed):
+                part = folder / str(number)
+                part.mkdir()
+                self._make(part, image.layers, image.config, relative_only=False, progress=progress)
+                made.append((part, [full_name(each) for each in ([name] if name else image.names)]))
+            return self._publish(made)
+
+    def build_from_packages(
+        self, name: str, packages: Sequence[str], *, suite: str | None = None, progress: Progress | None = None
+    ) -> Image:
+        """An image of Debian's essential packages and ``packages``, from this machine's own apt sources."""
+        names = [full_name(name)]
+        with self._new() as folder:
+            tar = folder / "root.tar"
+            bootstrap(tar, packages, suite, progress)
+            with _opened(tar, folder) as section:
+                config = ImageConfig(cmd=["/bin/sh"], env={"PATH": _PATH})
+                self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
+            tar.unlink()
+            return self._publish([(folder, names)])[0]
+
+    def get(self, name: str) -> Image:
+        """The image of that name, or whose digest starts so (``sha256:`` may be left out). Raises NotFound."""
+        digest, found = self._find(self._read(), name)
+        return self._image(digest, found)
+
+    def list(self) -> Listing:
+        """Every image once for each of its names (once with an empty name where it has none), newest first."""
+        records = sorted(self._read().images.items(), key=lambda item: (-item[1].created, item[0]))
+        return [self._image(digest, name) for digest, record in records for name in record.names or [""]]
+
+    def remove(self, name: str) -> Names:
+        """Take a name away; with its last name, or by digest, the image goes too. Returns what is gone.
+
+        Whether a sandbox still needs it is the caller's to know. Raises NotFound; Conflict for a digest with several
+        names.
+        """
+        with self._changing() as index:
+            digest, found = self._find(index, name)
+            record = index.images[digest]
+            if not found and len(record.names) > 1:
+                raise Conflict(f"{name} has several names: {', '.join(record.names)}", hint="Remove it by its names.")
+            left = [each for each in record.names if found and each != found]
+            gone = [each for each in record.names if each not in left]
+            if left:
+                index.images[digest] = msgspec.structs.replace(record, names=left)
+            else:
+                del index.images[digest]
+                gone.append(f"sha256:{digest}")
+        if not left:
+            self.sweep()
+        return gone
+
+    def sweep(self) -> None:
+        """Remove what killed makers left."""
+        with self._changing() as index:
+            for path in self._folder.iterdir():
+                if (path.name.startswith("new-") and not _is_held(path)) or (
+                    len(path.name) == 64 and path.name not in index.images
+                ):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _make(
+        self,
+        folder: Path,
+        layers: Sequence[Layer],
+        config: ImageConfig,
+        *,
+        relative_only: bool,
+        progress: Progress | None,
+    ) -> None:
+        """Write ``image.squashfs`` and ``config.json`` into ``folder``, synced."""
+        try:
+            if progress is not None:
+                progress("reading", 0, 0)
+            tree = merge(layers, relative_only=relative_only, folder=folder)
+            squashfs = folder / "image.squashfs"
+            pack(tree, layers, squashfs, progress)
+            with squashfs.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                os.fsync(file.fileno())
+            document = _Document(version=_FORMAT, squashfs=f"sha256:{digest}", config=config)
+            _write(folder / "config.json", msgspec.json.encode(document, order="sorted"))
+        except OSError as error:
+            raise _disk_error(error, folder) from error
+
+    def _publish(self, made: Iterable[tuple[Path, Sequence[str]]]) -> Listing:
+        """Move finished images into place and list them, all at once."""
+        published = []
+        with self._changing() as index:
+            for folder, names in made:
+                digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+                record = index.images.get(digest)
+                if record is None:
+                    place = self._folder / digest
+                    shutil.rmtree(place, ignore_errors=True)  # a killed maker's, never listed
+                    place.mkdir(mode=0o700)
+                    for part in ("image.squashfs", "config.json"):
+                        (folder / part).rename(place / part)
+                    _sync(place)
+                    size_bytes = (place / "image.squashfs").stat().st_size
+                    record = _Record(created=time.time(), size_bytes=size_bytes)
+                for other, theirs in index.images.items():  # a name belongs to one image
+                    index.images[other] = msgspec.structs.replace(
+                        theirs, names=[each for each in theirs.names if each not in names]
+                    )
+                kept = index.images.get(digest, record).names
+                index.images[digest] = msgspec.structs.replace(record, names=[*kept, *names])
+                published.append((digest, names[0] if names else ""))
+        return [self._image(digest, name) for digest, name in published]
+
+    def _image(self, digest: str, name: str) -> Image:
+        folder = self._folder / digest
+        try:
+            document = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document)
+            size_bytes = (folder / "image.squashfs").stat().st_size
+            created = (folder / "config.json").stat().st_mtime
+        except (FileNotFoundError, msgspec.DecodeError) as error:
+            raise ProtocolError(f"the image {name or digest[:12]} is damaged: {error}", hint=_AGAIN) from None
+        return Image(name, f"sha256:{digest}", folder / "image.squashfs", size_bytes, created, document.config)
+
+    @staticmethod
+    def _find(index: _Index, wanted: str) -> tuple[str, str]:
+        """(digest, name) of what ``get`` is asked for; the name is empty when it was asked for by digest."""
+        try:
+            name = full_name(wanted)
+        except PerdureError:
+            name = ""
+        for digest, record in index.images.items():
+            if name in record.names:
+                return digest, name
+        if match := _DIGEST.fullmatch(wanted):
+            found = [digest for digest in index.images if digest.startswith(match[1])]
+            if len(found) > 1:
+                raise Conflict(f"{len(found)} images have digests that start with {wanted}", hint="Give more digits.")
+            if found:
+                return found[0], ""
+        raise NotFound(
+            f"no image {wanted!r} on this node",
+            hint="See fcrun images. Bring one with fcrun import TAR NAME, fcrun load -i ARCHIVE or fcrun build.",
+        )
+
+    def _read(self) -> _Index:
+        try:
+            data = (self._folder / "index.json").read_bytes()
+        except FileNotFoundError:
+            return _Index()
+        try:
+            index = msgspec.json.decode(data, type=_Index)
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"{self._folder / 'index.json'} is damaged: {error}", hint=_AGAIN) from None
+        if index.version != _FORMAT:
+            raise ProtocolError(
+                f"{self._folder / 'index.json'} has version {index.version}, this program knows {_FORMAT}",
+                hint="Use the newer perdure that wrote it.",
+            )
+        return index
+
+    @contextmanager
+    def _changing(self) -> Iterator[_Index]:
+        """The index, alone with it; written back when the block ends well."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            index = self._read()
+            before = msgspec.json.encode(index)
+            yield index
+            if msgspec.json.encode(index) != before:
+                try:
+                    new = self._folder / "index.json.new"
+                    _write(new, msgspec.json.format(msgspec.json.encode(index, order="sorted")))
+                    new.rename(self._folder / "index.json")
+                    _sync(self._folder)
+                except OSError as error:
+                    raise _disk_error(error, self._folder) from error
+
+    @contextmanager
+    def _new(self) -> Iterator[Path]:
+        """A folder to make an image in, gone afterwards. What killed makers left is swept first."""
+        self.sweep()
+        with self._changing():  # so that no sweep sees the folder before it is held
+            folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
+            lock = (folder / "lock").open("w")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        with lock:
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _opened(source: Path | BinaryIO, folder: Path, *, plain: bool = False) -> Iterator[Section]:
+    """``source`` as a section: of its own file, or of a copy where it cannot be read twice.
+
+    A pipe is copied as it comes; with ``plain`` a compressed file is decompressed too, because blobs in the middle
+    of it are needed one by one.
+    """
+    try:
+        if not isinstance(source, Path):
+            with (folder / "spool").open("w+b") as spool:
+                shutil.copyfileobj(source, spool, CHUNK)
+                spool.flush()
+                with _plain(Section.whole(spool, "standard input"), folder, plain) as section:
+                    yield section
+            return
+        if not source.is_file():
+            raise NotFound(f"{source} is not a file", hint="Give the path of a tar archive, or - for standard input.")
+        with source.open("rb") as file, _plain(Section.whole(file, source.name), folder, plain) as section:
+            yield section
+            if os.fstat(file.fileno()).st_size != section.size_bytes and not section.is_compressed and not plain:
+                raise ImageInvalid(f"{source} changed while it was read", hint="Write the archive, then load it.")
+    except OSError as error:
+        raise _disk_error(error, folder) from error
+
+
+@contextmanager
+def _plain(section: Section, folder: Path, plain: bool) -> Iterator[Section]:
+    if not plain or not section.is_compressed:
+        yield section
+        return
+    free = shutil.disk_usage(folder).free
+    with (folder / "plain").open("w+b") as file:
+        reader = section.open()
+        while data := reader.read(CHUNK):
+            if reader.tell() > free:
+                raise NoSpace(f"{section.name} does not fit decompressed in {folder.parent}", hint="Free some space.")
+            file.write(data)
+        file.flush()
+        yield Section.whole(file, section.name)
+
+
+def _disk_error(error: OSError, folder: Path) -> PerdureError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(
+            f"no space in {folder.parent}", hint="Remove images that are not needed: fcrun images, fcrun rmi."
+        )
+    return ImageInvalid(f"cannot read or write: {error}", hint="Check the file and the rights on it.")
+
+
+def _is_held(folder: Path) -> bool:
+    """Whether a living maker has this folder."""
+    try:
+        with (folder / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_AGAIN = "Remove it and load the image again."
