@@ -1,8 +1,8 @@
 """The demo: one durable agent, suspended, orphaned by its server, killed in mid-answer, and finished all the same.
 
-A live timeline, then a table of measurements and a list of claims, each checked against what really happened: pids and
-processes in the kernel that runs the VM, files, the context log, and the model provider's own count of requests. Exits with 1
-when a claim fails. Everything that it started is gone at its end, also after Ctrl-C.
+A live timeline, then a table of measurements and a list of claims, each checked against what really happened: pids
+and processes in the kernel that runs the VM, the agent's own account, the context log, and the model provider's own
+count of requests. Exits with 1 when a claim fails. Everything that it started is gone at its end, also after Ctrl-C.
 """
 
 from __future__ import annotations
