@@ -86,6 +86,9 @@ class ForwardReader:
         self._hash = hashlib.sha256() if verify and not self._plain else self._raw_hash
         self.last = b""  # what the newest read returned: tells an end mark from damage
 
+    def seekable(self) -> bool:
+        return True  # enough for tarfile, which goes forward when its members are read in order
+
     def tell(self) -> int:
         return self._position
 
