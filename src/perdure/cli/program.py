@@ -1,7 +1,7 @@
 """A command line of one module per command, imported only when it runs, so that it starts at once.
 
-A command's module has ``NAME``, ``HELP`` (one line), ``GROUP``, ``configure(parser)`` and ``run(options)``, which gives the
-exit status; it imports what is heavy inside ``run``. Modules whose names begin with ``_`` are no commands.
+A command's module has ``NAME``, ``HELP`` (one line), ``GROUP``, ``configure(parser)`` and ``run(options)``, which gives
+the exit status; it imports what is heavy inside ``run``. Modules whose names begin with ``_`` are no commands.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Program:
         commands = [self.command_module(name) for name in self.command_names()]
         text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
         for group in self.groups:
-            members = [command for command in commands if command.GROUP == group]
+            members = [command for command in commands if group == command.GROUP]
             text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<9} {command.HELP}\n" for command in members))
         text.append(f"\nRun '{self.name} COMMAND --help' for more on a command.\n")
         return "".join(text)

@@ -86,7 +86,7 @@ def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
             value = ast.literal_eval(keyword.value)
         except ValueError:
             raise AgentInvalid(f"{where} is not a literal", hint="it is read without running the file") from None
-        if type(value) is not wanted or (wanted is int and value <= 0):
+        if type(value) is not wanted or (isinstance(value, int) and value <= 0):
             raise AgentInvalid(
                 f"{where} is {value!r}", hint=f"it is a {'positive ' * (wanted is int)}{wanted.__name__}"
             )

@@ -6,7 +6,6 @@ long as it lives, so a stale file is told from a living process without guessing
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import json
 import os
@@ -49,6 +48,8 @@ class OfflineProcess:
                     f"the offline provider needs {package}, which is not installed",
                     hint="pip install 'perdure[offline]', or set OPENAI_API_KEY for a provider of your own",
                 )
+        import asyncio  # here, because the command line stops it without a loop
+
         log = self.home.run / "offline.log"
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(

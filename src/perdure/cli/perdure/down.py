@@ -8,8 +8,8 @@ NAME = "down"
 HELP = "End the server, the node, and the offline model"
 GROUP = "This machine"
 DESCRIPTION = (
-    "End the server, the microVMs of runs, the offline model and the node of this state folder. Runs are kept: the next "
-    "'perdure up' goes on with them, from their snapshots and logs."
+    "End the server, the microVMs of runs, the offline model and the node of this state folder. Runs are kept: the "
+    "next 'perdure up' goes on with them, from their snapshots and logs."
 )
 
 

@@ -8,8 +8,8 @@ NAME = "up"
 HELP = "Start server and node of this machine"
 GROUP = "This machine"
 DESCRIPTION = (
-    "Start the server (runs, models, API) and the node (microVMs) of this state folder, in the background. Providers of "
-    "models come from HOME/settings.toml and the environment (OPENAI_API_KEY, OPENAI_BASE_URL)."
+    "Start the server (runs, models, API) and the node (microVMs) of this state folder, in the background. Providers "
+    "of models come from HOME/settings.toml and the environment (OPENAI_API_KEY, OPENAI_BASE_URL)."
 )
 
 

@@ -1,0 +1,26 @@
+"""The image of agents that name none: a minimal Debian with Python, built from packages on its first use."""
+
+from __future__ import annotations
+
+import sys
+
+DEFAULT_IMAGE = "perdure/python"
+PACKAGES = ("python3-minimal", "libpython3-stdlib")
+
+
+def ensure_default() -> str:
+    """The default image's name, once this machine's node has it."""
+    from perdure.client.node import NodeClient, ensure_running
+    from perdure.host.paths import Home
+    from perdure.host.progress import TerminalProgress
+
+    home = Home.find()
+    ensure_running(home)
+    if any(image.name.removesuffix(":latest") == DEFAULT_IMAGE for image in NodeClient(home).images()):
+        return DEFAULT_IMAGE
+    if not sys.stderr.isatty():
+        NodeClient(home).build_image(DEFAULT_IMAGE, PACKAGES)
+        return DEFAULT_IMAGE
+    with TerminalProgress() as progress:
+        NodeClient(home, progress).build_image(DEFAULT_IMAGE, PACKAGES)
+    return DEFAULT_IMAGE

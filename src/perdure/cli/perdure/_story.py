@@ -1,0 +1,180 @@
+"""A run's context log as people read it: one line per entry, time, who, what, cost. Pure; ``show``, ``log`` and ``run`` use it.
+
+Columns: time (8), who (8), what, cost (right). A wait, or a sleep in a snapshot, is a gap with its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from perdure.cli.perdure._words import clock, duration, shorten, size, value
+from perdure.model import Entry
+
+WIDTH = 100
+_COST = 22  # columns of the cost
+
+Line = tuple[str, str, str]  # who, what, cost
+
+
+class Story:
+    """Turns entries, given in order, into lines."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        self._width = width
+        self._day = ""
+        self._waits: dict[str, float] = {}
+        self._slept_since: float | None = None
+        self._stored = 0
+        self._asked: dict[str, int] = {}
+
+    def lines(self, entry: Entry) -> Iterator[str]:
+        """The lines of one entry; none for what only machines care about."""
+        payload = entry.payload if isinstance(entry.payload, dict) else {}
+        told = _TELLERS.get(entry.kind, _other)(self, entry, payload)
+        if told is None:
+            return
+        if (day := clock(entry.time, day=True)[:10]) != self._day:
+            self._day = day
+            yield f"-- {day} --"
+        if entry.kind in ("run.resuming", "run.recovering") and self._slept_since is not None:
+            yield self._gap(entry.time - self._slept_since)
+            self._slept_since = None
+        yield self._line(clock(entry.time), *told)
+
+    def _gap(self, seconds: float) -> str:
+        stored = f", {size(self._stored)} stored" if self._stored else ""
+        return f"{'':8}  {'':8}  ~~~ asleep for {duration(seconds)}: no machine{stored} ~~~"
+
+    def _line(self, moment: str, who: str, what: str, cost: str) -> str:
+        room = self._width - 20 - (len(cost) + 2 if cost else 0)
+        text = f"{moment}  {who:<8}  {shorten(what, room):<{room if cost else 0}}"
+        return f"{text}  {cost}" if cost else text.rstrip()
+
+    # -- who did what ---------------------------------------------------------------------------------------------
+
+    def state(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        name = entry.kind.removeprefix("run.")
+        cause = _cause(payload)
+        if name in ("waiting", "suspending", "resuming") or (name == "running" and not cause):
+            return None if name != "resuming" else ("run", "waking up", "")
+        if name == "suspended":
+            self._slept_since = entry.time
+            return "run", "suspended: the machine is gone", size(self._stored) if self._stored else ""
+        if name == "recovering":
+            self._slept_since = None
+            return "run", f"recovering: {cause or 'the machine was lost'}", ""
+        if name == "completed":
+            return "run", f"completed: {value(payload.get('result'), self._width)}", ""
+        if name == "failed":
+            error = payload.get("error")
+            return "run", f"failed: {error.get('message', '') if isinstance(error, dict) else cause}", ""
+        return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
+
+    def model(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        key = entry.key or ""
+        if entry.kind == "model.intent":
+            messages = payload.get("messages")
+            said = messages[-1].get("content", "") if isinstance(messages, list) and messages else ""
+            return "agent", f"asks: {value(said, self._width)}", ""
+        if entry.kind == "model.started":
+            self._asked[key] = self._asked.get(key, 0) + 1
+            times = self._asked[key]
+            return ("model", f"asked again, {payload.get('after') or 'after a loss'}", "") if times > 1 else None
+        if entry.kind == "model.aborted":
+            return "model", f"no answer: {payload.get('reason', '')}", ""
+        if entry.kind == "model.replayed":
+            return "model", "answered again from the log, not asked", "0 tokens"
+        usage = payload.get("usage") or {}
+        spent = f"{usage.get('prompt_tokens', 0)}+{usage.get('completion_tokens', 0)} tokens"
+        return "model", str(payload.get("text", "")), f"{spent} {duration(payload.get('seconds', 0.0))}"
+
+    def wait(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        if entry.kind == "wait.started":
+            wait = payload.get("wait") or {}
+            self._waits[str(wait.get("id"))] = entry.time
+            what = {"time": "sleeps", "signal": f"waits for the signal {wait.get('name')!r}"}
+            return "agent", what.get(wait.get("kind"), f"asks for approval: {wait.get('name', '')}"), ""
+        since = self._waits.pop(str(payload.get("wait")), entry.time)
+        waited = f"after {duration(entry.time - since)}"
+        if payload.get("outcome") == "timed-out":
+            return "clock", "nothing came in time", waited
+        found = payload.get("value")
+        if payload.get("kind") in ("approval", "doubt") and isinstance(found, dict):
+            verdict = "approved" if found.get("approved") else "denied"
+            comment = found.get("comment")
+            return str(payload.get("by") or "person"), verdict + (f": {comment}" if comment else ""), waited
+        if payload.get("kind") == "time":
+            return "clock", "it is time", waited
+        return "run", "the signal was taken", waited
+
+    def step(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        name = payload.get("name", "")
+        if entry.kind == "step.intent":
+            attempt = payload.get("attempt", 1)
+            return ("agent", f"step {name}, attempt {attempt}", "") if attempt > 1 else None
+        if "error" in payload:
+            error = payload["error"] or {}
+            return "step", f"{name} failed: {error.get('type', '')}: {error.get('message', '')}", ""
+        return "step", f"{name} = {value(payload.get('result'), self._width)}", ""
+
+    def signal(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        told = payload.get("signal") if isinstance(payload.get("signal"), dict) else payload
+        text = "" if told is None or told.get("value") is None else f" = {value(told['value'], self._width)}"
+        return "outside", f"signal {(told or {}).get('name', '')}{text}", ""
+
+    def emit(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        return "agent", f"{payload.get('name', '')}: {value(payload.get('value'), self._width)}", ""
+
+    def message(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        message = payload.get("message") or {}
+        return str(message.get("role", "message")), value(message.get("content"), self._width), ""
+
+    def snapshot(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        info = payload.get("snapshot") if isinstance(payload.get("snapshot"), dict) else payload
+        sizes = [(info or {}).get(name) or 0 for name in ("memory_bytes", "disk_bytes", "state_bytes")]
+        self._stored = sum(sizes)
+        took = (info or {}).get("total_s")
+        text = "snapshot" + (f", in {duration(took)}" if took else "")
+        return "machine", text, size(self._stored)
+
+    def forked(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        if entry.kind == "forked":
+            return "run", f"forked: branch {payload.get('branch', entry.branch)}", ""
+        return "run", f"went another way than the log at {payload.get('at')}: policy {payload.get('policy')}", ""
+
+
+def _cause(payload: dict[str, Any]) -> str:
+    why = payload.get("why") if isinstance(payload.get("why"), dict) else payload
+    found = why.get("cause") or why.get("reason") or "" if isinstance(why, dict) else ""
+    detail = why.get("detail") if isinstance(why, dict) else ""
+    return f"{found} ({detail})" if found and detail else str(found)
+
+
+def _other(story: Story, entry: Entry, payload: dict[str, Any]) -> Line | None:
+    return None if entry.kind == "note" else ("log", f"{entry.kind} {value(entry.payload, WIDTH)}", "")
+
+
+_TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
+    **dict.fromkeys(
+        [
+            f"run.{name}"
+            for name in (
+                "queued", "starting", "running", "waiting", "suspending", "suspended", "resuming", "recovering",
+                "completed", "failed", "cancelled",
+            )
+        ],
+        Story.state,
+    ),
+    **dict.fromkeys([f"model.{name}" for name in ("intent", "started", "committed", "aborted", "replayed")], Story.model),
+    "wait.started": Story.wait,
+    "wait.completed": Story.wait,
+    "step.intent": Story.step,
+    "step.result": Story.step,
+    "signal": Story.signal,
+    "emit": Story.emit,
+    "message": Story.message,
+    "snapshot": Story.snapshot,
+    "forked": Story.forked,
+    "diverged": Story.forked,
+}  # fmt: skip

@@ -1,0 +1,54 @@
+"""How the commands write times, sizes and values. Pure."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+
+def duration(seconds: float) -> str:
+    """``0.42s``, ``12.3s``, ``4m 05s``, ``3h 20m``, ``2d 4h``."""
+    if seconds < 10:
+        return f"{seconds:.2f}s"
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest_s = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest_s:02}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
+
+
+def size(count: float) -> str:
+    """Bytes in the units that disks have: ``840 B``, ``4.2 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 100 else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def clock(moment: float, *, day: bool = False) -> str:
+    """A time of this place: ``14:05:09``, with ``day`` ``2026-03-01 14:05:09``."""
+    return time.strftime("%Y-%m-%d %H:%M:%S" if day else "%H:%M:%S", time.localtime(moment))
+
+
+def value(found: Any, limit: int) -> str:
+    """A JSON value on one line, in at most ``limit`` characters."""
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return shorten(text, limit)
+
+
+def shorten(text: str, limit: int) -> str:
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    return line if len(line) <= limit else line[: max(0, limit - 1)] + "…"
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Columns, two spaces between them."""
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    lines = [headings, *rows]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines
+    )

@@ -1,0 +1,127 @@
+"""perdure run"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.client.server import ServerClient
+    from perdure.model import RunInfo
+
+NAME = "run"
+HELP = "Start an agent, or any program, as a durable run"
+GROUP = "Runs"
+DESCRIPTION = (
+    "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story on stderr, "
+    "its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("words", nargs="*", metavar="FILE.py:FUNCTION | -- COMMAND", help="what to run")
+    parser.add_argument("-i", "--input", metavar="JSON", help="the agent's input: JSON, @FILE, or - for stdin")
+    parser.add_argument("--image", default="", help="the image to run in (an agent names its own)")
+    parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="memory of the microVM")
+    parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
+    parser.add_argument("--name", default="", help="a name to call the run by")
+    parser.add_argument("--key", help="start only once: the same key gives the same run")
+    parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
+    parser.add_argument("--json", action="store_true", help="print the run as JSON, at its end (with -d: at once)")
+
+
+def run(options: argparse.Namespace) -> int:
+    import sys
+
+    from perdure.client.server import ServerClient
+
+    request = _request(options)  # what is wrong with it is said first
+    server = ServerClient()
+    server.status()
+    if not request["image"]:
+        from perdure.cli.perdure._image import ensure_default
+
+        request["image"] = ensure_default()
+    info = server.start(**request)
+    if options.detach:
+        _print(info, as_json=options.json, text=info.id)
+        return 0
+    try:
+        info = _follow(server, info, quiet=options.json)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"\nrun {info.id} goes on: 'perdure log {info.id} --follow', 'perdure cancel {info.id}'\n")
+        raise
+    if options.json:
+        _print(info, as_json=True, text="")
+        return 0 if info.state == "completed" else 1
+    return _finish(server, info, is_command=bool(request.get("command")))
+
+
+def _request(options: argparse.Namespace) -> dict[str, Any]:
+    from perdure.cli.perdure import _json
+    from perdure.client import source
+    from perdure.errors import InvalidValue
+
+    request: dict[str, Any] = {"name": options.name, "key": options.key, "env": _environment(options.env)}
+    if options.memory < 0:
+        raise InvalidValue(f"--memory {options.memory} is negative", hint="give MiB, for example 512")
+    words: list[str] = options.words
+    if not words:
+        raise InvalidValue("nothing to run", hint="write FILE.py:FUNCTION, or --image IMAGE -- COMMAND")
+    if len(words) == 1 and (":" in words[0] or not options.image):
+        agent = source.read(words[0])
+        given = None if options.input is None else _json.argument(options.input, "--input")
+        request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
+        request |= {"image": options.image or agent.image, "memory_mib": options.memory or agent.memory_mib}
+        return request | {"vcpus": agent.vcpus}
+    if not options.image:
+        raise InvalidValue("a program needs an image", hint="write --image IMAGE -- COMMAND; 'fcrun images' lists them")
+    if options.input is not None:
+        raise InvalidValue("--input is for agents", hint="give a program its input by arguments, or by -e")
+    return request | {"command": words, "image": options.image, "memory_mib": options.memory}
+
+
+def _environment(given: list[str]) -> dict[str, str]:
+    from perdure.errors import InvalidValue
+
+    for text in given:
+        if text.find("=") < 1:
+            raise InvalidValue(f"-e {text!r} is not NAME=VALUE")
+    return dict(text.split("=", 1) for text in given)
+
+
+def _follow(server: ServerClient, info: RunInfo, *, quiet: bool) -> RunInfo:
+    import sys
+
+    from perdure.cli.perdure import _follow
+    from perdure.client.server import ENDED
+
+    if quiet:
+        while info.state not in ENDED:
+            info = server.get(info.id, wait_s=30)
+        return info
+    sys.stderr.write(f"run {info.id}\n")
+    return _follow.tell(server, info.id)
+
+
+def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
+    """Print what came out of it, or raise why nothing did."""
+    import json
+    import sys
+
+    from perdure.client.server import outcome
+
+    if is_command:
+        sys.stdout.buffer.write(server.output(info.id))
+        sys.stdout.flush()
+        outcome(info)
+        return 0
+    result = outcome(info)
+    print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2))
+    return 0
+
+
+def _print(info: RunInfo, *, as_json: bool, text: str) -> None:
+    import msgspec
+
+    print(msgspec.json.encode(info).decode() if as_json else text)

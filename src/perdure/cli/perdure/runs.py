@@ -1,0 +1,47 @@
+"""perdure runs"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "runs"
+HELP = "List runs"
+GROUP = "Runs"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state", action="append", default=[], help="only runs in this state (can be repeated)")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def run(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from perdure.cli.perdure import _words
+    from perdure.client.server import ServerClient
+    from perdure.errors import InvalidValue
+    from perdure.model import RunState
+
+    states = [state.value for state in RunState]
+    for state in options.state:
+        if state not in states:
+            raise InvalidValue(f"--state {state!r} is unknown", hint=f"known are {', '.join(states)}")
+    found = ServerClient().runs(states=options.state)
+    if options.json or options.quiet:
+        for info in found:
+            print(msgspec.json.encode(info).decode() if options.json else info.id)
+        return 0
+    rows = [
+        [
+            info.id,
+            info.state.value,
+            _words.shorten(info.agent, 32),
+            _words.clock(info.created, day=True),
+            f"{info.turns_asked}+{info.turns_replayed}",
+            _words.shorten(str(info.waits[0].get("name") or info.waits[0].get("kind")) if info.waits else "", 22),
+        ]
+        for info in found
+    ]
+    print(_words.table(["RUN", "STATE", "AGENT", "CREATED", "TURNS", "WAITS FOR"], rows), end="")
+    return 0

@@ -1,0 +1,25 @@
+"""perdure signal"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "signal"
+HELP = "Send a run a signal that it waits for"
+GROUP = "People"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_id", metavar="RUN", help="id, unique prefix of it, or name")
+    parser.add_argument("name", metavar="NAME", help="the signal's name, as in ctx.wait_for(NAME)")
+    parser.add_argument("value", metavar="VALUE", nargs="?", help="what comes with it: JSON, @FILE, or - for stdin")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.perdure import _json
+    from perdure.client.server import ServerClient
+
+    value = None if options.value is None else _json.argument(options.value, "VALUE")
+    info = ServerClient().signal(options.run_id, options.name, value)
+    print(f"signal {options.name} sent to run {info.id}")
+    return 0
