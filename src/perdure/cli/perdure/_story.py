@@ -1,4 +1,4 @@
-"""A run's context log as people read it: one line per entry, time, who, what, cost. Pure; ``show``, ``log`` and ``run`` use it.
+"""A run's context log as people read it: one line per entry, time, who, what, cost. Pure; ``show`` and ``run`` use it.
 
 Columns: time (8), who (8), what, cost (right). A wait, or a sleep in a snapshot, is a gap with its length.
 """
@@ -94,7 +94,7 @@ class Story:
             wait = payload.get("wait") or {}
             self._waits[str(wait.get("id"))] = entry.time
             what = {"time": "sleeps", "signal": f"waits for the signal {wait.get('name')!r}"}
-            return "agent", what.get(wait.get("kind"), f"asks for approval: {wait.get('name', '')}"), ""
+            return "agent", what.get(str(wait.get("kind")), f"asks for approval: {wait.get('name', '')}"), ""
         since = self._waits.pop(str(payload.get("wait")), entry.time)
         waited = f"after {duration(entry.time - since)}"
         if payload.get("outcome") == "timed-out":
@@ -166,7 +166,11 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
         ],
         Story.state,
     ),
-    **dict.fromkeys([f"model.{name}" for name in ("intent", "started", "committed", "aborted", "replayed")], Story.model),
+    "model.intent": Story.model,
+    "model.started": Story.model,
+    "model.committed": Story.model,
+    "model.aborted": Story.model,
+    "model.replayed": Story.model,
     "wait.started": Story.wait,
     "wait.completed": Story.wait,
     "step.intent": Story.step,

@@ -13,8 +13,8 @@ NAME = "run"
 HELP = "Start an agent, or any program, as a durable run"
 GROUP = "Runs"
 DESCRIPTION = (
-    "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story on stderr, "
-    "its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled."
+    "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story on "
+    "stderr, its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled."
 )
 
 
