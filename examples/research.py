@@ -17,7 +17,7 @@ def research(ctx: Context, topic: str) -> str:
         notes.append(turn.text)
         with open("notes.txt", "a") as file:  # plain files: survive as they are
             file.write(turn.text + "\n")
-    draft = ctx.step("draft", summarise, notes)  # recorded once, answered from the log afterwards
+    draft: str = ctx.step("draft", summarise, notes)  # recorded once, answered from the log afterwards
     verdict = ctx.approval("Publish this?", show=draft, timeout="3d")  # the VM is gone while a person sleeps
     if not verdict.approved:
         draft = ctx.chat(f"{draft}\n\nSay this again: {verdict.comment or 'in other words'}.", max_tokens=80).text
