@@ -28,9 +28,9 @@ def load(path: str, name: str) -> Callable[..., Any]:
     module = type(sys)("__perdure_agent__")
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
-    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))  # noqa: PTH100, PTH120 - pathlib is heavy in a guest
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
     try:
-        with open(path, encoding="utf-8") as file:  # noqa: PTH123
+        with open(path, encoding="utf-8") as file:
             source = file.read()
         exec(compile(source, path, "exec"), vars(module))
     except Exception as problem:

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+
+import msgspec
+import pytest
+
+from perdure.context.log import ContextLog, NewEntry
+from perdure.errors import StaleEpoch
+from perdure.gateway.gateway import Gateway
+from perdure.gateway.providers import Providers, RemoteProvider
+from perdure.gateway.upstream import Retry
+from perdure.model import Call
+
+from .conftest import RUN, Provider, chat, completion, events, providers_of, read
+
+pytestmark = pytest.mark.timeout(30)
+
+
+async def kinds(log: ContextLog) -> list[str]:
+    return [entry.kind for entry in await log.read(RUN)]
+
+
+async def test_a_turn_is_recorded_and_answered_again_from_the_log(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.says("hello")]
+    first = await gateway.answer(chat(), 1)
+    body = await read(first)
+    assert first.status == 200 and json.loads(body) == completion("hello")
+    again = await gateway.answer(chat(), 1)
+    assert await read(again) == body and again.headers == first.headers
+    assert len(provider.asked) == 1
+    intent, started, committed = await log.read(RUN)
+    assert [intent.kind, started.kind, committed.kind] == ["model.intent", "model.started", "model.committed"]
+    assert {entry.key for entry in (intent, started, committed)} == {"main/1"}
+    assert intent.payload["messages"] == [{"role": "user", "content": "hi"}]
+    assert committed.payload["usage"] == {"prompt_tokens": 7, "completion_tokens": 2}
+    assert committed.payload["text"] == "hello"
+    assert await log.get_blob(committed.payload["body"]) == body
+
+
+async def test_a_later_epoch_is_answered_from_the_log_and_that_is_recorded_once(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.says("hello")]
+    body = await read(await gateway.answer(chat(), 1))
+    await log.append(RUN, [NewEntry(kind="run.recovering")], epoch=2)
+    for _ in range(2):
+        assert await read(await gateway.answer(chat(epoch=2), 1)) == body
+    assert (await kinds(log)).count("model.replayed") == 1
+    assert len(provider.asked) == 1
+
+
+async def test_the_answer_begins_at_the_offset(gateway: Gateway, provider: Provider) -> None:
+    provider.acts = [provider.says("hello")]
+    body = await read(await gateway.answer(chat(), 1))
+    assert await read(await gateway.answer(chat(offset=10), 1)) == body[10:]
+    assert await read(await gateway.answer(chat(offset=len(body)), 1)) == b""
+
+
+async def test_a_stream_is_handed_on_unbuffered_and_byte_exact(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    pieces = events("a", "b", "c")
+    provider.acts = [provider.streams(pieces, hold_after=1)]
+    answer = await gateway.answer(chat(stream=True), 1)
+    assert answer.headers["content-type"] == "text/event-stream" and answer.headers["x-request-id"] == "req-1"
+    body = aiter(answer.body)
+    assert await anext(body) == pieces[0]  # while the provider has not said the rest yet
+    provider.go.set()
+    assert pieces[0] + b"".join([piece async for piece in body]) == b"".join(pieces)
+    committed = (await log.read(RUN))[-1]
+    assert committed.payload["text"] == "abc" and committed.payload["usage"]["completion_tokens"] == 3
+    assert await read(await gateway.answer(chat(stream=True), 1)) == b"".join(pieces)
+
+
+async def test_done_is_told_only_when_the_turn_is_in_the_log(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.streams(events("a"))]
+    answer = await gateway.answer(chat(stream=True), 1)
+    async for piece in answer.body:
+        if b"[DONE]" in piece:
+            assert (await kinds(log))[-1] == "model.committed"
+            return
+    pytest.fail("no [DONE] came")
+
+
+async def test_a_second_asker_joins_the_call_in_flight(gateway: Gateway, provider: Provider, log: ContextLog) -> None:
+    """The VM dies in mid-answer; the provider's stream is drained, and the recovered VM gets it, from its offset."""
+    pieces = events("a", "b", "c")
+    provider.acts = [provider.streams(pieces, hold_after=2)]
+    first = await gateway.answer(chat(stream=True), 1)
+    body = aiter(first.body)
+    await anext(body)
+    await first.body.aclose()  # type: ignore[attr-defined]  # it is an async generator
+    await log.append(RUN, [NewEntry(kind="run.recovering")], epoch=2)
+    second = await gateway.answer(chat(stream=True, epoch=2), 1)
+    third = await gateway.answer(chat(stream=True, epoch=2, offset=5), 1)
+    provider.go.set()
+    assert await read(second) == b"".join(pieces)
+    assert await read(third) == b"".join(pieces)[5:]
+    assert len(provider.asked) == 1
+    found = await kinds(log)
+    assert found.count("model.replayed") == 1 and found.count("model.committed") == 1
+
+
+async def test_an_asker_that_is_cancelled_cancels_nothing(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.streams(events("a"), hold_after=0)]
+    asker = asyncio.create_task(gateway.answer(chat(stream=True), 1))
+    await provider.reached.wait()
+    asker.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asker
+    assert gateway.is_in_flight(RUN)
+    provider.go.set()
+    assert await read(await gateway.answer(chat(stream=True), 1)) == b"".join(events("a"))
+    assert len(provider.asked) == 1
+
+
+async def test_many_askers_at_once_are_one_call(gateway: Gateway, provider: Provider) -> None:
+    provider.acts = [provider.says("once")]
+    answers = await asyncio.gather(*(gateway.answer(chat(), 1) for _ in range(20)))
+    assert len({await read(answer) for answer in answers}) == 1
+    assert len(provider.asked) == 1
+
+
+async def test_different_keys_are_different_calls(gateway: Gateway, provider: Provider) -> None:
+    provider.acts = [provider.says("a"), provider.says("b")]
+    one = await read(await gateway.answer(chat(1), 1))
+    two = await read(await gateway.answer(chat(2), 1))
+    assert one != two and len(provider.asked) == 2
+
+
+@pytest.mark.parametrize("fault", ["refuses 429", "refuses 503", "breaks"])
+async def test_faults_before_the_first_byte_are_asked_again(
+    gateway: Gateway, provider: Provider, log: ContextLog, fault: str
+) -> None:
+    act = provider.breaks() if fault == "breaks" else provider.refuses(int(fault.split()[1]), {"retry-after": "0"})
+    provider.acts = [act, provider.says("at last")]
+    answer = await gateway.answer(chat(), 1)
+    assert answer.status == 200 and b"at last" in await read(answer)
+    found = await log.read(RUN)
+    assert [entry.kind for entry in found] == ["model.intent", "model.started", "model.started", "model.committed"]
+    assert found[2].payload["attempt"] == 2 and found[2].payload["after"]
+
+
+async def test_a_refusal_is_passed_on_and_not_committed(gateway: Gateway, provider: Provider, log: ContextLog) -> None:
+    provider.acts = [provider.refuses(400), provider.says("fine")]
+    answer = await gateway.answer(chat(), 1)
+    assert answer.status == 400 and json.loads(await read(answer))["error"]["code"] == "y"
+    assert (await kinds(log))[-1] == "model.aborted"
+    assert (await gateway.answer(chat(), 1)).status == 200
+
+
+async def test_a_provider_that_never_answers_is_an_error_in_openai_shape(log: ContextLog) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        nobody = Providers({"nobody": RemoteProvider("nobody", url)}, "nobody")
+        async with Gateway(log, nobody, retry=Retry(attempts=2, first_s=0.01)) as gateway:
+            answer = await gateway.answer(chat(), 1)
+            error = json.loads(await read(answer))["error"]
+    assert answer.status == 502 and error["code"] == "provider-failed" and "2 times" in error["message"]
+    assert (await kinds(log)).count("model.started") == 2
+
+
+async def test_a_stream_that_breaks_ends_in_an_error_event_and_is_asked_again(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    pieces = events("a", "b")
+    provider.acts = [provider.streams(pieces, cut_after=1), provider.streams(pieces)]
+    body = await read(await gateway.answer(chat(stream=True), 1))
+    assert body.startswith(pieces[0]) and b'"provider-failed"' in body and b"[DONE]" not in body
+    aborted = (await log.read(RUN))[-1]
+    assert aborted.kind == "model.aborted" and aborted.payload["bytes"] == len(pieces[0])
+    assert await read(await gateway.answer(chat(stream=True), 1)) == b"".join(pieces)
+
+
+async def test_a_stream_that_ends_early_is_no_turn(gateway: Gateway, provider: Provider, log: ContextLog) -> None:
+    provider.acts = [provider.streams(events("a", "b")[:1])]
+    assert b'"provider-failed"' in await read(await gateway.answer(chat(stream=True), 1))
+    assert (await kinds(log))[-1] == "model.aborted"
+
+
+async def test_a_server_that_died_in_mid_stream_asks_again(provider: Provider, log: ContextLog) -> None:
+    pieces = events("a", "b")
+    provider.acts = [provider.streams(pieces, hold_after=1), provider.streams(pieces)]
+    dying = Gateway(log, providers_of(provider))
+    answer = await dying.answer(chat(stream=True), 1)
+    await anext(aiter(answer.body))
+    await dying.close()
+    async with Gateway(log, providers_of(provider)) as fresh:
+        assert await read(await fresh.answer(chat(stream=True), 1)) == b"".join(pieces)
+    assert await kinds(log) == ["model.intent", "model.started", "model.aborted", "model.started", "model.committed"]
+
+
+async def test_a_guest_in_the_middle_of_a_lost_stream_is_told_so(provider: Provider, log: ContextLog) -> None:
+    """It has bytes of an answer that exists nowhere: another answer's rest would not fit."""
+    pieces = events("a", "b")
+    provider.acts = [provider.streams(pieces, hold_after=1), provider.streams(pieces)]
+    dying = Gateway(log, providers_of(provider))
+    answer = await dying.answer(chat(stream=True), 1)
+    seen = len(await anext(aiter(answer.body)))
+    await dying.close()
+    async with Gateway(log, providers_of(provider)) as fresh:
+        told = await read(await fresh.answer(chat(stream=True, offset=seen), 1))
+        assert b'"stream-lost"' in told and len(provider.asked) == 1
+        assert await read(await fresh.answer(chat(stream=True), 1)) == b"".join(pieces)
+
+
+async def test_keys_stay_on_the_host(gateway: Gateway, provider: Provider, log: ContextLog) -> None:
+    provider.acts = [provider.says("x")]
+    answer = await gateway.answer(chat(), 1)
+    assert provider.headers[0]["authorization"] == "Bearer sk-secret"
+    assert provider.headers[0]["idempotency-key"] == f"perdure-{RUN}-1-main/1"
+    stored = msgspec.json.encode(await log.read(RUN))
+    assert b"sk-secret" not in stored and b"Bearer" not in stored
+    assert "sk-secret" not in repr(providers_of(provider)) and "authorization" not in answer.headers
+
+
+async def test_a_request_without_a_model_asks_the_providers_own(gateway: Gateway, provider: Provider) -> None:
+    provider.acts = [provider.says("x")]
+    await gateway.answer(chat(model=""), 1)
+    assert provider.asked[0]["model"] == "default-model"
+
+
+async def test_a_stale_epoch_may_not_spend(gateway: Gateway, provider: Provider, log: ContextLog) -> None:
+    provider.acts = [provider.says("x")]
+    await log.append(RUN, [NewEntry(kind="run.recovering")], epoch=5)
+    with pytest.raises(StaleEpoch):
+        await gateway.answer(chat(epoch=4), 1)
+    assert not provider.asked and gateway.in_flight == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"messages": []}', b'{"messages": [1], "model": 3}'])
+async def test_a_bad_request_is_refused_and_costs_nothing(
+    gateway: Gateway, provider: Provider, log: ContextLog, body: bytes
+) -> None:
+    answer = await gateway.answer(_with(chat(), body=body), 1)
+    assert answer.status == 400 and "message" in json.loads(await read(answer))["error"]
+    assert not provider.asked and not await kinds(log)
+
+
+async def test_other_paths_and_the_list_of_models(gateway: Gateway) -> None:
+    answer = await gateway.answer(_with(chat(), path="/v1/embeddings"), 1)
+    assert answer.status == 404 and b"/v1/embeddings" in await read(answer)
+    models = await gateway.answer(_with(chat(), path="/v1/models", method="GET", body=b""), 1)
+    assert json.loads(await read(models))["data"][0]["id"] == "default-model"
+
+
+def _with(call: Call, **changes: object) -> Call:
+    from dataclasses import replace
+
+    return replace(call, **changes)  # type: ignore[arg-type]
