@@ -339,6 +339,15 @@ class CallEnd(Frame):
     offset: int
 
 
+@dataclass(frozen=True, slots=True)
+class CallAbort(Frame):
+    """There will be no end of this answer: the guest's program sees its connection break off."""
+
+    type = 0x51
+    layout = "u64"
+    call: int
+
+
 STARTING, RUNNING, EXITED = 0, 1, 2
 EXEC_TTY, EXEC_STDIN, EXEC_TOOL = 1, 2, 4
 REPLY_OK, REPLY_INVALID, REPLY_CONFLICT, REPLY_FAILED = 0, 1, 2, 3

@@ -1,0 +1,93 @@
+// guestd is PID 1 of every microVM. One thread and one epoll loop; each .c file is one duty:
+//   main.c      start, signals, the loop            mounts.c   modules, boot and image mounts, files in the image
+//   channel.c   the connection to the host          system.c   freeze, quiesce, wake, power off
+//   requests.c  requests are done once              process.c  processes and their streams
+//   calls.c     the HTTP door and its calls         spawn.c    the child's side: user, cwd, PATH, exec
+//   http.c      parser of HTTP/1.1 requests         files.c    file tools, run as children
+//   frames.c bytes.c loop.c                         the pieces below all that
+#pragma once
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "bytes.h"
+#include "frames.h"
+#include "loop.h"
+
+struct guestd {
+    bool test;                 // on a developer's machine: no mounts, no chroot, no clock, no power off
+    const char *test_socket;   // dialled instead of vsock
+    const char *cgroup;        // the workload's cgroup v2 folder, NULL: none (test)
+    int root_fd;               // the root that workloads see
+    bool configured, frozen;
+    uint8_t boot_id[16];
+};
+extern struct guestd guestd;
+
+void complain(const char *format, ...) __attribute__((format(printf, 1, 2)));  // to the console
+
+// channel.c: `out` is the queue to the host; put frames there only while channel_is_up().
+void channel_open(void);
+void channel_flush(void);  // fill the queue from processes and calls, write what the host takes
+bool channel_is_up(void);
+bool channel_is_drained(void);  // nothing is left to write (or there is no host)
+struct bytes *channel_out(void);
+
+// requests.c: each request of the host is done once, and answered again when it is asked again.
+bool request_begin(uint64_t request);  // false: it was seen before, nothing to do
+void request_done(uint64_t request, unsigned code, uint32_t value, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
+// process.c
+void processes_say_hello(struct bytes *out);
+void processes_rewind(void);                 // a new connection: everything not acknowledged is sent again
+bool processes_produce(struct bytes *out);   // at most one frame per stream; false: nothing to send
+void processes_reap(void);
+void processes_kill(void);
+void process_exec(struct reader *frame);  // each takes its frame and reports a malformed one in frame->bad
+void process_signal(struct reader *frame);
+void process_resize(struct reader *frame);
+void process_stdin(struct reader *frame);
+void process_stdin_end(struct reader *frame);
+void process_output_ack(struct reader *frame);
+void process_release(struct reader *frame);
+
+// spawn.c
+struct spawn {
+    bool tty, tool;
+    char *user, *cwd;
+    char **argv, **env;  // NULL-terminated
+    int in, out, error;  // with a tty, all three are its slave
+    int status_fd;       // a failure is told here: u16 reply code, text; closed by exec
+    int cgroup_fd;       // cgroup.procs, or -1
+};
+_Noreturn void spawn_child(const struct spawn *spawn);
+
+// files.c
+_Noreturn void files_tool(char **argv);  // exit status: 0 or an errno
+
+// calls.c
+void calls_open(int port);  // prints the port on stdout in a test
+void calls_rewind(void);
+bool calls_produce(struct bytes *out);
+uint32_t calls_count(void);
+uint64_t calls_auto_ordinal(void);
+bool calls_head(struct reader *frame);  // false: malformed, or at an offset that cannot be
+bool calls_data(struct reader *frame);
+bool calls_end(struct reader *frame);
+bool calls_abort(struct reader *frame);
+
+// mounts.c
+void mounts_boot(void);
+const char *mounts_image(void);  // NULL, or what failed
+bool drives_ready(void);
+int root_open(const char *path, int flags, mode_t mode);  // a path inside the workload's root, whatever links it holds
+void identity_write(const char *hostname, const char *machine_id);
+void network_files(const char *hostname);
+
+// system.c
+void system_configure(struct reader *frame);
+void system_quiesce(struct reader *frame);
+void system_thaw(struct reader *frame);
+void system_wake(struct reader *frame);
+void system_power_off(struct reader *frame);

@@ -1,0 +1,208 @@
+// Modules and mounts: first those of the initramfs, later the image of the sandbox.
+//
+//   /dev/vda squashfs -> /image      /dev/vdb ext4 -> /overlay      both by overlayfs -> the workload's root
+//
+// The workload's root is moved over "/" (as switch_root does), so that a process whose root it is counts as not
+// chrooted: the kernel refuses user namespaces to those who are. guestd itself stays below, in the initramfs.
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <linux/openat2.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "guestd.h"
+
+enum { PLACEHOLDER_BYTES = 4096 };  // a template's drives, until a sandbox's own are put in their place
+
+struct mounting {
+    const char *source, *target, *type;
+    unsigned long flags;
+    const char *data;
+};
+
+static const struct mounting boot[] = {
+    {"proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+    {"sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+    {"dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755"},
+    {"cgroup", "/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+};
+
+static const struct mounting image[] = {
+    {"/dev/vda", "/image", "squashfs", MS_RDONLY | MS_NODEV, NULL},
+    {"/dev/vdb", "/overlay", "ext4", MS_NOATIME, NULL},
+    {"overlay", "/root", "overlay", MS_NOATIME, "lowerdir=/image,upperdir=/overlay/upper,workdir=/overlay/work"},
+};
+
+// In the workload's root, whose links may lead anywhere: resolved inside it.
+static const struct mounting inside[] = {
+    {"proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+    {"sysfs", "/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL},
+    {"dev", "/dev", "devtmpfs", MS_NOSUID, "mode=0755"},
+    {"devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620,gid=5"},
+    {"shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"},
+    {"run", "/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755"},
+    {"tmp", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777"},
+};
+
+static char failure[200];
+
+static const char *fail(const struct mounting *m) {
+    snprintf(failure, sizeof failure, "mounting %s on %s: %s", m->source, m->target, strerror(errno));
+    return failure;
+}
+
+static const char *mount_all(const struct mounting *list, size_t count) {
+    for (size_t i = 0; i < count; i++) {
+        mkdir(list[i].target, 0755);
+        // A kernel may have mounted its devtmpfs by itself: EBUSY.
+        if (mount(list[i].source, list[i].target, list[i].type, list[i].flags, list[i].data) && errno != EBUSY)
+            return fail(&list[i]);
+        if (!strcmp(list[i].target, "/overlay")) {
+            mkdir("/overlay/upper", 0755);
+            mkdir("/overlay/work", 0700);
+        }
+    }
+    return NULL;
+}
+
+static const char *mount_inside(void) {
+    for (size_t i = 0; i < sizeof inside / sizeof *inside; i++) {
+        char target[32];
+        mkdirat(guestd.root_fd, inside[i].target + 1, 0755);
+        int fd = root_open(inside[i].target, O_PATH | O_DIRECTORY, 0);
+        snprintf(target, sizeof target, "/proc/self/fd/%d", fd);
+        if (fd < 0 || mount(inside[i].source, target, inside[i].type, inside[i].flags, inside[i].data))
+            return fail(&inside[i]);
+        close(fd);
+    }
+    return NULL;
+}
+
+static void load_modules(void) {
+    char name[256], path[300];
+    FILE *order = fopen("/mod/order", "re");
+    while (order && fgets(name, sizeof name, order)) {
+        name[strcspn(name, " \r\n")] = 0;
+        if (!*name)
+            continue;
+        snprintf(path, sizeof path, "/mod/%s", name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) && errno != EEXIST))
+            complain("module %s: %s", name, strerror(errno));
+        if (fd >= 0)
+            close(fd);
+    }
+    if (order)
+        fclose(order);
+}
+
+static void loopback_up(void) {
+    struct ifreq lo = {.ifr_name = "lo"};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &lo) || (lo.ifr_flags |= IFF_UP, ioctl(fd, SIOCSIFFLAGS, &lo)))
+        complain("the loopback interface: %s", strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+static void open_console(void) {
+    int fd = open("/dev/console", O_RDWR);
+    if (fd < 0)
+        fd = open("/dev/null", O_RDWR);
+    for (int i = 0; i < 3 && fd >= 0; i++)
+        if (fd != i)
+            dup2(fd, i);
+    if (fd > 2)
+        close(fd);
+}
+
+void mounts_boot(void) {
+    const char *failed = mount_all(boot, sizeof boot / sizeof *boot);
+    open_console();
+    if (failed)
+        complain("%s", failed);
+    mkdir(guestd.cgroup, 0755);
+    load_modules();
+    loopback_up();
+}
+
+static bool drive_is_real(const char *path) {
+    uint64_t size = 0;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool known = !ioctl(fd, BLKGETSIZE64, &size);
+    close(fd);
+    return known && size > PLACEHOLDER_BYTES;
+}
+
+bool drives_ready(void) { return guestd.test || (drive_is_real("/dev/vda") && drive_is_real("/dev/vdb")); }
+
+const char *mounts_image(void) {
+    static const char *const links[][2] = {
+        {"/proc/self/fd", "dev/fd"},
+        {"/proc/self/fd/0", "dev/stdin"},
+        {"/proc/self/fd/1", "dev/stdout"},
+        {"/proc/self/fd/2", "dev/stderr"},
+    };
+    if (guestd.test)
+        return NULL;
+    const char *failed = mount_all(image, sizeof image / sizeof *image);
+    if (failed)
+        return failed;
+    guestd.root_fd = open("/root", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    failed = mount_inside();
+    if (failed)
+        return failed;
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+        (void)!symlinkat(links[i][0], guestd.root_fd, links[i][1]);
+    if (chdir("/root") || mount(".", "/", NULL, MS_MOVE, NULL) || chdir("/"))
+        return "moving the image's root into place";
+    return NULL;
+}
+
+int root_open(const char *path, int flags, mode_t mode) {
+    struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC), .mode = mode, .resolve = RESOLVE_IN_ROOT};
+    return (int)syscall(SYS_openat2, guestd.root_fd, path, &how, sizeof how);
+}
+
+static void write_file(const char *path, const char *text, bool only_if_empty) {
+    struct stat info;
+    int fd = root_open(path, O_WRONLY | O_CREAT, 0644);
+    if (fd >= 0 && !(only_if_empty && !fstat(fd, &info) && info.st_size > 0) &&
+        (write(fd, text, strlen(text)) < 0 || ftruncate(fd, (off_t)strlen(text))))
+        complain("writing %s: %s", path, strerror(errno));
+    if (fd >= 0)
+        close(fd);
+}
+
+void identity_write(const char *hostname, const char *machine_id) {
+    char line[300];
+    if (*hostname) {
+        if (sethostname(hostname, strlen(hostname)))
+            complain("host name %s: %s", hostname, strerror(errno));
+        snprintf(line, sizeof line, "%s\n", hostname);
+        write_file("/etc/hostname", line, false);
+    }
+    if (*machine_id) {
+        snprintf(line, sizeof line, "%s\n", machine_id);
+        write_file("/etc/machine-id", line, false);
+    }
+}
+
+void network_files(const char *hostname) {
+    char hosts[512];
+    snprintf(hosts, sizeof hosts, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 %s\n", hostname);
+    write_file("/etc/hosts", hosts, true);
+    write_file("/etc/resolv.conf", "# no name server: this sandbox has no network\n", true);
+}

@@ -1,0 +1,261 @@
+"""Files of a guest: in and out, whole trees too, through guestd's file tools (guest/files.c says what they do).
+
+A tool is a process, so what it sends and takes crosses reconnects and suspends like any stream. Paths are absolute, in
+the image; links in them are followed inside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import stat
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from perdure.errors import GuestFailed, InvalidValue, NoSpace, NotFound, PerdureError, ProtocolError
+from perdure.execution.guest.process import STDOUT, Process
+
+_PREFIX = struct.Struct("<I")
+_HEAD = struct.Struct("<IIIQq")  # mode, uid, gid, size, mtime in ns; then path and link, each u32 length and bytes
+_HEAD_MAX_BYTES = 16 << 10
+_INVALID = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EBADMSG, errno.ELOOP, errno.ENAMETOOLONG}
+_KILL = 9
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """What a guest's file system says of one file."""
+
+    path: str  # relative to what was asked for; "" is that itself
+    mode: int  # st_mode, with its type bits
+    uid: int = 0
+    gid: int = 0
+    size: int = 0  # bytes of content; 0 if not a regular file
+    mtime_ns: int = 0
+    link: str = ""  # target of a symbolic link
+
+
+Entries = AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]
+
+
+class ToolStarter(Protocol):
+    async def tool(self, *argv: str) -> Process: ...
+
+
+class GuestFiles:
+    """All methods raise NotFound, InvalidValue (it exists, is a directory …), NoSpace or GuestFailed."""
+
+    def __init__(self, session: ToolStarter) -> None:
+        self._session = session
+
+    async def stat(self, path: str, *, follow: bool = True) -> FileEntry:
+        """The entry at ``path``; ``follow``: what a symbolic link there leads to."""
+        async for entry, _ in self._packed("f" if follow else "-", path):
+            return entry
+        raise ProtocolError(f"guest: no answer about {path}")
+
+    async def list(self, path: str) -> list[FileEntry]:
+        """What is in the directory ``path``, sorted by name."""
+        entries = [entry async for entry, _ in self._packed("fd", path)]
+        if not stat.S_ISDIR(entries[0].mode):
+            raise InvalidValue(f"{path}: not a directory")
+        return sorted(entries[1:], key=lambda entry: entry.path)
+
+    async def read(self, path: str) -> AsyncIterator[bytes]:
+        """The content of a regular file."""
+        async for entry, content in self._packed("fc", path):
+            if not stat.S_ISREG(entry.mode):
+                raise InvalidValue(f"{path}: not a regular file")
+            async for chunk in content:
+                yield chunk
+
+    def pack(self, path: str, *, follow: bool = False) -> Entries:
+        """The tree at ``path``, parents first, each entry with its content (empty unless it is a regular file): what a
+        tar writer needs. Other file systems mounted below are named, not entered. Take each content before the next entry."""
+        return self._packed("rcf" if follow else "rc", path)
+
+    async def unpack(self, path: str, entries: Entries) -> None:
+        """Make each entry below the directory ``path``. What is there is replaced, but never a directory by a file or a
+        file by a directory. Each content has exactly ``entry.size`` bytes. Devices are refused."""
+        async with self._tool("unpack", path) as run:
+            async for entry, content in entries:
+                await run.process.write_stdin(encode_record(entry))
+                left = entry.size
+                async for chunk in content:
+                    left -= len(chunk)
+                    await run.process.write_stdin(chunk)
+                if left:
+                    raise InvalidValue(f"{entry.path}: its content has not the {entry.size} bytes it was said to have")
+
+    async def write(
+        self, path: str, data: AsyncIterator[bytes], *, size: int, mode: int = 0o644, uid: int = 0, gid: int = 0
+    ) -> None:
+        """Make the regular file ``path`` (in place of a file or link there) with ``size`` bytes."""
+        folder, name = posixpath.split(path)
+        entry = FileEntry(name, stat.S_IFREG | mode, uid, gid, size)
+
+        async def one() -> Entries:
+            yield entry, data
+
+        await self.unpack(folder, one())
+
+    async def mkdir(self, path: str, *, mode: int = 0o755) -> None:
+        """With its parents; one that is there stays as it is."""
+        await self._run("mkdir", path, f"{mode:o}")
+
+    async def symlink(self, path: str, target: str) -> None:
+        await self._run("symlink", target, path)
+
+    async def chmod(self, path: str, mode: int) -> None:
+        await self._run("chmod", path, f"{mode:o}")
+
+    async def chown(self, path: str, uid: int, gid: int) -> None:
+        """Of a symbolic link: the link itself."""
+        await self._run("chown", path, str(uid), str(gid))
+
+    async def remove(self, path: str) -> None:
+        """With all that is below it."""
+        await self._run("remove", path)
+
+    async def _run(self, *argv: str) -> None:
+        async with self._tool(*argv):
+            pass
+
+    async def _packed(self, mode: str, path: str) -> Entries:
+        async with self._tool("pack", mode, path) as run:
+            while (entry := await run.record()) is not None:
+                left = entry.size if "c" in mode else 0
+                content = run.content(left)
+                yield entry, content
+                async for _ in content:
+                    pass  # what the caller did not take
+
+    @asynccontextmanager
+    async def _tool(self, *argv: str) -> AsyncIterator[_ToolRun]:
+        """A running tool. At the end of the block its input is closed, its end awaited, its failure raised."""
+        for word in argv:
+            if "\0" in word:
+                raise InvalidValue("a path holds a NUL character")
+        run = _ToolRun(await self._session.tool(*argv), argv)
+        try:
+            yield run
+            await run.finish()
+        except BaseException:
+            await run.kill()
+            raise
+        finally:
+            if run.process.exit_status is not None:
+                run.process.release()
+
+
+class _ToolRun:
+    def __init__(self, process: Process, argv: tuple[str, ...]) -> None:
+        self.process = process
+        self._argv = argv
+        self._output = process.output()
+        self._buffer = bytearray()
+        self._errors = bytearray()
+
+    async def record(self) -> FileEntry | None:
+        """The next record's head; None at the end."""
+        if not await self._fill(_PREFIX.size):
+            return None
+        (size,) = _PREFIX.unpack(self._take(_PREFIX.size))
+        if size > _HEAD_MAX_BYTES or not await self._fill(size):
+            raise ProtocolError("guest: a file record is malformed")
+        return decode_record(self._take(size))
+
+    async def content(self, left: int) -> AsyncIterator[bytes]:
+        while left:
+            if not await self._fill(1):
+                await self.finish()
+                raise ProtocolError("guest: a file's content ends early")
+            chunk = self._take(min(left, len(self._buffer)))
+            left -= len(chunk)
+            yield chunk
+
+    async def finish(self) -> None:
+        self.process.close_stdin()
+        while await self._fill(len(self._buffer) + 1):
+            pass
+        status = await self.process.wait()
+        if status:
+            raise _error(status, self._errors.decode("utf-8", "replace").strip() or f"{self._argv[0]}: status {status}")
+
+    async def kill(self) -> None:
+        if self.process.exit_status is None:
+            try:
+                await self.process.signal(_KILL)
+                await self.process.wait()
+            except PerdureError:
+                pass  # the machine is gone, or the tool ended meanwhile
+
+    async def _fill(self, size: int) -> bool:
+        """Have ``size`` bytes of its output here, or know that it has ended before that."""
+        while len(self._buffer) < size:
+            try:
+                stream, offset, data = await anext(self._output)
+            except StopAsyncIteration:
+                return False
+            self.process.ack(stream, offset + len(data))
+            if stream == STDOUT:
+                self._buffer += data
+            else:
+                self._errors += data
+        return True
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+
+def encode_record(entry: FileEntry) -> bytes:
+    """The head of one record (guest/files.c). Raises InvalidValue for a path that leads out, or a device."""
+    _check_path(entry.path)
+    if stat.S_ISBLK(entry.mode) or stat.S_ISCHR(entry.mode):
+        raise InvalidValue(f"{entry.path}: a device cannot be copied into a sandbox")
+    parts = [_HEAD.pack(entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns)]
+    for text in (entry.path, entry.link):
+        data = os.fsencode(text)
+        parts += (_PREFIX.pack(len(data)), data)
+    head = b"".join(parts)
+    if len(head) > _HEAD_MAX_BYTES // 2:
+        raise InvalidValue(f"{entry.path[:80]}…: the path is too long")
+    return _PREFIX.pack(len(head)) + head
+
+
+def decode_record(head: bytes) -> FileEntry:
+    """The other way round. Raises ProtocolError, also for a path that leads out: a guest is not trusted."""
+    try:
+        mode, uid, gid, size, mtime_ns = _HEAD.unpack_from(head)
+        at, texts = _HEAD.size, []
+        for _ in range(2):
+            (length,) = _PREFIX.unpack_from(head, at)
+            at += _PREFIX.size
+            texts.append(os.fsdecode(head[at : at + length]))
+            at += length
+        if at != len(head):
+            raise ProtocolError("guest: a file record is malformed")
+        path, link = texts
+        _check_path(path)
+    except (struct.error, InvalidValue) as error:
+        raise ProtocolError("guest: a file record is malformed") from error
+    return FileEntry(path, mode, uid, gid, size, mtime_ns, link)
+
+
+def _check_path(path: str) -> None:
+    if path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise InvalidValue(f"{path}: a path that leads out of its folder")
+
+
+def _error(status: int, message: str) -> PerdureError:
+    if status in (errno.ENOENT, errno.ESRCH):
+        return NotFound(message)
+    if status in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"in the sandbox: {message}", hint="its disk is full; give it a larger one")
+    return InvalidValue(message) if status in _INVALID else GuestFailed(message)
