@@ -190,7 +190,9 @@ class SqliteLog:
         row = await self._read(lambda db: db.execute(query, (run_id, kind)).fetchone())
         return int(row[0])
 
-    async def follow(self, run_id: str, *, branch: int | None = None, after: int = 0) -> AsyncIterator[Entry]:
+    async def follow(
+        self, run_id: str, *, branch: int | None = None, after: int = 0, expand: bool = True
+    ) -> AsyncIterator[Entry]:
         # The event only says "look again": what is yielded is what the file has.
         event = asyncio.Event()
         self._followers.setdefault(run_id, set()).add(event)
@@ -198,7 +200,7 @@ class SqliteLog:
             current = branch if branch is not None else (await self.head(run_id)).branch
             while self._lock >= 0:
                 event.clear()
-                page = await self.read(run_id, branch=current, after=after)
+                page = await self.read(run_id, branch=current, after=after, expand=expand)
                 for entry in page:
                     after = entry.seq
                     yield entry

@@ -151,7 +151,9 @@ class ContextLog(Protocol):
         """How many entries of a kind the run has, over all its branches."""
         ...
 
-    def follow(self, run_id: str, *, branch: int | None = None, after: int = 0) -> AsyncIterator[Entry]:
+    def follow(
+        self, run_id: str, *, branch: int | None = None, after: int = 0, expand: bool = True
+    ) -> AsyncIterator[Entry]:
         """Entries as they are appended, for ever. With ``branch`` None it goes over to the new branch at a fork
         (and repeats nothing)."""
         ...

@@ -33,6 +33,7 @@ a restart or a broken connection. Another hash: the program went another way tha
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 from typing import Any
 
 from perdure.context.log import NewEntry, canonical
@@ -71,23 +72,32 @@ class Calls:
             run.touch()
 
     async def _model(self, asked: Asked) -> Answer:
-        working = asked.run.working()
-        working.__enter__()  # until the last byte of the answer was handed on
-        try:
+        with ExitStack() as held:
+            held.enter_context(asked.run.working())
             branch = await asked.warm(lambda: _look(asked))
             answer = await self._models.answer(asked.call, branch)
+            return Answer(answer.status, answer.headers, _Body(answer.body, held.pop_all()))
+
+
+class _Body:
+    """A model's answer; the run counts as working until its last byte was handed on, or its reader has left."""
+
+    def __init__(self, body: AsyncIterator[bytes], held: ExitStack) -> None:
+        self._body = body
+        self._held = held
+
+    def __aiter__(self) -> _Body:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await anext(self._body)
         except BaseException:
-            working.__exit__(None, None, None)
+            self._held.close()
             raise
 
-        async def body() -> AsyncIterator[bytes]:
-            try:
-                async for piece in answer.body:
-                    yield piece
-            finally:
-                working.__exit__(None, None, None)
-
-        return Answer(answer.status, answer.headers, body())
+    async def aclose(self) -> None:
+        self._held.close()
 
 
 async def _look(asked: Asked) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from perdure.context.log import NewEntry
-from perdure.errors import MachineFailed, NotFound, PerdureError, Unavailable
+from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, LogPosition, RunState, SandboxInfo, SandboxState, SnapshotInfo
 from perdure.runs.ports import MachinePlan, Machines
 from perdure.runs.record import Record
@@ -202,20 +202,12 @@ class Driver:
             await self._lost(seen, "no-snapshot", "the run has no snapshot")
             return
         try:
-            await self._restore(seen, seen.snapshot)
-        except Unavailable:
-            raise  # the node is not there: again, in this epoch
+            await self._machines.resume(seen.sandbox_id, seen.snapshot.digest, self._endpoint(self.run.id, seen.epoch))
         except PerdureError as error:
-            await self._lost(seen, "resume-failed", error.message)
+            # Whether it was restored or not: that machine is not ours any more, a new epoch is.
+            await self._lost(seen, "resume-failed", error.message, counts=not isinstance(error, Unavailable))
         else:
             await self._go(seen, RunState.RUNNING, why={"epoch": seen.epoch, "snapshot": seen.snapshot.digest})
-
-    async def _restore(self, seen: Record, snapshot: SnapshotInfo) -> None:
-        info = await self._machines.inspect(seen.sandbox_id)
-        calls = info.spec.calls
-        if info.state is SandboxState.RUNNING and calls is not None and calls.epoch == seen.epoch:
-            return  # it was restored in this epoch, and whoever asked for it did not live to hear of it
-        await self._machines.resume(seen.sandbox_id, snapshot.digest, self._endpoint(self.run.id, seen.epoch))
 
     # -- loss and recovery
 
@@ -260,11 +252,11 @@ class Driver:
         error = {"code": "program-failed", "message": message, "hint": "Its last output is in the details."}
         await self._fail(seen, {**error, "details": end})
 
-    async def _lost(self, seen: Record, cause: str, detail: str) -> None:
-        """The machine of this epoch is gone: recover in a new one, or give up."""
+    async def _lost(self, seen: Record, cause: str, detail: str, *, counts: bool = True) -> None:
+        """The machine of this epoch is gone: recover in a new one, or give up (never for one that does not count)."""
         again = seen.failure == cause and not self.run.progressed
         failures = seen.failures + 1 if again else 1
-        if failures > self._settings.failures_max:
+        if counts and failures > self._settings.failures_max:
             message = f"gave up after {failures} failures in a row: {cause}" + (f" ({detail})" if detail else "")
             hint = "The node's log (run/fcrund.log in the state folder) says more."
             error = {"code": "machine-failed", "message": message, "hint": hint, "details": {"cause": cause}}
@@ -292,15 +284,15 @@ class Driver:
         if seen.snapshot is None or not await self._on_branch(seen.snapshot):
             await self._go(seen, RunState.STARTING, why={"from": "start", "epoch": seen.epoch})
             return
+        calls = self._endpoint(self.run.id, seen.epoch)
         try:
-            await self._restore(seen, seen.snapshot)
-        except Unavailable:
-            raise
-        except NotFound:
-            # Sandbox or snapshot are gone: only the log is left, and it is enough.
-            await self._go(seen, RunState.STARTING, snapshot=None, why={"from": "start", "epoch": seen.epoch})
+            await self._machines.resume(seen.sandbox_id, seen.snapshot.digest, calls)
+        except (NotFound, SnapshotInvalid) as error:
+            # Sandbox or snapshot are gone or damaged: only the log is left, and it is enough.
+            why = {"from": "start", "epoch": seen.epoch, "detail": error.message}
+            await self._go(seen, RunState.STARTING, snapshot=None, why=why)
         except PerdureError as error:
-            await self._lost(seen, "restore-failed", error.message)
+            await self._lost(seen, "restore-failed", error.message, counts=not isinstance(error, Unavailable))
         else:
             why = {"from": seen.snapshot.digest, "epoch": seen.epoch}
             await self._go(seen, RunState.RUNNING, wake=False, why=why)

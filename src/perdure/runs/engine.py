@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -80,11 +80,11 @@ class Engine:
         run.look()
         if run.state is RunState.QUEUED:
             await self._queued(run)
-        elif run.state is RunState.STARTING:
-            # Its machine may have begun, and done things that only its log knows of: like a loss.
+        elif run.state in (RunState.STARTING, RunState.RESUMING, RunState.RECOVERING):
+            # A machine of this epoch may have begun: what it did is like what a lost one did.
             epoch = run.record.epoch + 1
             lost = [*run.record.lost_epochs, run.record.epoch]
-            why = {"cause": "server-lost", "detail": "the server ended during the start", "epoch": epoch}
+            why = {"cause": "server-lost", "detail": f"the server ended while it was {run.state}", "epoch": epoch}
             recoveries = run.record.recoveries + 1
             await run.write(to=RunState.RECOVERING, epoch=epoch, lost_epochs=lost, recoveries=recoveries, why=why)
 
@@ -186,14 +186,14 @@ class Engine:
             await run.until(lambda: run.ended, timeout_s)
         return await self.info(run_id)
 
-    async def follow(self, run_id: str, after: int, compact: bool = False) -> AsyncIterator[Entry]:
+    async def follow(self, run_id: str, after: int, *, expand: bool = True) -> AsyncGenerator[Entry]:
         """Entries as they come, until the one that ends the run."""
         ends = {f"run.{state}" for state in TERMINAL}
         if (await self._context.head(run_id)).seq <= after and from_head(
             await self._context.head(run_id)
         ).state in TERMINAL:
             return
-        async for entry in self._context.follow(run_id, after=after):
+        async for entry in self._context.follow(run_id, after=after, expand=expand):
             yield entry
             if entry.kind in ends:
                 return

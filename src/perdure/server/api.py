@@ -1,6 +1,6 @@
-"""The server's HTTP API, on ``home.socket("perdured")`` and a loopback TCP port (``run/server.json`` has url and token).
+"""The server's HTTP API, on ``home.socket("perdured")`` and a loopback TCP port.
 
-On TCP every request carries ``Authorization: Bearer TOKEN``; on the socket (mode 0600) the file's rights decide.
+``run/server.json`` has the port's url and its token. On TCP every request carries ``Authorization: Bearer TOKEN``; on the socket (mode 0600) the file's rights decide.
 Bodies are JSON. Errors: ``{"error": {"code", "message", "hint", "details"}}`` with the error's HTTP status. A run is
 named by its id, a unique prefix of it, or its name.
 
@@ -19,11 +19,327 @@ POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"
                                             409 ``conflict`` when not waiting, or answered already (details: by, at)
 POST /v1/runs/{id}/cancel                   ``{"reason"?}`` -> ``RunInfo``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
-GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "runs": {STATE: n}, "node": ...}``
+GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
+                                            "runs": {STATE: n}, "node"}``
 GET  /v1/blobs/{digest}                     bytes
 POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
 ==========================================  =====================================================================
 
-``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"image", "command": [..]}``, and
-``input``, ``key``, ``name``, ``image``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``.
+``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and ``image``,
+``input``, ``key``, ``name``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``, ``on_divergence`` ("fork" or "fail").
 """
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from perdure import __version__
+from perdure.client.node import NodeClient
+from perdure.context.log import ContextLog
+from perdure.errors import (
+    InvalidValue,
+    LogConflict,
+    NoRights,
+    NoSpace,
+    NotFound,
+    PerdureError,
+    Unavailable,
+    Unsupported,
+)
+from perdure.host.paths import Home
+from perdure.model import Call, Frozen, RunState
+from perdure.runs.engine import Engine
+from perdure.runs.record import StartRequest
+
+log = logging.getLogger(__name__)
+Wanted = TypeVar("Wanted")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+NDJSON = "application/x-ndjson"
+BODY_MAX = 64 << 20
+OUTPUT_TAIL_BYTES = 1 << 20
+PAGE = 1000
+WAIT_MAX_S = 3600.0
+
+
+class Signal(Frozen, frozen=True, kw_only=True):
+    name: str
+    value: Any = None
+
+
+class Approval(Frozen, frozen=True, kw_only=True):
+    approved: bool
+    wait_id: str | None = None
+    comment: str = ""
+    by: str = ""
+
+
+class Cancel(Frozen, frozen=True, kw_only=True):
+    reason: str = ""
+
+
+class Api:
+    """Routes and handlers; nothing here that is not about HTTP."""
+
+    def __init__(
+        self,
+        home: Home,
+        engine: Engine,
+        context: ContextLog,
+        *,
+        providers: list[str],
+        url: str,
+        token: str,
+        started: float,
+    ) -> None:
+        self._home = home
+        self._engine = engine
+        self._context = context
+        self._token = token
+        self._facts = {
+            "pid": os.getpid(),
+            "url": url,
+            "version": __version__,
+            "home": str(home.root),
+            "started": started,
+            "providers": providers,
+        }
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._errors, self._rights], client_max_size=BODY_MAX)
+        one = "/v1/runs/{ref}"
+        app.add_routes(
+            [
+                web.get("/v1/status", self._status),
+                web.post("/v1/runs", self._start),
+                web.get("/v1/runs", self._list),
+                web.get(one, self._get),
+                web.get(one + "/entries", self._entries),
+                web.get(one + "/branches", self._branches),
+                web.get(one + "/output", self._output),
+                web.post(one + "/signal", self._signal),
+                web.post(one + "/approve", self._approve),
+                web.post(one + "/cancel", self._cancel),
+                web.post(one + "/verify", self._verify),
+                web.get("/v1/blobs/{digest}", self._blob),
+                web.post("/v1/calls", self._call),
+            ]
+        )
+        return app
+
+    # -- around every request
+
+    @web.middleware
+    async def _errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except Exception as error:
+            return _failure(_known(error))
+
+    @web.middleware
+    async def _rights(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A TCP port has no file rights: there the token decides. Calls bring their run's own token."""
+        transport = request.transport
+        is_tcp = transport is not None and isinstance(transport.get_extra_info("peername"), tuple)
+        if is_tcp and request.path != "/v1/calls":
+            given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+            if not hmac.compare_digest(given.encode(), self._token.encode()):
+                hint = f"Send Authorization: Bearer TOKEN, with the token of {self._home.run / 'server.json'}."
+                raise NoRights("this request has no valid token", hint=hint)
+        return await handler(request)
+
+    # -- runs
+
+    async def _status(self, request: web.Request) -> web.Response:
+        def ask_node() -> dict[str, Any]:
+            try:
+                return NodeClient(self._home).system(timeout_s=2.0)
+            except PerdureError as error:
+                return {"error": error.to_json()}
+
+        node = await asyncio.to_thread(ask_node)
+        return _json({**self._facts, "runs": await self._engine.states(), "node": node})
+
+    async def _start(self, request: web.Request) -> web.Response:
+        info, is_new = await self._engine.start(await _body(request, StartRequest))
+        return _json(info, 201 if is_new else 200)
+
+    async def _list(self, request: web.Request) -> web.Response:
+        states = [state for state in request.query.get("state", "").split(",") if state]
+        for state in states:
+            if state not in set(RunState):
+                raise InvalidValue(f"no such state: {state!r}", hint="States are " + ", ".join(RunState) + ".")
+        return _json({"runs": await self._engine.runs(states, _number(request, "limit", PAGE))})
+
+    async def _get(self, request: web.Request) -> web.Response:
+        run_id = await self._run(request)
+        wait_s = request.query.get("wait_s")
+        if wait_s is None:
+            return _json(await self._engine.info(run_id))
+        try:
+            timeout_s = min(max(float(wait_s), 0.0), WAIT_MAX_S)
+        except ValueError:
+            raise InvalidValue(f"wait_s is {wait_s!r}: not a number of seconds") from None
+        return _json(await self._engine.ended(run_id, timeout_s))
+
+    async def _entries(self, request: web.Request) -> web.StreamResponse:
+        run_id = await self._run(request)
+        after, branch = _number(request, "after", 0), _number(request, "branch", 0) or None
+        left, expand = _number(request, "limit", 0) or None, request.query.get("compact") != "1"
+        response = web.StreamResponse(headers={"Content-Type": NDJSON})
+        await response.prepare(request)
+        try:
+            if request.query.get("follow") == "1":
+                async with aclosing(self._engine.follow(run_id, after, expand=expand)) as entries:
+                    async for entry in entries:
+                        await response.write(msgspec.json.encode(entry) + b"\n")
+            else:
+                while left is None or left > 0:
+                    limit = PAGE if left is None else min(left, PAGE)
+                    page = await self._context.read(run_id, branch=branch, after=after, limit=limit, expand=expand)
+                    if not page:
+                        break
+                    await response.write(b"".join(msgspec.json.encode(entry) + b"\n" for entry in page))
+                    after, left = page[-1].seq, None if left is None else left - len(page)
+        except ConnectionError:
+            return response  # the reader left
+        except Exception as error:
+            await response.write(msgspec.json.encode({"error": _known(error).to_json()}) + b"\n")
+        await response.write_eof()
+        return response
+
+    async def _branches(self, request: web.Request) -> web.Response:
+        return _json({"branches": await self._context.branches(await self._run(request))})
+
+    async def _output(self, request: web.Request) -> web.Response:
+        tail = _number(request, "tail_bytes", OUTPUT_TAIL_BYTES)
+        output = await self._engine.output(await self._run(request), tail)
+        return web.Response(body=output, content_type="text/plain", charset="utf-8")
+
+    async def _signal(self, request: web.Request) -> web.Response:
+        run_id, signal = await self._run(request), await _body(request, Signal)
+        if not signal.name:
+            raise InvalidValue("the signal has no name")
+        await self._engine.signal(run_id, signal.name, signal.value)
+        return _json(await self._engine.info(run_id))
+
+    async def _approve(self, request: web.Request) -> web.Response:
+        run_id, given = await self._run(request), await _body(request, Approval)
+        wait = await self._engine.approve(
+            run_id, given.wait_id, approved=given.approved, comment=given.comment, by=given.by
+        )
+        return _json({"wait": wait})
+
+    async def _cancel(self, request: web.Request) -> web.Response:
+        run_id = await self._run(request)
+        await self._engine.cancel(run_id, (await _body(request, Cancel)).reason)
+        return _json(await self._engine.info(run_id))
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        return _json(await self._context.verify(await self._run(request)))
+
+    async def _blob(self, request: web.Request) -> web.Response:
+        content = await self._context.get_blob(request.match_info["digest"])
+        return web.Response(body=content, content_type="application/octet-stream")
+
+    async def _run(self, request: web.Request) -> str:
+        return await self._engine.find(request.match_info["ref"])
+
+    # -- machines
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        call, token = await _read_call(request)
+        try:
+            answer = await self._engine.answer(call, token)
+        except (Unavailable, LogConflict, NoSpace) as error:
+            # Not the guest's concern: it is asked again until it can be answered, and nothing is lost.
+            log.info("call %s of run %s again: %s", call.key, call.run_id, error.message)
+            again = _failure(Unavailable(error.message, hint=error.hint))
+            again.headers["Perdure-Retry"] = "1"
+            return again
+        response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+        async with aclosing(answer.body) as body:  # type: ignore[type-var]
+            await response.prepare(request)
+            async for piece in body:
+                await response.write(piece)
+        await response.write_eof()
+        return response
+
+
+async def _read_call(request: web.Request) -> tuple[Call, str]:
+    """A node's request as a call, and its token (docs/design/0001-contracts.md, 6)."""
+    given = request.headers
+    try:
+        headers = msgspec.json.decode(given.get("Perdure-Headers", "{}"), type=dict[str, str])
+        call = Call(
+            run_id=given["Perdure-Run"],
+            epoch=int(given["Perdure-Epoch"]),
+            lane=given["Perdure-Lane"],
+            ordinal=int(given["Perdure-Ordinal"]),
+            method=given["Perdure-Method"],
+            path=given["Perdure-Path"],
+            headers={name.lower(): value for name, value in headers.items()},
+            body=await request.read(),
+            offset=int(given.get("Perdure-Offset", "0")),
+        )
+        return call, given["Perdure-Token"]
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidValue(f"this is not a call: {error!r}", hint="Only nodes ask here.") from error
+
+
+def _end_to_end(headers: Any) -> dict[str, str]:
+    """Without the length: the body begins at the offset, and is framed anew."""
+    skipped = ("content-length", "transfer-encoding", "connection")
+    return {name: value for name, value in headers.items() if name.lower() not in skipped}
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _failure(error: PerdureError) -> web.Response:
+    status = 410 if error.code == "stale-epoch" else error.http_status
+    return _json({"error": error.to_json()}, status)
+
+
+def _known(error: Exception) -> PerdureError:
+    """The error as one of the tree; what is not expected is logged with its trace."""
+    if isinstance(error, PerdureError):
+        return error
+    if isinstance(error, web.HTTPNotFound):
+        return NotFound("no such path in the server's API")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        return Unsupported(f"this path does not know {error.method}")
+    if isinstance(error, web.HTTPException):
+        return InvalidValue(error.reason)
+    log.error("internal error", exc_info=error)
+    return PerdureError(f"internal error: {error!r}", hint="The server's log has the trace.")
+
+
+async def _body(request: web.Request, kind: type[Wanted]) -> Wanted:
+    """The request's JSON as a value of ``kind``. InvalidValue names the field."""
+    data = await request.read()
+    try:
+        return msgspec.json.decode(data or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
+
+
+def _number(request: web.Request, name: str, default: int) -> int:
+    text = request.query.get(name)
+    try:
+        number = default if text is None else int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise InvalidValue(f"{name} is {text!r}: not a number from 0 on")
+    return number

@@ -1,0 +1,122 @@
+"""perdured: builds the control plane, serves its API, and ends in order. Machines outlive it.
+
+``run/server.json`` is ``{"url", "pid", "token"}`` of the server that serves this home (mode 0600).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from aiohttp import web
+
+from perdure.context.sqlite import open as open_log
+from perdure.errors import AlreadyRunning
+from perdure.gateway.gateway import Gateway
+from perdure.gateway.providers import load as load_providers
+from perdure.host.paths import Home
+from perdure.runs.engine import Engine
+from perdure.server.api import Api
+from perdure.server.machines import NodeMachines
+
+GRACE_S = 2.0  # for open requests when the server ends
+
+log = logging.getLogger(__name__)
+
+
+async def serve(home: Home) -> None:
+    """Run the server until SIGTERM or SIGINT. AlreadyRunning: another one serves this home."""
+    over = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, over.set)
+    providers = load_providers(home)
+    try:
+        context = await open_log(home.database)
+    except AlreadyRunning as error:
+        raise _already_running(home, error) from error
+    path, record = home.socket("perdured"), home.run / "server.json"
+    machines, gateway = NodeMachines(home), Gateway(context, providers)
+    calls_url = f"unix:{path}:/v1/calls"
+    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=_secret(home))
+    unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
+    token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
+    started = time.time()
+    api = Api(home, engine, context, providers=list(providers.by_name), url=url, token=token, started=started)
+    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True)
+    try:
+        await engine.open()
+        await runner.setup()
+        for listening in (unix, tcp):
+            await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
+        _write_private(record, json.dumps({"url": url, "pid": os.getpid(), "token": token}))
+        log.info("serving %s on %s and %s, pid %d", home.root, path, url, os.getpid())
+        await over.wait()
+        log.info("ending")
+    finally:
+        record.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        await engine.close()
+        await runner.cleanup()
+        await gateway.close()
+        machines.close()
+        await context.close()
+
+
+def _already_running(home: Home, error: AlreadyRunning) -> AlreadyRunning:
+    try:
+        known = json.loads((home.run / "server.json").read_bytes())
+    except (OSError, ValueError):
+        return error
+    message = f"a server (pid {known.get('pid')}, {known.get('url')}) serves {home.root} already"
+    hint = "Use it, end it with `perdure down`, or set PERDURE_HOME to another folder."
+    return AlreadyRunning(message, hint=hint, pid=known.get("pid"), url=known.get("url"))
+
+
+def _secret(home: Home) -> bytes:
+    """What machines' tokens are made with. It outlives the server, as machines do."""
+    path = home.root / "server.secret"
+    if not path.exists():
+        _write_private(path, secrets.token_hex(32))
+    return path.read_bytes()
+
+
+def _write_private(path: Path, text: str) -> None:
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    new.rename(path)
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    path.unlink(missing_ok=True)  # of a server that was killed: the log's lock says that none lives
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listening.bind(str(path))
+    path.chmod(0o600)
+    listening.listen(512)
+    listening.setblocking(False)
+    return listening
+
+
+def _listen_tcp() -> socket.socket:
+    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listening.setblocking(False)
+    return listening
+
+
+def run(home: Home) -> int:
+    """In the foreground, logging to stderr."""
+    home.make()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    asyncio.run(serve(home))
+    return 0

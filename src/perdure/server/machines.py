@@ -1,0 +1,163 @@
+"""The runs' ``Machines`` on this host's node: its synchronous client, called in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from perdure.agent.bundle import sdk_files
+from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import NotFound, PerdureError, Unavailable
+from perdure.host.paths import Home
+from perdure.model import (
+    DEFAULT_DISK_MIB,
+    DEFAULT_MEMORY_MIB,
+    DEFAULT_VCPUS,
+    CallsEndpoint,
+    LogPosition,
+    NodeEvent,
+    SandboxInfo,
+    SandboxSpec,
+    SnapshotInfo,
+)
+from perdure.runs.ports import MachinePlan
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+LABEL = "perdure.run"  # on a sandbox: the run that it is of
+SDK = "/opt/perdure"
+AGENTS = f"{SDK}/agents"
+THREADS = 32  # operations at once; each takes as long as the node does
+RECONNECT_S = 0.2
+TAIL_LINES = 200
+
+
+class NodeMachines:
+    """See ``runs.ports.Machines``."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._node = NodeClient(home)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="node")
+
+    async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
+        spec, files = _spec(plan, calls), _files(plan)
+
+        def work() -> str:
+            self._remove(plan.run_id)
+            info = self._node.create(spec)
+            if files:
+                self._node.put_files(info.id, files)
+            return self._node.start(info.id).id
+
+        return await self._in_thread(work)
+
+    async def inspect(self, sandbox_id: str) -> SandboxInfo:
+        return await self._in_thread(lambda: self._node.get(sandbox_id))
+
+    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        return await self._in_thread(lambda: self._node.suspend(sandbox_id, position=position))
+
+    async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
+        await self._in_thread(lambda: self._node.resume(sandbox_id, snapshot=snapshot, calls=calls))
+
+    async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
+        def work() -> bytes:
+            return b"".join(record.data for record in self._node.logs(sandbox_id, tail=TAIL_LINES))[-tail_bytes:]
+
+        return await self._in_thread(work)
+
+    async def remove(self, run_id: str) -> None:
+        await self._in_thread(lambda: self._remove(run_id))
+
+    def _remove(self, run_id: str) -> None:
+        for info in self._node.list():
+            if info.spec.labels.get(LABEL) == run_id:
+                try:
+                    self._node.remove(info.id, force=True)
+                except NotFound:
+                    pass  # somebody was faster
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[NodeEvent] = asyncio.Queue()
+        over = threading.Event()
+
+        def put(event: NodeEvent) -> None:
+            if not over.is_set():
+                loop.call_soon_threadsafe(queue.put_nowait, event)
+
+        # A daemon thread: nobody can wake it from its wait for the next event, so nobody waits for it.
+        threading.Thread(target=self._listen, args=(put, over), name="node-events", daemon=True).start()
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            over.set()
+
+    def _listen(self, put: Callable[[NodeEvent], None], over: threading.Event) -> None:
+        while not over.is_set():
+            # What happens between this moment and the connection comes with it.
+            now = time.time()
+            put(NodeEvent(time=now, kind="node.connected"))
+            try:
+                for event in self._node.events(since=now):
+                    put(event)
+            except PerdureError as error:
+                log.info("no events from the node: %s", error.message)
+            if over.wait(RECONNECT_S):
+                return
+            try:
+                ensure_running(self._home)
+            except PerdureError as error:
+                log.warning("the node does not start: %s", error)
+            except RuntimeError:
+                return  # the loop, or the interpreter, has ended
+
+    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+        def call() -> Result:
+            try:
+                return work()
+            except OSError as error:
+                raise Unavailable(f"the node does not answer: {error}") from error
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+
+    def close(self) -> None:
+        """Operations that are under way end by themselves, at the node."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _spec(plan: MachinePlan, calls: CallsEndpoint) -> SandboxSpec:
+    if plan.agent:
+        file, _, function = plan.agent.partition(":")
+        command = ["python3", "-m", "perdure.agent.run", f"{AGENTS}/{file}:{function}"]
+        env = {"PYTHONPATH": SDK, "PYTHONUNBUFFERED": "1", **plan.env}
+    else:
+        command, env = plan.command, plan.env
+    return SandboxSpec(
+        image=plan.image,
+        command=command,
+        entrypoint=[] if plan.agent else None,
+        env=env,
+        name=f"run-{plan.run_id}",
+        labels={LABEL: plan.run_id},
+        vcpus=plan.vcpus or DEFAULT_VCPUS,
+        memory_mib=plan.memory_mib or DEFAULT_MEMORY_MIB,
+        disk_mib=plan.disk_mib or DEFAULT_DISK_MIB,
+        calls=calls,
+    )
+
+
+def _files(plan: MachinePlan) -> dict[str, bytes]:
+    """What the agent needs in its sandbox, by absolute path."""
+    if not plan.agent:
+        return {}
+    files = {f"{SDK}/{name}": content for name, content in sdk_files().items()}
+    return {**files, f"{AGENTS}/{plan.agent.partition(':')[0]}": plan.source}
