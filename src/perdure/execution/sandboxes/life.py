@@ -190,8 +190,9 @@ class Life(ABC):
 
     def follow(self, process: Process) -> None:
         """Carry the main process's output to the log, from where the log ends."""
-        for stream in (STDOUT, STDERR):
-            process.skip_to(stream, self.log.positions[stream])
+        goes_on = {stream: process.skip_to(stream, self.log.positions[stream]) for stream in (STDOUT, STDERR)}
+        if goes_on != self.log.positions:
+            self.log.restart(goes_on[STDOUT], goes_on[STDERR])  # the guest was taken back to before what the log has
         self.main = MainProcess(process, self.log, self._main_exited)
 
     def discard(self, process: Process) -> None:
