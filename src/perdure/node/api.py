@@ -218,7 +218,7 @@ class Api:
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
         path = _guest_path(request)
         async with self._find(request).files() as files:
-            await files.stat(path)  # an error is told as one while no answer has begun
+            await files.stat(path, follow=False)  # an error is told as one while no answer has begun
             response = await stream(request, "application/x-tar")
             async for data in archive.pack(path, files):
                 await response.write(data)
@@ -227,7 +227,7 @@ class Api:
     async def stat(self, request: web.Request) -> web.Response:
         async with self._find(request).files() as files:
             entry = await files.stat(_guest_path(request), follow=request.query.get("follow", "1") == "1")
-        return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_s, "link": entry.link})
+        return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:
         """The body in a temporary file of this home (it may be larger than memory)."""

@@ -54,7 +54,7 @@ async def _members(tar: tarfile.TarFile) -> AsyncIterator[tuple[FileEntry, Async
             continue  # the root itself
         link = member.linkname if kind == stat.S_IFLNK else ""
         mode = kind | stat.S_IMODE(member.mode)
-        yield FileEntry(name, mode, member.uid, member.gid, size, float(member.mtime), link), _content(source)
+        yield FileEntry(name, mode, member.uid, member.gid, size, int(member.mtime * 1e9), link), _content(source)
 
 
 async def _content(source: IO[bytes] | None) -> AsyncIterator[bytes]:
@@ -68,7 +68,7 @@ async def pack(path: str, files: GuestFiles) -> AsyncIterator[bytes]:
     async for entry, content in files.pack(path):
         member = tarfile.TarInfo(f"{root}/{entry.path}" if entry.path else root)
         member.mode, member.uid, member.gid = stat.S_IMODE(entry.mode), entry.uid, entry.gid
-        member.mtime = entry.mtime_s
+        member.mtime = entry.mtime_ns / 1e9
         if stat.S_ISREG(entry.mode):
             member.size = entry.size
         elif stat.S_ISDIR(entry.mode):

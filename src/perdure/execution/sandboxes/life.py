@@ -196,7 +196,9 @@ class Life(ABC):
         self.main = MainProcess(process, self.log, self._main_exited)
 
     def discard(self, process: Process) -> None:
-        """Nobody reads this process: drop what it writes, so that it never waits, and forget it when it exits."""
+        """Nobody is at this process any more: end its input (a terminal only hangs), drop its output, forget its exit."""
+        if not process.tty:
+            process.close_stdin()
         self.spawn_task(_drain(process))
 
     async def end_machine(self, reason: PerdureError) -> None:
