@@ -39,13 +39,13 @@ def write(
     frames: list[Frame] = []
     with store.writer(f"a {KIND_NAMES[kind]} layer") as out, ThreadPoolExecutor(workers) as pool:
 
-        def put(compressed: bytes, size: int, checksum: int) -> None:
-            frames.append(Frame(out.size, len(compressed), size, checksum))
-            out.write(compressed)
+        def put(data: bytes, size: int, checksum: int) -> None:
+            frames.append(Frame(out.size, len(data), size, checksum))
+            out.write(data)
 
         pending: deque[tuple[Future[bytes], int]] = deque()
         for frame in _frames(data, FRAME_BLOCKS * BLOCK):
-            pending.append((pool.submit(_compress, frame), len(frame)))
+            pending.append((pool.submit(compressed, frame), len(frame)))
             if len(pending) > 4 * workers:
                 done, size = pending.popleft()
                 put(done.result(), size, seekable.content_checksum(done.result()))
@@ -59,7 +59,8 @@ def write(
         return out.commit(_MEDIA_TYPES[kind])
 
 
-def _compress(frame: bytes) -> bytes:
+def compressed(frame: bytes) -> bytes:
+    """One frame of a layer."""
     return zstandard.ZstdCompressor(level=LEVEL, write_checksum=True).compress(frame)
 
 
