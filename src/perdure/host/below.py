@@ -1,14 +1,48 @@
-"""The launcher below the dotted line: here where KVM works, in the emulated host where it does not."""
+"""The launcher below the dotted line: here where KVM works, in the emulated host where it does not.
+
+HOME/host/lock              held while something is started or stopped
+HOME/host/state.json        how the launcher is reached, and how its start went
+HOME/host/token             what it asks of every connection (mode 0600)
+HOME/host/launcher.process  who it is, where it runs on this machine itself (processes.py); launcher.log
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import compileall
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from perdure.errors import Unavailable
+from perdure.errors import MachineFailed, PerdureError
+from perdure.host import kvm
 from perdure.host.assets import Assets
+from perdure.host.emulated import LAUNCHER_PORT, EmulatedHost, find_programs, free_port
+from perdure.host.machine import boot_id, require_root
 from perdure.host.paths import Home
-from perdure.host.progress import Progress
+from perdure.host.processes import ProcessFile, ProcessName, last_lines, start_detached
+from perdure.host.progress import Progress, silent
+from perdure.host.vault import write_durably
+from perdure.keeper import line
 from perdure.model import LauncherAddress
+
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = ("errors.py", "keeper", "linux", "formats", "execution/machine", "execution/snapshots")  # runs below the line
+START_TIMEOUT_S = 20.0
+PING_TIMEOUT_S = 5.0
+FIRST_PING_TIMEOUT_S = 1.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -20,22 +54,268 @@ class BelowStatus:
     emulated: bool
     address: LauncherAddress | None = None
     pids: dict[str, int] = field(default_factory=dict)
+    keepers: int = 0
     uptime_s: float = 0.0
     kernel_boot_s: float = 0.0  # the emulated host's kernel: from its first instruction to init
     launcher_boot_s: float = 0.0  # from the start to a launcher that answers
-    outdated: bool = False  # the package or the kernel changed since it was started
+    outdated: bool = False  # the package below the line or the assets changed since it was started
+
+
+@dataclass(frozen=True)
+class _State:
+    boot_id: str
+    emulated: bool
+    tcp_port: int
+    unix_path: str
+    fingerprint: str
+    started: float
+    kernel_boot_s: float
+    launcher_boot_s: float
 
 
 def ensure(home: Home, assets: Assets, progress: Progress | None = None) -> LauncherAddress:
-    """Start what is missing, and give the address of a launcher that answers. Idempotent; safe to call at once twice."""
-    raise Unavailable("no launcher answers", hint="Run: fcrun host start")
+    """Start what is missing and give the address of a launcher that answers. Idempotent; two callers start one.
+
+    One that was started from an older package or kernel is started again, unless machines run in it.
+    Raises NoRights, Unsupported (neither KVM nor what the emulated host needs), MachineFailed.
+    """
+    require_root("running microVMs")
+    home.make()
+    fingerprint = _fingerprint(assets)
+    address = _usable(home, fingerprint)
+    if address is not None:
+        return address
+    report = progress or silent
+    with _lock(home):
+        address = _usable(home, fingerprint)  # another starter was first
+        if address is not None:
+            return address
+        _stop(home)
+        for name in SOURCES:  # below the line, compiling would take forty times as long
+            compileall.compile_dir(PACKAGE / name, quiet=2) if (PACKAGE / name).is_dir() else None
+        if kvm.boots(home, assets, report):
+            return _start_here(home, fingerprint)
+        return _start_emulated(home, assets, fingerprint, report)
 
 
 def stop(home: Home) -> bool:
-    """End the launcher and the emulated host with all sandboxes in them. False: nothing ran."""
-    return False
+    """End the launcher and the emulated host, with all machines in them. False: nothing ran."""
+    if not home.host.is_dir():
+        return False
+    with _lock(home):
+        return _stop(home)
 
 
-def status(home: Home) -> BelowStatus:
-    """What runs now, without starting anything."""
-    return BelowStatus(running=False, answers=False, emulated=False)
+def status(home: Home, assets: Assets | None = None) -> BelowStatus:
+    """What runs now, without starting anything; ``outdated`` is told only when the assets are given."""
+    state = _read_state(home)
+    pids = _pids(home)
+    if state is None:
+        return BelowStatus(running=bool(pids), answers=False, emulated="qemu" in pids, pids=pids)
+    address = _address(home, state)
+    pong = ping(address) if pids else None
+    return BelowStatus(
+        running=bool(pids),
+        answers=pong is not None,
+        emulated=state.emulated,
+        address=address,
+        pids=pids,
+        keepers=int(pong.get("keepers", 0)) if pong else 0,
+        uptime_s=time.time() - state.started if pids else 0.0,
+        kernel_boot_s=state.kernel_boot_s,
+        launcher_boot_s=state.launcher_boot_s,
+        outdated=assets is not None and state.fingerprint != _fingerprint(assets),
+    )
+
+
+def ping(address: LauncherAddress, timeout_s: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
+    """What the launcher answers to a ping: {pid, version, python, keepers}. None: it does not answer in time."""
+    hello = {"op": "hello", "version": line.VERSION, "token": address.token, "want": "ping"}
+    decoder = line.Decoder()
+    try:
+        with _connect(address, timeout_s) as connection:
+            connection.sendall(line.encode_control(hello))
+            while data := connection.recv(65536):
+                for _, payload in decoder.feed(data):
+                    answer = line.decode_control(payload).get("ok")
+                    return answer if isinstance(answer, dict) else None
+    except (OSError, PerdureError):
+        return None
+    return None
+
+
+def _connect(address: LauncherAddress, timeout_s: float) -> socket.socket:
+    if address.unix_path:
+        connection = socket.socket(socket.AF_UNIX)
+        target: Any = address.unix_path
+    else:
+        connection = socket.socket(socket.AF_INET)
+        target = ("127.0.0.1", address.tcp_port)
+    try:
+        connection.settimeout(timeout_s)
+        connection.connect(target)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _usable(home: Home, fingerprint: str) -> LauncherAddress | None:
+    """The address of a launcher that answers and is not outdated (or must be kept, because machines run)."""
+    state = _read_state(home)
+    if state is None or not _pids(home):
+        return None
+    address = _address(home, state)
+    pong = ping(address)
+    if pong is None or (state.fingerprint != fingerprint and not pong.get("keepers")):
+        return None
+    return address
+
+
+def _start_here(home: Home, fingerprint: str) -> LauncherAddress:
+    socket_path = home.socket("launcher")
+    log = home.host / "launcher.log"
+    file = _launcher_file(home)
+    token = _new_token(home)
+    address = LauncherAddress(token=token, unix_path=str(socket_path))
+    began = time.monotonic()
+    start_detached(_launcher_command(home, ["--unix", str(socket_path)]), log, file, _launcher_environment())
+    while ping(address) is None:
+        if file.read() is None or time.monotonic() - began > START_TIMEOUT_S:
+            file.end()
+            raise MachineFailed(f"the launcher does not start: {last_lines(log)}", hint=f"See {log}")
+        time.sleep(POLL_S)
+    _write_state(home, _state(address, fingerprint, 0.0, time.monotonic() - began))
+    return address
+
+
+def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Progress) -> LauncherAddress:
+    find_programs()
+    what = "starting the emulated host"
+    progress(what, 0, 0)
+    address = LauncherAddress(token=_new_token(home), tcp_port=free_port(), emulated=True)
+    times = EmulatedHost(home).start(
+        assets,
+        address.tcp_port,
+        _launcher_command(home, ["--tcp", str(LAUNCHER_PORT)]),
+        _launcher_environment(),
+        lambda: ping(address, FIRST_PING_TIMEOUT_S) is not None,
+    )
+    _write_state(home, _state(address, fingerprint, times.kernel_s, times.launcher_s))
+    progress(what, 1, 1)
+    return address
+
+
+def _launcher_command(home: Home, listen: list[str]) -> list[str]:
+    """Without ``site``, whose work costs the emulated host as much as the launcher itself; it gets the path instead."""
+    command = [sys.executable, "-S", "-P", "-m", "perdure.keeper.launcher", *listen]
+    return [*command, "--token-file", str(_token_file(home)), "--below", str(home.below_line_folder)]
+
+
+def _launcher_environment() -> dict[str, str]:
+    packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    return {
+        "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": os.environ.get("HOME", "/"),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *packages]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+def _stop(home: Home) -> bool:
+    ran = EmulatedHost(home).stop()
+    launcher = _launcher_file(home)
+    if launcher.read() is not None or home.below_line_folder.is_dir():
+        ran = _end_keepers(home) or ran
+    ran = launcher.end() or ran
+    shutil.rmtree(home.below_line_folder, ignore_errors=True)
+    for path in (_state_file(home), _token_file(home), home.socket("launcher")):
+        path.unlink(missing_ok=True)
+    return ran
+
+
+def _end_keepers(home: Home) -> bool:
+    """End the keepers on this machine itself; their Firecrackers and pagers die with them."""
+    found = False
+    for control in home.below_line_folder.glob("m/*/keeper.sock"):
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(control))
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            keeper = ProcessName.of(struct.unpack("3i", credentials)[0])
+            if keeper is not None:
+                keeper.end()
+                found = True
+    return found
+
+
+def _pids(home: Home) -> dict[str, int]:
+    pids = EmulatedHost(home).pids()
+    launcher = _launcher_file(home).read()
+    return pids if launcher is None else {**pids, "launcher": launcher.pid}
+
+
+def _fingerprint(assets: Assets) -> str:
+    """Changes with the kernel, the emulated host's init, the interpreter and the sources that run below the line."""
+    digest = hashlib.sha256(f"{assets.vmlinux} {assets.host_initrd} {sys.executable} {sys.version}".encode())
+    for name in SOURCES:
+        source = PACKAGE / name
+        for path in sorted(source.rglob("*.py")) if source.is_dir() else [source]:
+            found = path.stat()
+            digest.update(f"{path} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _state(address: LauncherAddress, fingerprint: str, kernel_s: float, launcher_s: float) -> _State:
+    started = time.time() - launcher_s
+    place = (address.emulated, address.tcp_port, address.unix_path)
+    return _State(boot_id(), *place, fingerprint, started, round(kernel_s, 3), round(launcher_s, 3))
+
+
+def _address(home: Home, state: _State) -> LauncherAddress:
+    try:
+        token = _token_file(home).read_text().strip()
+    except FileNotFoundError:
+        token = ""
+    return LauncherAddress(token=token, unix_path=state.unix_path, tcp_port=state.tcp_port, emulated=state.emulated)
+
+
+def _new_token(home: Home) -> str:
+    token = secrets.token_hex(32)
+    write_durably(_token_file(home), token.encode(), 0o600)
+    return token
+
+
+def _read_state(home: Home) -> _State | None:
+    """What the starter wrote down in this boot of the machine."""
+    try:
+        state = _State(**json.loads(_state_file(home).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return state if state.boot_id == boot_id() else None
+
+
+def _write_state(home: Home, state: _State) -> None:
+    write_durably(_state_file(home), json.dumps(asdict(state)).encode())
+
+
+def _state_file(home: Home) -> Path:
+    return home.host / "state.json"
+
+
+def _token_file(home: Home) -> Path:
+    return home.host / "token"
+
+
+def _launcher_file(home: Home) -> ProcessFile:
+    return ProcessFile(home.host / "launcher.process")
+
+
+@contextlib.contextmanager
+def _lock(home: Home) -> Iterator[None]:
+    descriptor = os.open(home.host / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -8,12 +8,11 @@
  * A shell would start a process for each step; this is one process, and the modules that the root does not need load
  * beside the launcher's start.
  *
- * /config in the initramfs, written for each start, is a sequence of "key=value" records, each ended by a NUL:
- *   module=NAME.ko   a module of /mod to load before the root is mounted, in this order
- *   later=NAME.ko    a module to load meanwhile
+ * In the initramfs, /mod/order names the modules of /mod to load before the root is mounted, one a line, and /mod/later
+ * those to load meanwhile. /config, written for each start, is a sequence of "key=value" records, each ended by a NUL:
  *   share=TAG PATH   a virtiofs share mounted writable at PATH
  *   report=PATH      where to write the kernel's own boot time in seconds (in a share)
- *   address=, netmask=, gateway=     of eth0
+ *   address=, netmask=               of eth0
  *   env=NAME=VALUE, arg=WORD         of the launcher, in order
  *   folder=PATH      the launcher's working directory
  */
@@ -22,7 +21,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <net/if.h>
-#include <net/route.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -108,14 +106,20 @@ static void attach(const char *source, const char *target, const char *type, uns
         fail(target);
 }
 
-static void load_module(char *name) {
-    char path[256];
-    snprintf(path, sizeof path, "/mod/%s", name);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0 || (syscall(SYS_finit_module, file, "", 0) < 0 && errno != EEXIST))
-        say("module %s: %s", name, strerror(errno)); /* whoever needs it says more */
-    if (file >= 0)
-        close(file);
+static void load_modules(const char *list) {
+    FILE *names = fopen(list, "re");
+    if (!names)
+        fail(list);
+    char name[128], path[256];
+    while (fscanf(names, "%127s", name) == 1) {
+        snprintf(path, sizeof path, "/mod/%s", name);
+        int file = open(path, O_RDONLY | O_CLOEXEC);
+        if (file < 0 || (syscall(SYS_finit_module, file, "", 0) < 0 && errno != EEXIST))
+            say("module %s: %s", name, strerror(errno)); /* whoever needs it says more */
+        if (file >= 0)
+            close(file);
+    }
+    fclose(names);
 }
 
 static void mount_share(char *value) { /* "TAG PATH" */
@@ -184,16 +188,6 @@ static void start_network(void) {
     int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     raise_card(control, "lo", NULL, NULL);
     raise_card(control, "eth0", records("address", NULL), records("netmask", NULL));
-    char *gateway = records("gateway", NULL);
-    if (gateway) {
-        struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
-        struct sockaddr_in *slot = (struct sockaddr_in *)&route.rt_gateway;
-        slot->sin_family = AF_INET;
-        inet_pton(AF_INET, gateway, &slot->sin_addr);
-        route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
-        if (ioctl(control, SIOCADDRT, &route) < 0)
-            say("route: %s", strerror(errno));
-    }
     close(control);
 }
 
@@ -254,11 +248,11 @@ int main(void) {
     if (mount("devtmpfs", "/dev", "devtmpfs", MS_NOSUID, NULL) < 0 && errno != EBUSY)
         fail("/dev");
     read_config();
-    records("module", load_module);
+    load_modules("/mod/order");
 
     pid_t loader = fork();
     if (loader == 0) {
-        records("later", load_module);
+        load_modules("/mod/later");
         _exit(0);
     }
     assemble_root();

@@ -22,7 +22,8 @@ from perdure.host.vault import Part, Vault
 
 PART = "kernel"
 GUEST_MODULES = ("virtio_mmio", "virtio_blk", "overlay", "squashfs", "vmw_vsock_virtio_transport")
-HOST_MODULES = ("virtio_pci", "virtiofs", "overlay", "virtio_net", "kvm-amd", "tun", "loop")
+HOST_MODULES = ("virtio_pci", "virtiofs", "overlay", "virtio_net")  # of the emulated host's root and card
+HOST_LATER_MODULES = ("kvm-amd", "tun", "loop")  # loaded while its launcher starts
 UNPACKED_BYTES = 700 << 20  # a package unpacked beside what is made from it; removed afterwards
 APT_TIMEOUT_S = 900.0
 META_PACKAGES = {
@@ -39,7 +40,8 @@ def ensure(vault: Vault, machine: MachineKind, progress: Progress) -> Part:
     Files: ``vmlinux``, ``guest-modules.cpio`` and, on x86-64, ``host-modules.cpio``.
     Raises Unavailable (no apt, no such package), Unsupported (a kernel without what a guest needs), NoSpace.
     """
-    key = f"{machine.architecture} {' '.join(GUEST_MODULES)} | {' '.join(HOST_MODULES)}"
+    lists = (GUEST_MODULES, HOST_MODULES, HOST_LATER_MODULES)
+    key = " | ".join((machine.architecture, *(" ".join(names) for names in lists)))
     part = vault.get(PART, key)
     if part is not None:
         return part
@@ -67,16 +69,19 @@ def ensure(vault: Vault, machine: MachineKind, progress: Progress) -> Part:
 def _make(root: Path, release: str, workshop: Path, machine: MachineKind) -> dict[str, Path]:
     folder = _module_folder(root, release)
     subprocess.run(["depmod", "-b", root, release], check=True, capture_output=True)
-    wanted: dict[str, Sequence[str]] = {"guest-modules.cpio": GUEST_MODULES}
+    dependencies = (folder / "modules.dep").read_text()
+    built_in = (folder / "modules.builtin").read_text()
+
+    def order(wanted: Sequence[str]) -> list[str]:
+        return modules.load_order(wanted, dependencies, built_in)
+
+    made = {"guest-modules.cpio": workshop / "guest-modules.cpio"}
+    made["guest-modules.cpio"].write_bytes(cpio.archive(modules.entries(folder, order(GUEST_MODULES))))
     if machine.architecture == "x86_64":
-        wanted["host-modules.cpio"] = HOST_MODULES
-    made = {}
-    for name, names in wanted.items():
-        dependencies = (folder / "modules.dep").read_text()
-        built_in = (folder / "modules.builtin").read_text()
-        order = modules.load_order(names, dependencies, built_in)
-        made[name] = workshop / name
-        made[name].write_bytes(cpio.archive(modules.entries(folder, order)))
+        first, whole = order(HOST_MODULES), order((*HOST_MODULES, *HOST_LATER_MODULES))
+        later = [path for path in whole if path not in first]
+        made["host-modules.cpio"] = workshop / "host-modules.cpio"
+        made["host-modules.cpio"].write_bytes(cpio.archive(modules.entries(folder, first, later)))
     made["vmlinux"] = workshop / "vmlinux"
     made["vmlinux"].write_bytes(plain_kernel((root / "boot" / f"vmlinuz-{release}").read_bytes()))
     return made

@@ -62,8 +62,14 @@ def read_module(path: Path) -> bytes:
     return data
 
 
-def entries(folder: Path, paths: Sequence[str]) -> list[Entry]:
-    """``mod/NAME.ko`` of each path below ``folder``, and ``mod/order``: one file name a line, in load order."""
-    names = [f"{module_name(path)}.ko" for path in paths]
-    files = [Entry.file(f"mod/{name}", read_module(folder / path)) for name, path in zip(names, paths, strict=True)]
-    return [Entry.folder("mod"), *files, Entry.file("mod/order", "".join(f"{name}\n" for name in names).encode())]
+def entries(folder: Path, first: Sequence[str], later: Sequence[str] = ()) -> list[Entry]:
+    """``mod/NAME.ko`` of each path below ``folder``; ``mod/order`` and ``mod/later``: file names in load order."""
+    files = [Entry.file(f"mod/{_file_name(path)}", read_module(folder / path)) for path in (*first, *later)]
+    lists = [("order", first), ("later", later)] if later else [("order", first)]
+    for name, paths in lists:
+        files.append(Entry.file(f"mod/{name}", "".join(f"{_file_name(path)}\n" for path in paths).encode()))
+    return [Entry.folder("mod"), *files]
+
+
+def _file_name(path: str) -> str:
+    return f"{module_name(path)}.ko"

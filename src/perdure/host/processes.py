@@ -5,7 +5,6 @@ A process is named by its id and the time it started (proc(5), field 22 of stat)
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
@@ -15,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import MachineFailed
-from perdure.host.vault import write_durably
 
-# The shell's child outlives it and becomes init's: the caller never has to reap it, and it holds none of our files.
-_DETACH = 'exec 3>&1; "$@" </dev/null >>"$0" 2>&1 3>&- & echo $!'
+# The program outlives the shell that starts it and becomes init's child: the caller need not reap it. The shell also
+# writes down who it is (its line of /proc/PID/stat), so that a kill of the caller leaves none that nobody knows.
+_DETACH = """
+file=$1; shift
+"$@" </dev/null >>"$0" 2>&1 &
+IFS= read -r name </proc/$!/stat && printf '%s\\n' "$name" >"$file"
+"""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,10 @@ class ProcessName:
     def of(pid: int) -> ProcessName | None:
         """The name of a living process; None when there is none, or only a zombie."""
         try:
-            text = Path(f"/proc/{pid}/stat").read_text()
+            state, name = _parse(Path(f"/proc/{pid}/stat").read_text())
         except (FileNotFoundError, ProcessLookupError):
             return None
-        fields = text[text.rindex(")") + 2 :].split()
-        return None if fields[0] in "ZX" else ProcessName(pid, int(fields[19]))
+        return None if state in "ZX" else name
 
     @property
     def alive(self) -> bool:
@@ -72,17 +74,17 @@ class ProcessFile:
     def __init__(self, path: Path) -> None:
         self._path = path
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
     def read(self) -> ProcessName | None:
         """The remembered process, if it lives."""
         try:
-            value = json.loads(self._path.read_text())
-            name = ProcessName(int(value["pid"]), int(value["started"]))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            _, name = _parse(self._path.read_text())
+        except (FileNotFoundError, ValueError, IndexError):
             return None
         return name if name.alive else None
-
-    def write(self, name: ProcessName) -> None:
-        write_durably(self._path, json.dumps({"pid": name.pid, "started": name.started}).encode())
 
     def end(self) -> bool:
         """End the process and forget it. False: it did not live."""
@@ -96,18 +98,24 @@ class ProcessFile:
 def start_detached(
     command: Sequence[str], log: Path, file: ProcessFile, environment: Mapping[str, str] | None = None
 ) -> ProcessName:
-    """Start a program in a session of its own, its output appended to ``log``, and remember it in ``file``.
+    """Start a program in a session of its own, its output appended to ``log``, remembered in ``file``.
 
     Raises MachineFailed with the log's end when it is gone at once.
     """
-    shell = ["/bin/sh", "-c", _DETACH, str(log), *command]
+    file.path.unlink(missing_ok=True)
+    shell = ["/bin/sh", "-c", _DETACH, str(log), str(file.path), *command]
     env = None if environment is None else dict(environment)
-    done = subprocess.run(shell, stdout=subprocess.PIPE, text=True, start_new_session=True, env=env, check=True)
-    name = ProcessName.of(int(done.stdout))
+    subprocess.run(shell, start_new_session=True, env=env, check=True)
+    name = file.read()
     if name is None:
         raise MachineFailed(f"{command[0]} ended at once: {last_lines(log)}", hint=f"See {log}")
-    file.write(name)
     return name
+
+
+def _parse(stat: str) -> tuple[str, ProcessName]:
+    """State and name from a line of /proc/PID/stat. The program's name in it may hold anything: count from its end."""
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return fields[0], ProcessName(int(stat[: stat.index(" ")]), int(fields[19]))
 
 
 def last_lines(log: Path, count: int = 5) -> str:

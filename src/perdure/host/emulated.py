@@ -1,0 +1,219 @@
+"""The emulated host: QEMU's TCG emulating a processor with AMD SVM, so that KVM and Firecracker run unmodified in it.
+
+    this machine                                    the emulated host (see emulated_init.c)
+    / (read-only)   -- virtiofsd, virtiofs "root" -> the lower layer of its root, a tmpfs over it
+    HOME            -- virtiofsd, virtiofs "home" -> the same absolute path, writable, seen by both
+    127.0.0.1:PORT  -- QEMU's user network        -> LAUNCHER_PORT
+
+    HOME/host/{qemu,virtiofsd-root,virtiofsd-home}.process   who the pieces are (processes.py)
+    HOME/host/console.log                                    its console, with the launcher's own output
+    HOME/host/{qemu,virtiofsd-root,virtiofsd-home}.log       what the pieces say
+
+The kernel is entered directly (QEMU loads the ELF vmlinux and starts it through PVH): nothing is decompressed and no
+boot loader runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from perdure.errors import MachineFailed, Unsupported
+from perdure.host import cpio
+from perdure.host.assets import Assets
+from perdure.host.machine import require_supported
+from perdure.host.paths import Home
+from perdure.host.processes import ProcessFile, last_lines, start_detached
+from perdure.host.virtiofs import Virtiofsd
+
+QEMU = "qemu-system-x86_64"
+INSTALL_HINT = "apt-get install qemu-system-x86 qemu-system-common (on Debian 13 and Ubuntu also: virtiofsd)"
+LAUNCHER_PORT = 4752  # inside
+ADDRESS, NETMASK = "10.0.2.15", "255.255.255.0"  # of QEMU's user network
+MEMORY_MAX_BYTES = 8 << 30  # given out page by page, as it is touched
+PROCESSORS_MAX = 4
+BOOT_TIMEOUT_S = 120.0
+SHARE_TIMEOUT_S = 10.0
+POLL_S = 0.01
+PIECES = ("qemu", "virtiofsd-root", "virtiofsd-home")
+# Its one user is root on this machine, so what protects a kernel from its users is left out where it costs time.
+KERNEL_ARGUMENTS = (
+    "console=ttyS0 panic=-1 reboot=t quiet mitigations=off init_on_alloc=0 audit=0 apparmor=0 lsm= nowatchdog "
+    "8250.nr_uarts=1 cryptomgr.notests rcupdate.rcu_expedited=1 randomize_kstack_offset=off"
+)
+
+
+@dataclass(frozen=True)
+class BootTimes:
+    """How long a start took, in seconds."""
+
+    kernel_s: float  # the kernel's own: from its first instruction to init
+    launcher_s: float  # from the start of the first process to a launcher that answers
+
+
+class EmulatedHost:
+    """The one emulated host of a home. Callers hold the host folder's lock (below.py)."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._folder = home.host
+        self._files = {name: ProcessFile(self._folder / f"{name}.process") for name in PIECES}
+        self.console = self._folder / "console.log"
+
+    def pids(self) -> dict[str, int]:
+        """The pieces that live."""
+        names = {piece: file.read() for piece, file in self._files.items()}
+        return {piece: name.pid for piece, name in names.items() if name is not None}
+
+    def start(
+        self,
+        assets: Assets,
+        port: int,
+        launcher: Sequence[str],
+        environment: Mapping[str, str],
+        answers: Callable[[], bool],
+    ) -> BootTimes:
+        """Start all pieces and wait until ``answers()``. What lived of an earlier one is ended first.
+
+        ``launcher`` is the command that init runs, and runs again when it ends; 127.0.0.1:``port`` leads to its
+        ``LAUNCHER_PORT``. Raises Unsupported (no QEMU or virtiofsd here), MachineFailed (it ended or did not answer
+        in time, with the console's last lines).
+        """
+        qemu, virtiofsd = find_programs()
+        if assets.host_initrd is None:
+            raise Unsupported("the emulated host runs on x86-64 only", hint="Use a machine with KVM.")
+        self.stop()
+        report = self._folder / "kernel-boot"
+        initrd = self._folder / "initrd.cpio"
+        configuration = _configuration(assets.host_initrd, self._home, report, launcher, environment)
+        initrd.write_bytes(assets.host_initrd.read_bytes() + configuration)
+        self.console.write_bytes(b"")
+        log = self._folder / "qemu.log"
+        log.write_bytes(b"")
+        began = time.monotonic()
+        try:
+            self._share(virtiofsd, "root", Path("/"))
+            self._share(virtiofsd, "home", self._home.root)
+            start_detached(self._qemu_command(qemu, assets.vmlinux, initrd, port), log, self._files["qemu"])
+            self._wait(report.exists, "init does not start", began)
+            self._wait(answers, "the launcher does not answer", began)
+            return BootTimes(float(report.read_text()), round(time.monotonic() - began, 3))
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> bool:
+        """End every piece and remove what they leave, but the logs. False: none lived."""
+        found = [file.end() for file in self._files.values()]  # QEMU first: then the shares end by themselves
+        leftovers = [self._folder / "kernel-boot", self._folder / "initrd.cpio"]
+        for share in ("root", "home"):
+            path = self._socket(share)
+            leftovers += [path, path.with_name(path.name + ".pid")]
+        for path in leftovers:
+            path.unlink(missing_ok=True)
+        return any(found)
+
+    def _share(self, virtiofsd: Virtiofsd, name: str, folder: Path) -> None:
+        path = self._socket(name)
+        log = self._folder / f"virtiofsd-{name}.log"
+        log.write_bytes(b"")
+        file = self._files[f"virtiofsd-{name}"]
+        start_detached(virtiofsd.command(folder, path), log, file)
+        deadline = time.monotonic() + SHARE_TIMEOUT_S
+        while not path.exists():
+            if file.read() is None or time.monotonic() > deadline:
+                raise MachineFailed(f"virtiofsd does not share {folder}: {last_lines(log)}", hint=f"See {log}")
+            time.sleep(POLL_S)
+
+    def _socket(self, share: str) -> Path:
+        return self._home.socket(f"virtiofs-{share}")
+
+    def _wait(self, done: Callable[[], bool], what: str, began: float) -> None:
+        while not done():
+            if self._files["qemu"].read() is None:
+                raise MachineFailed(
+                    f"the emulated host ended while it started: {last_lines(self._folder / 'qemu.log')}; "
+                    f"its console: {last_lines(self.console)}",
+                    hint=f"See {self._folder}/qemu.log and {self.console}",
+                )
+            if time.monotonic() - began > BOOT_TIMEOUT_S:
+                raise MachineFailed(
+                    f"the emulated host: {what} within {BOOT_TIMEOUT_S:.0f} s; its console: {last_lines(self.console)}",
+                    hint=f"See {self.console}",
+                )
+            time.sleep(POLL_S)
+
+    def _qemu_command(self, qemu: Path, vmlinux: Path, initrd: Path, port: int) -> list[str]:
+        memory = min(MEMORY_MAX_BYTES, _memory_bytes() // 2) >> 20 << 20
+        processors = min(PROCESSORS_MAX, os.cpu_count() or 1)
+        command = [
+            str(qemu),
+            "-name",
+            f"perdure-{self._home.tag}",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ]
+        command += ["-M", "q35,memory-backend=memory"]
+        command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "EPYC-Milan,svm=on", "-smp", str(processors)]
+        command += ["-m", str(memory >> 20)]
+        command += ["-object", f"memory-backend-memfd,id=memory,size={memory},share=on"]
+        command += ["-kernel", str(vmlinux), "-initrd", str(initrd), "-append", KERNEL_ARGUMENTS]
+        command += ["-chardev", f"file,id=console,path={_escaped(self.console)}", "-serial", "chardev:console"]
+        for share in ("root", "home"):
+            command += ["-chardev", f"socket,id={share},path={_escaped(self._socket(share))}"]
+            command += ["-device", f"vhost-user-fs-pci,chardev={share},tag={share}"]
+        forward = f"hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:{LAUNCHER_PORT}"
+        command += ["-netdev", f"user,id=net,restrict=on,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
+        return [*command, "-no-reboot", "-monitor", "none"]
+
+
+def find_programs() -> tuple[Path, Virtiofsd]:
+    """QEMU and virtiofsd of this machine. Raises Unsupported with how to install them."""
+    machine = require_supported()
+    if machine.architecture != "x86_64":
+        raise Unsupported(
+            f"KVM is not usable here, and the emulated host runs on x86_64 only (this is {machine.architecture})",
+            hint="Use a machine whose /dev/kvm works.",
+        )
+    qemu = shutil.which(QEMU)
+    virtiofsd = Virtiofsd.find()
+    if qemu is None or virtiofsd is None:
+        absent = " and no ".join(name for name, found in ((QEMU, qemu), ("virtiofsd", virtiofsd)) if found is None)
+        raise Unsupported(
+            f"KVM is not usable here, and there is no {absent} for the emulated host", hint=f"Run: {INSTALL_HINT}"
+        )
+    return Path(qemu), virtiofsd
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _configuration(
+    host_initrd: Path, home: Home, report: Path, launcher: Sequence[str], environment: Mapping[str, str]
+) -> bytes:
+    """An archive with /config (emulated_init.c), to be appended to the initramfs."""
+    records = [f"share=home {home.root}", f"report={report}", f"address={ADDRESS}", f"netmask={NETMASK}"]
+    records += [f"env={name}={value}" for name, value in environment.items()]
+    records += [f"arg={word}" for word in launcher]
+    data = b"".join(os.fsencode(record) + b"\0" for record in records)
+    return cpio.archive([cpio.Entry.file("config", data, 0o600)])
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _escaped(path: Path) -> str:
+    """In QEMU's option lists a comma is written twice."""
+    return str(path).replace(",", ",,")
