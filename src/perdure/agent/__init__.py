@@ -16,6 +16,8 @@ An ``async def`` agent takes an ``AsyncContext``: the same methods, awaited. Und
 
 from __future__ import annotations
 
+import sys
+
 from perdure.agent.context import Context as Context
 from perdure.agent.declaration import Agent as Agent
 from perdure.agent.declaration import agent as agent
@@ -29,6 +31,16 @@ if TYPE_CHECKING:
     from perdure.agent.tasks import AsyncContext as AsyncContext
 
 __all__ = ["agent", "Agent", "Context", "AsyncContext", "Turn", "Verdict"]
+
+
+class _Module(type(sys)):  # type: ignore[misc]  # the type of modules, without importing types
+    """``from perdure import agent`` finds this package, once it was imported: so the package is the decorator too."""
+
+    def __call__(self, **options: Any) -> Any:
+        return agent(**options)
+
+
+sys.modules[__name__].__class__ = _Module
 
 
 def __getattr__(name: str) -> Any:

@@ -69,7 +69,8 @@ def recorded(name: str, state: dict[str, Any]) -> Any:
     error = state.get("error")
     if error is None:
         return state.get("result")
-    raise StepFailed(f"step {name!r} failed: {error.get('type', 'error')}: {error.get('message', '')}", **error)
+    message = f"step {name!r} failed: {error.get('type', 'error')}: {error.get('message', '')}"
+    raise StepFailed(message, type=error.get("type", ""), traceback=error.get("traceback", ""))
 
 
 def error(problem: BaseException) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from perdure.agent import calls
 from perdure.agent.context import Context
 from perdure.agent.declaration import Agent
 from perdure.agent.door import Door
-from perdure.agent.values import from_json, to_json
+from perdure.agent.values import from_json, resolved, to_json
 from perdure.errors import AgentInvalid, InvalidValue, PerdureError
 
 TYPE_CHECKING = False
@@ -69,7 +69,7 @@ def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
     positional = list(code.co_varnames[1 : code.co_argcount])
     names = positional + list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
     optional = {*positional[len(positional) - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
-    wanted = {key: kind for key, kind in function.__annotations__.items() if key in names}
+    wanted = {key: resolved(kind, function.__globals__) for key, kind in function.__annotations__.items()}
     has_keywords = bool(code.co_flags & 0x08)
     if given is None:
         given = {}
@@ -91,7 +91,7 @@ def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
 
 def _is_object(kind: Any, given: dict[str, Any], name: str) -> bool:
     """Whether the object ``given`` is the only parameter itself: that is annotated as a dict, or a dataclass."""
-    is_dict = kind is dict or (isinstance(kind, str) and kind.partition("[")[0] == "dict")
+    is_dict = kind is dict or getattr(kind, "__origin__", None) is dict
     return name not in given and bool(given) and (is_dict or hasattr(kind, "__dataclass_fields__"))
 
 

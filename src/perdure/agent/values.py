@@ -126,16 +126,22 @@ def _dataclass(value: Any) -> Any:
     return {name: getattr(value, name) for name in fields}
 
 
+def resolved(wanted: Any, names: dict[str, Any]) -> Any:
+    """The type that an annotation names, where it is a string; None where only a type checker understands it."""
+    if not isinstance(wanted, str):
+        return wanted
+    try:
+        return eval(wanted, names)  # what typing.get_type_hints does; the author's own file
+    except Exception:
+        return None
+
+
 def from_json(value: Any, wanted: Any, what: str, names: dict[str, Any]) -> Any:
     """``value`` as the annotation ``wanted`` asks: a dataclass is made, a plain type is checked, others pass.
 
     ``names``: the globals that a string annotation is read in. ``InvalidValue`` says what was wanted.
     """
-    if isinstance(wanted, str):
-        try:
-            wanted = eval(wanted, names)  # what typing.get_type_hints does; the author's own file
-        except Exception:  # an annotation that only a type checker understands
-            return value
+    wanted = resolved(wanted, names)
     if hasattr(wanted, "__dataclass_fields__"):
         return _make(value, wanted, what)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
