@@ -39,7 +39,7 @@ def f(ctx: Context, topic: str):
         ("main/2", "wait"),
         ("main/3", "wait"),
         ("main/4", "wait"),
-        ("main/5", "message"),
+        ("main/3", "message"),
         ("main/6", "messages"),
         ("main/7", "complete"),
     ]
@@ -173,7 +173,7 @@ def test_coroutines_have_a_lane_per_task_named_alike_in_every_run(guest: Guest, 
         "main.1.1/0",
         "main.2.1/0",
         "main.3.1/0",
-        "main/5",
+        "main/3",
     }
 
 
