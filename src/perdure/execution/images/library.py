@@ -120,13 +120,23 @@ class ImageLibrary:
 
     def get(self, name: str) -> Image:
         """The image of that name, or whose digest starts so (``sha256:`` may be left out). Raises NotFound."""
-        digest, found = self._find(self._read(), name)
-        return self._image(digest, found)
+        index = self._read()
+        digest, found = self._find(index, name)
+        return self._image(digest, found, index.images[digest])
 
     def list(self) -> Listing:
-        """Every image once for each of its names (once with an empty name where it has none), newest first."""
-        records = sorted(self._read().images.items(), key=lambda item: (-item[1].created, item[0]))
-        return [self._image(digest, name) for digest, record in records for name in record.names or [""]]
+        """Every image once for each of its names (once with an empty name where it has none), newest first.
+
+        A damaged one is listed too, without its configuration, so that it can be seen and removed.
+        """
+        found = []
+        for digest, record in sorted(self._read().images.items(), key=lambda item: (-item[1].created, item[0])):
+            for name in record.names or [""]:
+                try:
+                    found.append(self._image(digest, name, record))
+                except ProtocolError:
+                    found.append(self._of(digest, name, record, ImageConfig()))
+        return found
 
     def remove(self, name: str) -> Names:
         """Take a name away; with its last name, or by digest, the image goes too. Returns what is gone.
@@ -206,17 +216,23 @@ class ImageLibrary:
                 kept = index.images.get(digest, record).names
                 index.images[digest] = msgspec.structs.replace(record, names=[*kept, *names])
                 published.append((digest, names[0] if names else ""))
-        return [self._image(digest, name) for digest, name in published]
+            records = index.images
+        return [self._image(digest, name, records[digest]) for digest, name in published]
 
-    def _image(self, digest: str, name: str) -> Image:
+    def _image(self, digest: str, name: str, record: _Record) -> Image:
         folder = self._folder / digest
         try:
             document = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document)
             size_bytes = (folder / "image.squashfs").stat().st_size
-            created = (folder / "config.json").stat().st_mtime
         except (FileNotFoundError, msgspec.DecodeError) as error:
             raise ProtocolError(f"the image {name or digest[:12]} is damaged: {error}", hint=_AGAIN) from None
-        return Image(name, f"sha256:{digest}", folder / "image.squashfs", size_bytes, created, document.config)
+        if size_bytes != record.size_bytes:
+            raise ProtocolError(f"the disk of the image {name or digest[:12]} has lost bytes", hint=_AGAIN)
+        return self._of(digest, name, record, document.config)
+
+    def _of(self, digest: str, name: str, record: _Record, config: ImageConfig) -> Image:
+        squashfs = self._folder / digest / "image.squashfs"
+        return Image(name, f"sha256:{digest}", squashfs, record.size_bytes, record.created, config)
 
     @staticmethod
     def _find(index: _Index, wanted: str) -> tuple[str, str]:

@@ -37,7 +37,10 @@ class Member:
             if file.tell() != offset:
                 file.seek(offset)
             while length:
-                part = file.read(min(length, 1 << 20))
+                try:
+                    part = file.read(min(length, 1 << 20))
+                except tarfile.ReadError:
+                    part = b""
                 if not part:
                     raise ImageInvalid(f"{self._name}: {self.header.name} ends early", hint=_DAMAGED)
                 length -= len(part)
