@@ -20,11 +20,16 @@ from perdure.linux.userfaultfd import FEATURE_EVENT_REMOVE, PAGE
 
 
 class Machine:
-    """One such process; ``regions`` are the lengths in blocks of which its memory consists. A context manager."""
+    """One such process; ``regions`` are the lengths in blocks of which its memory consists. A context manager.
 
-    def __init__(self, socket_path: str, regions: list[int]) -> None:
+    It connects to the pager at once, or when it is sent ``connect`` (which it does not answer).
+    """
+
+    def __init__(self, socket_path: str, regions: list[int], *, connect: bool = True) -> None:
         argv = [sys.executable, "-m", "perdure.testing.faulting", socket_path, json.dumps(regions)]
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        if connect:
+            self.send("connect")
 
     def __enter__(self) -> Machine:
         return self
@@ -34,7 +39,7 @@ class Machine:
         self.process.communicate()
 
     def send(self, op: str, *args: int) -> None:
-        """Begin an operation: ``read FIRST COUNT``, ``digest``, ``write BLOCK BYTE``, ``remove FIRST COUNT``."""
+        """Begin an operation: ``read`` or ``touch FIRST COUNT``, ``write BLOCK BYTE``, ``remove FIRST COUNT``."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([op, *args]).encode() + b"\n")
         self.process.stdin.flush()
@@ -67,8 +72,6 @@ def main() -> None:
         maps.append((held, offset))
         offset += length
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(path)
-    socket.send_fds(connection, [json.dumps(regions).encode()], [fd])
 
     def place(block: int) -> tuple[mmap.mmap, int]:
         held, low = next((held, low) for held, low in reversed(maps) if low <= block)
@@ -77,12 +80,20 @@ def main() -> None:
     for line in sys.stdin:
         op, *args = json.loads(line)
         result: Any = None
+        if op == "connect":
+            connection.connect(path)
+            socket.send_fds(connection, [json.dumps(regions).encode()], [fd])
+            continue
         if op == "read":
             found = hashlib.sha256()
             for block in range(args[0], args[0] + args[1]):
                 held, at = place(block)
                 found.update(held[at : at + PAGE])
             result = found.hexdigest()
+        elif op == "touch":
+            for block in range(args[0], args[0] + args[1]):
+                held, at = place(block)
+                result = held[at]
         elif op == "write":
             held, at = place(args[0])
             held[at] = args[1]

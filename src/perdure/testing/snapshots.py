@@ -11,17 +11,17 @@ from perdure.execution.snapshots.templates import Template
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Facts, Snapshot
 
-BLOCKS = 256  # of guest memory: 1 MiB
+BLOCKS = 256  # of guest memory, where nothing else is said: 1 MiB
 IMAGE = "sha256:" + "1" * 64
 
 
-def facts() -> Facts:
+def facts(blocks: int = BLOCKS) -> Facts:
     return Facts(
         firecracker="1.12.1",
         cpu_vendor="AuthenticAMD",
         cpu_family=25,
         vcpus=1,
-        memory_mib=BLOCKS * BLOCK >> 20,
+        memory_mib=blocks * BLOCK >> 20,
         kernel="sha256:" + "2" * 64,
         guestd="sha256:" + "3" * 64,
     )
@@ -30,8 +30,9 @@ def facts() -> Facts:
 class Bench:
     """One node's store and templates in a folder, and what a keeper would have captured."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, blocks: int = BLOCKS) -> None:
         self.root = root
+        self.blocks = blocks
         self.templates = root / "templates"
         self.store = Store(root / "store")
         self.templates.mkdir(parents=True)
@@ -41,7 +42,7 @@ class Bench:
         folder.mkdir()
         (folder / "memory").write_bytes(memory)
         (folder / "state").write_bytes(b"state of the template")
-        templates.seal(folder, self.templates / name, facts())
+        templates.seal(folder, self.templates / name, facts(self.blocks))
         return templates.load(self.templates, name)
 
     def capture(
@@ -56,7 +57,7 @@ class Bench:
         """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
         folder.mkdir(exist_ok=True)
-        sparse_file(folder / "memory", memory, BLOCKS)
+        sparse_file(folder / "memory", memory, self.blocks)
         blocks = {at // BLOCK: disk[at : at + BLOCK] for at in range(0, len(disk), BLOCK)}
         held = {block: data for block, data in blocks.items() if data != bytes(BLOCK)}
         sparse_file(self.root / "overlay", held, len(blocks))

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 TEMPLATE_WINDOW = 32  # blocks around a fault that are filled together: 128 KiB of the template …
 ZERO_WINDOW = 512  # … or 2 MiB of zeros
+READ_AHEAD_FRAMES = 4  # after a frame whose predecessor is in memory: 256 KiB
 WORKING_SET_UNITS = 1024  # frames or windows
 RECORD_S = 5.0  # faults within this time after the start belong to the working set
 HELD_BYTES_MAX = 64 << 20  # of frames decompressed before there is a place to put them
@@ -154,6 +155,7 @@ class Pager:
         self._report = report
         self._heard = b""
         self._faults: deque[int] = deque()  # blocks
+        self._ahead: deque[int] = deque()  # frames that a reader in order will want next
         self._placed = bytearray(len(self._map.frame_layer))  # frames that are in memory
         self._filled: set[int] = set()  # first blocks of windows that are
         self._woken: set[int] = set()  # blocks whose fault was answered though their content was placed before
@@ -176,6 +178,10 @@ class Pager:
                 if self._faults:
                     while self._faults:
                         self._serve(self._faults.popleft())
+                elif self._ahead:
+                    number = self._ahead.popleft()
+                    if not self._placed[number]:
+                        self._place(number)
                 elif hot:
                     self._push(hot.popleft())
                     if not hot:
@@ -226,7 +232,8 @@ class Pager:
             number = source - FRAME
             if self._placed[number]:
                 return False
-            self._placed[number] = 1
+            if number and self._placed[number - 1]:
+                self._ahead.extend(range(number + 1, min(number + 1 + READ_AHEAD_FRAMES, len(self._placed))))
             self._place(number)
             return True
         window = ZERO_WINDOW if source == ZERO else TEMPLATE_WINDOW
@@ -243,6 +250,7 @@ class Pager:
         """Put every block of a frame where it belongs."""
         table = self._map
         first, at = table.first, table.at
+        self._placed[number] = 1
         content = self._source.frame(number)
         address = address_of(content)
         self.figures["frames"] += 1
