@@ -10,7 +10,9 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -50,21 +52,24 @@ class OfflineProcess:
                 )
         import asyncio  # here, because the command line stops it without a loop
 
+        return await asyncio.to_thread(self._start)
+
+    def _start(self) -> str:
         log = self.home.run / "offline.log"
         with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "perdure.gateway.offline", "--run", str(self.home.run), "--port", "0",
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=output,
+            process = subprocess.Popen(
+                [sys.executable, "-m", "perdure.gateway.offline", "--run", str(self.home.run), "--port", "0"],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output,
                 start_new_session=True,  # it outlives the server and its terminal
             )  # fmt: skip
+        # nobody waits for it to end, but somebody must, or it stays as a zombie
+        threading.Thread(target=process.wait, name="offline-provider", daemon=True).start()
         assert process.stdout is not None
-        try:
+        with process.stdout as told:
             # one line: its URL, also where another asker's process was first
-            line = await asyncio.wait_for(process.stdout.readline(), START_S)
-        except TimeoutError:
-            process.kill()
-            line = b""
+            line = told.readline() if _is_readable(told.fileno(), START_S) else b""
         if not line.startswith(b"http"):
+            process.kill()
             raise Unavailable("the offline provider did not start", hint=f"its last words are in {log}")
         return line.decode().strip()
 
@@ -103,14 +108,14 @@ class OfflineProcess:
                     signal.pidfd_send_signal(handle, number)
                 except ProcessLookupError:
                     return True
-                if _ended(handle, 5.0):
+                if _is_readable(handle, 5.0):  # a pidfd is, once its process has ended
                     return True
         finally:
             os.close(handle)
         raise ProviderFailed(f"the offline provider (pid {pid}) does not end", hint="is the machine overloaded?")
 
 
-def _ended(handle: int, timeout_s: float) -> bool:
+def _is_readable(handle: int, timeout_s: float) -> bool:
     import select
 
     return bool(select.select([handle], [], [], timeout_s)[0])

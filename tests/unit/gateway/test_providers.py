@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import InvalidValue, NotFound, PerdureError
+from perdure.gateway.providers import OPENAI_URL, Endpoint, RemoteProvider, load
+from perdure.host.paths import Home
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path / "home", tmp_path / "cache").make()
+
+
+def settings(home: Home, text: str) -> None:
+    (home.root / "settings.toml").write_text(text)
+
+
+async def test_with_no_key_the_offline_model_answers(home: Home) -> None:
+    providers = load(home, {})
+    assert providers.default == "offline" and list(providers.by_name) == ["offline"]
+    assert providers.for_model("gpt-4o").name == "offline"
+
+
+async def test_the_environment_makes_the_provider_openai(home: Home) -> None:
+    providers = load(home, {"OPENAI_API_KEY": "sk-1"})
+    assert providers.default == "openai"
+    assert await providers.for_model("x").endpoint() == Endpoint(OPENAI_URL, {"authorization": "Bearer sk-1"})
+    local = load(home, {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1/"})
+    assert await local.for_model("").endpoint() == Endpoint("http://127.0.0.1:9/v1", {})
+
+
+def test_settings_name_providers_routes_and_the_default(home: Home) -> None:
+    settings(
+        home,
+        'provider = "b"\n[providers.a]\nbase_url = "https://a.example/v1"\nkey_env = "A_KEY"\nmodels = ["big-*"]\n'
+        '[providers.b]\nbase_url = "https://b.example/v1"\nmodel = "small"\n',
+    )
+    providers = load(home, {"A_KEY": "ka"})
+    assert providers.for_model("big-1").name == "a"
+    assert providers.for_model("other").name == providers.for_model("").name == "b"
+    assert providers.by_name["a"] == RemoteProvider("a", "https://a.example/v1", "ka", "")
+    assert load(home, {"A_KEY": "k", "PERDURE_PROVIDER": "offline"}).default == "offline"
+    assert "ka" not in repr(providers)
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "error", "message"),
+    [
+        ("provider = ", {}, InvalidValue, "is not TOML"),
+        ("providers = 3", {}, InvalidValue, "providers is not a table"),
+        ("[providers]\na = 1", {}, InvalidValue, r"\[providers.a\] is not a table"),
+        ("[providers.a]\nkey = 'x'", {}, InvalidValue, "base_url is missing"),
+        ("[providers.a]\nbase_url = 'ftp://x'", {}, InvalidValue, "is not a URL"),
+        ("[providers.a]\nbase_url = 3", {}, InvalidValue, "base_url is not a string"),
+        ("[providers.a]\nbase_url = 'http://x'\nkey_env = 'NO'", {}, InvalidValue, "the environment has no NO"),
+        ("[providers.a]\nbase_url = 'http://x'\nmodels = 'm'", {}, InvalidValue, "models is not a list"),
+        ("[providers.a]\nurl = 'http://x'", {}, InvalidValue, "unknown setting 'url'"),
+        ("provider = 'x'", {}, NotFound, "no provider 'x'"),
+        ("", {"PERDURE_PROVIDER": "y"}, NotFound, "no provider 'y'"),
+        ("", {"OPENAI_BASE_URL": "nonsense"}, InvalidValue, "OPENAI_BASE_URL"),
+    ],
+)
+def test_wrong_settings_say_where(
+    home: Home, text: str, environ: dict[str, str], error: type[PerdureError], message: str
+) -> None:
+    settings(home, text)
+    with pytest.raises(error, match=message) as raised:
+        load(home, environ)
+    assert raised.value.hint
