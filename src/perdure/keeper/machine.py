@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 
-from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError
+from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError, from_json
 from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
@@ -297,9 +297,11 @@ class Machine:
         self._on_exit(cause, detail)
 
     def _check_alive(self) -> None:
-        """Raises MachineFailed when the machine has ended."""
+        """Raises MachineFailed when the machine has ended, or what its pager failed with."""
         if self._death is not None:
             cause, detail = self._death
+            if cause == "pager-died" and self._pager is not None and self._pager.failure:
+                raise from_json(self._pager.failure)
             raise MachineFailed(f"the machine ended ({cause}): {detail}", cause=cause)
 
     def _await_death(self) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 
+from perdure.errors import PerdureError
 from perdure.execution.machine.configuration import PAGER_PATH
 from perdure.keeper.loop import READ, Loop, Stream
 from perdure.linux import process
@@ -30,7 +31,7 @@ class Pager:
         """Fork it; it serves whoever connects to ``PAGER_PATH`` in the working directory. Raises OSError."""
         self._loop, self._on_end = loop, on_end
         self._lines = bytearray()
-        self._reason = ""
+        self.failure: dict[str, Any] = {}  # why it failed, as an error's JSON
         self.report: dict[str, Any] = {}  # its newest "stat"
         self._answers = 0
         with socket.socket(socket.AF_UNIX) as listener:
@@ -75,14 +76,14 @@ class Pager:
                 self.report = {name: value for name, value in message.items() if name != "event"}
                 self._answers += 1
             elif message.get("event") == "failed":
-                self._reason = str(message.get("message", ""))
+                self.failure = {name: value for name, value in message.items() if name != "event"}
 
     def _ended(self, _mask: int) -> None:
         status = self.process.poll()
         if status is None:
             return
         self._loop.forget(self.process.pidfd)
-        while not self._stream.closed and not self._reason:  # its last words may still be in the socket
+        while not self._stream.closed and not self.failure:  # its last words may still be in the socket
             try:
                 data = os.read(self._stream.fd, 1 << 16)
             except OSError:
@@ -91,11 +92,16 @@ class Pager:
                 break
             self._heard(data)
         ended = f"signal {-status}" if status < 0 else f"status {status}"
-        self._on_end("" if status == 0 else f"the pager ended with {ended}: {self._reason or 'it gave no reason'}")
+        self._on_end(
+            "" if status == 0 else f"the pager ended with {ended}: {self.failure.get('message') or 'it gave no reason'}"
+        )
 
 
 def _serve(listener: socket.socket, map_path: str, report: socket.socket, template: str | None) -> None:
     from perdure.execution.snapshots import pager
 
     listener.setblocking(True)
-    pager.serve(listener, map_path, report, template=template)
+    try:
+        pager.serve(listener, map_path, report, template=template)
+    except (PerdureError, OSError):
+        raise SystemExit(1) from None  # it has reported why

@@ -81,6 +81,8 @@ class Process:
 def fork(run: Callable[[], None], *, keep: Sequence[int] = (), die_with_parent: bool = True) -> Process:
     """Run a function in a forked child, which ends with it: status 0, or 1 after an exception (printed to stderr).
 
+    SystemExit says another status, quietly.
+
     Of the parent's descriptors only 0, 1, 2 and ``keep`` stay open in the child.
     """
     parent = os.getpid()
@@ -95,6 +97,8 @@ def fork(run: Callable[[], None], *, keep: Sequence[int] = (), die_with_parent: 
         close_all_but({0, 1, 2, *keep})
         run()
         status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
     except BaseException:
         import traceback
 
