@@ -1,8 +1,8 @@
 """The server's HTTP API, on ``home.socket("perdured")`` and a loopback TCP port.
 
-``run/server.json`` has the port's url and its token. On TCP every request carries ``Authorization: Bearer TOKEN``; on the socket (mode 0600) the file's rights decide.
-Bodies are JSON. Errors: ``{"error": {"code", "message", "hint", "details"}}`` with the error's HTTP status. A run is
-named by its id, a unique prefix of it, or its name.
+``run/server.json`` has the port's url and its token. On TCP every request carries ``Authorization: Bearer TOKEN``; on
+the socket (mode 0600) the file's rights decide. Bodies are JSON. Errors: ``{"error": {"code", "message", "hint",
+"details"}}`` with the error's HTTP status. A run is named by its id, a unique prefix of it, or its name.
 
 ==========================================  =====================================================================
 POST /v1/runs                               start: ``StartRequest`` -> 201 ``RunInfo`` (200 and the older run when
@@ -25,8 +25,8 @@ GET  /v1/blobs/{digest}                     bytes
 POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
 ==========================================  =====================================================================
 
-``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and ``image``,
-``input``, ``key``, ``name``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``, ``on_divergence`` ("fork" or "fail").
+``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and
+``image``, ``input``, ``key``, ``name``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``, ``on_divergence``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,283 @@
+"""Small real machines for tests of runs: no VM, but a memory that is captured, lost and restored.
+
+A *program* is a generator function. It yields ``Ask`` (one call through the door, or a list of them at once) and
+``Effect`` (something done to the world) and gets their answers. A machine's memory is the list of those answers: they
+and nothing else decide where a deterministic generator stands. So a capture copies the list; a restore runs the
+generator up to its end again and asks once more what was open, as guestd does. A call is asked until it is answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from perdure.errors import Conflict, NotFound, PerdureError, StaleEpoch, Unavailable
+from perdure.model import (
+    Answer,
+    Call,
+    CallsEndpoint,
+    LogPosition,
+    NodeEvent,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    SnapshotInfo,
+)
+from perdure.runs.ports import MachinePlan
+
+RETRY_S = 0.01
+CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One call. ``name`` is that of the runs API, or a whole path; ``at``: an ordinal that is used again."""
+
+    name: str
+    body: Any = None
+    lane: str = "main"
+    at: int | None = None
+
+    @property
+    def path(self) -> str:
+        return self.name if self.name.startswith("/") else f"/perdure/v1/{self.name}"
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Something that happens outside: it is not undone by a restore."""
+
+    do: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: status, and its JSON (or text)."""
+
+    status: int
+    value: Any
+
+
+Program = Callable[[], Generator[Any, Any, Any]]
+Door = Callable[[Call, str], Awaitable[Answer]]
+
+
+@dataclass
+class _Sandbox:
+    spec: SandboxSpec
+    program: Program
+    state: SandboxState = SandboxState.CREATED
+    memory: list[Any] = field(default_factory=list)
+    calls: CallsEndpoint | None = None
+    task: asyncio.Task[None] | None = None
+    cause: str = ""
+    exit_status: int | None = None
+    snapshot: SnapshotInfo | None = None
+    captures: dict[str, list[Any]] = field(default_factory=dict)
+
+
+class LocalMachines:
+    """``runs.ports.Machines`` in this process. ``door`` answers calls; put another one there when a server restarts.
+
+    ``before``: async functions by operation ("start", "suspend", "resume", …), awaited first: they hold or fail it.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.door: Door | None = None
+        self.before: dict[str, Callable[[], Awaitable[None]]] = {}
+        self.done: list[str] = []  # operations that succeeded
+        self.sandboxes: dict[str, _Sandbox] = {}
+        self._listeners: list[asyncio.Queue[NodeEvent]] = []
+        self._numbers = itertools.count(1)
+        self._attempts: set[asyncio.Task[int]] = set()
+
+    # -- the port
+
+    async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
+        await self.remove(plan.run_id)
+        await self._begin("start")
+        sandbox_id = f"sandbox{next(self._numbers)}"
+        spec = SandboxSpec(image=plan.image, labels={"run": plan.run_id}, calls=calls)
+        self.sandboxes[sandbox_id] = _Sandbox(spec, self.program)
+        self._run(sandbox_id, calls)
+        self.done.append("start")
+        return sandbox_id
+
+    async def inspect(self, sandbox_id: str) -> SandboxInfo:
+        sandbox = self._get(sandbox_id)
+        return SandboxInfo(
+            id=sandbox_id,
+            name=sandbox_id,
+            spec=msgspec.structs.replace(sandbox.spec, calls=sandbox.calls),
+            state=sandbox.state,
+            created=0.0,
+            cause=sandbox.cause,
+            exit_status=sandbox.exit_status,
+            snapshot=sandbox.snapshot,
+        )
+
+    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        await self._begin("suspend")
+        sandbox = self._get(sandbox_id)
+        if sandbox.state is not SandboxState.RUNNING:
+            raise Conflict(f"{sandbox_id} is {sandbox.state}")
+        await self._freeze(sandbox)
+        digest = f"sha256:{next(self._numbers):064x}"
+        sandbox.captures[digest] = list(sandbox.memory)
+        sandbox.snapshot = SnapshotInfo(digest=digest, sandbox_id=sandbox_id, created=time.time(), position=position)
+        sandbox.state = SandboxState.SUSPENDED
+        self._tell("sandbox.suspended", sandbox_id)
+        self.done.append("suspend")
+        return sandbox.snapshot
+
+    async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
+        await self._begin("resume")
+        sandbox = self._get(sandbox_id)
+        if snapshot not in sandbox.captures:
+            raise NotFound(f"no snapshot {snapshot}")
+        await self._freeze(sandbox)
+        sandbox.memory = list(sandbox.captures[snapshot])
+        self._run(sandbox_id, calls)
+        self.done.append("resume")
+
+    async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
+        return b"output\n"[-tail_bytes:]
+
+    async def remove(self, run_id: str) -> None:
+        await self._begin("remove")
+        for sandbox_id in [i for i, s in self.sandboxes.items() if s.spec.labels["run"] == run_id]:
+            await self._freeze(self.sandboxes.pop(sandbox_id))
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        queue: asyncio.Queue[NodeEvent] = asyncio.Queue()
+        self._listeners.append(queue)
+        try:
+            yield NodeEvent(time=time.time(), kind="node.connected")
+            while True:
+                yield await queue.get()
+        finally:
+            self._listeners.remove(queue)
+
+    # -- what tests do to them
+
+    async def kill(self, sandbox_id: str, cause: str = "machine-died") -> None:
+        """The machine is gone with its memory; its captures stay."""
+        sandbox = self._get(sandbox_id)
+        if sandbox.state is SandboxState.RUNNING:
+            await self._freeze(sandbox)
+            sandbox.state, sandbox.cause = SandboxState.EXITED, cause
+            self._tell("sandbox.exited", sandbox_id)
+
+    def hang_up(self) -> None:
+        """Break every connection at the door, as the end of a server does."""
+        self.door = None
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    async def close(self) -> None:
+        for sandbox in self.sandboxes.values():
+            await self._freeze(sandbox)
+
+    # -- inside
+
+    async def _begin(self, operation: str) -> None:
+        if operation in self.before:
+            await self.before[operation]()
+
+    def _get(self, sandbox_id: str) -> _Sandbox:
+        if sandbox_id not in self.sandboxes:
+            raise NotFound(f"no sandbox {sandbox_id}")
+        return self.sandboxes[sandbox_id]
+
+    def _tell(self, kind: str, sandbox_id: str) -> None:
+        for queue in self._listeners:
+            queue.put_nowait(NodeEvent(time=time.time(), kind=kind, sandbox_id=sandbox_id))
+
+    async def _freeze(self, sandbox: _Sandbox) -> None:
+        if sandbox.task is not None and not sandbox.task.done():
+            sandbox.task.cancel()
+            await asyncio.wait({sandbox.task})
+
+    def _run(self, sandbox_id: str, calls: CallsEndpoint) -> None:
+        sandbox = self.sandboxes[sandbox_id]
+        sandbox.calls, sandbox.state, sandbox.cause = calls, SandboxState.RUNNING, ""
+        sandbox.task = asyncio.create_task(self._live(sandbox_id, sandbox), name=sandbox_id)
+
+    async def _live(self, sandbox_id: str, sandbox: _Sandbox) -> None:
+        program, remembered, ordinals = sandbox.program(), list(sandbox.memory), dict[str, int]()
+        try:
+            wanted = next(program)
+            while True:
+                numbered = _number(wanted, ordinals)
+                if remembered:
+                    answer = remembered.pop(0)
+                else:
+                    answer = await self._do(sandbox, numbered)
+                    sandbox.memory.append(answer)
+                wanted = program.send(answer)
+        except StopIteration as end:
+            sandbox.cause, sandbox.exit_status = "exit", 0 if end.value is None else int(end.value)
+        except StaleEpoch:
+            sandbox.cause = "stale-epoch"
+        sandbox.state = SandboxState.EXITED
+        self._tell("sandbox.exited", sandbox_id)
+
+    async def _do(self, sandbox: _Sandbox, wanted: Any) -> Any:
+        if isinstance(wanted, Effect):
+            return wanted.do()
+        if isinstance(wanted, list):
+            return list(await asyncio.gather(*(self._ask(sandbox, ask) for ask in wanted)))
+        return await self._ask(sandbox, wanted)
+
+    async def _ask(self, sandbox: _Sandbox, ask: Ask) -> Said:
+        calls = sandbox.calls
+        assert calls is not None
+        body = b"" if ask.body is None else msgspec.json.encode(ask.body)
+        got, status = bytearray(), 0
+
+        async def attempt() -> int:
+            call = Call(calls.run_id, calls.epoch, ask.lane, ask.at or 0, "POST", ask.path, {}, body, len(got))
+            if self.door is None:
+                raise Unavailable("nobody at the door")
+            answer = await self.door(call, calls.token)
+            async for piece in answer.body:
+                got.extend(piece)
+            return answer.status
+
+        while not status:
+            task = asyncio.create_task(attempt())
+            self._attempts.add(task)
+            try:
+                await asyncio.wait({task})
+            finally:
+                self._attempts.discard(task)
+                task.cancel()
+            error = None if task.cancelled() else task.exception()
+            if task.cancelled() or isinstance(error, Unavailable | OSError):
+                await asyncio.sleep(RETRY_S)
+            elif isinstance(error, PerdureError) and not isinstance(error, StaleEpoch):
+                return Said(error.http_status, {"error": error.to_json()})
+            else:
+                status = task.result()
+        try:
+            return Said(status, msgspec.json.decode(bytes(got)))
+        except msgspec.DecodeError:
+            return Said(status, got.decode())
+
+
+def _number(wanted: Any, ordinals: dict[str, int]) -> Any:
+    """Asks with their ordinals: counted in the machine's memory, so that a restore rewinds them."""
+    if isinstance(wanted, list):
+        return [_number(one, ordinals) for one in wanted]
+    if not isinstance(wanted, Ask) or wanted.at is not None:
+        return wanted
+    ordinal = ordinals.get(wanted.lane, 0)
+    ordinals[wanted.lane] = ordinal + 1
+    return Ask(wanted.name, wanted.body, wanted.lane, ordinal)

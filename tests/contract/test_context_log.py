@@ -1,0 +1,233 @@
+"""What every context log holds, checked against a plain model. Another backend is one more entry of ``BACKENDS``."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perdure.context import sqlite
+from perdure.context.log import ContextLog, NewEntry, NewHead
+from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch
+
+BACKENDS: dict[str, Callable[[Path], Awaitable[ContextLog]]] = {"sqlite": lambda folder: sqlite.open(folder / "log.db")}
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20) | st.just("long " * 300),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.sampled_from(["a", "b", "$blob", "$list", "$value", "$other"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+entries = st.builds(
+    NewEntry, kind=st.sampled_from(["note", "emit"]), payload=json_values, key=st.sampled_from([None, "main/1", "x/2"])
+)
+operations = st.one_of(
+    st.tuples(
+        st.just("append"),
+        st.lists(entries, max_size=3),
+        st.sampled_from([None, 0, 1]),  # epoch: None, stale by one, new by one … relative to the current one
+        st.sampled_from([None, 0, 1]),  # expected_seq: not given, right, wrong by one
+    ),
+    st.tuples(st.just("fork"), st.integers(0, 6), st.integers(0, 3)),
+)
+
+
+class Model:
+    """A run as lists: one whole list of entries per branch."""
+
+    def __init__(self) -> None:
+        self.epoch, self.branch = 0, 1
+        self.branches: dict[int, list[NewEntry]] = {1: []}
+
+    @property
+    def tip(self) -> list[NewEntry]:
+        return self.branches[self.branch]
+
+    def append(self, new: list[NewEntry], epoch: int | None, expected: int | None) -> type[PerdureError] | None:
+        if epoch is not None and epoch < self.epoch:
+            return StaleEpoch
+        if expected is not None and expected != len(self.tip):
+            return LogConflict
+        self.epoch = max(self.epoch, epoch or 0)
+        self.tip.extend(new)
+        return None
+
+    def fork(self, parent: int, at: int) -> type[PerdureError] | None:
+        if parent not in self.branches:
+            return NotFound
+        if at > len(self.branches[parent]):
+            return InvalidValue
+        self.branch = len(self.branches) + 1
+        self.branches[self.branch] = [*self.branches[parent][:at], NewEntry(kind="forked")]
+        return None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@given(st.lists(operations, max_size=12))
+@settings(max_examples=40, deadline=None)
+def test_a_log_behaves_like_lists(backend: str, todo: list[Any]) -> None:
+    async def check() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            log, model = await BACKENDS[backend](Path(folder)), Model()
+            try:
+                await log.create("run", {"state": "queued"})
+                for operation in todo:
+                    await step(log, model, operation)
+                await same(log, model)
+            finally:
+                await log.close()
+
+    asyncio.run(check())
+
+
+async def step(log: ContextLog, model: Model, operation: Any) -> None:
+    try:
+        if operation[0] == "append":
+            _, new, epoch, expected = operation
+            epoch = None if epoch is None else max(0, model.epoch + (1 if epoch else -1))
+            expected = None if expected is None else len(model.tip) + expected
+            wanted = model.append(new, epoch, expected)
+            await log.append("run", new, epoch=epoch, expected_seq=expected)
+        else:
+            _, at, parent = operation
+            wanted = model.fork(parent, at)
+            await log.fork("run", [NewEntry(kind="forked")], parent=parent, fork_seq=at, epoch=None)
+    except PerdureError as error:
+        assert wanted is type(error), error
+    else:
+        assert wanted is None
+
+
+async def same(log: ContextLog, model: Model) -> None:
+    head = await log.head("run")
+    assert (head.epoch, head.branch, head.seq) == (model.epoch, model.branch, len(model.tip))
+    for branch, wanted in model.branches.items():
+        found = await log.read("run", branch=branch)
+        assert [(e.kind, e.key, e.payload) for e in found] == [(w.kind, w.key, w.payload) for w in wanted]
+        assert [e.seq for e in found] == list(range(1, len(wanted) + 1))
+        paged = [e for after in range(len(wanted)) for e in await log.read("run", branch=branch, after=after, limit=1)]
+        assert paged == found
+        for key in ("main/1", "x/2"):
+            assert await log.find("run", branch, key) == [e for e in found if e.key == key]
+    verified = await log.verify("run")
+    assert verified.branches == len(model.branches)
+    assert verified.entries == sum(1 for b in await log.branches("run") for _ in range(b.fork_seq, b.seq))
+
+
+@pytest.fixture(params=BACKENDS)
+async def log(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    opened = await BACKENDS[request.param](tmp_path)
+    yield opened
+    await opened.close()
+
+
+async def test_an_idempotency_key_gives_the_older_run(log: ContextLog) -> None:
+    assert (await log.create("one", {"n": 1}, key="owls")).run_id == "one"
+    again = await log.create("two", {"n": 2}, key="owls")
+    assert (again.run_id, again.value) == ("one", {"n": 1})
+    assert [head.run_id for head in await log.heads()] == ["one"]
+    with pytest.raises(Conflict):
+        await log.create("one", {})
+
+
+async def test_what_does_not_exist_is_not_found(log: ContextLog) -> None:
+    for ask in (
+        log.head("nobody"),
+        log.branches("nobody"),
+        log.read("nobody"),
+        log.append("nobody", [NewEntry(kind="note")], epoch=None),
+    ):
+        with pytest.raises(NotFound, match="nobody"):
+            await ask
+    await log.create("run", {})
+    with pytest.raises(NotFound, match="branch 7"):
+        await log.append("run", [NewEntry(kind="note")], epoch=None, branch=7)
+    for digest in ("sha256:" + "0" * 64, "sha256:xyz", "../../etc/passwd"):
+        with pytest.raises(NotFound):
+            await log.get_blob(digest)
+
+
+async def test_a_head_is_replaced_once(log: ContextLog) -> None:
+    await log.create("run", {"n": 0})
+    version = (await log.head("run")).version
+
+    async def write(n: int) -> None:
+        head = NewHead(expected_version=version, value={"n": n})
+        await log.append("run", [NewEntry(kind="note", payload=n)], epoch=1, head=head)
+
+    results = await asyncio.gather(*(write(n) for n in range(8)), return_exceptions=True)
+    lost = [result for result in results if isinstance(result, LogConflict)]
+    assert len(lost) == 7
+    head = await log.head("run")
+    assert head.value == {"n": (await log.read("run"))[0].payload}
+    assert head.seq == 1  # the entries of those who lost are not there either
+
+
+async def test_concurrent_appends_are_dense_and_none_is_lost(log: ContextLog) -> None:
+    for run in range(4):
+        await log.create(f"run{run}", {})
+
+    async def writer(run: int, number: int) -> list[int]:
+        written = []
+        for i in range(20):
+            written += [
+                e.seq for e in await log.append(f"run{run}", [NewEntry(kind="note", payload=[number, i])], epoch=1)
+            ]
+        return written
+
+    seqs = await asyncio.gather(*(writer(run, number) for run in range(4) for number in range(4)))
+    for run in range(4):
+        mine = [seq for written in seqs[run * 4 : run * 4 + 4] for seq in written]
+        assert sorted(mine) == list(range(1, 81))
+        assert (await log.verify(f"run{run}")).entries == 80
+
+
+async def test_followers_see_every_entry_once_and_go_over_to_a_fork(log: ContextLog) -> None:
+    await log.create("run", {})
+    await log.append("run", [NewEntry(kind="note", payload=i) for i in range(3)], epoch=1)
+    seen: list[tuple[int, int]] = []
+    enough = asyncio.Event()
+
+    async def follow() -> None:
+        async for entry in log.follow("run"):
+            seen.append((entry.branch, entry.seq))
+            if (entry.branch, entry.seq) in ((1, 5), (2, 4)):
+                enough.set()
+
+    task = asyncio.create_task(follow())
+    await log.append("run", [NewEntry(kind="note"), NewEntry(kind="note")], epoch=1)
+    await asyncio.wait_for(enough.wait(), 10)
+    enough.clear()
+    await log.fork("run", [NewEntry(kind="diverged"), NewEntry(kind="note")], parent=1, fork_seq=2, epoch=1)
+    await asyncio.wait_for(enough.wait(), 10)
+    task.cancel()
+    assert seen == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 3), (2, 4)]
+
+
+async def test_a_conversation_that_is_sent_again_costs_what_is_new(log: ContextLog, tmp_path: Path) -> None:
+    await log.create("run", {})
+    messages: list[dict[str, str]] = []
+    unique = 0
+    for turn in range(60):
+        messages.append({"role": "tool", "content": f"{turn:06}" + hex(hash(str(turn)) ** 256)[2:2000]})
+        unique += len(messages[-1]["content"])
+        await log.append("run", [NewEntry(kind="model.intent", payload={"messages": list(messages)})], epoch=1)
+    assert (await log.read("run", after=59))[0].payload == {"messages": messages}
+    compact = await log.read("run", expand=False)
+    assert sum(len(str(entry.payload)) for entry in compact) < 60 * 200
+    assert (await log.verify("run")).blobs <= 120
+
+
+async def test_blobs(log: ContextLog) -> None:
+    for content in (b"", b"x", bytes(range(256)) * 100, b"long " * 1000):
+        digest = await log.put_blob(content)
+        assert await log.put_blob(content) == digest
+        assert await log.get_blob(digest) == content

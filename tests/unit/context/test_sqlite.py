@@ -1,0 +1,185 @@
+"""What is particular to the log in a file: damage, rights, space, locks, and a writer that is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from perdure.context import sqlite, writer
+from perdure.context.log import NewEntry
+from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, Unavailable
+
+NOTE = [NewEntry(kind="note", payload={"n": 1})]
+
+
+async def filled(path: Path) -> None:
+    log = await sqlite.open(path)
+    await log.create("run", {})
+    for i in range(5):
+        payload = {"i": i, "text": f"{i}" * 1000, "list": ["item " * 50, "x" * 600, i]}
+        await log.append("run", [NewEntry(kind="note", payload=payload)], epoch=1)
+    await log.close()
+
+
+async def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} has the context log") as refused:
+        await sqlite.open(tmp_path / "log.db")
+    assert refused.value.hint
+    await log.close()
+    await (await sqlite.open(tmp_path / "log.db")).close()
+
+
+@pytest.mark.parametrize("content", [b"this is not a database, but a text of some length" * 100, b"\0" * 5000])
+async def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "log.db").write_bytes(content)
+    with pytest.raises(ProtocolError) as refused:
+        await sqlite.open(tmp_path / "log.db")
+    assert refused.value.hint
+    assert (tmp_path / "log.db").read_bytes() == content
+
+
+async def test_a_foreign_database_and_a_newer_version_are_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("CREATE TABLE notes (text)")
+    db.close()
+    with pytest.raises(ProtocolError, match="not a context log"):
+        await sqlite.open(tmp_path / "other.db")
+    await filled(tmp_path / "log.db")
+    with sqlite3.connect(tmp_path / "log.db") as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(ProtocolError, match="version 99"):
+        await sqlite.open(tmp_path / "log.db")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+async def test_no_rights(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(NoRights, match="cannot be written"):
+        await sqlite.open(tmp_path / "log.db")
+
+
+async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await log._writer.submit(lambda db: db.execute("PRAGMA query_only = ON").fetchone())
+    with pytest.raises(NoRights, match="cannot be written") as refused:
+        await log.append("run", NOTE, epoch=1)
+    assert refused.value.hint
+    assert await log.read("run") == []
+    await log.close()
+
+
+async def test_a_folder_that_cannot_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NoRights, match="cannot be written"):
+        await sqlite.open(tmp_path / "file" / "log.db")
+
+
+async def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await log.append("run", NOTE, epoch=1)
+    limit = "PRAGMA max_page_count = 40"
+    await log._writer.submit(lambda db: db.execute(limit).fetchone())
+    with pytest.raises(NoSpace, match="full"):
+        for i in range(1000):
+            await log.append("run", [NewEntry(kind="note", payload=os.urandom(2000).hex() + str(i))], epoch=1)
+    seq = (await log.head("run")).seq
+    assert (await log.verify("run")).entries == seq
+    await log._writer.submit(lambda db: db.execute("PRAGMA max_page_count = 100000").fetchone())
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == seq + 1
+    await log.close()
+
+
+async def test_a_foreign_lock_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "BUSY_TIMEOUT_MS", 50)
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    shell = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    shell.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unavailable, match="another program holds a lock"):
+        await log.append("run", NOTE, epoch=1)
+    shell.execute("ROLLBACK")
+    shell.close()
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 1
+    await log.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entries SET payload = CAST(replace(payload, '\"i\":2', '\"i\":9') AS BLOB) WHERE seq = 3",
+        "UPDATE entries SET time = time + 1 WHERE seq = 2",
+        "UPDATE entries SET epoch = 2 WHERE seq = 5",
+        "DELETE FROM entries WHERE seq = 3",
+        "DELETE FROM entries WHERE seq = 5",
+        "DELETE FROM blobs WHERE rowid = 2",
+        "UPDATE blobs SET content = zeroblob(length(content)) WHERE rowid = 3",
+    ],
+)
+async def test_damage_is_refused_by_triggers_and_found_by_verify(tmp_path: Path, damage: str) -> None:
+    await filled(tmp_path / "log.db")
+    db = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    if "entries" in damage or "UPDATE blobs" in damage:
+        with pytest.raises(sqlite3.IntegrityError, match="immutable"):
+            db.execute(damage)
+    for trigger in ("entries_never_change", "entries_never_go", "blobs_never_change"):
+        db.execute(f"DROP TRIGGER {trigger}")
+    db.execute(damage)
+    db.close()
+    log = await sqlite.open(tmp_path / "log.db")
+    with pytest.raises(ProtocolError):
+        await log.verify("run")
+    await log.close()
+
+
+WRITER = """
+import asyncio, sys
+from pathlib import Path
+from perdure.context import sqlite
+from perdure.context.log import NewEntry
+
+async def main():
+    log = await sqlite.open(Path(sys.argv[1]))
+    async def write(run):
+        await log.create(run, {})
+        for i in range(100000):
+            [entry] = await log.append(run, [NewEntry(kind="note", payload={"i": i, "text": str(i) * 200})], epoch=1)
+            sys.stdout.write(f"{run} {entry.seq} {entry.hash}\\n")
+            sys.stdout.flush()
+    await asyncio.gather(*(write(f"run{n}") for n in range(4)))
+
+asyncio.run(main())
+"""
+
+
+def kill_after(lines: int, path: Path) -> list[list[str]]:
+    """What a writer had acknowledged (run, seq, hash) when it was killed some time after so many lines."""
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    with process.stdout as output:
+        said = [output.readline() for _ in range(lines)]
+        process.send_signal(signal.SIGKILL)
+        said += output.readlines()
+    process.wait()
+    return [line.split() for line in said if line.endswith("\n") and len(line.split()) == 3]
+
+
+@pytest.mark.parametrize("lines", [1, 50, 700])
+async def test_acknowledged_entries_survive_a_killed_writer(tmp_path: Path, lines: int) -> None:
+    acknowledged = kill_after(lines, tmp_path / "log.db")
+    assert len(acknowledged) >= lines
+    log = await sqlite.open(tmp_path / "log.db")
+    for run in {run for run, _, _ in acknowledged}:
+        found = {entry.seq: entry.hash for entry in await log.read(run, limit=1_000_000)}
+        assert all(found[int(seq)] == digest for owner, seq, digest in acknowledged if owner == run)
+        assert (await log.verify(run)).entries == len(found)
+    await log.close()
