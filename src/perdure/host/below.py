@@ -40,9 +40,8 @@ from perdure.model import LauncherAddress
 PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("errors.py", "keeper", "linux", "formats", "execution/machine", "execution/snapshots")  # runs below the line
 START_TIMEOUT_S = 20.0
-PING_TIMEOUT_S = 5.0
-FIRST_PING_TIMEOUT_S = 1.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
-POLL_S = 0.02
+PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
+POLL_S = 0.03
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class BelowStatus:
     pids: dict[str, int] = field(default_factory=dict)
     keepers: int = 0
     uptime_s: float = 0.0
-    kernel_boot_s: float = 0.0  # the emulated host's kernel: from its first instruction to init
+    kernel_boot_s: float = 0.0  # the emulated host's kernel: from the start of QEMU to init
     launcher_boot_s: float = 0.0  # from the start to a launcher that answers
     outdated: bool = False  # the package below the line or the assets changed since it was started
 
@@ -199,7 +198,7 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
         address.tcp_port,
         _launcher_command(home, ["--tcp", str(LAUNCHER_PORT)]),
         _launcher_environment(),
-        lambda: ping(address, FIRST_PING_TIMEOUT_S) is not None,
+        lambda: ping(address) is not None,
     )
     _write_state(home, _state(address, fingerprint, times.kernel_s, times.launcher_s))
     progress(what, 1, 1)
@@ -207,18 +206,25 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
 
 
 def _launcher_command(home: Home, listen: list[str]) -> list[str]:
-    """Without ``site``, whose work costs the emulated host as much as the launcher itself; it gets the path instead."""
-    command = [sys.executable, "-S", "-P", "-m", "perdure.keeper.launcher", *listen]
-    return [*command, "--token-file", str(_token_file(home)), "--below", str(home.below_line_folder)]
+    """Everything that the interpreter does by itself is left out (``site``, ``runpy``, the search for its home): in
+    the emulated host that would cost as much as the launcher does. Its path is the standard library, then ours."""
+    packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
+    program = "import sys; sys.path += %r; from perdure.keeper.launcher import main; main(sys.argv[1:])"
+    words = ["-S", "-P", "-c", program % [str(PACKAGE.parent), *packages], *listen]
+    return [_interpreter(), *words, "--token-file", str(_token_file(home)), "--below", str(home.below_line_folder)]
+
+
+def _interpreter() -> str:
+    """The interpreter itself, not a virtual environment's link to it."""
+    return str(Path(sys.executable).resolve())
 
 
 def _launcher_environment() -> dict[str, str]:
-    packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
     return {
         "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
         "HOME": os.environ.get("HOME", "/"),
         "LC_ALL": "C.UTF-8",
-        "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *packages]),
+        "PYTHONHOME": f"{sys.base_prefix}{os.pathsep}{sys.base_exec_prefix}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
 

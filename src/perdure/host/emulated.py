@@ -39,7 +39,8 @@ MEMORY_MAX_BYTES = 8 << 30  # given out page by page, as it is touched
 PROCESSORS_MAX = 4
 BOOT_TIMEOUT_S = 120.0
 SHARE_TIMEOUT_S = 10.0
-POLL_S = 0.01
+POLL_S = 0.03
+STARTED, NETWORK_UP = b"init: started", b"init: root and network are up"  # on the console (emulated_init.c)
 PIECES = ("qemu", "virtiofsd-root", "virtiofsd-home")
 # Its one user is root on this machine, so what protects a kernel from its users is left out where it costs time.
 KERNEL_ARGUMENTS = (
@@ -52,7 +53,7 @@ KERNEL_ARGUMENTS = (
 class BootTimes:
     """How long a start took, in seconds."""
 
-    kernel_s: float  # the kernel's own: from its first instruction to init
+    kernel_s: float  # the kernel's own: from the start of QEMU to init
     launcher_s: float  # from the start of the first process to a launcher that answers
 
 
@@ -88,21 +89,26 @@ class EmulatedHost:
         if assets.host_initrd is None:
             raise Unsupported("the emulated host runs on x86-64 only", hint="Use a machine with KVM.")
         self.stop()
-        report = self._folder / "kernel-boot"
         initrd = self._folder / "initrd.cpio"
-        configuration = _configuration(assets.host_initrd, self._home, report, launcher, environment)
+        configuration = _configuration(self._home, launcher, environment)
         initrd.write_bytes(assets.host_initrd.read_bytes() + configuration)
         self.console.write_bytes(b"")
-        log = self._folder / "qemu.log"
-        log.write_bytes(b"")
         began = time.monotonic()
         try:
-            self._share(virtiofsd, "root", Path("/"))
-            self._share(virtiofsd, "home", self._home.root)
+            for name, folder in (("root", Path("/")), ("home", self._home.root)):
+                log = self._folder / f"virtiofsd-{name}.log"
+                log.write_bytes(b"")
+                start_detached(virtiofsd.command(folder, self._socket(name)), log, self._files[f"virtiofsd-{name}"])
+            self._wait_for_shares()
+            log = self._folder / "qemu.log"
+            log.write_bytes(b"")
             start_detached(self._qemu_command(qemu, assets.vmlinux, initrd, port), log, self._files["qemu"])
-            self._wait(report.exists, "init does not start", began)
-            self._wait(answers, "the launcher does not answer", began)
-            return BootTimes(float(report.read_text()), round(time.monotonic() - began, 3))
+            powered_on = time.monotonic()
+            self._wait(lambda: self._said(STARTED), "its kernel does not start init", began)
+            kernel_s = time.monotonic() - powered_on
+            self._wait(lambda: self._said(NETWORK_UP), "its init does not finish", began)
+            self._wait(answers, "its launcher does not answer", began)
+            return BootTimes(round(kernel_s, 3), round(time.monotonic() - began, 3))
         except BaseException:
             self.stop()
             raise
@@ -110,7 +116,7 @@ class EmulatedHost:
     def stop(self) -> bool:
         """End every piece and remove what they leave, but the logs. False: none lived."""
         found = [file.end() for file in self._files.values()]  # QEMU first: then the shares end by themselves
-        leftovers = [self._folder / "kernel-boot", self._folder / "initrd.cpio"]
+        leftovers = [self._folder / "initrd.cpio"]
         for share in ("root", "home"):
             path = self._socket(share)
             leftovers += [path, path.with_name(path.name + ".pid")]
@@ -118,17 +124,17 @@ class EmulatedHost:
             path.unlink(missing_ok=True)
         return any(found)
 
-    def _share(self, virtiofsd: Virtiofsd, name: str, folder: Path) -> None:
-        path = self._socket(name)
-        log = self._folder / f"virtiofsd-{name}.log"
-        log.write_bytes(b"")
-        file = self._files[f"virtiofsd-{name}"]
-        start_detached(virtiofsd.command(folder, path), log, file)
+    def _said(self, line: bytes) -> bool:
+        return line in self.console.read_bytes()
+
+    def _wait_for_shares(self) -> None:
         deadline = time.monotonic() + SHARE_TIMEOUT_S
-        while not path.exists():
-            if file.read() is None or time.monotonic() > deadline:
-                raise MachineFailed(f"virtiofsd does not share {folder}: {last_lines(log)}", hint=f"See {log}")
-            time.sleep(POLL_S)
+        for share in ("root", "home"):
+            while not self._socket(share).exists():
+                if self._files[f"virtiofsd-{share}"].read() is None or time.monotonic() > deadline:
+                    log = self._folder / f"virtiofsd-{share}.log"
+                    raise MachineFailed(f"virtiofsd does not start: {last_lines(log)}", hint=f"See {log}")
+                time.sleep(POLL_S)
 
     def _socket(self, share: str) -> Path:
         return self._home.socket(f"virtiofs-{share}")
@@ -199,11 +205,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _configuration(
-    host_initrd: Path, home: Home, report: Path, launcher: Sequence[str], environment: Mapping[str, str]
-) -> bytes:
+def _configuration(home: Home, launcher: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """An archive with /config (emulated_init.c), to be appended to the initramfs."""
-    records = [f"share=home {home.root}", f"report={report}", f"address={ADDRESS}", f"netmask={NETMASK}"]
+    records = [f"share=home {home.root}", f"address={ADDRESS}", f"netmask={NETMASK}"]
     records += [f"env={name}={value}" for name, value in environment.items()]
     records += [f"arg={word}" for word in launcher]
     data = b"".join(os.fsencode(record) + b"\0" for record in records)
