@@ -2,7 +2,7 @@
 
 Folders come first, then links, then files in the order of the layers (so each layer is read once, forward), then
 further names of files. Equal input gives equal bytes: mksquashfs is reproducible by default, and times that would be
-now are fixed. Why lz4: docs/design/0006-images.md.
+now are fixed. Why lz4: docs/design/0008-images.md.
 """
 
 from __future__ import annotations
