@@ -11,8 +11,8 @@ import os
 import posixpath
 import stat
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class FileEntry:
     link: str = ""  # target of a symbolic link
 
 
-Entries = AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]
+Entries = AsyncGenerator[tuple[FileEntry, AsyncIterator[bytes]], None]
 
 
 class ToolStarter(Protocol):
@@ -54,31 +54,34 @@ class GuestFiles:
 
     async def stat(self, path: str, *, follow: bool = True) -> FileEntry:
         """The entry at ``path``; ``follow``: what a symbolic link there leads to."""
-        async for entry, _ in self._packed("f" if follow else "-", path):
-            return entry
-        raise ProtocolError(f"guest: no answer about {path}")
+        entries = [entry async for entry, _ in self._packed("f" if follow else "-", path)]
+        if not entries:
+            raise ProtocolError(f"guest: no answer about {path}")
+        return entries[0]
 
     async def list(self, path: str) -> list[FileEntry]:
         """What is in the directory ``path``, sorted by name."""
         entries = [entry async for entry, _ in self._packed("fd", path)]
-        if not stat.S_ISDIR(entries[0].mode):
+        if not entries or not stat.S_ISDIR(entries[0].mode):
             raise InvalidValue(f"{path}: not a directory")
         return sorted(entries[1:], key=lambda entry: entry.path)
 
-    async def read(self, path: str) -> AsyncIterator[bytes]:
+    async def read(self, path: str) -> AsyncGenerator[bytes, None]:
         """The content of a regular file."""
-        async for entry, content in self._packed("fc", path):
-            if not stat.S_ISREG(entry.mode):
-                raise InvalidValue(f"{path}: not a regular file")
-            async for chunk in content:
-                yield chunk
+        async with aclosing(self._packed("fc", path)) as entries:
+            async for entry, content in entries:
+                if not stat.S_ISREG(entry.mode):
+                    raise InvalidValue(f"{path}: not a regular file")
+                async for chunk in content:
+                    yield chunk
 
     def pack(self, path: str, *, follow: bool = False) -> Entries:
         """The tree at ``path``, parents first, each entry with its content (empty unless it is a regular file): what a
-        tar writer needs. Other file systems mounted below are named, not entered. Take each content before the next entry."""
+        tar writer needs. Other file systems mounted below are named, not entered. Take each content before the next
+        entry; if you leave early, close it (``contextlib.aclosing``)."""
         return self._packed("rcf" if follow else "rc", path)
 
-    async def unpack(self, path: str, entries: Entries) -> None:
+    async def unpack(self, path: str, entries: AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]) -> None:
         """Make each entry below the directory ``path``. What is there is replaced, but never a directory by a file or a
         file by a directory. Each content has exactly ``entry.size`` bytes. Devices are refused."""
         async with self._tool("unpack", path) as run:

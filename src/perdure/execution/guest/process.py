@@ -153,9 +153,9 @@ class Process:
 
     async def wait(self) -> int:
         """The exit status (128 + n for signal n). Output that was written before may still follow it."""
-        while self.exit_status is None:
+        while (status := self.exit_status) is None:
             await self._change()
-        return self.exit_status
+        return status
 
     def release(self) -> None:
         """The guest may forget the process and what it keeps of its output. Raises Conflict while it runs."""
@@ -167,12 +167,11 @@ class Process:
             self._owner.send(channel.Release(self.number))
 
     async def _change(self) -> None:
+        """Wait until the session tells something new. Raises the session's error."""
         if self._error is not None:
             raise self._error
         self._changed.clear()
         await self._changed.wait()
-        if self._error is not None and not self._chunks:
-            raise self._error
 
     # What the session tells -----------------------------------------------------------------------------------------
 

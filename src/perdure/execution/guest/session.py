@@ -79,8 +79,9 @@ class _OpenCall:
 
 
 class GuestSession:
-    """``on_call`` runs in a task of its own for each call. The task is cancelled when the guest's program hung up or the
-    connection broke; in the latter case the guest asks again, and ``on_call`` is called again with the offset reached.
+    """``on_call`` runs in a task of its own for each call, until it has ended the answer. The task is cancelled when
+    the guest's program hung up or the connection broke; in the latter case the guest asks again, and ``on_call`` is
+    called again with the offset reached.
     """
 
     def __init__(self, on_call: Callable[[GuestCall], Awaitable[None]]) -> None:

@@ -1,0 +1,140 @@
+"""The real guestd, under ASan and UBSan, on this machine: it dials a Unix socket instead of vsock.
+
+``guest`` runs one; ``guest.cut()`` ends its connection (as a snapshot does), it dials again by itself. A sanitizer's
+report, or an end that no test asked for, fails the test.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from perdure.execution.guest.session import GuestCall, GuestSession
+
+ROOT = Path(__file__).parents[3]
+DEADLINE_S = 20.0
+
+
+@pytest.fixture(scope="session")
+def test_build() -> Path:
+    """The folder with ``guestd-test`` and ``fuzz``, built by gcc with sanitizers."""
+    if not shutil.which("gcc") or not shutil.which("make"):
+        pytest.skip("gcc and make build guestd's test binary")
+    folder = ROOT / "build/guest"
+    subprocess.run(["make", "-s", "-C", str(ROOT / "guest"), "test"], check=True)
+    return folder
+
+
+class Guest:
+    """One guestd, and the session that the test drives it with; ``replace_session`` is what a restarted node does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.calls: asyncio.Queue[GuestCall] = asyncio.Queue()
+        self.session = GuestSession(self._on_call)
+        self.answer: Callable[[GuestCall], Awaitable[None]] | None = None
+        self.connections = 0
+        self.cut_after: int | None = None  # bytes from the guest after which the connection is cut, once
+        self.http_port = 0
+        self.link: asyncio.Task[None] | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._server: asyncio.Server | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self.ends_by_itself = False
+
+    async def _on_call(self, call: GuestCall) -> None:
+        self.calls.put_nowait(call)
+        if self.answer is not None:
+            await self.answer(call)
+        else:
+            await asyncio.Event().wait()  # the test answers, from outside; a cut ends this
+
+    async def start(self, binary: Path, *options: str) -> None:
+        path = self.folder / "guest.sock"
+        self._server = await asyncio.start_unix_server(self._serve, path=str(path))
+        self._process = await asyncio.create_subprocess_exec(
+            binary,
+            "--test-socket",
+            str(path),
+            *options,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, "ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"},
+        )
+        assert self._process.stdout
+        line = await asyncio.wait_for(self._process.stdout.readline(), DEADLINE_S)
+        self.http_port = int(line.split()[1])
+        await self.session.ready(DEADLINE_S)
+        await self.session.configure(hostname="test")
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.link = asyncio.current_task()
+        self.connections += 1
+        self._writer = writer
+        session = self.session
+        session.connection_up(writer.write)
+        try:
+            while data := await reader.read(65536):
+                if self.cut_after is not None:
+                    data, self.cut_after = data[: self.cut_after], self.cut_after - len(data)
+                    if self.cut_after <= 0:
+                        self.cut_after = None
+                        session.data_received(data)
+                        break
+                session.data_received(data)
+        except ConnectionError:
+            pass
+        finally:
+            if self._writer is writer:
+                session.connection_down()
+            writer.transport.abort()
+
+    async def cut(self) -> None:
+        """End the connection now and wait for the next greeting."""
+        before = self.connections
+        assert self._writer
+        self._writer.transport.abort()
+        self.session.connection_down()
+        await self.session.ready(DEADLINE_S)
+        assert self.connections > before
+
+    async def replace_session(self) -> GuestSession:
+        self.session = GuestSession(self._on_call)
+        await self.cut()
+        return self.session
+
+    async def send_raw(self, data: bytes) -> None:
+        assert self._writer
+        self._writer.write(data)
+
+    async def ended(self) -> tuple[int, str]:
+        assert self._process and self._process.stderr
+        errors = (await asyncio.wait_for(self._process.stderr.read(), DEADLINE_S)).decode()
+        return await self._process.wait(), errors
+
+    async def stop(self) -> None:
+        if self._process:
+            if not self.ends_by_itself and self._process.returncode is None:
+                self._process.terminate()
+            status, errors = await self.ended()
+            assert "Sanitizer" not in errors and "runtime error" not in errors, errors
+            assert status == 0, errors
+        if self._server:
+            self._server.close()
+
+
+@pytest_asyncio.fixture
+async def guest(test_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
+    guest = Guest(tmp_path)
+    try:
+        await guest.start(test_build / "guestd-test")
+        yield guest
+    finally:
+        await guest.stop()
