@@ -17,6 +17,7 @@ import pytest
 from perdure.errors import MachineFailed
 from perdure.execution.machine.configuration import BOOT_ARGS
 from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.formats import memorymap
 from perdure.host import cpio
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
@@ -54,15 +55,22 @@ class Bench:
         )
         return keeper
 
-    async def restore(self, keeper: Keeper, state: Path, memory: Path, **more: str) -> dict[str, Any]:
+    async def restore(self, keeper: Keeper, state: Path, memory: Path | dict[str, str]) -> dict[str, Any]:
         return await keeper.request(
             "restore",
             firecracker=str(self.assets.firecracker),
             state=str(state),
-            memory={"kind": "file", "path": str(memory), **more},
+            memory={"kind": "file", "path": str(memory)} if isinstance(memory, Path) else memory,
             drives={},
             timeout_s=DEADLINE_S,
         )
+
+    async def start(self, base: Base) -> Keeper:
+        """A machine that ticks, without a boot."""
+        keeper = await self.launcher.spawn(SANDBOX)
+        await self.restore(keeper, base.state, base.memory)
+        await self.ticks(1)
+        return keeper
 
     async def capture(self, keeper: Keeper, kind: str, name: str, *, end: bool = False) -> tuple[dict[str, Any], Path]:
         folder = self.folder / name
@@ -72,19 +80,17 @@ class Bench:
 
     async def ticks(self, least: int = 1) -> int:
         """Wait for this many more ticks; the number of the newest. Each must say that its memory is whole."""
-        before = await self._said()
-        wanted = len(before) + least
-        async with asyncio.timeout(DEADLINE_S):
-            while len(said := await self._said()) < wanted:  # each look is a program run below the line
-                pass
-        assert all(words[2] == "ok" for words in said), said
+        wanted = len((await self._said(f"grep -a '^tick' {self.console}")).splitlines()) + least
+        # one program that waits, below the line too: many that look would take the guest's processor
+        waiting = f"(tail -n +1 -F {self.console} 2>/dev/null &) | grep -a -m {wanted} '^tick'"
+        said = [line.split() for line in (await self._said(waiting)).splitlines()]
+        assert len(said) == wanted and all(words[2:] == ["ok"] for words in said), said
         return int(said[-1][1])
 
-    async def _said(self) -> list[list[str]]:
+    async def _said(self, script: str) -> str:
         output: list[bytes] = []
-        await self.launcher.run(["grep", "-ah", "^tick .*\r*$", str(self.console)], output=output.append)
-        lines = b"".join(output).decode().replace("\r", "").splitlines()
-        return [line.split() for line in lines if len(line.split()) == 3]
+        await self.launcher.run(["sh", "-c", script], output=output.append, timeout_s=DEADLINE_S)
+        return b"".join(output).decode().replace("\r", "")
 
     async def lives(self, pid: int) -> bool:
         return await self.launcher.run(["kill", "-0", str(pid)]) == 0
@@ -115,6 +121,29 @@ async def bench(
     finally:
         await leave_nothing(launcher)
         shutil.rmtree(folder)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A snapshot of a ticking machine, all of its memory in one file."""
+
+    state: Path
+    memory: Path
+
+
+@pytest.fixture
+async def base(bench: Bench, machine_home: Home) -> Base:
+    """Made by the first test that wants it: most tests need a machine that ticks, not a boot."""
+    folder = machine_home.root / f"ticker-base-{os.getpid()}"
+    if not folder.exists():
+        for old in machine_home.root.glob("ticker-base-*"):
+            shutil.rmtree(old)
+        keeper = await bench.boot()
+        await bench.ticks(1)
+        _, captured = await bench.capture(keeper, "full", "base", end=True)
+        captured.rename(folder)
+        await leave_nothing(bench.launcher)
+    return Base(folder / "state", folder / "memory")
 
 
 async def leave_nothing(launcher: Launcher) -> None:
@@ -152,7 +181,6 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     assert full["kind"] == "full" and (base / "memory").stat().st_size == MEMORY_MIB << 20
     # a diff of everything since the boot is the whole memory
     assert (first / "memory").read_bytes() == (base / "memory").read_bytes()
-    assert full["bytes"] == (base / "memory").stat().st_blocks * 512 + (base / "state").stat().st_size
     assert full["bytes"] < 80 << 20  # blocks of zeros are left out
     await keeper.request("continue")
     tick = await bench.ticks(2)
@@ -172,22 +200,22 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     assert newest > tick
     again, _ = await bench.capture(keeper, "diff", "again", end=True)
     assert again["kind"] == "diff" and again["bytes"] < full["bytes"] / 3
-    await bench.restore(keeper, base / "state", base / "memory", name="ticker-template")  # back in time
+    template = {"kind": "file", "path": str(base / "memory"), "name": "ticker-template"}
+    await bench.restore(keeper, base / "state", template)  # back in time
     await bench.ticks(2)
     await keeper.request("end")
     await asyncio.wait_for(asyncio.shield(keeper.closed), DEADLINE_S)
 
 
-async def test_a_capture_that_fails_leaves_the_machine_running(bench: Bench) -> None:
-    keeper = await bench.boot()
-    await bench.ticks(1)
-    _, base = await bench.capture(keeper, "full", "base")
+async def test_a_capture_that_fails_leaves_the_machine_running(bench: Bench, base: Base) -> None:
+    keeper = await bench.start(base)
+    _, folder = await bench.capture(keeper, "diff", "first")
     with pytest.raises(MachineFailed, match="could not be written to /nowhere"):
         await keeper.request("capture", kind="diff", folder="/nowhere", end=True, timeout_s=DEADLINE_S)
     assert (await keeper.request("stat"))["state"] == "running"
     await bench.ticks(1)
     with pytest.raises(MachineFailed, match="File exists"):  # it could back a machine that runs
-        await keeper.request("capture", kind="full", folder=str(base), timeout_s=DEADLINE_S)
+        await keeper.request("capture", kind="diff", folder=str(folder), timeout_s=DEADLINE_S)
     await bench.ticks(1)
     lost, folder = await bench.capture(keeper, "diff", "next", end=True)
     assert lost["kind"] == "full"  # that diff was lost, so everything is here
@@ -195,52 +223,78 @@ async def test_a_capture_that_fails_leaves_the_machine_running(bench: Bench) -> 
     await bench.ticks(2)
 
 
-async def test_a_restore_that_fails_leaves_nothing(bench: Bench) -> None:
-    keeper = await bench.boot()
-    await bench.ticks(1)
-    _, base = await bench.capture(keeper, "full", "base", end=True)
+async def test_a_restore_that_fails_leaves_nothing(bench: Bench, base: Base) -> None:
+    keeper = await bench.launcher.spawn(SANDBOX)
     broken = bench.folder / "broken-state"
-    data = bytearray((base / "state").read_bytes())
+    data = bytearray(base.state.read_bytes())
     data[len(data) // 2] ^= 0xFF
     broken.write_bytes(data)
     short = bench.folder / "short-memory"
     short.write_bytes(b"x" * 4096)
     for state, memory in [
-        (broken, base / "memory"),
-        (base / "state", Path("/nowhere")),
-        (base / "state", short),
-        (Path("/nowhere"), base / "memory"),
+        (broken, base.memory),
+        (base.state, Path("/nowhere")),
+        (base.state, short),
+        (Path("/nowhere"), base.memory),
     ]:
         with pytest.raises(MachineFailed) as refused:
             await bench.restore(keeper, state, memory)
         assert refused.value.message
         stat = await keeper.request("stat")
         assert (stat["state"], stat["firecracker_pid"], stat["pager_pid"]) == ("empty", 0, 0)
-    await bench.restore(keeper, base / "state", base / "memory")
+    await bench.restore(keeper, base.state, base.memory)
     await bench.ticks(2)
 
 
-async def test_why_machines_end(bench: Bench) -> None:
+async def test_a_machine_on_its_pager(bench: Bench, base: Base) -> None:
+    """The smallest map there is: all of memory from the raw file. Killed, its pager takes the machine with it."""
+    blocks = base.memory.stat().st_size // 4096
+    column, wide = memorymap.column, memorymap.wide_column
+    whole = memorymap.MemoryMap(
+        blocks, str(base.memory), [], column([0]), column([memorymap.TEMPLATE]), column([0]), column(), wide(),
+        column(), column(), column(), column(), column([0]), column(), column(),
+    )  # fmt: skip
+    path = bench.folder / "memory.map"
+    path.write_bytes(memorymap.encode(whole))
+    keeper = await bench.launcher.spawn(SANDBOX)
+    answer = await bench.restore(keeper, base.state, {"kind": "layers", "map": str(path)})
+    assert answer["backend"] == "uffd"
+    await bench.ticks(2)
+    stat = await keeper.request("stat")
+    assert stat["pager"]["faults"] > 0
+    captured, difference = await bench.capture(keeper, "diff", "from-pager")
+    assert captured["kind"] == "diff" and captured["pager"]["working_set"]
+    merged(base.memory, difference / "memory", bench.folder / "merged")
+    await bench.ticks(1)
+    assert await bench.launcher.run(["kill", "-9", str(stat["pager_pid"])]) == 0
+    event = await exited(keeper)
+    assert event["cause"] == "pager-died" and "signal 9" in event["detail"]
+    assert not await bench.lives(stat["firecracker_pid"])
+    await keeper.request("end")
+    keeper = await bench.launcher.spawn(SANDBOX)
+    await bench.restore(keeper, difference / "state", bench.folder / "merged")
+    await bench.ticks(2)
+
+
+async def test_why_machines_end(bench: Bench, base: Base) -> None:
     keeper = await bench.boot(args="ticker_exit=2")
     event = await exited(keeper)
     assert event["cause"] == "machine-exited"
     await keeper.request("end")
 
-    keeper = await bench.boot()
-    await bench.ticks(1)
+    keeper = await bench.start(base)
     pid = (await keeper.request("stat"))["firecracker_pid"]
     assert await bench.launcher.run(["kill", "-9", str(pid)]) == 0
     event = await exited(keeper)
     assert event["cause"] == "machine-died" and "signal 9" in event["detail"] and "tick" in event["detail"]
     await keeper.request("end")
 
-    keeper = await bench.boot()
-    await bench.ticks(1)
+    keeper = await bench.start(base)
     stat = await keeper.request("stat")
     assert await bench.launcher.run(["kill", "-9", str(stat["pid"])]) == 0
     await asyncio.wait_for(asyncio.shield(keeper.closed), DEADLINE_S)
     async with asyncio.timeout(DEADLINE_S):
         while await bench.lives(stat["firecracker_pid"]):
             pass
-    [kept] = await bench.launcher.list()
+    kept = {each.sandbox_id: each for each in await bench.launcher.list()}[SANDBOX]
     assert not kept.alive and kept.exit["cause"] == "keeper-died"

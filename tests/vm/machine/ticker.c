@@ -1,5 +1,5 @@
 /* PID 1 of a guest that can tell whether its memory is what it left: it counts aloud, and before each number it checks
- * 16 MiB of pseudo-random words, of which it changes a few each time. "tick N ok" or "tick N BROKEN".
+ * 4 MiB of pseudo-random words, of which it changes a few each time. "tick N ok" or "tick N BROKEN".
  * The kernel's command line may say ticker_exit=N: reboot after N ticks (that ends Firecracker). */
 #include <fcntl.h>
 #include <stdint.h>
@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { WORDS = 2 << 20, CHANGED = 64 };
+enum { WORDS = 512 << 10, CHANGED = 64 };
 static uint64_t words[WORDS];
 
 static uint64_t mixed(uint64_t x) {
