@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from perdure.context.log import ContextLog, NewEntry, request_hash
+from perdure.errors import Unavailable
 from perdure.gateway.completions import Summary, error_body, error_event, summarize
 from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
@@ -131,7 +132,7 @@ class Gateway:
                 return
             await self._ask(turn, call, branch, request, is_new=_last(entries, "model.intent") is None)
         except asyncio.CancelledError:
-            turn.fail(ConnectionError("the gateway is closing"))
+            turn.fail(Unavailable("the server is ending", hint="ask again"))
             raise
         except Exception as error:  # a task has nobody above it: the askers get the error
             if turn.has_begun:

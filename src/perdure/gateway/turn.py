@@ -94,6 +94,8 @@ class Turn:
                 offset += len(piece)
                 yield piece
             elif self._ended:
+                if self._failure is not None:
+                    raise self._failure  # not an end: who carries the answer is to ask again
                 return
             else:
                 await self._changed.wait()

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from perdure.context.log import ContextLog, NewEntry
-from perdure.errors import StaleEpoch
+from perdure.errors import StaleEpoch, Unavailable
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.gateway.upstream import Retry
@@ -193,8 +193,11 @@ async def test_a_server_that_died_in_mid_stream_asks_again(provider: Provider, l
     provider.acts = [provider.streams(pieces, hold_after=1), provider.streams(pieces)]
     dying = Gateway(log, providers_of(provider))
     answer = await dying.answer(chat(stream=True), 1)
-    await anext(aiter(answer.body))
+    body = aiter(answer.body)
+    await anext(body)
     await dying.close()
+    with pytest.raises(Unavailable):  # an end would look like a whole answer
+        await anext(body)
     async with Gateway(log, providers_of(provider)) as fresh:
         assert await read(await fresh.answer(chat(stream=True), 1)) == b"".join(pieces)
     assert await kinds(log) == ["model.intent", "model.started", "model.aborted", "model.started", "model.committed"]
