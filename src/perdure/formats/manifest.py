@@ -41,7 +41,7 @@ class Descriptor(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit
 
 
 class Facts(Frozen, frozen=True, kw_only=True):
-    """What must be the same where a snapshot is restored. A difference in any field refuses the restore."""
+    """What a snapshot was made with. All but kernel and guestd must be the same where it is restored."""
 
     firecracker: str  # version, like "1.12.1"
     cpu_vendor: str  # as /proc/cpuinfo says below the line: AuthenticAMD

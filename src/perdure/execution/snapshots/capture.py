@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import zstandard
 
 from perdure.errors import InvalidValue
@@ -67,7 +68,7 @@ def pack(
             created=time.time(),
             template=template.name,
             template_digest=template.digest,
-            facts=facts or (before.config.facts if before else template.facts),
+            facts=_facts(facts, before.config.facts if before else template.facts),
             image_digest=image_digest,
             memory_size=memory.blocks * BLOCK,
             disk_size=disk.blocks * BLOCK,
@@ -90,6 +91,11 @@ def pack(
     if working_set:
         store.keep_working_set(snapshot.digest, working_set)
     return snapshot
+
+
+def _facts(here: Facts | None, before: Facts) -> Facts:
+    """Of the machine it ran on; kernel and guestd are those that it was once booted with."""
+    return before if here is None else msgspec.structs.replace(here, kernel=before.kernel, guestd=before.guestd)
 
 
 def _add(store: Store, before: Space, path: Path, *, holes_are_zeros: bool) -> tuple[Descriptor, list[Descriptor]]:

@@ -26,6 +26,7 @@ from perdure.formats.manifest import Facts, Snapshot
 from perdure.formats.memorymap import MemoryMap
 
 STATE_BYTES_MAX = 64 << 20
+MUST_AGREE = ("firecracker", "cpu_vendor", "cpu_family", "vcpus", "memory_mib")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,14 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
 
 
 def check_facts(snapshot: Snapshot, facts: Facts) -> None:
-    """Raises SnapshotInvalid that names every fact in which here differs from where the snapshot was made."""
+    """Raises SnapshotInvalid that names every fact in which here differs from where the snapshot was made.
+
+    Kernel and guestd are not among them: they are in the snapshot's own template, which its digest pins, and a newer
+    template does not concern a machine that was started from an older one.
+    """
     made = msgspec.structs.asdict(snapshot.config.facts)
     here = msgspec.structs.asdict(facts)
-    different = [f"{name} was {made[name]}, is {here[name]} here" for name in made if made[name] != here[name]]
+    different = [f"{name} was {made[name]}, is {here[name]} here" for name in MUST_AGREE if made[name] != here[name]]
     if different:
         raise SnapshotInvalid(
             f"snapshot {snapshot.digest} does not fit this machine: {'; '.join(different)}",

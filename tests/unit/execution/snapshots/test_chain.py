@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -124,9 +125,11 @@ def test_zstd_accepts_a_layer(bench: Bench) -> None:
 
 def test_another_cpu_firecracker_or_shape_is_refused_by_name(bench: Bench) -> None:
     snapshot = bench.capture(bench.template(blocks([1] * BLOCKS)), {}, blocks([1] * DISK_BLOCKS))
-    other = type(facts())(**{**{name: getattr(facts(), name) for name in facts().__struct_fields__}, "cpu_family": 6})
-    with pytest.raises(SnapshotInvalid, match="cpu_family was 25, is 6 here"):
+    other = msgspec.structs.replace(facts(), cpu_family=6, firecracker="1.16.1")
+    with pytest.raises(SnapshotInvalid, match="firecracker was 1.12.1, is 1.16.1 here; cpu_family was 25, is 6 here"):
         restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=other)
+    newer = msgspec.structs.replace(facts(), guestd="sha256:" + "9" * 64)  # a newer template does not concern it
+    restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=newer)
 
 
 def test_a_template_built_again_is_a_wrong_base(bench: Bench) -> None:
