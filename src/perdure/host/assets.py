@@ -1,7 +1,7 @@
 """Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs.
 
 The first ``ensure`` fetches and builds for about a minute; every later one compares sizes and times of change.
-``verify`` hashes all files again.
+``recorded`` only looks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 from perdure.host.vault import Part, Vault, file_digest, open_vault
 
-GUEST_INITRD, HOST_INITRD = "guest-initrd", "host-initrd"
+GUESTD, GUEST_INITRD, HOST_INITRD = "guestd", "guest-initrd", "host-initrd"
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,29 @@ def ensure(home: Home, progress: Progress | None = None) -> Assets:
         linux = kernel.ensure(vault, machine, report)
         guestd = static_build.ensure_guestd(vault, machine.architecture, report)
         guest_initrd = _initrd(
-            vault, GUEST_INITRD, guestd.files["guestd"], guestd.digests["guestd"], linux, "guest-modules.cpio"
+            vault, GUEST_INITRD, guestd.files[GUESTD], guestd.digests[GUESTD], linux, "guest-modules.cpio"
         )
         host_initrd = _host_initrd(vault, machine, linux, report)
     return _assets(firecracker, linux, guestd, guest_initrd, host_initrd)
 
 
-def verify(home: Home) -> Assets | None:
-    """Hash every recorded asset again; None when they are not all there. Raises AssetTampered that names the file."""
-    with open_vault(home.cache) as vault:
-        parts = {name: vault.get(name, thorough=True) for name in vault.names()}
-    found = [parts.get(name) for name in (binaries.PART, kernel.PART, "guestd", GUEST_INITRD)]
-    if any(part is None for part in found):
+def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
+    """The assets that are there, without fetching any; None when one is missing or older than this package.
+
+    ``thorough`` hashes every file again. Raises AssetTampered that names the file.
+    """
+    machine = require_supported()
+    if not home.cache.is_dir():
         return None
-    firecracker, linux, guestd, guest_initrd = (part for part in found if part is not None)
-    return _assets(firecracker, linux, guestd, guest_initrd, parts.get(HOST_INITRD))
+    with open_vault(home.cache) as vault:
+        found = {name: vault.get(name, thorough=thorough) for name in vault.names()}
+    firecracker, linux = found.get(binaries.PART), found.get(kernel.PART)
+    guestd, guest_initrd = found.get(GUESTD), found.get(GUEST_INITRD)
+    if firecracker is None or linux is None or guestd is None or guest_initrd is None:
+        return None
+    if guestd.key != static_build.guestd_key(machine.architecture):
+        return None
+    return _assets(firecracker, linux, guestd, guest_initrd, found.get(HOST_INITRD))
 
 
 def _assets(firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, host_initrd: Part | None) -> Assets:

@@ -68,7 +68,8 @@ def ensure(vault: Vault, machine: MachineKind, progress: Progress) -> Part:
 
 def _make(root: Path, release: str, workshop: Path, machine: MachineKind) -> dict[str, Path]:
     folder = _module_folder(root, release)
-    subprocess.run(["depmod", "-b", root, release], check=True, capture_output=True)
+    environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}  # not every user's has them
+    subprocess.run(["depmod", "-b", root, release], check=True, capture_output=True, env=environment)
     dependencies = (folder / "modules.dep").read_text()
     built_in = (folder / "modules.builtin").read_text()
 

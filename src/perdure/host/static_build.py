@@ -22,35 +22,40 @@ COMPILE_TIMEOUT_S = 600.0
 
 def ensure_guestd(vault: Vault, architecture: str, progress: Progress) -> Part:
     """The part ``guestd`` with the file ``guestd``. Raises Unavailable (no sources, no compiler, does not compile)."""
-    folder = guest_sources()
-    return _ensure(vault, "guestd", sorted(folder.glob("*.c")), sorted(folder.glob("*.h")), architecture, progress)
+    return _ensure(vault, "guestd", guest_sources(), architecture, progress)
+
+
+def guestd_key(architecture: str) -> str:
+    """What the part ``guestd`` is recorded under, if it is made from the sources that are here now."""
+    return _key(guest_sources(), architecture)
 
 
 def ensure_emulated_init(vault: Vault, architecture: str, progress: Progress) -> Part:
     """The part ``emulated-init`` with the file ``emulated-init``. Raises Unavailable."""
-    source = Path(__file__).with_name("emulated_init.c")
-    return _ensure(vault, "emulated-init", [source], [], architecture, progress)
+    return _ensure(vault, "emulated-init", [Path(__file__).with_name("emulated_init.c")], architecture, progress)
 
 
-def guest_sources() -> Path:
-    """Where guestd's C files are: in the installed package, or in the checkout that it was installed from."""
+def guest_sources() -> list[Path]:
+    """guestd's C files and headers, in the installed package or in the checkout that it was installed from."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "guest", package.parents[1] / "guest"):
         if any(folder.glob("*.c")):
-            return folder
+            return sorted([*folder.glob("*.c"), *folder.glob("*.h")])
     raise Unavailable(
         "the sources of guestd are missing from this installation",
         hint="Install Perdure from a release or from a complete checkout.",
     )
 
 
-def _ensure(
-    vault: Vault, name: str, sources: Sequence[Path], headers: Sequence[Path], architecture: str, progress: Progress
-) -> Part:
+def _key(sources: Sequence[Path], architecture: str) -> str:
     digest = hashlib.sha256(" ".join((architecture, *FLAGS)).encode())
-    for path in (*sources, *headers):
+    for path in sources:
         digest.update(b"\0" + path.name.encode() + b"\0" + path.read_bytes())
-    key = digest.hexdigest()
+    return digest.hexdigest()
+
+
+def _ensure(vault: Vault, name: str, sources: Sequence[Path], architecture: str, progress: Progress) -> Part:
+    key = _key(sources, architecture)
     part = vault.get(name, key)
     if part is not None:
         return part
@@ -58,7 +63,7 @@ def _ensure(
     progress(what, 0, 0)
     with vault.workshop() as workshop:
         program = workshop / name
-        _compile(sources, program, architecture)
+        _compile([path for path in sources if path.suffix == ".c"], program, architecture)
         part = vault.put(name, key, {"size_bytes": str(program.stat().st_size)}, {name: program})
     progress(what, 1, 1)
     return part
