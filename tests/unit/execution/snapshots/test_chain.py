@@ -126,7 +126,7 @@ def test_zstd_accepts_a_layer(bench: Bench) -> None:
 def test_another_cpu_firecracker_or_shape_is_refused_by_name(bench: Bench) -> None:
     snapshot = bench.capture(bench.template(blocks([1] * BLOCKS)), {}, blocks([1] * DISK_BLOCKS))
     other = msgspec.structs.replace(facts(), cpu_family=6, firecracker="1.16.1")
-    with pytest.raises(SnapshotInvalid, match="firecracker was 1.12.1, is 1.16.1 here; cpu_family was 25, is 6 here"):
+    with pytest.raises(SnapshotInvalid, match=r"firecracker was 1.12.1, is 1.16.1 here; cpu_family was 25, is 6 here"):
         restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=other)
     newer = msgspec.structs.replace(facts(), guestd="sha256:" + "9" * 64)  # a newer template does not concern it
     restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=newer)
