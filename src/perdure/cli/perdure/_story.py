@@ -48,7 +48,7 @@ class Story:
 
     def _line(self, moment: str, who: str, what: str, cost: str) -> str:
         room = self._width - 20 - (len(cost) + 2 if cost else 0)
-        text = f"{moment}  {who:<8}  {shorten(what, room):<{room if cost else 0}}"
+        text = f"{moment}  {shorten(who, 8):<8}  {shorten(what, room):<{room if cost else 0}}"
         return f"{text}  {cost}" if cost else text.rstrip()
 
     # -- who did what ---------------------------------------------------------------------------------------------
@@ -67,15 +67,14 @@ class Story:
         if name == "completed":
             return "run", f"completed: {value(payload.get('result'), self._width)}", ""
         if name == "failed":
-            error = payload.get("error")
-            return "run", f"failed: {error.get('message', '') if isinstance(error, dict) else cause}", ""
+            return "run", f"failed: {_dict(payload.get('error')).get('message') or cause}", ""
         return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
 
     def model(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         key = entry.key or ""
         if entry.kind == "model.intent":
             messages = payload.get("messages")
-            said = messages[-1].get("content", "") if isinstance(messages, list) and messages else ""
+            said = _dict(messages[-1]).get("content") or "" if isinstance(messages, list) and messages else ""
             return "agent", f"asks: {value(said, self._width)}", ""
         if entry.kind == "model.started":
             self._asked[key] = self._asked.get(key, 0) + 1
@@ -85,13 +84,13 @@ class Story:
             return "model", f"no answer: {payload.get('reason', '')}", ""
         if entry.kind == "model.replayed":
             return "model", "answered again from the log, not asked", "0 tokens"
-        usage = payload.get("usage") or {}
-        spent = f"{usage.get('prompt_tokens', 0)}+{usage.get('completion_tokens', 0)} tokens"
-        return "model", str(payload.get("text", "")), f"{spent} {duration(payload.get('seconds', 0.0))}"
+        usage = _dict(payload.get("usage"))
+        spent = f"{_number(usage.get('prompt_tokens')):.0f}+{_number(usage.get('completion_tokens')):.0f} tokens"
+        return "model", str(payload.get("text") or ""), f"{spent}  {duration(_number(payload.get('seconds')))}"
 
     def wait(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if entry.kind == "wait.started":
-            wait = payload.get("wait") or {}
+            wait = _dict(payload.get("wait"))
             self._waits[str(wait.get("id"))] = entry.time
             what = {"time": "sleeps", "signal": f"waits for the signal {wait.get('name')!r}"}
             return "agent", what.get(str(wait.get("kind")), f"asks for approval: {wait.get('name', '')}"), ""
@@ -111,30 +110,29 @@ class Story:
     def step(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         name = payload.get("name", "")
         if entry.kind == "step.intent":
-            attempt = payload.get("attempt", 1)
+            attempt = int(_number(payload.get("attempt")))
             return ("agent", f"step {name}, attempt {attempt}", "") if attempt > 1 else None
         if "error" in payload:
-            error = payload["error"] or {}
+            error = _dict(payload["error"])
             return "step", f"{name} failed: {error.get('type', '')}: {error.get('message', '')}", ""
         return "step", f"{name} = {value(payload.get('result'), self._width)}", ""
 
     def signal(self, entry: Entry, payload: dict[str, Any]) -> Line:
-        told = payload.get("signal") if isinstance(payload.get("signal"), dict) else payload
-        text = "" if told is None or told.get("value") is None else f" = {value(told['value'], self._width)}"
-        return "outside", f"signal {(told or {}).get('name', '')}{text}", ""
+        told = _dict(payload.get("signal"))
+        text = "" if told.get("value") is None else f" = {value(told['value'], self._width)}"
+        return "outside", f"signal {told.get('name', '')}{text}", ""
 
     def emit(self, entry: Entry, payload: dict[str, Any]) -> Line:
         return "agent", f"{payload.get('name', '')}: {value(payload.get('value'), self._width)}", ""
 
     def message(self, entry: Entry, payload: dict[str, Any]) -> Line:
-        message = payload.get("message") or {}
+        message = _dict(payload.get("message"))
         return str(message.get("role", "message")), value(message.get("content"), self._width), ""
 
     def snapshot(self, entry: Entry, payload: dict[str, Any]) -> Line:
-        info = payload.get("snapshot") if isinstance(payload.get("snapshot"), dict) else payload
-        sizes = [(info or {}).get(name) or 0 for name in ("memory_bytes", "disk_bytes", "state_bytes")]
-        self._stored = sum(sizes)
-        took = (info or {}).get("total_s")
+        info = _dict(payload.get("snapshot"))
+        self._stored = int(sum(_number(info.get(name)) for name in ("memory_bytes", "disk_bytes", "state_bytes")))
+        took = _number(info.get("total_s"))
         text = "snapshot" + (f", in {duration(took)}" if took else "")
         return "machine", text, size(self._stored)
 
@@ -145,10 +143,17 @@ class Story:
 
 
 def _cause(payload: dict[str, Any]) -> str:
-    why = payload.get("why") if isinstance(payload.get("why"), dict) else payload
-    found = why.get("cause") or why.get("reason") or "" if isinstance(why, dict) else ""
-    detail = why.get("detail") if isinstance(why, dict) else ""
-    return f"{found} ({detail})" if found and detail else str(found)
+    cause, detail = payload.get("cause") or payload.get("reason") or "", payload.get("detail")
+    return f"{cause} ({detail})" if cause and detail else str(cause)
+
+
+def _dict(found: Any) -> dict[str, Any]:
+    """What a newer server may write otherwise is told as nothing, never as a crash."""
+    return found if isinstance(found, dict) else {}
+
+
+def _number(found: Any) -> float:
+    return found if isinstance(found, int | float) else 0.0
 
 
 def _other(story: Story, entry: Entry, payload: dict[str, Any]) -> Line | None:

@@ -1,0 +1,119 @@
+"""What ``perdure show`` prints: the product's face, held line by line."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perdure.cli.perdure import _words
+from perdure.cli.perdure._story import _TELLERS, WIDTH, Story
+from perdure.model import Entry
+
+MORNING = 1_772_352_000.0  # 2026-03-01 08:00:00 UTC
+
+
+@pytest.fixture(autouse=True)
+def utc(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    os.environ.pop("TZ", None)
+    time.tzset()
+
+
+def entry(seq: int, after_s: float, kind: str, payload: Any = None, *, epoch: int = 1, key: str | None = None) -> Entry:
+    moment = MORNING + after_s
+    return Entry(run_id="r", branch=1, seq=seq, epoch=epoch, time=moment, kind=kind, key=key, payload=payload)
+
+
+LIFE = [
+    ("run.queued", 0, {}),
+    ("run.starting", 0.1, {"epoch": 1}),
+    ("run.running", 1, {}),
+    ("model.intent", 2, {"messages": [{"role": "user", "content": "What are owls?"}]}),
+    ("model.started", 2, {"provider": "offline", "attempt": 1}),
+    ("model.committed", 3, {"text": "Owls are\nbirds.", "usage": {"prompt_tokens": 9, "completion_tokens": 5},
+                            "seconds": 0.6}),
+    ("wait.started", 4, {"wait": {"id": "w1", "kind": "approval", "name": "Go on?"}}),
+    ("run.waiting", 4, {}),
+    ("run.suspending", 5, {}),
+    ("snapshot", 6, {"snapshot": {"memory_bytes": 4_000_000, "disk_bytes": 100_000, "state_bytes": 100_000,
+                                  "total_s": 0.8}}),
+    ("run.suspended", 6, {"stored_bytes": 4_200_000}),
+    ("wait.completed", 10_806, {"wait": "w1", "kind": "approval", "outcome": "completed", "by": "ann",
+                                "value": {"approved": True, "comment": "fine"}}),
+    ("run.resuming", 10_806, {"epoch": 2}),
+    ("run.running", 10_807, {"epoch": 2}),
+    ("run.recovering", 10_809, {"cause": "machine-died", "detail": "firecracker was killed"}),
+    ("model.replayed", 10_811, {"seq": 6}),
+    ("step.result", 10_812, {"name": "count", "result": 2}),
+    ("emit", 10_812, {"name": "state", "value": {"counter": 2}}),
+    ("run.completed", 10_813, {"result": {"counter": 2}}),
+]  # fmt: skip
+
+TOLD = """\
+-- 2026-03-01 --
+08:00:00  run       queued
+08:00:00  run       starting                                                                 epoch 1
+08:00:02  agent     asks: What are owls?
+08:00:03  model     Owls are birds.                                                9+5 tokens  0.60s
+08:00:04  agent     asks for approval: Go on?
+08:00:06  machine   snapshot, in 0.80s                                                        4.2 MB
+08:00:06  run       suspended: the machine is gone                                            4.2 MB
+11:00:06  ann       approved: fine                                                      after 3h 00m
+                    ~~~ asleep for 3h 00m: no machine, 4.2 MB stored ~~~
+11:00:06  run       waking up
+11:00:09  run       recovering: machine-died (firecracker was killed)
+11:00:11  model     answered again from the log, not asked                                  0 tokens
+11:00:12  step      count = 2
+11:00:12  agent     state: {"counter": 2}
+11:00:13  run       completed: {"counter": 2}
+"""
+
+
+def test_a_life_is_told_line_by_line() -> None:
+    story = Story()
+    lines = [
+        line for seq, (kind, at, payload) in enumerate(LIFE, 1) for line in story.lines(entry(seq, at, kind, payload))
+    ]
+    assert "\n".join(lines) + "\n" == TOLD
+    assert max(len(line) for line in lines) <= WIDTH
+
+
+_payloads = st.dictionaries(
+    st.sampled_from(
+        ["name", "value", "text", "usage", "seconds", "wait", "error", "result", "why", "cause", "messages", "signal",
+         "snapshot", "outcome", "kind", "message", "by"]
+    ),
+    st.none() | st.text() | st.integers() | st.dictionaries(st.sampled_from(["name", "id", "content"]), st.text()),
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([*sorted(_TELLERS), "unheard.of"]), _payloads), max_size=6), st.integers(60, 120)
+)
+def test_no_entry_breaks_the_story_or_the_width(entries: list[tuple[str, Any]], width: int) -> None:
+    story = Story(width)
+    for seq, (kind, payload) in enumerate(entries, 1):
+        for line in story.lines(entry(seq, seq, kind, payload)):
+            assert len(line) <= width and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.004, "0.00s"), (9.99, "9.99s"), (59.94, "59.9s"), (61, "1m 01s"), (7200, "2h 00m"), (3 * 86400, "3d 0h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert _words.duration(seconds) == text
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (4_200_000, "4.2 MB"), (2.5e15, "2500.0 TB")])
+def test_sizes(count: float, text: str) -> None:
+    assert _words.size(count) == text

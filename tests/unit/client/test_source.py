@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.client.source import AgentSource, read
+from perdure.errors import AgentInvalid
+
+GOOD = """
+import whatever_the_image_has
+from perdure import agent
+@agent(image="python", memory_mib=256, vcpus=2, durability="snapshot")
+async def work(ctx): ...
+@agent()
+def other(ctx): ...
+def plain(ctx): ...
+"""
+
+
+def test_it_is_read_without_being_run(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(GOOD)
+    assert read(f"{path}:work") == AgentSource("x.py", "work", GOOD, "python", 256, 2)
+    assert read(f"{path}:other") == AgentSource("x.py", "other", GOOD)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message", "hint"),
+    [
+        (GOOD, "plain", "line 8: plain is not an agent", "@agent()"),
+        (GOOD, "nobody", "no function 'nobody'", "its agents are: work, other"),
+        ("x = 1", "f", "no function 'f'", "mark a function"),
+        ("def f(:\n", "f", "line 1: ", "correct the file"),
+        ("return 5\n", "f", "line 1: 'return' outside function", "correct"),
+        ("x = '\0'", "f", "does not import", "correct"),
+        ("@agent\ndef f(ctx): ...", "f", "line 1: @agent is called", "@agent()"),
+        ("@agent('i')\ndef f(ctx): ...", "f", "takes names only", "image="),
+        ("@agent(image=NAME)\ndef f(ctx): ...", "f", "@agent(image=...) is not a literal", "without running"),
+        ("@agent(image=3)\ndef f(ctx): ...", "f", "@agent(image=...) is 3", "str"),
+        ("@agent(memory_mib=-1)\ndef f(ctx): ...", "f", "is -1", "positive int"),
+        ("@agent(vcpus=True)\ndef f(ctx): ...", "f", "is True", "positive int"),
+        ("@agent(disk=3)\ndef f(ctx): ...", "f", "@agent(disk=...) is unknown", "memory_mib"),
+        ("@agent(durability='replay')\ndef f(ctx): ...", "f", 'only durability="snapshot"', "leave it out"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, name: str, message: str, hint: str) -> None:
+    path = tmp_path / "x.py"
+    path.write_text(text)
+    with pytest.raises(AgentInvalid) as raised:
+        read(f"{path}:{name}")
+    assert message in raised.value.message and hint in raised.value.hint
+
+
+@pytest.mark.parametrize("reference", ["", "x.py", "x.py:", ":f", "x.py:not a name", "x.txt:f", "missing.py:f"])
+def test_what_names_no_agent(reference: str) -> None:
+    with pytest.raises(AgentInvalid) as raised:
+        read(reference)
+    assert raised.value.hint
+
+
+def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(AgentInvalid, match="is not UTF-8"):
+        read(f"{path}:f")
