@@ -39,7 +39,7 @@ def f(ctx: Context, topic: str):
         ("main/2", "wait"),
         ("main/3", "wait"),
         ("main/4", "wait"),
-        ("main/3", "message"),
+        ("main/5", "message"),
         ("main/6", "messages"),
         ("main/7", "complete"),
     ]
