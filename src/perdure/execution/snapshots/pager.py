@@ -8,7 +8,7 @@ restore recorded, whose frames it began to decompress before Firecracker had con
 ``report`` is one end of a stream socket pair; both sides write lines of JSON:
   keeper -> pager  {"op": "stat"}
   pager -> keeper  {"event": "stat", "faults", "stale_faults", "frames", "frames_total", "copied_bytes", "zero_bytes",
-                    "prefetched", "working_set": [blocks]}
+                    "prefetched", "cpu_s", "working_set": [blocks]}
                    {"event": "failed", "message", "hint", "details"}: then it raises, and the machine must be killed
 It returns when the machine has ended, or ``report`` has.
 """
@@ -343,7 +343,12 @@ class Pager:
             return True
         *lines, self._heard = (self._heard + data).split(b"\n")
         for _ in lines:
-            figures = {**self.figures, "frames_total": len(self._placed), "working_set": self.working_set()}
+            figures: dict[str, Any] = {
+                **self.figures,
+                "frames_total": len(self._placed),
+                "cpu_s": round(time.process_time(), 4),
+            }
+            figures["working_set"] = self.working_set()
             _say(self._report, {"event": "stat", **figures})
         return bool(data)
 
