@@ -97,11 +97,9 @@ class EmulatedHost:
         try:
             for name, folder in (("root", Path("/")), ("home", self._home.root)):
                 log = self._folder / f"virtiofsd-{name}.log"
-                log.write_bytes(b"")
                 start_detached(virtiofsd.command(folder, self._socket(name)), log, self._files[f"virtiofsd-{name}"])
             self._wait_for_shares()
             log = self._folder / "qemu.log"
-            log.write_bytes(b"")
             start_detached(self._qemu_command(qemu, assets.vmlinux, initrd, port), log, self._files["qemu"])
             powered_on = time.monotonic()
             self._wait(lambda: self._said(STARTED), "its kernel does not start init", began)

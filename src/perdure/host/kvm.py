@@ -80,8 +80,10 @@ def try_boot(firecracker: Path, kernel: Path, timeout_s: float = TIMEOUT_S) -> V
         try:
             console = _read_until(process, REACHED, began + timeout_s)
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
     took_s = time.monotonic() - began
     if REACHED in console:
         return Verdict(True, f"a guest booted in {took_s:.2f} s")

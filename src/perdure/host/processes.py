@@ -98,11 +98,12 @@ class ProcessFile:
 def start_detached(
     command: Sequence[str], log: Path, file: ProcessFile, environment: Mapping[str, str] | None = None
 ) -> ProcessName:
-    """Start a program in a session of its own, its output appended to ``log``, remembered in ``file``.
+    """Start a program in a session of its own, its output in a fresh ``log``, remembered in ``file``.
 
     Raises MachineFailed with the log's end when it is gone at once.
     """
     file.path.unlink(missing_ok=True)
+    log.write_bytes(b"")
     shell = ["/bin/sh", "-c", _DETACH, str(log), str(file.path), *command]
     env = None if environment is None else dict(environment)
     subprocess.run(shell, start_new_session=True, env=env, check=True)
