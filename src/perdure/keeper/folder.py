@@ -122,7 +122,7 @@ class MachineFolder:
 
 
 def _copy_whole(source: str, target: str, mtime_ns: int) -> None:
-    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    reading = sparse.open_direct(source)
     fresh = f"{target}.new"
     try:
         writing = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

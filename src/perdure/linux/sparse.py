@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STEP_BYTES = 8 << 20
+STEP_BYTES = 1 << 20
 _BLOCK, _CHUNK = 4 << 10, 64 << 10
 _ZEROS = bytes(_CHUNK)
 _ZEROS_OF = {_BLOCK: bytes(_BLOCK), _CHUNK: _ZEROS}
@@ -35,40 +36,38 @@ def copy(source: int, target: int, *, drop_zeros: bool = False) -> Iterator[int]
     """Copy the data extents into an empty file, which gets the same size; yields the bytes copied after each step.
 
     A step is at most ``STEP_BYTES``, so that the caller can do other things between. ``drop_zeros``: blocks of zeros
-    become holes too. Both descriptors' offsets change. Raises OSError.
+    become holes too. The source may be open with O_DIRECT. Raises OSError.
     """
     os.ftruncate(target, os.fstat(source).st_size)
-    for at, length in list(extents(source)):
-        end = at + length
-        while at < end:
-            step = min(end - at, STEP_BYTES)
-            yield _copy_without_zeros(source, target, at, step) if drop_zeros else _copy(source, target, at, step)
-            at += step
+    with mmap.mmap(-1, STEP_BYTES) as buffer, memoryview(buffer) as view:  # at a page's start
+        for at, length in list(extents(source)):
+            end = at + length
+            while at < end:
+                with view[: (end - at + _BLOCK - 1) // _BLOCK * _BLOCK] as wanted:  # whole blocks, as O_DIRECT wants
+                    got = min(os.preadv(source, [wanted], at), end - at)
+                if got == 0:
+                    raise OSError(errno.EIO, "the file became shorter while it was copied")
+                runs = _runs(buffer[:got]) if drop_zeros else [(0, got)]
+                yield sum(_write(target, view, begin, stop, at) for begin, stop in runs)
+                at += got
 
 
-def _copy(source: int, target: int, at: int, length: int) -> int:
-    os.lseek(target, at, os.SEEK_SET)
-    end = at + length
+def open_direct(path: str) -> int:
+    """Open for reading past the page cache: several times faster through virtiofs. As always where there is no such."""
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECT)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # this file system has no O_DIRECT
+            raise
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _write(target: int, view: memoryview, begin: int, end: int, base: int) -> int:
+    at = begin
     while at < end:
-        moved = os.sendfile(target, source, at, end - at)  # the kernel moves the bytes
-        if moved == 0:
-            raise _shorter()
-        at += moved
-    return length
-
-
-def _copy_without_zeros(source: int, target: int, at: int, length: int) -> int:
-    data = os.pread(source, length, at)
-    if len(data) < length:
-        raise _shorter()
-    view = memoryview(data)
-    copied = 0
-    for begin, end in _runs(data):
-        while begin < end:
-            written = os.pwrite(target, view[begin:end], at + begin)
-            begin += written
-            copied += written
-    return copied
+        with view[at:end] as rest:
+            at += os.pwrite(target, rest, base + at)
+    return end - begin
 
 
 def _runs(data: bytes) -> Iterator[tuple[int, int]]:
@@ -90,7 +89,3 @@ def _runs(data: bytes) -> Iterator[tuple[int, int]]:
 def _is_zero(data: bytes, at: int, length: int) -> bool:
     left = len(data) - at
     return data.startswith(_ZEROS_OF[length] if length <= left else _ZEROS[:left], at)
-
-
-def _shorter() -> OSError:
-    return OSError(errno.EIO, "the file became shorter while it was copied")

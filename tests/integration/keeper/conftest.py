@@ -48,6 +48,9 @@ while True:
             connection.sendall(b"HTTP/1.1 400 Bad\\r\\nContent-Length: 23\\r\\n\\r\\n" + b'{{"fault_message":"no!"}}')
         else:
             connection.sendall(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
+        if b"talk-much" in body:
+            for number in range(20000):
+                print("line", number, "x" * 100, flush=True)
         if b"exit-zero" in body:
             sys.exit(0)
 while True:

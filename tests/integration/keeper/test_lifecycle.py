@@ -196,6 +196,18 @@ async def test_a_restore_that_fails_releases_everything(host: Host) -> None:
     await ended(keeper)
 
 
+async def test_a_console_is_bounded_and_its_end_is_kept(host: Host) -> None:
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher, state="talk-much")  # 2 MB, said before it agrees to go on
+    folder = host.below / "m" / SANDBOX
+    os.kill(firecracker, signal.SIGKILL)
+    event = await exited(keeper)
+    assert "line 19999" in str(event["detail"])
+    assert sum(file.stat().st_size for file in folder.glob("console.log*")) < 512 << 10
+    await ended(keeper)
+
+
 async def test_a_map_that_is_not_one_is_refused_by_the_pager(host: Host) -> None:
     host.start()
     launcher = await connected(host)

@@ -23,7 +23,11 @@ def copied(folder: Path, blocks: list[tuple[int, bytes]], size: int, *, drop_zer
         source.truncate(size)
         for at, data in blocks:
             os.pwrite(source.fileno(), data, at)
-        total = sum(sparse.copy(source.fileno(), target.fileno(), drop_zeros=drop_zeros))
+        direct = sparse.open_direct(str(folder / "source"))
+        try:
+            total = sum(sparse.copy(direct, target.fileno(), drop_zeros=drop_zeros))
+        finally:
+            os.close(direct)
         return os.pread(source.fileno(), 1 << 26, 0), os.pread(target.fileno(), 1 << 26, 0), total
 
 
