@@ -81,6 +81,8 @@ class Driver:
             if self.run.state is not seen.state or self.run.record.epoch != seen.epoch:
                 return False
             await self.run.write(*new, to=to, **changes)
+            if to is RunState.RUNNING:
+                self.run.look()  # what happened to the sandbox before it was known as ours told us nothing
             return True
 
         return await self.run.atomically(act)
@@ -127,16 +129,17 @@ class Driver:
 
     async def _waiting(self) -> None:
         seen = self.run.record
+        if self.run.look_wanted:
+            await self._look_if_asked(seen)
+            return
         ready_at = max(self.run.quiet_since + self._settings.idle_grace_s, self._no_suspend_before)
         quiet_since = self.run.quiet_since
         left_s = ready_at - time.monotonic() if self.run.idle() else None
         if left_s is None or left_s > 0:
-            changed = await self.run.until(
+            await self.run.until(
                 lambda: self.run.look_wanted or self.run.record is not seen or self.run.quiet_since != quiet_since,
                 left_s,
             )
-            if changed:
-                await self._look_if_asked(seen)
             return
 
         async def act() -> None:

@@ -1,143 +1,26 @@
-"""A server's inner half without HTTP: a real log, the real engine, small real machines, a real gateway."""
+"""Fixtures: a house that is up, and the provider that its models are asked at."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from aiohttp import web
-from aiohttp.test_utils import TestServer
 
-from perdure.context.log import ContextLog
-from perdure.context.sqlite import open as open_log
-from perdure.gateway.gateway import Gateway
-from perdure.gateway.providers import Providers, RemoteProvider
-from perdure.model import Answer, Call, Entry, RunInfo, RunState
-from perdure.runs.driver import Settings
-from perdure.runs.engine import Engine
-from perdure.runs.record import StartRequest
-from perdure.testing.machines import LocalMachines, Program
-
-DEADLINE_S = 20.0
-QUICK = Settings(idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
-AGENT = StartRequest(image="image", source="def main(ctx): ...", file="agent.py", function="main")
-
-
-class House:
-    """One state folder with its server, which can be killed and started again."""
-
-    def __init__(self, folder: Path, provider_url: str) -> None:
-        self.path = folder / "perdure.db"
-        self.machines = LocalMachines(lambda: iter(()))  # type: ignore[arg-type,return-value]
-        self.settings = QUICK
-        self.wrap: Callable[[ContextLog], Any] = lambda log: log
-        self._provider_url = provider_url
-        self.context: ContextLog
-        self.log: Any
-        self.engine: Engine
-
-    async def up(self) -> None:
-        self.context = await open_log(self.path)
-        self.log = self.wrap(self.context)
-        provider = RemoteProvider("test", self._provider_url, "", "tiny")
-        self.gateway = Gateway(self.log, Providers({"test": provider}, "test"))
-        self.engine = Engine(
-            self.log, self.machines, self.gateway, calls_url="unix:/x", secret=b"secret", settings=self.settings
-        )
-        await self.engine.open()
-        engine = self.engine
-
-        async def door(call: Call, token: str) -> Answer:
-            return await engine.answer(call, token)
-
-        self.machines.door = door
-
-    async def down(self) -> None:
-        """As kill -9 leaves it: nothing is written any more, machines go on."""
-        self.machines.hang_up()
-        await self.engine.close()
-        await self.gateway.close()
-        await self.context.close()
-
-    async def start(self, program: Program, **changes: Any) -> str:
-        import msgspec
-
-        self.machines.program = program
-        info, is_new = await self.engine.start(msgspec.structs.replace(AGENT, **changes))
-        assert is_new
-        return info.id
-
-    async def reaches(self, run_id: str, *states: RunState) -> RunInfo:
-        """The run once it is in one of the states."""
-        run = self.engine._runs.get(run_id)
-        if run is not None and run.state not in states:
-            assert await run.until(lambda: run.state in states or run.ended, DEADLINE_S), run.record
-        info = await self.engine.info(run_id)
-        assert info.state in states, info
-        return info
-
-    async def ends(self, run_id: str) -> RunInfo:
-        info = await self.engine.ended(run_id, DEADLINE_S)
-        assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
-        return info
-
-    async def entries(self, run_id: str, kind: str | None = None) -> list[Entry]:
-        return await self.context.read(run_id, kind=kind, limit=100_000)
-
-    def sandbox(self, run_id: str) -> str:
-        return self.engine._runs[run_id].record.sandbox_id
-
-    async def kill_machine(self, run_id: str) -> None:
-        await self.machines.kill(self.sandbox(run_id))
-
-
-class Provider:
-    """An OpenAI-compatible provider that counts; ``hold`` stops it in the middle of an answer."""
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.hold: asyncio.Event | None = None
-        self.reached = asyncio.Event()
-
-    async def complete(self, request: web.Request) -> web.StreamResponse:
-        self.requests += 1
-        asked = await request.json()
-        text = f"answer to {asked['messages'][-1]['content']}"
-        if not asked.get("stream"):
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-            return web.json_response({"id": "1", "object": "chat.completion", "model": "tiny", "choices": [choice]})
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for word in text.split():
-            await response.write(
-                b'data: {"choices": [{"index": 0, "delta": {"content": "' + word.encode() + b' "}}]}\n\n'
-            )
-            self.reached.set()
-            if self.hold is not None:
-                await self.hold.wait()
-        await response.write(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n')
-        await response.write(b"data: [DONE]\n\n")
-        return response
+from perdure.testing.house import House, Provider
 
 
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     made = Provider()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", made.complete)
-    server = TestServer(app)
-    await server.start_server()
-    made.url = str(server.make_url("/v1"))  # type: ignore[attr-defined]
+    await made.open()
     yield made
-    await server.close()
+    await made.close()
 
 
 @pytest.fixture
 async def house(tmp_path: Path, provider: Provider) -> AsyncIterator[House]:
-    made = House(tmp_path, provider.url)  # type: ignore[attr-defined]
+    made = House(tmp_path, provider.url)
     await made.up()
     yield made
     await made.machines.close()

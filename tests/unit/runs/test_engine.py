@@ -10,6 +10,7 @@ import pytest
 
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, StaleEpoch
 from perdure.model import Call, RunState
+from perdure.testing.house import nothing
 from perdure.testing.machines import CHAT, Ask, Effect
 
 Steps = Generator[Any, Any, Any]
@@ -324,7 +325,7 @@ async def test_repeated_failure_without_progress_fails_with_its_cause(house: Any
         raise MachineFailed("the emulated host is on fire")
 
     house.machines.before["start"] = refuse
-    run_id = await house.start(lambda: iter(()))
+    run_id = await house.start(nothing)
     info = await house.ends(run_id)
     assert info.state is RunState.FAILED
     assert "gave up after 6 failures in a row: start-failed (the emulated host is on fire)" in info.error["message"]
@@ -335,7 +336,7 @@ async def test_wrong_input_of_a_start_fails_at_once_with_its_error(house: Any) -
         raise NotFound("no such image: nope", hint="`fcrun images` lists them.")
 
     house.machines.before["start"] = refuse
-    info = await house.ends(await house.start(lambda: iter(())))
+    info = await house.ends(await house.start(nothing))
     assert info.error["code"] == "not-found"
     assert (info.recoveries, info.error["hint"]) == (0, "`fcrun images` lists them.")
 
@@ -578,7 +579,7 @@ async def test_two_waits_at_once_suspend_together_and_end_one_by_one(house: Any)
 async def test_the_same_key_starts_once(house: Any) -> None:
     from perdure.runs.record import StartRequest
 
-    run_id = await house.start(lambda: iter(()), key="owls-1")
+    run_id = await house.start(nothing, key="owls-1")
     again = StartRequest(image="image", command=["x"], key="owls-1")
     info, is_new = await house.engine.start(again)
     assert (info.id, is_new) == (run_id, False)
@@ -598,5 +599,5 @@ async def test_the_same_key_starts_once(house: Any) -> None:
 )
 async def test_wrong_requests_start_nothing(house: Any, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidValue, match=words):
-        await house.start(lambda: iter(()), **changes)
+        await house.start(nothing, **changes)
     assert await house.engine.runs() == []

@@ -1,0 +1,230 @@
+"""The server's HTTP API through its real client and, for calls, as a node asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from perdure.client.server import ServerClient
+from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
+from perdure.host.paths import Home
+from perdure.model import RunState
+from perdure.server.api import Api
+from perdure.testing.house import House, nothing
+from perdure.testing.machines import CHAT, Ask
+
+Result = TypeVar("Result")
+CHAT_BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
+
+
+class Served:
+    """A house behind its HTTP API."""
+
+    def __init__(self, house: House, home: Home) -> None:
+        self.house = house
+        self.home = home
+        self.url = ""
+        self.client = ServerClient(home)
+
+    async def up(self) -> None:
+        api = Api(
+            self.home, self.house.engine, self.house.log, providers=["test"], url="", token="right", started=time.time()
+        )
+        self.runner = web.AppRunner(api.application(), handler_cancellation=True)
+        await self.runner.setup()
+        await web.UnixSite(self.runner, str(self.home.socket("perdured"))).start()
+        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
+        host, port = self.runner.addresses[1][:2]
+        self.url = f"http://{host}:{port}"
+
+    async def ask(self, work: Callable[[ServerClient], Result]) -> Result:
+        return await asyncio.wait_for(asyncio.to_thread(work, self.client), 20)
+
+    async def call(
+        self, run_id: str, epoch: int, path: str, body: bytes, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        """As a node asks: status, headers, body."""
+        endpoint = self.house.engine.endpoint(run_id, epoch)
+        asked = {
+            "Perdure-Run": run_id,
+            "Perdure-Epoch": str(epoch),
+            "Perdure-Token": endpoint.token,
+            "Perdure-Lane": "test",
+            "Perdure-Ordinal": "0",
+            "Perdure-Method": "POST",
+            "Perdure-Path": path,
+            "Perdure-Offset": "0",
+            "Perdure-Headers": "{}",
+            **{"Perdure-" + name.capitalize(): value for name, value in headers.items()},
+        }
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(self.url + "/v1/calls", data=body, headers=asked) as answer,
+        ):
+            return answer.status, dict(answer.headers), await answer.read()
+
+
+@pytest.fixture
+async def served(house: House, tmp_path: Path) -> AsyncIterator[Served]:
+    made = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
+    await made.up()
+    yield made
+    await made.runner.cleanup()
+
+
+def waiting() -> Any:
+    begun = yield Ask("begin", {})
+    answer = yield Ask(CHAT, {"messages": [{"role": "user", "content": "hello"}]})
+    verdict = yield Ask("wait", {"kind": "approval", "prompt": "Publish?"})
+    yield Ask("complete", {"result": [begun.value["input"], answer.status, verdict.value["by"]]})
+
+
+def start(client: ServerClient, **changes: Any) -> Any:
+    asked = {"source": "...", "file": "agent.py", "function": "main", "image": "image", **changes}
+    return client.start(**asked)
+
+
+async def test_a_run_through_the_client(served: Served) -> None:
+    served.house.machines.program = waiting
+    info = await served.ask(lambda client: start(client, input=[1], key="once", name="first"))
+    again = await served.ask(lambda client: start(client, input=[2], key="once"))
+    assert again.id == info.id
+    await served.house.reaches(info.id, RunState.SUSPENDED)
+    followed = asyncio.ensure_future(served.ask(lambda client: list(client.entries(info.id, follow=True))))
+    wait = await served.ask(lambda client: client.approve("first", approved=True, by="ann"))
+    assert wait["name"] == "Publish?"
+    assert await served.ask(lambda client: client.result(info.id[:6], timeout_s=10)) == [[1], 200, "ann"]
+    entries = await followed
+    assert entries[-1].kind == "run.completed"
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+    assert await served.ask(lambda client: list(client.entries(info.id, after=2, limit=2))) == entries[2:4]
+    assert [run.id for run in await served.ask(lambda client: client.runs(states=["completed"]))] == [info.id]
+    assert (await served.ask(lambda client: client.verify(info.id)))["entries"] == len(entries)
+    status = await served.ask(lambda client: client.status())
+    assert status["runs"] == {"completed": 1}
+    intent = next(entry for entry in entries if entry.kind == "model.committed")
+    assert b"answer to hello" in await served.ask(lambda client: client.blob(intent.payload["body"]))
+    for again_by in ("bob", "eve"):
+        with pytest.raises(Conflict, match="answered already: approved by ann"):
+            await served.ask(lambda client, by=again_by: client.approve(info.id, by=by))
+
+
+async def test_signal_output_cancel(served: Served) -> None:
+    def program() -> Any:
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        yield Ask("wait", {"kind": "signal", "name": "never"})
+
+    served.house.machines.program = program
+    info = await served.ask(start)
+    await served.ask(lambda client: client.signal(info.id, "go", {"x": 1}))
+    await served.house.reaches(info.id, RunState.WAITING, RunState.SUSPENDED)
+    assert await served.ask(lambda client: client.output(info.id)) == b"output\n"
+    info = await served.ask(lambda client: client.cancel(info.id, reason="enough"))
+    assert (info.state, info.error["message"] if info.error else "") == (RunState.CANCELLED, "enough")
+    with pytest.raises(Conflict, match="has ended"):
+        await served.ask(lambda client: client.signal(info.id, "go"))
+
+
+async def test_errors_name_what_was_wrong(served: Served) -> None:
+    for work, kind, words in (
+        (lambda c: c.get("nobody"), NotFound, "no such run: nobody"),
+        (lambda c: c.approve("nobody"), NotFound, "no such run"),
+        (lambda c: start(c, image=""), InvalidValue, "names no image"),
+        (lambda c: start(c, command=["x"]), InvalidValue, "either an agent or a command"),
+        (lambda c: c.runs(states=["asleep"]), InvalidValue, "no such state"),
+        (lambda c: c.blob("sha256:00"), NotFound, "no such blob"),
+    ):
+        with pytest.raises(kind, match=words):
+            await served.ask(work)
+    served.house.machines.program = nothing
+    info = await served.ask(start)
+    await served.house.ends(info.id)
+    with pytest.raises(Conflict, match=r"run .* is failed: it does not wait for an approval"):
+        await served.ask(lambda client: client.approve(info.id))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "words"),
+    [
+        ("POST", "/v1/runs", b"{nonsense", 400, "the body of POST /v1/runs"),
+        ("POST", "/v1/runs", b"[]", 400, "object"),
+        ("POST", "/v1/runs", b'{"memory_mib": "much"}', 400, "memory_mib"),
+        ("GET", "/v1/runs?limit=x", b"", 400, "limit"),
+        ("GET", "/v1/nothing", b"", 404, "no such path"),
+        ("DELETE", "/v1/runs", b"", 501, "DELETE"),
+        ("POST", "/v1/calls", b"{}", 400, "this is not a call"),
+    ],
+)
+async def test_bad_requests(served: Served, method: str, path: str, body: bytes, status: int, words: str) -> None:
+    headers = {"Authorization": "Bearer right"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.request(method, served.url + path, data=body, headers=headers) as answer,
+    ):
+        assert answer.status == status
+        error = (await answer.json())["error"]
+    assert words in error["message"]
+    assert set(error) == {"code", "message", "hint", "details"}
+
+
+@pytest.mark.parametrize("token", ["", "wrong"])
+async def test_tcp_asks_for_the_token(served: Served, token: str) -> None:
+    right = ServerClient(served.home, url=served.url, token="right")
+    assert (await asyncio.to_thread(right.status))["pid"]
+    wrong = ServerClient(served.home, url=served.url, token=token)
+    with pytest.raises(NoRights, match="no valid token"):
+        await asyncio.to_thread(wrong.status)
+
+
+async def test_calls_as_a_node_asks_them(served: Served) -> None:
+    served.house.machines.program = waiting
+    info = await served.ask(start)
+    await served.house.reaches(info.id, RunState.WAITING)
+    status, _, whole = await served.call(info.id, 1, CHAT, CHAT_BODY)
+    assert (status, "answer to hello" in whole.decode()) == (200, True)
+    # asked again from an offset: the rest of the same bytes, from the log
+    assert (await served.call(info.id, 1, CHAT, CHAT_BODY, offset="7"))[2] == whole[7:]
+    status, _, body = await served.call(info.id, 1, "/perdure/v1/nothing", b"{}", ordinal="1")
+    assert (status, json.loads(body)["error"]["code"]) == (404, "not-found")
+    for epoch, headers in ((1, {"token": "guessed"}), (9, {})):
+        status, _, body = await served.call(info.id, epoch, CHAT, CHAT_BODY, **headers)
+        assert (status, json.loads(body)["error"]["code"]) == (410, "stale-epoch")
+    assert (await served.call("nobody", 1, CHAT, CHAT_BODY))[0] == 410
+
+
+async def test_a_suspended_run_asks_its_node_to_ask_again(served: Served) -> None:
+    served.house.machines.program = waiting
+    info = await served.ask(start)
+    await served.house.reaches(info.id, RunState.SUSPENDED)
+    status, headers, _ = await served.call(info.id, 1, CHAT, CHAT_BODY)
+    assert (status, headers["Perdure-Retry"]) == (503, "1")
+
+
+async def test_a_damaged_log_is_told_in_the_stream(served: Served) -> None:
+    served.house.machines.program = waiting
+    info = await served.ask(lambda client: start(client, input="long " * 1000))
+    await served.house.reaches(info.id, RunState.SUSPENDED)
+    db_path = served.house.path
+
+    def damage() -> None:
+        import sqlite3
+
+        db = sqlite3.connect(db_path)
+        db.execute("DROP TRIGGER blobs_never_change")
+        db.execute("UPDATE blobs SET zstd = 0")
+        db.commit()
+        db.close()
+
+    await asyncio.to_thread(damage)
+    with pytest.raises(ProtocolError, match="has other bytes"):
+        await served.ask(lambda client: list(client.entries(info.id)))
+    with pytest.raises(ProtocolError):
+        await served.ask(lambda client: client.verify(info.id))
