@@ -65,12 +65,11 @@ class Run:
     async def until(self, true: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until ``true()``, looked at after every change; False when the time is over."""
 
-        async def look() -> None:
-            while not true():
-                await self._changed.wait()
-
+        # asyncio.timeout, because wait_for of Python 3.11 loses a cancellation that comes together with the change.
         try:
-            await asyncio.wait_for(look(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                while not true():
+                    await self._changed.wait()
         except TimeoutError:
             return False
         return True

@@ -33,6 +33,7 @@ class Timers:
                 await self._fire(run_id, wait_id)
             pause = min(self._heap[0][0] - time.time(), LOOK_S) if self._heap else None
             try:
-                await asyncio.wait_for(self._earlier.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._earlier.wait()
             except TimeoutError:
                 pass  # the next deadline is near, or it is time to look at the clock
