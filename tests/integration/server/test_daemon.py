@@ -1,0 +1,115 @@
+"""perdured as a process: one per home, killed and started again, ended in order. No machine is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.client.node import NodeClient, ensure_running
+from perdure.client.server import ServerClient
+from perdure.errors import NoRights, Unavailable
+from perdure.host.paths import Home
+
+DEADLINE_S = 60.0
+
+
+class Daemons:
+    """Servers of one home; whatever was started is gone afterwards."""
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+        self.client = ServerClient(home)
+        self._started: list[subprocess.Popen[str]] = []
+
+    def start(self) -> subprocess.Popen[str]:
+        environ = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "perdure.server"], env=environ, stderr=subprocess.PIPE, text=True
+        )
+        self._started.append(process)
+        return process
+
+    def up(self) -> subprocess.Popen[str]:
+        process = self.start()
+        self.until(lambda: self.client.status()["pid"] == process.pid)
+        return process
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            try:
+                if true():
+                    return
+            except Unavailable:
+                pass
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.wait()
+            if process.stderr:
+                process.stderr.close()
+        NodeClient(self.home).shutdown()
+
+
+@pytest.fixture
+def daemons(tmp_path: Path) -> Iterator[Daemons]:
+    made = Daemons(Home(tmp_path / "home", tmp_path / "cache").make())
+    ensure_running(made.home)  # before a server would start it, so that it is there to be ended
+    yield made
+    made.close()
+
+
+def test_a_second_server_is_refused_and_says_who_serves(daemons: Daemons) -> None:
+    first = daemons.up()
+    second = daemons.start()
+    _, told = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 1
+    known = json.loads((daemons.home.run / "server.json").read_text())
+    assert f"a server (pid {first.pid}, {known['url']}) serves {daemons.home.root} already" in told
+    assert "perdure down" in told
+    assert daemons.client.status()["pid"] == first.pid
+
+
+def test_a_killed_server_is_followed_by_another(daemons: Daemons) -> None:
+    first = daemons.up()
+    first.kill()
+    first.wait()
+    second = daemons.up()
+    assert daemons.client.status()["pid"] == second.pid
+    second.send_signal(signal.SIGTERM)
+    assert second.wait(DEADLINE_S) == 0
+    assert not (daemons.home.run / "server.json").exists()
+    assert not daemons.home.socket("perdured").exists()
+    with pytest.raises(Unavailable):
+        daemons.client.status()
+
+
+def test_the_port_needs_the_token(daemons: Daemons) -> None:
+    daemons.up()
+    daemons.until(lambda: (daemons.home.run / "server.json").exists())
+    path = daemons.home.run / "server.json"
+    assert path.stat().st_mode & 0o077 == 0
+    known = json.loads(path.read_text())
+    assert ServerClient(daemons.home, url=known["url"], token=known["token"]).status()["pid"] == known["pid"]
+    with pytest.raises(NoRights):
+        ServerClient(daemons.home, url=known["url"]).status()
+
+
+def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons) -> None:
+    (daemons.home.root / "settings.toml").write_text("[providers.mine]\nurl = 1\n")
+    process = daemons.start()
+    _, told = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2
+    assert "settings.toml" in told
+    assert "unknown setting 'url'" in told
