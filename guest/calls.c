@@ -37,7 +37,7 @@ struct call {
     bool auto_lane;
     bool opened;           // CALL_OPEN went out on this connection to the host
     uint64_t body_sent;    // of the request's, on this connection to the host
-    bool head_received, chunked, no_body;
+    bool head_received, chunked, no_body, last_chunk_sent;
     struct bytes answer;   // received, not yet framed for the client
     uint64_t received, taken, taken_told;  // offsets in the answer's body
     size_t framed;         // bytes of the answer's body in out
@@ -163,7 +163,7 @@ static void request_complete(struct call *call) {
     }
     call->id = ++last_id;
     call->state = ASKED;
-    call->opened = call->head_received = call->chunked = call->no_body = call->sized = false;
+    call->opened = call->head_received = call->chunked = call->no_body = call->sized = call->last_chunk_sent = false;
     call->body_sent = call->received = call->taken = call->taken_told = 0;
     call->framed = 0;
 }
@@ -240,13 +240,11 @@ static void client_step(struct call *call) {
             call->taken += call->framed;
             call->framed = 0;
             if (call->state == ANSWERED && !bytes_length(&call->answer)) {
-                if (call->chunked)
+                if (call->chunked && !call->last_chunk_sent) {
                     put_string(&call->out, "0\r\n\r\n");
-                call->chunked = false;
-                if (!bytes_length(&call->out)) {
+                    call->last_chunk_sent = true;
+                } else {
                     answer_complete(call);
-                    if (!bytes_length(&call->out))
-                        break;
                 }
             } else if (call->state == ASKED || call->state == ANSWERED) {
                 frame_answer(call);

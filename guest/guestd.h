@@ -62,6 +62,7 @@ struct spawn {
     int cgroup_fd;       // cgroup.procs, or -1
 };
 _Noreturn void spawn_child(const struct spawn *spawn);
+void close_from(int fd);  // that descriptor and all above it
 
 // files.c
 _Noreturn void files_tool(char **argv);  // exit status: 0 or an errno

@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "guestd.h"
@@ -188,6 +189,8 @@ static void set_streams(const struct spawn *spawn, const struct account *account
         fail(REPLY_FAILED, "no controlling terminal: %s", strerror(errno));
 }
 
+void close_from(int fd) { syscall(SYS_close_range, fd, ~0u, 0); }
+
 static void reset_signals(void) {
     sigset_t none;
     sigemptyset(&none);
@@ -235,7 +238,7 @@ _Noreturn void spawn_child(const struct spawn *spawn) {
     if (spawn->tool) {
         set_streams(spawn, &account);
         reset_signals();
-        close(report_fd);
+        close_from(3);  // it does not exec, so guestd's own descriptors would stay open: the end of its input, too
         files_tool(spawn->argv);
     }
     find_account(spawn->user, &account);

@@ -146,11 +146,13 @@ static void quiesce_progress(struct watch *watch, uint32_t events) {
 
 static _Noreturn void clean(int report) {
     uint8_t flag = QUIESCED_SYNCED;
+    dup2(report, 3);
+    close_from(4);
     sync();
-    (void)!write(report, &flag, 1);
+    (void)!write(3, &flag, 1);
     flag = QUIESCED_DROPPED;
     if (!guestd.test && write_to("/proc/sys/vm/drop_caches", "3"))
-        (void)!write(report, &flag, 1);
+        (void)!write(3, &flag, 1);
     _exit(0);
 }
 

@@ -121,6 +121,19 @@ async def test_answers_are_framed_for_the_client(guest: Guest) -> None:
         assert await client.body(headers) == b"four"
 
 
+async def test_requests_sent_together_are_answered_one_after_the_other(guest: Guest) -> None:
+    guest.answer = echo
+    async with client_of(guest) as client:
+        await client.send(
+            b"POST /1 HTTP/1.1\r\nContent-Length: 1\r\n\r\nxGET /2 HTTP/1.1\r\n\r\nGET /3 HTTP/1.1\r\n\r\n"
+        )
+        assert [await client.answer() for _ in range(3)] == [
+            (200, b"auto/1 POST /1 x"),
+            (200, b"auto/2 GET /2 "),
+            (200, b"auto/3 GET /3 "),
+        ]
+
+
 async def test_expect_100_continue(guest: Guest) -> None:
     guest.answer = echo
     async with client_of(guest) as client:
