@@ -28,7 +28,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.host import kvm
 from perdure.host.assets import Assets
-from perdure.host.emulated import LAUNCHER_PORT, EmulatedHost, find_programs, free_port
+from perdure.host.emulated import LAUNCHER_PORT, PIECES, EmulatedHost, find_programs, free_port
 from perdure.host.machine import boot_id, require_root
 from perdure.host.paths import Home
 from perdure.host.processes import ProcessFile, ProcessName, last_lines, start_detached
@@ -112,7 +112,7 @@ def status(home: Home, assets: Assets | None = None) -> BelowStatus:
     if state is None:
         return BelowStatus(running=bool(pids), answers=False, emulated="qemu" in pids, pids=pids)
     address = _address(home, state)
-    pong = ping(address) if pids else None
+    pong = ping(address) if _whole(state, pids) else None
     return BelowStatus(
         running=bool(pids),
         answers=pong is not None,
@@ -162,7 +162,7 @@ def _connect(address: LauncherAddress, timeout_s: float) -> socket.socket:
 def _usable(home: Home, fingerprint: str) -> LauncherAddress | None:
     """The address of a launcher that answers and is not outdated (or must be kept, because machines run)."""
     state = _read_state(home)
-    if state is None or not _pids(home):
+    if state is None or not _whole(state, _pids(home)):
         return None
     address = _address(home, state)
     pong = ping(address)
@@ -259,6 +259,11 @@ def _pids(home: Home) -> dict[str, int]:
     pids = EmulatedHost(home).pids()
     launcher = _launcher_file(home).read()
     return pids if launcher is None else {**pids, "launcher": launcher.pid}
+
+
+def _whole(state: _State, pids: dict[str, int]) -> bool:
+    """Whether every piece lives: an emulated host that lost a share may still answer, but serves nobody."""
+    return set(pids) >= (set(PIECES) if state.emulated else {"launcher"})
 
 
 def _fingerprint(assets: Assets) -> str:

@@ -1,0 +1,202 @@
+"""The emulated host and the launcher: started once, found again, ended whole, whatever was killed before.
+
+Each test has a home of its own, so that it may kill what it likes; the assets are shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import PerdureError
+from perdure.execution.machine.remote import Launcher
+from perdure.host import assets as host_assets
+from perdure.host import below, kvm
+from perdure.host.assets import Assets
+from perdure.host.emulated import BootTimes, find_programs
+from perdure.host.paths import Home
+from perdure.model import LauncherAddress
+
+pytestmark = pytest.mark.vm
+DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def assets() -> Assets:
+    return host_assets.ensure(Home.find())
+
+
+@pytest.fixture
+def own_home(tmp_path: Path) -> Iterator[Home]:
+    own = replace(Home.find(), root=tmp_path / "home")
+    yield own
+    below.stop(own)
+    left = {path.name for path in own.host.iterdir()} if own.host.is_dir() else set()
+    assert left <= {"lock", "console.log", "qemu.log", "launcher.log", "virtiofsd-root.log", "virtiofsd-home.log"}
+    assert not own.run.is_dir() or not list(own.run.iterdir())
+    assert not own.below_line_folder.exists()
+    assert processes_of(own) == []
+
+
+@pytest.fixture
+def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        find_programs()
+    except PerdureError as error:
+        pytest.skip(error.message)
+    monkeypatch.setattr(kvm, "boots", lambda *_: False)
+
+
+def processes_of(home: Home) -> list[str]:
+    """The command lines of all processes that name a home."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if os.fsencode(home.root) in words and int(path.parent.name) != os.getpid():
+            found.append(words.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def eventually(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+async def run_below(address: LauncherAddress, *argv: str) -> tuple[int, str]:
+    """Exit status and output of a program below the line."""
+    output = bytearray()
+    launcher = await Launcher.connect(address)
+    status = await launcher.run(argv, env={"PATH": "/usr/bin:/bin"}, output=output.extend, timeout_s=DEADLINE_S)
+    return status, output.decode()
+
+
+async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None) -> None:
+    address = below.ensure(own_home, assets)
+    status = below.status(own_home, assets)
+    assert (status.running, status.answers, status.emulated, status.outdated) == (True, True, True, False)
+    assert status.address == address
+    assert 0 < status.kernel_boot_s < status.launcher_boot_s
+
+    began = time.monotonic()
+    assert below.ensure(own_home, assets) == address
+    assert time.monotonic() - began < 2.0
+    assert below.status(own_home).pids == status.pids
+
+    # Both sides see each other's files in the home; the rest of the machine can be read, and is never written.
+    (own_home.root / "from-outside").write_text("out")
+    script = (
+        'cat "$0/from-outside"; echo in >"$0/from-inside"; echo x >/etc/hostname.perdure && cat /etc/hostname.perdure'
+    )
+    assert await run_below(address, "/bin/sh", "-c", script, str(own_home.root)) == (0, "outx\n")
+    assert (own_home.root / "from-inside").read_text() == "in\n"
+    assert not Path("/etc/hostname.perdure").exists()
+
+    # KVM works in there: the real Firecracker boots a kernel up to its panic for want of a root.
+    machine = own_home.root / "machine.json"
+    boot = {"kernel_image_path": str(assets.vmlinux), "boot_args": kvm.BOOT_ARGUMENTS}
+    machine.write_text(
+        json.dumps({"boot-source": boot, "drives": [], "machine-config": {"vcpu_count": 1, "mem_size_mib": 128}})
+    )
+    _, console = await run_below(address, str(assets.firecracker), "--no-api", "--config-file", str(machine))
+    assert kvm.REACHED.decode() in console
+
+    # Its init starts the launcher again when that dies.
+    first = below.ping(address)
+    assert first is not None
+    with contextlib.suppress(PerdureError):  # its own death is what the caller sees
+        await run_below(address, "/bin/kill", "-9", str(first["pid"]))
+    eventually(lambda: (below.ping(address) or first)["pid"] != first["pid"], "no new launcher")
+
+    assert below.stop(own_home)
+    assert not below.stop(own_home)
+    assert not below.status(own_home).running
+
+
+@pytest.mark.parametrize("piece", ["qemu", "virtiofsd-home"])
+def test_a_killed_piece_is_noticed_and_all_is_started_again(
+    own_home: Home, assets: Assets, emulated: None, piece: str
+) -> None:
+    below.ensure(own_home, assets)
+    before = below.status(own_home).pids
+    os.kill(before[piece], signal.SIGKILL)
+    eventually(lambda: piece not in below.status(own_home).pids, f"{piece} still lives")
+    address = below.ensure(own_home, assets)
+    after = below.status(own_home)
+    assert after.answers
+    assert after.address == address
+    assert not set(before.values()) & set(after.pids.values())
+    assert below.ping(address) is not None
+
+
+def test_two_starters_start_one(own_home: Home, assets: Assets, emulated: None) -> None:
+    found: list[LauncherAddress] = []
+    threads = [threading.Thread(target=lambda: found.append(below.ensure(own_home, assets))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert len(processes_of(own_home)) == len(below.status(own_home).pids)
+
+
+def test_a_starter_that_is_killed_leaves_nothing_that_stop_does_not_find(own_home: Home, assets: Assets) -> None:
+    program = (
+        "from perdure.host import assets, below, kvm; from perdure.host.paths import Home; home = Home.find(); "
+        "kvm.boots = lambda *_: False; below.ensure(home, assets.ensure(home))"
+    )
+    environment = {**os.environ, "PERDURE_HOME": str(own_home.root), "PERDURE_CACHE": str(own_home.cache)}
+    with subprocess.Popen([sys.executable, "-c", program], env=environment) as starter:
+        eventually(lambda: (own_home.host / "qemu.process").exists(), "QEMU was not started")
+        starter.kill()
+    assert below.status(own_home).running
+    assert not below.status(own_home).answers
+    assert below.stop(own_home)
+    assert processes_of(own_home) == []
+
+
+def test_one_of_another_version_is_started_again(
+    own_home: Home, assets: Assets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "boots", lambda *_: True)
+    address = below.ensure(own_home, assets)
+    assert not address.emulated
+    assert below.ensure(own_home, assets) == address
+    pid = below.status(own_home, assets).pids["launcher"]
+    monkeypatch.setattr(below, "_fingerprint", lambda _: "another version")
+    assert below.status(own_home, assets).outdated
+    below.ensure(own_home, assets)
+    status = below.status(own_home, assets)
+    assert status.answers
+    assert not status.outdated
+    assert status.pids["launcher"] != pid
+
+
+def test_the_launcher_answers_within_twice_the_kernels_own_boot(own_home: Home, assets: Assets, emulated: None) -> None:
+    def boot() -> BootTimes:
+        below.ensure(own_home, assets)
+        status = below.status(own_home)
+        below.stop(own_home)
+        return BootTimes(status.kernel_boot_s, status.launcher_boot_s)
+
+    tries = []
+    while len(tries) < 3:  # what else runs on the machine may stretch either part of one start
+        tries.append(boot())
+        if tries[-1].launcher_s <= 2 * tries[-1].kernel_s:
+            return
+    pytest.fail(f"{tries}")
