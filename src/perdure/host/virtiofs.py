@@ -39,7 +39,8 @@ class Virtiofsd:
         ``cache=auto``: what one side changes the other sees within a second, and at its next open.
         """
         if self.is_rust:
-            words = [f"--shared-dir={folder}", "--cache=auto", "--sandbox=chroot"]
+            # Announced, mounts of this machine would be automounts in the VM, and an overlay enters none (EREMOTE).
+            words = [f"--shared-dir={folder}", "--cache=auto", "--sandbox=chroot", "--no-announce-submounts"]
         else:
             words = ["-f", "-o", f"source={_escaped(folder)}", "-o", "cache=auto", "-o", "sandbox=chroot"]
         return [str(self.program), f"--socket-path={socket}", *words]
