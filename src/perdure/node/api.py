@@ -209,24 +209,23 @@ class Api:
                 async with sandbox.before_start():
                     archive.keep(sandbox.folder.archives, received, path)
             else:
-                async with sandbox.files() as files:
-                    await archive.unpack(received, path, files)
+                await archive.unpack(received, path, sandbox.files)
         finally:
             received.unlink(missing_ok=True)
         return ok()
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
         path = _guest_path(request)
-        async with self._find(request).files() as files:
-            await files.stat(path, follow=False)  # an error is told as one while no answer has begun
-            response = await stream(request, "application/x-tar")
-            async for data in archive.pack(path, files):
-                await response.write(data)
+        files = self._find(request).files
+        await files.stat(path, follow=False)  # an error is told as one while no answer has begun
+        response = await stream(request, "application/x-tar")
+        async for data in archive.pack(path, files):
+            await response.write(data)
         return response
 
     async def stat(self, request: web.Request) -> web.Response:
-        async with self._find(request).files() as files:
-            entry = await files.stat(_guest_path(request), follow=request.query.get("follow", "1") == "1")
+        files = self._find(request).files
+        entry = await files.stat(_guest_path(request), follow=request.query.get("follow", "1") == "1")
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:

@@ -196,7 +196,7 @@ class Life(ABC):
         self.main = MainProcess(process, self.log, self._main_exited)
 
     def discard(self, process: Process) -> None:
-        """Nobody is at this process any more: end its input (a terminal only hangs), drop its output, forget its exit."""
+        """Nobody is at this process any more: end its input (not a terminal's), drop its output, forget its exit."""
         if not process.tty:
             process.close_stdin()
         self.spawn_task(_drain(process))

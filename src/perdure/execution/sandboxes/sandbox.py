@@ -122,9 +122,9 @@ class Sandbox(Life):
 
     # -- what runs in it ----------------------------------------------------------------------------------------------
     async def exec(self, wish: ExecSpec) -> Process:
-        async with self.moving:
-            session = self.need_running()
-            return await session.exec(workload.side_process(wish, self.record.spec, self.image.config, self.hostname))
+        """Raises CommandNotFound, CommandNotExecutable, InvalidValue; a suspend meanwhile only delays it."""
+        session = self.need_running()
+        return await session.exec(workload.side_process(wish, self.record.spec, self.image.config, self.hostname))
 
     async def process(self, process_id: str) -> Process:
         """A process by id, once the sandbox runs; of the main process: its own id. Raises Conflict when it is over."""
@@ -138,11 +138,10 @@ class Sandbox(Life):
                 raise Conflict(f"sandbox {self.name} has ended ({self.record.cause})", cause=self.record.cause)
             await changed.wait()
 
-    @asynccontextmanager
-    async def files(self) -> AsyncIterator[GuestFiles]:
-        """The guest's files while the sandbox runs; it is not suspended meanwhile."""
-        async with self.moving:
-            yield self.need_running().files
+    @property
+    def files(self) -> GuestFiles:
+        """The guest's files while the sandbox runs; a suspend meanwhile only delays what is under way."""
+        return self.need_running().files
 
     @asynccontextmanager
     async def before_start(self) -> AsyncIterator[None]:
