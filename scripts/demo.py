@@ -22,7 +22,7 @@ from typing import Any
 from perdure.client.node import NodeClient
 from perdure.client.server import ServerClient
 from perdure.execution.machine.remote import Launcher
-from perdure.host import below, doctor
+from perdure.host import below, probes
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
 
@@ -159,10 +159,18 @@ def below_the_line(home: Home, *argv: str) -> tuple[int, str]:
 
 def firecrackers(home: Home) -> list[int]:
     """The pids of all Firecracker processes in that kernel that belong to this home."""
-    script = 'for p in /proc/[0-9]*; do case "$(readlink $p/exe)" in *firecracker*) echo "${p#/proc/} $(readlink $p/cwd)";; esac; done'
-    _, output = below_the_line(home, "sh", "-c", script)
-    lines = [line.split(None, 1) for line in output.splitlines() if line.strip()]
-    return [int(pid) for pid, folder in lines if folder.startswith(str(home.below_line_folder))]
+    _, output = below_the_line(
+        home, "sh", "-c", "ls -l /proc/[0-9]*/exe /proc/[0-9]*/cwd"
+    )  # one program: forks are slow
+    links = dict(line.split("/proc/", 1)[1].split(" -> ", 1) for line in output.splitlines() if " -> " in line)
+    mine = str(home.below_line_folder)
+    return [
+        int(name.removesuffix("/exe"))
+        for name, target in links.items()
+        if name.endswith("/exe")
+        and target.endswith("/firecracker")
+        and links.get(name.replace("/exe", "/cwd"), "").startswith(mine)
+    ]
 
 
 def size(count: float) -> str:
@@ -198,8 +206,8 @@ def pid_is_gone(pid: int) -> bool:
 def story(home: Home, line: Timeline) -> None:
     """The whole demo, step by step."""
     line.say("machine", "what this machine offers:")
-    for finding in doctor.examine(home):
-        print(f"            {finding.line()}")
+    for finding in probes.examine(home):
+        print(f"{'':12}{finding.level:<8} {finding.name:<14} {finding.found}")
 
     line.say("$", "perdure up")
     began = time.monotonic()
