@@ -21,7 +21,7 @@ from pathlib import Path
 
 import zstandard
 
-from perdure.execution.snapshots import pager, restore, spaces, templates
+from perdure.execution.snapshots import pager, restore, source, spaces, templates
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.testing.faulting import Machine
@@ -97,7 +97,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), blocks)
         snapshot = bench.capture(bench.template(bytes(blocks * BLOCK)), content(blocks), bytes(BLOCK))
-        pager.HELD_BYTES_MAX = 0  # so that all of it happens while the clock runs
+        source.HELD_BYTES_MAX = 1 << 20  # so that nearly all of it happens while the clock runs
         best, faulted, pushed = 0.0, 0.0, 0.0
         for _ in range(ROUNDS):  # the best of each: whatever else the machine does only makes it slower
             total, seconds = baseline(bench, snapshot)

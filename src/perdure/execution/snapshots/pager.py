@@ -1,9 +1,10 @@
 """The pager of one machine: serves its page faults from a memory map file (docs/formats/memory-map.md).
 
 Runs in a child that the keeper forks, below the dotted line: light imports, and as few Python steps per byte as can
-be. One loop, one thread. A fault on a block of a layer decompresses its frame, once, and puts all of it in place; a
-fault on the template or on zeros fills a window around it. Between faults it pushes the working set that an earlier
-restore recorded, whose frames it began to decompress before Firecracker had connected.
+be. One loop serves; a second thread only decompresses ahead. A fault on a block of a layer decompresses its frame,
+once, and puts all of it in place; a fault on the template or on zeros fills a window around it. Between faults it
+pushes the working set that an earlier restore recorded, whose frames are decompressed ahead, beginning before
+Firecracker has connected.
 
 ``report`` is one end of a stream socket pair; both sides write lines of JSON:
   keeper -> pager  {"op": "stat"}
@@ -24,18 +25,15 @@ import time
 from bisect import bisect_right
 from collections import deque
 
-import zstandard
-
 from perdure.errors import MachineFailed, PerdureError, SnapshotInvalid
-from perdure.formats import memorymap, seekable
-from perdure.formats.memorymap import FRAME, TEMPLATE, ZERO, MemoryMap
+from perdure.execution.snapshots.source import Source
+from perdure.formats.memorymap import FRAME, TEMPLATE, ZERO
 from perdure.linux.userfaultfd import (
     EVENT_PAGEFAULT,
     EVENT_REMOVE,
     PAGE,
     BusyError,
     GoneError,
-    MappedFile,
     Userfaultfd,
     address_of,
 )
@@ -49,7 +47,6 @@ ZERO_WINDOW = 512  # … or 2 MiB of zeros
 READ_AHEAD_FRAMES = 4  # after a frame whose predecessor is in memory: 256 KiB
 WORKING_SET_UNITS = 1024  # frames or windows
 RECORD_S = 20.0  # faults within this time after the start belong to the working set (emulated guests are slow)
-HELD_BYTES_MAX = 64 << 20  # of frames decompressed before there is a place to put them
 HANDSHAKE_BYTES_MAX = 1 << 20
 HANDSHAKE_TIMEOUT_S = 10.0
 SETTLE_MS = 1
@@ -63,7 +60,7 @@ def serve(listener: socket.socket, map_path: str, report: socket.socket, *, temp
     """
     try:
         with Source(map_path, template) as source:
-            accepted = _accept(listener, report, source)
+            accepted = _accept(listener, report, list(source.map.hot))
             if accepted is None:
                 return
             with accepted:
@@ -74,66 +71,6 @@ def serve(listener: socket.socket, map_path: str, report: socket.socket, *, temp
         known = error if isinstance(error, PerdureError) else MachineFailed(f"the pager failed: {error!r}")
         _say(report, {"event": "failed", **known.to_json()})
         raise
-
-
-class Source:
-    """Where contents come from: the map, the template at an address, frames from the layers' files."""
-
-    def __init__(self, map_path: str, template: str | None) -> None:
-        with open(map_path, "rb") as file:  # noqa: PTH123 - pathlib is not light
-            self.map: MemoryMap = memorymap.decode(file.read())
-        path = template or self.map.template
-        self.template = MappedFile(path)
-        if self.template.size != self.map.blocks * PAGE:
-            raise SnapshotInvalid(f"template {path} has {self.template.size} bytes, not {self.map.blocks * PAGE}")
-        self._files = [os.open(layer, os.O_RDONLY | os.O_CLOEXEC) for layer in self.map.layers]
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._held: dict[int, bytes] = {}
-        self._held_bytes = 0
-        self.hot = deque(self.map.hot)
-
-    def __enter__(self) -> Source:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for file in self._files:
-            os.close(file)
-        self.template.close()
-
-    def frame(self, number: int) -> bytes:
-        """The content of a frame, verified; it is held no longer. Raises SnapshotInvalid that names layer and frame."""
-        held = self._held.pop(number, None)
-        if held is not None:
-            self._held_bytes -= len(held)
-            return held
-        table = self.map
-        layer, size = table.frame_layer[number], table.frame_compressed[number]
-        data = os.pread(self._files[layer], size, table.frame_offset[number])
-        try:
-            if len(data) != size:
-                raise SnapshotInvalid("the file ends within it")
-            length = table.frame_blocks[number] * PAGE
-            return seekable.decompress(self._decompressor, data, length, table.frame_checksum[number])
-        except SnapshotInvalid as error:
-            path, place = table.layers[layer], table.frame_number[number]
-            raise SnapshotInvalid(
-                f"layer {path}, frame {place}: {error.message}",
-                hint="The layer was damaged after the restore began. Restore an older snapshot.",
-                layer=os.path.basename(path),  # noqa: PTH119 - pathlib is not light
-                frame=place,
-            ) from None
-
-    def prefetch(self, at: int) -> int:
-        """Decompress the frame of the next hot block, from index ``at`` on; the index after it, 0 when all is done."""
-        table = self.map
-        while at < len(table.hot) and self._held_bytes < HELD_BYTES_MAX:
-            number = table.source[bisect_right(table.first, table.hot[at]) - 1] - FRAME
-            at += 1
-            if number >= 0 and number not in self._held:
-                held = self._held[number] = self.frame(number)
-                self._held_bytes += len(held)
-                return at
-        return 0
 
 
 class Pager:
@@ -171,7 +108,7 @@ class Pager:
         poller = select.poll()
         for fd in (self._memory.fd, self._connection.fileno(), self._report.fileno()):
             poller.register(fd, select.POLLIN)
-        hot = self._source.hot
+        hot = deque(self._map.hot)
         try:
             while True:
                 self._read_events()
@@ -358,21 +295,18 @@ class Pager:
         return known[max(0, len(known) - WORKING_SET_UNITS) :]
 
 
-def _accept(listener: socket.socket, report: socket.socket, source: Source) -> socket.socket | None:
-    """Firecracker's connection; until it comes, frames of the working set are decompressed. None: keeper gone."""
+def _accept(listener: socket.socket, report: socket.socket, hot: list[int]) -> socket.socket | None:
+    """Firecracker's connection; None: the keeper is gone."""
     poller = select.poll()
     poller.register(listener, select.POLLIN)
     poller.register(report, select.POLLIN)
-    at = source.prefetch(0)
     while True:
-        for fd, _ in poller.poll(0 if at else None):
+        for fd, _ in poller.poll():
             if fd == listener.fileno():
                 return listener.accept()[0]
-            if not report.recv(4096, socket.MSG_PEEK):
+            if not report.recv(4096):
                 return None
-            report.recv(4096)
-            _say(report, {"event": "stat", "working_set": list(source.map.hot)})
-        at = source.prefetch(at) if at else 0
+            _say(report, {"event": "stat", "working_set": hot})
 
 
 def _handshake(connection: socket.socket, blocks: int) -> tuple[list[tuple[int, int, int]], int]:

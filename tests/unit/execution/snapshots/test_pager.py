@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,9 @@ def block(seed: int) -> bytes:
 class Served:
     """A pager in a thread, and the machine that it serves."""
 
-    def __init__(self, bench: Bench, snapshot: Snapshot, regions: list[int] | None = None) -> None:
+    def __init__(self, bench: Bench, snapshot: Snapshot, regions: list[int] | None, damage: Callable[[], None]) -> None:
         files = restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=facts())
+        damage()
         self._path = str(bench.root / "p.sock")
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self._path)
@@ -81,8 +82,11 @@ class Served:
 
 
 @contextmanager
-def served(bench: Bench, snapshot: Snapshot, regions: list[int] | None = None) -> Iterator[Served]:
-    held = Served(bench, snapshot, regions)
+def served(
+    bench: Bench, snapshot: Snapshot, regions: list[int] | None = None, damage: Callable[[], None] = lambda: None
+) -> Iterator[Served]:
+    """``damage`` is done after the restore was prepared and verified."""
+    held = Served(bench, snapshot, regions, damage)
     try:
         yield held
     finally:
@@ -194,6 +198,22 @@ def test_a_corrupt_frame_is_named_and_ends_the_pager(bench: Bench, chain: tuple[
         assert said["event"] == "failed"
         assert said["details"]["layer"] == path.name
         assert f"{path}, frame {said['details']['frame']}" in said["message"]
+        assert held.ended()
+        assert isinstance(held.error, SnapshotInvalid)
+
+
+def test_a_corrupt_frame_of_the_working_set_is_named_too(bench: Bench, chain: tuple[Snapshot, bytes]) -> None:
+    snapshot, _ = chain
+    bench.store.keep_working_set(snapshot.digest, range(BLOCKS))
+    path = bench.store.blob_path(snapshot.memory.layers[-1].digest)
+
+    def damage() -> None:
+        with path.open("r+b") as file:
+            file.seek(40)
+            file.write(b"\0\0\0\0")
+
+    with served(bench, snapshot, damage=damage) as held:
+        assert held.said()["details"]["layer"] == path.name
         assert held.ended()
         assert isinstance(held.error, SnapshotInvalid)
 
