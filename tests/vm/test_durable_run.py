@@ -1,0 +1,183 @@
+"""Durable runs in real microVMs, with a real server process and a real (small) model: kill -9 of each part."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.cli.perdure import _daemons
+from perdure.cli.perdure._image import ensure_default
+from perdure.client.node import NodeClient
+from perdure.client.server import ServerClient
+from perdure.errors import Conflict
+from perdure.gateway.offline_process import OfflineProcess
+from perdure.host.paths import Home
+from perdure.model import Entry, RunInfo, RunState, SandboxState
+
+pytestmark = pytest.mark.vm
+DEADLINE_S = 180.0
+
+AGENT = """
+import os
+from perdure import agent
+
+@agent()
+def counter(ctx, topic):
+    count = 1
+    first = ctx.chat(f"Say one word about {topic}.", max_tokens=8)
+    open("/notes", "w").write(first.text)
+    ctx.emit("state", [os.getpid(), count, open("/notes").read()])
+    verdict = ctx.approval("Go on?", show=first.text)
+    count += 1
+    ctx.emit("state", [os.getpid(), count, open("/notes").read()])
+    second = ctx.chat("Count to one hundred.", max_tokens=120, on_delta=lambda text: None)
+    lines = ctx.step("count", lambda: 1)
+    return [verdict.comment, len(second.text) > 0, lines]
+"""
+
+UNMODIFIED = """
+import json, os, urllib.request
+body = json.dumps({"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 8}).encode()
+request = urllib.request.Request(os.environ["OPENAI_BASE_URL"] + "/chat/completions", body)
+request.add_header("Content-Type", "application/json")
+answer = json.load(urllib.request.urlopen(request))
+print("it said", len(answer["choices"][0]["message"]["content"]) > 0)
+"""
+
+
+class Run:
+    """A run, its server and its node."""
+
+    def __init__(self, home: Home, info: RunInfo) -> None:
+        self.home = home
+        self.id = info.id
+        self.server = ServerClient(home)
+        self.node = NodeClient(home)
+
+    def wait_for(self, kind: str, count: int = 1) -> Entry:
+        """The ``count``-th entry of a kind."""
+        seen = 0
+        for entry in self.server.entries(self.id, follow=True):
+            seen += entry.kind == kind
+            if seen == count:
+                return entry
+        raise AssertionError(f"no {kind} number {count}; the run is {self.info()}")
+
+    def info(self) -> RunInfo:
+        return self.server.get(self.id)
+
+    def kinds(self) -> list[str]:
+        return [entry.kind for entry in self.server.entries(self.id)]
+
+    def ends(self) -> RunInfo:
+        info = self.server.get(self.id, wait_s=DEADLINE_S)
+        assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
+        return info
+
+    def is_gone(self) -> bool:
+        """Its sandbox was removed."""
+        deadline = time.monotonic() + DEADLINE_S
+        while any(info.spec.labels.get("perdure.run") == self.id for info in self.node.list()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+
+@pytest.fixture
+def server(home: Home, client: NodeClient) -> Iterator[ServerClient]:
+    """A server on the node's home, with an empty log."""
+    for path in home.root.glob("perdure.db*"):
+        path.unlink()
+    image = ensure_default()
+    assert image
+    _daemons.start_server(home)
+    yield ServerClient(home)
+    _daemons._stop_server(home)
+    OfflineProcess(home).stop()
+
+
+@pytest.fixture
+def start_run(home: Home, server: ServerClient) -> Callable[..., Run]:
+    def start(**asked: Any) -> Run:
+        return Run(home, server.start(image=ensure_default(), **asked))
+
+    return start
+
+
+def kill_server(home: Home) -> None:
+    pid = int(ServerClient(home).status()["pid"])
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    _daemons.start_server(home)
+
+
+@pytest.mark.timeout(600)
+def test_an_agent_outlives_its_server_and_its_vm(
+    home: Home, start_run: Callable[..., Run], kill_below: Callable[[int], None]
+) -> None:
+    run = start_run(source=AGENT, file="counter.py", function="counter", input={"topic": "owls"})
+    run.wait_for("run.suspended")
+    info = run.info()
+    sandbox = run.node.get(info.sandbox_id)
+    assert sandbox.state is SandboxState.SUSPENDED
+    assert sandbox.snapshot is not None
+    assert sandbox.snapshot.position is not None
+    assert sandbox.snapshot.position.seq == run.kinds().index("run.suspending") + 1
+    kill_server(home)
+    assert run.info().state is RunState.SUSPENDED
+    run.server.approve(run.id, comment="go on", by="ann")
+    with pytest.raises(Conflict, match="answered already: approved by ann"):
+        run.server.approve(run.id)
+    run.wait_for("model.started", 2)
+    machine = run.node.get(info.sandbox_id).machine
+    kill_below(machine["firecracker_pid"])
+    assert run.wait_for("run.recovering").payload["cause"] == "machine-died"
+    info = run.ends()
+    assert (info.state, info.result) == (RunState.COMPLETED, ["go on", True, 1]), info
+    assert (info.turns_asked, info.recoveries, info.epoch) == (2, 1, 3)
+    assert len([r for r in run.server.provider_requests() if r]) == 2
+    first, second = [entry.payload["value"] for entry in run.server.entries(run.id) if entry.kind == "emit"]
+    assert (second[0], second[1], second[2]) == (first[0], first[1] + 1, first[2])
+    assert run.server.verify(run.id)["entries"] == len(run.kinds())
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_a_killed_node_is_not_noticed(home: Home, start_run: Callable[..., Run]) -> None:
+    run = start_run(source=AGENT, file="counter.py", function="counter", input={"topic": "owls"})
+    run.wait_for("model.started")
+    os.kill(run.node.system()["pid"], signal.SIGKILL)
+    run.wait_for("run.suspended")
+    run.server.approve(run.id, approved=True)
+    info = run.ends()
+    assert (info.state, info.recoveries, info.turns_asked) == (RunState.COMPLETED, 0, 2), info
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_an_unmodified_program(start_run: Callable[..., Run]) -> None:
+    run = start_run(command=["python3", "-c", UNMODIFIED])
+    info = run.ends()
+    assert info.state is RunState.COMPLETED, info
+    assert info.result == {"exit_status": 0, "output": "it said True\n"}
+    assert info.turns_asked == 1
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_programs_and_commands_that_fail(start_run: Callable[..., Run]) -> None:
+    info = start_run(command=["sh", "-c", "echo broken >&2; exit 3"]).ends()
+    assert (info.state, info.error["code"] if info.error else "") == (RunState.FAILED, "program-failed")
+    assert info.error is not None
+    assert info.error["details"] == {"exit_status": 3, "output": "broken\n"}
+    info = start_run(command=["no-such-program"]).ends()
+    assert info.error is not None
+    assert info.error["code"] == "command-not-found", info
