@@ -35,6 +35,7 @@ from perdure.host.processes import ProcessFile, ProcessName, last_lines, start_d
 from perdure.host.progress import Progress, silent
 from perdure.host.vault import write_durably
 from perdure.keeper import line
+from perdure.linux import cgroup
 from perdure.model import LauncherAddress
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -42,6 +43,7 @@ SOURCES = ("errors.py", "keeper", "linux", "formats", "execution/machine", "exec
 START_TIMEOUT_S = 20.0
 PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
 POLL_S = 0.03
+CGROUP_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,7 @@ def _stop(home: Home) -> bool:
     if launcher.read() is not None or home.below_line_folder.is_dir():
         ran = _end_keepers(home) or ran
     ran = launcher.end() or ran
+    _remove_cgroups(home)
     shutil.rmtree(home.below_line_folder, ignore_errors=True)
     for path in (_state_file(home), _token_file(home), home.socket("launcher")):
         path.unlink(missing_ok=True)
@@ -253,6 +256,19 @@ def _end_keepers(home: Home) -> bool:
                 keeper.end()
                 found = True
     return found
+
+
+def _remove_cgroups(home: Home) -> None:
+    """What is left in and of the cgroups that the launcher made for its keepers."""
+    parent = Path(cgroup.ROOT) / f"perdure-{home.below_line_folder.name}"
+    left = [cgroup.Cgroup(str(path.parent)) for path in parent.glob("*/cgroup.procs")]
+    deadline = time.monotonic() + CGROUP_TIMEOUT_S
+    while left and time.monotonic() < deadline:
+        for group in left:
+            group.kill()
+        left = [group for group in left if not group.remove()]
+        time.sleep(POLL_S if left else 0)
+    cgroup.Cgroup(str(parent)).remove()
 
 
 def _pids(home: Home) -> dict[str, int]:

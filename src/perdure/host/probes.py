@@ -22,11 +22,11 @@ from perdure.host.emulated import find_programs
 from perdure.host.machine import require_root, require_supported
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.linux import reflink, userfaultfd
+from perdure.linux import cgroup, reflink, userfaultfd
 
 SPACE_NEEDED_BYTES = 1 << 30  # an image, a template and some snapshots
 SPACE_WANTED_BYTES = 5 << 30
-CGROUP = Path("/sys/fs/cgroup")
+CGROUP = Path(cgroup.ROOT)
 PROGRAMS = {  # program: (package, what it is for, needed at all)
     "mksquashfs": ("squashfs-tools", "images", True),
     "mke2fs": ("e2fsprogs", "the disks of sandboxes", True),
@@ -69,7 +69,7 @@ def examine(home: Home, *, thorough: bool = False, progress: Progress = silent) 
         accelerated,
         emulation(needed=accelerated.level is not Level.OK),
         page_faults(needed=accelerated.level is Level.OK),
-        control_groups(),
+        control_groups(needed=accelerated.level is Level.OK),
         clones(home.root),
         *(space(name, folder) for name, folder in (("state folder", home.root), ("cache", home.cache))),
         programs(),
@@ -158,11 +158,12 @@ def page_faults(*, needed: bool) -> Finding:
     return Finding("userfaultfd", Level.OK, "opens")
 
 
-def control_groups(mount: Path = CGROUP) -> Finding:
+def control_groups(*, needed: bool, mount: Path = CGROUP) -> Finding:
     """cgroup v2, by which a sandbox's processes are found and killed together."""
-    for place in (mount, mount / "unified"):
-        if (place / "cgroup.controllers").exists():
-            return Finding("cgroup v2", Level.OK, f"at {place}")
+    if (mount / "cgroup.controllers").exists():
+        return Finding("cgroup v2", Level.OK, f"at {mount}")
+    if not needed:
+        return Finding("cgroup v2", Level.OK, "not mounted here, and not needed: the emulated host has its own")
     return Finding(
         "cgroup v2",
         Level.NOTE,

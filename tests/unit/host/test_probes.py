@@ -111,9 +111,10 @@ def test_missing_programs_name_their_packages() -> None:
 
 
 def test_control_groups(tmp_path: Path) -> None:
-    assert probes.control_groups(tmp_path).level is Level.NOTE
+    assert probes.control_groups(needed=True, mount=tmp_path).level is Level.NOTE
+    assert probes.control_groups(needed=False, mount=tmp_path).level is Level.OK
     (tmp_path / "cgroup.controllers").write_text("cpu memory")
-    assert probes.control_groups(tmp_path).level is Level.OK
+    assert probes.control_groups(needed=True, mount=tmp_path).found == f"at {tmp_path}"
 
 
 def test_clones_are_tried_and_leave_nothing(tmp_path: Path) -> None:

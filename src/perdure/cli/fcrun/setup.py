@@ -15,7 +15,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from perdure.host import assets
+    import os
+
+    from perdure.host import assets, kvm
+    from perdure.host.emulated import find_programs
     from perdure.host.paths import Home
     from perdure.host.progress import TerminalProgress, silent
 
@@ -23,7 +26,14 @@ def run(options: argparse.Namespace) -> int:
     if options.verify:
         assets.recorded(home, thorough=True)
     with TerminalProgress() as progress:
-        found = assets.ensure(home, silent if options.quiet else progress)
+        report = silent if options.quiet else progress
+        found = assets.ensure(home, report)
+        # Only who may start machines can tell; trying it here, the first command need not.
+        verdict = kvm.verdict(home, found, report) if os.geteuid() == 0 else None
+        if verdict is not None and not verdict.boots:
+            find_programs()
     if not options.quiet:
         print(f"Firecracker {found.firecracker_version}, Linux {found.kernel_release}, in {home.cache}")
+        if verdict is not None:
+            print(f"KVM: {verdict.reason}" + ("" if verdict.boots else "; the emulated host serves instead"))
     return 0
