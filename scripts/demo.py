@@ -291,8 +291,8 @@ def story(home: Home, line: Timeline) -> None:
         info.turns_replayed >= 1,
         f"{info.turns_replayed} replayed",
     )
-    line.claim("it finished, same process still", result["pid"] == early["pid"] and result["started"] == early["started"],
-               f"pid {result['pid']}, counter {result['counter']}")  # fmt: skip
+    same = all(result[name] == early[name] for name in ("pid", "started", "file"))
+    line.claim("it finished, same process still", same, f"pid {result['pid']}, counter {result['counter']}")
     checked = server.verify(run_id)
     line.claim("the log's hash chain verifies", checked["entries"] > 0, f"{checked['entries']} entries")
     print()
