@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,3 +94,28 @@ def test_the_bytes_of_version_1_stay_as_they_are() -> None:
     assert channel.CallHead(7, 200, (("a", "b"),)).encode().hex() == (
         "190000004e0700000000000000c80001000000010000006101000000" + "62"
     )
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_the_page_says_what_the_code_does() -> None:
+    page = (ROOT / "docs/formats/channel.md").read_text()
+    for number, kind in channel.FRAMES.items():
+        names: tuple[str, ...] = kind.__slots__  # type: ignore[attr-defined]
+        fields = ", ".join(f"{name} {field}" for name, field in zip(names, kind.layout.split(), strict=True))
+        assert f"| 0x{number:02x} | {kind.__name__} | {fields or '(empty)'} |" in page
+
+
+def test_guestd_numbers_the_frames_alike() -> None:
+    header = (ROOT / "guest/frames.h").read_text()
+    body = re.search(r"enum frame_type \{(.*?)\}", header, re.DOTALL)
+    assert body
+    number, found = 0, {}
+    for item in filter(None, (item.strip() for item in body[1].split(","))):
+        name, _, value = item.partition(" = ")
+        number = int(value, 16) if value else number + 1
+        found[number] = name.replace("_", "").lower()
+    ours = {number: kind.__name__.lower() for number, kind in channel.FRAMES.items()}
+    ours[channel.GuestProcess.type] = "process"
+    assert found == ours
