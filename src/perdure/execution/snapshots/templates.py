@@ -23,7 +23,15 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import AlreadyRunning, GuestFailed, MachineFailed, NotFound, SnapshotInvalid, Unsupported
+from perdure.errors import (
+    AlreadyRunning,
+    GuestFailed,
+    MachineFailed,
+    NotFound,
+    PerdureError,
+    SnapshotInvalid,
+    Unsupported,
+)
 from perdure.execution.guest.session import GuestCall, GuestSession
 from perdure.execution.machine.configuration import BOOT_ARGS, PLACEHOLDER_BYTES
 from perdure.execution.machine.remote import Keeper, Launcher
@@ -217,8 +225,8 @@ async def _spawn(launcher: Launcher, sandbox_id: str) -> Keeper:
 async def _end(keeper: Keeper) -> None:
     try:
         await keeper.request("end", timeout_s=END_TIMEOUT_S)
-    except (MachineFailed, TimeoutError):
-        pass  # it is gone, or the launcher will find it
+    except (PerdureError, TimeoutError):
+        pass  # it is gone, or the next build ends it
     keeper.close()
 
 

@@ -1,0 +1,58 @@
+"""What a template depends on, and what is refused; the boot itself is proved by the vm tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import MachineFailed, NotFound, SnapshotInvalid, Unsupported
+from perdure.execution.snapshots import templates
+from perdure.formats.blockmap import BASE, BLOCK, Run
+from perdure.testing.snapshots import BLOCKS, Bench, facts
+
+
+def test_zeros_are_holes_and_not_in_the_map(bench: Bench) -> None:
+    content = bytes(3 * BLOCK) + b"a" * (5 * BLOCK) + bytes((BLOCKS - 8) * BLOCK)
+    template = bench.template(content)
+    assert template.runs() == [Run(3, 5, BASE, 3)]
+    assert template.memory.read_bytes() == content
+    assert template.memory.stat().st_blocks * 512 <= 8 * BLOCK
+    assert {path.name for path in template.memory.parent.iterdir()} == {"state", "memory", "map", "template.json"}
+
+
+def test_other_content_is_another_digest(bench: Bench) -> None:
+    assert bench.template(b"a" * BLOCKS * BLOCK, "one").digest != bench.template(b"b" * BLOCKS * BLOCK, "two").digest
+
+
+def test_memory_of_another_size_never_becomes_a_template(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "memory").write_bytes(bytes(BLOCK))
+    (tmp_path / "state").write_bytes(b"")
+    with pytest.raises(MachineFailed, match="4096 bytes of memory"):
+        templates.seal(tmp_path, bench.templates / "warm", facts())
+    with pytest.raises(NotFound):
+        templates.load(bench.templates, "warm")
+
+
+@pytest.mark.parametrize("part", ["state", "map", "template.json", "memory"])
+def test_any_damaged_part_is_refused(bench: Bench, part: str) -> None:
+    path = bench.template(b"a" * BLOCKS * BLOCK).memory.with_name(part)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(SnapshotInvalid):
+        templates.load(bench.templates, "warm")
+
+
+def test_large_guests_need_a_firecracker_that_captures_them_right() -> None:
+    templates.check_supported("1.12.1", 3072)
+    templates.check_supported("1.15.0", 4096)
+    with pytest.raises(Unsupported, match=r"Firecracker 1\.12\.1 cannot take diff snapshots .* 4096 MiB") as caught:
+        templates.check_supported("1.12.1", 4096)
+    assert "3072 MiB" in caught.value.hint
+
+
+def test_the_cpu_is_read_on_both_architectures() -> None:
+    x86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\n\nvendor_id\t: Other\n"
+    arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
+    assert templates.cpu_facts(x86) == ("AuthenticAMD", 25)
+    assert templates.cpu_facts(arm) == ("0x41", 0xD0C)
