@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -81,18 +82,35 @@ def stop_all(home: Home) -> list[str]:
         sandboxes = [info for info in node.list(everything=False) if info.spec.calls is not None]
     except Unavailable:
         sandboxes = None
-    for info in sandboxes or []:
-        if info.state not in (SandboxState.SUSPENDED, SandboxState.EXITED):
-            try:
-                node.kill(info.id)  # as if it had died: the next server recovers the run
-                ended.append(f"microVM {info.id}")
-            except PerdureError as error:
-                sys.stderr.write(f"perdure: {error}\n")
+    ended += _kill(node, [info.id for info in sandboxes or [] if info.state != SandboxState.SUSPENDED])
     if OfflineProcess(home).stop():
         ended.append("offline model")
     if sandboxes is not None:
         node.shutdown()
         ended.append("node")
+    return ended
+
+
+def _kill(node: NodeClient, sandboxes: list[str]) -> list[str]:
+    """End their machines at once, as if they had died: the next server recovers the runs. One that does not end in
+    time is named and left: everything else is to end all the same."""
+    ended: list[str] = []
+
+    def kill(sandbox: str) -> None:
+        try:
+            node.kill(sandbox)
+            ended.append(f"microVM {sandbox}")
+        except PerdureError as error:
+            sys.stderr.write(f"perdure: {error}\n")
+
+    threads = {sandbox: threading.Thread(target=kill, args=[sandbox], daemon=True) for sandbox in sandboxes}
+    for thread in threads.values():
+        thread.start()
+    deadline = time.monotonic() + STOP_S
+    for sandbox, thread in threads.items():
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            sys.stderr.write(f"perdure: microVM {sandbox} does not end\n  'fcrun host stop' ends all of them\n")
     return ended
 
 
