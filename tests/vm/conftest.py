@@ -7,6 +7,7 @@ at the end. After each test nothing may be left of its sandboxes: no process, no
 
 from __future__ import annotations
 
+import fcntl
 import os
 import queue
 import shutil
@@ -45,7 +46,9 @@ def home() -> Iterator[Home]:
     for program in ("mksquashfs", "mmdebstrap"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    home = Home(ROOT / "build" / "test-home", Home.find().cache).make()
+    home = Home(Path(os.environ.get("PERDURE_TEST_HOME") or ROOT / "build" / "test-home"), Home.find().cache).make()
+    lock = os.open(home.root / "tests.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions would remove each other's sandboxes
     former = {name: os.environ.get(name) for name in ("PERDURE_HOME", "PERDURE_CACHE")}
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     try:
@@ -61,6 +64,7 @@ def home() -> Iterator[Home]:
         below.stop(home)
         for name, value in former.items():
             os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+        os.close(lock)
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
-import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Converse = Callable[..., Any]
 
 # Holds memory, an open file and a pipe with unread bytes; each line advances it and is answered with all of that.
 KEEPER = r"""
-import hashlib, json, os, sys, time
+import hashlib, os, sys, time
 memory = bytearray(os.urandom(2 << 20))
 reading, writing = os.pipe()
 os.write(writing, b"unread")
@@ -36,7 +36,7 @@ for line in sys.stdin:
     said = hashlib.sha256(memory).hexdigest()
     memory[count * 4096 % len(memory)] ^= 1 + count % 255
     now = hashlib.sha256(memory).hexdigest()
-    print(json.dumps({
+    print(repr({
         "pid": os.getpid(), "count": count, "notes": notes.read(), "memory": said, "next": now,
         "pipe": os.read(reading, 3).decode() if count in (2, 3) else "", "time": time.time(),
         "random": os.urandom(16).hex(), "word": line.strip(),
@@ -54,7 +54,7 @@ def keeper(start: Start, client: NodeClient, converse: Converse) -> tuple[str, A
 
 
 def ask(talk: Any, word: str) -> dict[str, Any]:
-    answer: dict[str, Any] = json.loads(talk.ask(word))
+    answer: dict[str, Any] = ast.literal_eval(talk.ask(word))
     assert answer["word"] == word
     return answer
 
@@ -78,7 +78,7 @@ def test_the_same_process_goes_on(keeper: tuple[str, Any], client: NodeClient, f
     resumed = client.resume(ref)
     assert resumed.state == SandboxState.RUNNING
     assert resumed.machine["total_s"] > 0
-    second = json.loads(talk.hear())
+    second = ast.literal_eval(talk.hear())
     assert (second["word"], second["count"], second["pid"]) == ("two", 2, first["pid"])
     assert second["memory"] == first["next"]
     assert second["notes"] == "one\ntwo\n"
@@ -119,7 +119,7 @@ def test_the_clock_is_right_and_entropy_differs(keeper: tuple[str, Any], client:
     session = client.attach(ref, logs=False)
     session.send_stdin(b"same\n")
     _, data = next(iter(session.outputs()))
-    second = json.loads(data)
+    second = ast.literal_eval(data.decode())
     session.close()
     assert (second["count"], second["memory"]) == (first["count"], first["memory"])
     assert second["random"] != first["random"]

@@ -46,6 +46,10 @@ def known(error: Exception) -> PerdureError:
 async def errors_as_json(request: web.Request, handler: Callable[[web.Request], Awaitable[Any]]) -> Any:
     try:
         return await handler(request)
+    except ConnectionError as error:
+        if request.transport is None or request.transport.is_closing():
+            return web.Response(status=499)  # nobody is there to read it
+        return failure(known(error))
     except Exception as error:
         return failure(known(error))
 

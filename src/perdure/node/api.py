@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -209,6 +210,8 @@ class Api:
                 async with sandbox.before_start():
                     archive.keep(sandbox.folder.archives, received, path)
             else:
+                if not stat.S_ISDIR((await sandbox.files.stat(path)).mode):
+                    raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
                 await archive.unpack(received, path, sandbox.files)
         finally:
             received.unlink(missing_ok=True)

@@ -35,7 +35,7 @@ from perdure.model import CallsEndpoint, SandboxInfo
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
-SYNC_BUDGET_S = 5.0
+SYNC_BUDGET_S = 10.0
 ENTROPY_BYTES = 64
 
 _log = logging.getLogger(__name__)
