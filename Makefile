@@ -4,6 +4,9 @@ SHELL := /bin/bash
 PYTHON ?= $(shell scripts/find-python)
 BIN := .venv/bin
 
+# MicroVMs need root (KVM, userfaultfd, namespaces): a user with sudo is asked once.
+SUDO := $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env)
+
 # Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
 export PERDURE_HOME ?= $(CURDIR)/build/home
 
@@ -27,13 +30,13 @@ build/system-packages.done: scripts/system-packages
 	@touch $@
 
 setup: .venv/base.done ## system packages, virtual environment, package, assets
-	$(BIN)/fcrun setup
+	$(SUDO) $(BIN)/fcrun setup
 
 demo: setup ## a durable agent end to end: suspended, killed, recovered; with its proof
-	$(BIN)/python scripts/demo.py
+	$(SUDO) $(BIN)/python scripts/demo.py
 
 test: .venv/dev.done setup ## every test, on the real Firecracker (KVM or the emulated host)
-	$(BIN)/python -m pytest
+	$(SUDO) $(BIN)/python -m pytest
 
 unit: .venv/dev.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -m 'not vm'
@@ -46,12 +49,12 @@ check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 	$(BIN)/python scripts/generate_docs.py --check
 
 bench: .venv/dev.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
-	$(BIN)/python tests/performance/bench.py
+	$(SUDO) $(BIN)/python tests/performance/bench.py
 
 docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
 	$(BIN)/python scripts/generate_docs.py
 
 clean:    ## stop what runs, remove what the verbs made in this checkout
-	-test ! -x $(BIN)/perdure || $(BIN)/perdure down
-	-test ! -x $(BIN)/fcrun || $(BIN)/fcrun host stop
-	rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	-test ! -x $(BIN)/perdure || $(SUDO) $(BIN)/perdure down
+	-test ! -x $(BIN)/fcrun || $(SUDO) $(BIN)/fcrun host stop
+	$(SUDO) rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
