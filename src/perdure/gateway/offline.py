@@ -50,7 +50,10 @@ def load_model() -> Any:
     params.n_ctx = CONTEXT_TOKENS
     params.n_parallel = 2
     params.n_predict = ANSWER_TOKENS
-    params.cpuparams.n_threads = min(4, os.cpu_count() or 1)
+    for cpu in (params.cpuparams, params.cpuparams_batch):
+        # threads that wait for each other by spinning crawl as soon as a microVM wants a core, too
+        cpu.n_threads = max(1, min(4, (os.cpu_count() or 1) // 2))
+        cpu.poll = 0
     params.sampling.temp = 0.0
     params.use_jinja = False  # with this model's own Jinja template llama.cpp leaves out the role markers
     params.verbosity = 0
