@@ -305,8 +305,10 @@ static void status_ready(struct watch *watch, uint32_t events) {
         return;  // EAGAIN: a child that exited left it to something it forked; its end comes
     watch_close(watch);
     if (count >= 2) {
-        request_done(p->request, report[0] | report[1] << 8, 0, "%s", (char *)report + 2);
-        forget(p);
+        unsigned code = report[0] | report[1] << 8;
+        request_done(p->request, code, 0, "%s", (char *)report + 2);
+        p->exit_status = code >= REPLY_NOT_EXECUTABLE ? code : 125;  // for a host that did not ask but adopts it
+        set_exited(p);
         return;
     }
     p->phase = PHASE_RUNNING;
@@ -323,13 +325,12 @@ void processes_reap(void) {
             p = p->next;
         if (!p)
             continue;  // an orphan of the workload, or a child that could not start
-        p->exit_status = WIFSIGNALED(status) ? 128 + (uint32_t)WTERMSIG(status) : (uint32_t)WEXITSTATUS(status);
         if (p->phase == PHASE_STARTING) {
-            uint64_t id = p->id;
             status_ready(&p->status, EPOLLIN);
-            if (!(p = find(id)))
-                continue;
+            if (p->phase == PHASE_EXITED)
+                continue;  // it could not start
         }
+        p->exit_status = WIFSIGNALED(status) ? 128 + (uint32_t)WTERMSIG(status) : (uint32_t)WEXITSTATUS(status);
         set_exited(p);
     }
 }

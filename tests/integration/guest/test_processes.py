@@ -193,7 +193,9 @@ async def test_a_terminal(guest: Guest) -> None:
 
 
 async def test_control_c_interrupts_in_a_terminal(guest: Guest) -> None:
-    process = await guest.session.exec(shell("echo go; sleep 60", tty=True, stdin=True))
+    process = await guest.session.exec(
+        shell("trap 'exit 130' INT; echo go; while :; do sleep 0.05; done", tty=True, stdin=True)
+    )
     await read_until(process, b"go")
     await process.write_stdin(b"\x03")
     assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 130
@@ -268,6 +270,22 @@ async def test_a_fresh_session_adopts_what_runs(guest: Guest) -> None:
         chunks = [(stream, offset, data) async for stream, offset, data in adopted.output()]
         assert (1, 4, b"two hello\n") in chunks  # acknowledged bytes do not come again
         assert await adopted.wait() == 4
+
+
+async def test_a_start_that_fails_is_told_to_whoever_adopts_it(guest: Guest) -> None:
+    with pytest.raises(CommandNotFound):
+        await guest.session.exec(ExecSpec(command=["no-such-program"]), process_id="00000000abcd")
+    assert (await guest.replace_session()).processes == {}
+    guest.cut_after = 1  # the answer is lost, and so is the node that asked
+    asking = asyncio.create_task(guest.session.exec(ExecSpec(command=["no-such-program"]), process_id="00000000abce"))
+    async with asyncio.timeout(DEADLINE_S):
+        while guest.cut_after is not None:  # noqa: ASYNC110 - the harness has no event for it
+            await asyncio.sleep(0.005)
+        asking.cancel()
+        adopted = (await guest.replace_session()).processes["00000000abce"]
+        assert await adopted.wait() == 127
+        assert await collect(adopted) == (b"", b"")
+        adopted.release()
 
 
 async def test_adoption_skips_what_the_log_file_has(guest: Guest) -> None:

@@ -262,11 +262,13 @@ class GuestSession:
         known = process is not None
         if process is None:
             process = self._processes[number] = Process(number, tty=tty, owner=self)
+            self._released.discard(number)
         try:
             reply = await self.request(build)
         except PerdureError:
             if not known:
-                self._processes.pop(number, None)
+                self.released(process)
+                self.send(channel.Release(number))
             raise
         process.pid = reply.value
         return process
