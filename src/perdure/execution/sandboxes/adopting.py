@@ -46,13 +46,12 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
         if guest.frozen:
             await life.wake(session)
         main = life.find_main(session)
-        await life.measure({})
+        await life.measure({}, main)
     except (PerdureError, TimeoutError) as error:
         _log.warning("adoption of %s failed: %s", life.id, error)
         cause, detail = await why_gone(launcher, life.id) if machine.over else ("adoption-failed", str(error))
         await life.lost(cause, detail)
         return
-    life.figures["main_pid"] = main.pid
     if life.state is S.STARTING:
         life.move("started", started=time.time())
     elif life.state is S.SUSPENDING:

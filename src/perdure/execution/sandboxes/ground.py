@@ -61,8 +61,8 @@ class Ground:
             return None
         return self._launcher
 
-    async def template(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> Template:
-        """The warm template of this shape. Raises MachineFailed, Unavailable …"""
+    async def stand(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> tuple[Launcher, Template]:
+        """A launcher that answers, and the warm template of this shape. Raises MachineFailed, Unavailable …"""
         launcher, parts = await self.launcher(progress), await self.assets(progress)
         async with self._making:
             known = self._templates.get((vcpus, memory_mib))
@@ -71,4 +71,4 @@ class Ground:
                     self._home, parts, launcher, vcpus=vcpus, memory_mib=memory_mib, progress=progress
                 )
                 self._templates[vcpus, memory_mib] = known
-            return known
+            return launcher, known

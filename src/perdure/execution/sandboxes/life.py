@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import Conflict, MachineFailed, PerdureError, StaleEpoch
+from perdure.errors import AlreadyRunning, Conflict, MachineFailed, PerdureError, StaleEpoch
 from perdure.execution.guest.session import GuestCall, GuestSession, Identity, Process
 from perdure.execution.images.image import Image
 from perdure.execution.images.library import ImageLibrary
@@ -148,8 +148,12 @@ class Life(ABC):
 
     async def spawn(self, launcher: Launcher, session: GuestSession) -> Machine:
         """A keeper for this sandbox, joined to the session; no machine yet."""
-        await end_stray(launcher, self.id)
-        return self.hold(launcher, await launcher.spawn(self.id), session)
+        try:
+            keeper = await launcher.spawn(self.id)
+        except AlreadyRunning:
+            await end_stray(launcher, self.id)  # of an end that was not heard
+            keeper = await launcher.spawn(self.id)
+        return self.hold(launcher, keeper, session)
 
     def hold(self, launcher: Launcher, keeper: Keeper, session: GuestSession) -> Machine:
         machine = Machine(launcher, keeper, session, lambda cause, detail: self._died(machine, cause, detail))
@@ -172,16 +176,21 @@ class Life(ABC):
         """Set the clock, stir fresh entropy in, then let the workload run."""
         await session.wake(time.time(), os.urandom(ENTROPY_BYTES), identity)
 
-    async def measure(self, answer: dict[str, Any]) -> None:
-        """Take down what the machine is made of, for ``inspect``."""
-        facts = await self.need_machine().request("stat")
+    async def measure(self, times: dict[str, Any], main: Process) -> None:
+        """Take down what the machine is made of and how long it took (keys that end in ``_s``), for ``inspect``."""
+        try:
+            facts = await self.need_machine().request("stat")
+        except PerdureError as error:
+            _log.info("stat of %s: %s", self.id, error)  # it died in this moment: who watches it says so
+            facts = {}
         self.figures = {
             "keeper_pid": facts.get("pid"),
             "firecracker_pid": facts.get("firecracker_pid"),
             "pager_pid": facts.get("pager_pid"),
+            "main_pid": main.pid,
             "backend": facts.get("backend"),
             "emulated": self.rooms.ground.emulated,
-        } | {name: value for name, value in answer.items() if name.endswith("_s")}
+        } | {name: round(value, 4) for name, value in times.items() if name.endswith("_s")}
 
     def find_main(self, session: GuestSession) -> Process:
         if (process := session.processes.get(self.id)) is None:

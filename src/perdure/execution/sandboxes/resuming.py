@@ -8,6 +8,7 @@ import shutil
 import time
 
 from perdure.errors import Conflict, MachineFailed, NotFound
+from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.execution.snapshots import restore
@@ -27,14 +28,14 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
     kept = _choose(life, wanted)
     stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
     spec = life.record.spec
-    template = await life.rooms.ground.template(spec.vcpus, spec.memory_mib, progress)
+    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     # in the same daemon, from the snapshot that it was suspended to: every stream goes on where it was
     goes_on = life.session is not None and life.session_parent == stored.digest
     if not goes_on:
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     life.move(event, parent=stored.digest, exit_status=None, finished=None, cause="", detail="", full_next=False)
     try:
-        total_s = await _restore(life, kept, stored, template, calls, goes_on, began, progress)
+        total_s = await _restore(life, kept, stored, launcher, template, calls, goes_on, began)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -49,14 +50,13 @@ async def _restore(
     life: Life,
     kept: KeptSnapshot,
     stored: Snapshot,
+    launcher: Launcher,
     template: Template,
     calls: CallsEndpoint | None,
     goes_on: bool,
     began: float,
-    progress: Progress,
 ) -> float:
     """How long it took until the workload ran, in seconds."""
-    launcher = await life.rooms.ground.launcher(progress)
     generation = life.record.generation + 1
     prepared = await asyncio.to_thread(_prepare, life, stored, generation, template)
     life.save(calls=calls or life.record.calls)
@@ -81,7 +81,6 @@ async def _restore(
     ready_s = time.monotonic() - began
     await life.wake(session)
     total_s = time.monotonic() - began
-    await life.measure(answer)
     main = life.find_main(session)
     if life.main is None or life.main.over or life.main.process is not main:
         life.follow(main)
@@ -90,8 +89,8 @@ async def _restore(
             if process.id != life.id:
                 life.discard(process)
     life.session_parent = None
-    life.figures |= {"ready_s": ready_s, "total_s": total_s, "main_pid": main.pid}
     life.move("resumed", started=kept.started, generation=generation, has_disk=True)
+    await life.measure(answer | {"ready_s": ready_s, "total_s": total_s}, main)
     return total_s
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from typing import Any
 
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Identity, Process
@@ -25,12 +26,11 @@ async def start(life: Life, progress: Progress) -> None:
     image, spec = life.image, life.record.spec
     process = workload.main_process(spec, image.config, life.hostname)
     disk.admit(life.rooms.home.sandboxes, 0, "a start")
-    template = await life.rooms.ground.template(spec.vcpus, spec.memory_mib, progress)
-    launcher = await life.rooms.ground.launcher(progress)
+    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     life.move("start", parent=None, exit_status=None, finished=None, cause="", detail="", full_next=False)
     try:
         await _make_disk(life)
-        session = await _restore_template(life, launcher, template)
+        session, answer = await _restore_template(life, launcher, template)
         ready = time.monotonic()
         await archive.unpack_all(life.folder.archives, session.files)
         life.log.restart()
@@ -40,7 +40,8 @@ async def start(life: Life, progress: Progress) -> None:
         raise
     life.follow(main)
     life.move("started", started=time.time())
-    life.figures |= {"ready_s": ready - began, "total_s": time.monotonic() - began, "main_pid": main.pid}
+    total_s = time.monotonic() - began
+    await life.measure(answer | {"ready_s": ready - began, "total_s": total_s}, main)
     life.emit("started")
 
 
@@ -54,7 +55,7 @@ async def _make_disk(life: Life) -> None:
     life.save(has_disk=True)
 
 
-async def _restore_template(life: Life, launcher: Launcher, template: Template) -> GuestSession:
+async def _restore_template(life: Life, launcher: Launcher, template: Template) -> tuple[GuestSession, dict[str, Any]]:
     session = life.new_session()
     machine = await life.spawn(launcher, session)
     answer = await machine.request(
@@ -72,8 +73,7 @@ async def _restore_template(life: Life, launcher: Launcher, template: Template) 
     await session.configure(hostname=life.hostname)
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await life.wake(session, Identity(life.hostname, os.urandom(16).hex()))
-    await life.measure(answer)
-    return session
+    return session, answer
 
 
 async def _give_up(life: Life, error: BaseException) -> None:

@@ -31,7 +31,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     began = time.monotonic()
     spec = life.record.spec
     disk.admit(life.rooms.home.store, 0, "a suspend")
-    template = await life.rooms.ground.template(spec.vcpus, spec.memory_mib)
+    _, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib)
     parent: Snapshot | Template = template
     if life.record.parent is not None:
         parent = await asyncio.to_thread(life.rooms.store.get, life.record.parent)
