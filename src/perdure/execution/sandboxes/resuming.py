@@ -43,6 +43,7 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)
+    _log.info("%s resumed in %.2f s", life.id, total_s)
     life.emit("resumed", snapshot=stored.digest, total_s=total_s)
 
 

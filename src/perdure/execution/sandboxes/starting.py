@@ -42,6 +42,7 @@ async def start(life: Life, progress: Progress) -> None:
     life.move("started", started=time.time())
     total_s = time.monotonic() - began
     await life.measure(answer | {"ready_s": ready - began, "total_s": total_s}, main)
+    _log.info("%s started in %.2f s", life.id, total_s)
     life.emit("started")
 
 

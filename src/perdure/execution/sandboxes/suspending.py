@@ -8,7 +8,7 @@ import shutil
 import time
 from typing import Any
 
-from perdure.errors import MachineFailed, PerdureError
+from perdure.errors import MachineFailed, PerdureError, Unavailable
 from perdure.execution.guest.session import GuestSession
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.life import Life
@@ -66,11 +66,24 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     await machine.end()
     life.machine = None
     await asyncio.to_thread(life.folder.tidy, life.record)
+    _log.info("%s suspended in %.2f s, %d bytes", life.id, info.total_s, info.stored_bytes)
     life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes)
     return info
 
 
 def _pack(
+    life: Life, parent: Snapshot | Template, template: Template, position: LogPosition | None, captured: dict[str, Any]
+) -> Snapshot:
+    try:
+        return _packed(life, parent, template, position, captured)
+    except OSError as error:
+        raise Unavailable(
+            f"the snapshot of sandbox {life.name} could not be stored: {error}",
+            hint=f"The sandbox goes on. Look after {life.rooms.store.folder}, then suspend it again.",
+        ) from error
+
+
+def _packed(
     life: Life, parent: Snapshot | Template, template: Template, position: LogPosition | None, captured: dict[str, Any]
 ) -> Snapshot:
     return capture.pack(
