@@ -14,19 +14,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-import zstandard
-
 from perdure.context import schema
-from perdure.context.chain import entry_hash, root_hash
+from perdure.context.appending import Packed, Tip
+from perdure.context.chain import root_hash, verify
 from perdure.context.log import ROOT_BRANCH, Branch, Head, NewEntry, NewHead, Verification, canonical, digest_of
-from perdure.context.values import Blobs, pack, unpack
+from perdure.context.rows import blob_of, blob_row, entry_of, head_of, no_run
 from perdure.context.writer import Writer, connect, explain
-from perdure.errors import AlreadyRunning, Conflict, InvalidValue, LogConflict, NotFound, ProtocolError, StaleEpoch
+from perdure.errors import AlreadyRunning, Conflict, InvalidValue, LogConflict, NoRights, ProtocolError
 from perdure.model import Entry
 
 READERS = 2
-COMPRESS_FROM = 256  # bytes
 
 Result = TypeVar("Result")
 
@@ -75,13 +72,13 @@ class SqliteLog:
             if key is not None:
                 older = db.execute(schema.HEAD + "WHERE r.key = ?", (key,)).fetchone()
                 if older:
-                    return _head(older)
+                    return head_of(older)
             if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
                 raise Conflict(f"there is a run {run_id} already")
             db.execute("INSERT INTO runs VALUES (?, ?, ?, 0, ?, 1, ?)", (run_id, key, created, ROOT_BRANCH, content))
             first = (run_id, ROOT_BRANCH, None, 0, 0, root_hash(run_id))
             db.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?)", first)
-            return _head(db.execute(schema.HEAD + "WHERE r.run_id = ?", (run_id,)).fetchone())
+            return head_of(db.execute(schema.HEAD + "WHERE r.run_id = ?", (run_id,)).fetchone())
 
         return await self._writer.submit(job)
 
@@ -95,10 +92,10 @@ class SqliteLog:
         expected_seq: int | None = None,
         head: NewHead | None = None,
     ) -> list[Entry]:
-        packed = _Packed(new_entries, head)
+        packed = Packed(new_entries, head)
 
         def job(db: sqlite3.Connection) -> list[Entry]:
-            tip = _Tip.fenced(db, run_id, epoch)
+            tip = Tip.fenced(db, run_id, epoch)
             tip.go_to(branch)
             if expected_seq is not None and tip.seq != expected_seq:
                 message = (
@@ -121,10 +118,10 @@ class SqliteLog:
     ) -> list[Entry]:
         if not new_entries:
             raise InvalidValue(f"run {run_id}: a branch begins with at least one entry")
-        packed = _Packed(new_entries, head)
+        packed = Packed(new_entries, head)
 
         def job(db: sqlite3.Connection) -> list[Entry]:
-            tip = _Tip.fenced(db, run_id, epoch)
+            tip = Tip.fenced(db, run_id, epoch)
             tip.fork(parent, fork_seq)
             return tip.write(packed)
 
@@ -138,7 +135,7 @@ class SqliteLog:
 
     async def put_blob(self, content: bytes) -> str:
         digest = digest_of(content)
-        row = _blob_row(digest, content)
+        row = blob_row(digest, content)
         await self._writer.submit(lambda db: db.execute(schema.INSERT_BLOB, row).rowcount)
         return digest
 
@@ -147,18 +144,18 @@ class SqliteLog:
     async def head(self, run_id: str) -> Head:
         row = await self._read(lambda db: db.execute(schema.HEAD + "WHERE r.run_id = ?", (run_id,)).fetchone())
         if row is None:
-            raise _no_run(run_id)
-        return _head(row)
+            raise no_run(run_id)
+        return head_of(row)
 
     async def heads(self) -> list[Head]:
         rows = await self._read(lambda db: db.execute(schema.HEAD + "ORDER BY r.created, r.rowid").fetchall())
-        return [_head(row) for row in rows]
+        return [head_of(row) for row in rows]
 
     async def branches(self, run_id: str) -> list[Branch]:
         query = "SELECT branch, parent, fork_seq, seq FROM branches WHERE run_id = ? ORDER BY branch"
         rows = await self._read(lambda db: db.execute(query, (run_id,)).fetchall())
         if not rows:
-            raise _no_run(run_id)
+            raise no_run(run_id)
         return [Branch(branch=b, parent=p, fork_seq=f, seq=s) for b, p, f, s in rows]
 
     async def read(
@@ -174,14 +171,14 @@ class SqliteLog:
         def job(db: sqlite3.Connection) -> list[Entry]:
             at = _branch(db, run_id, branch)
             where = {"run_id": run_id, "branch": at, "after": after, "limit": limit, "kind": kind}
-            return [_entry(db, row, expand) for row in db.execute(schema.READ, where).fetchall()]
+            return [entry_of(db, row, expand) for row in db.execute(schema.READ, where).fetchall()]
 
         return await self._read(job)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
         def job(db: sqlite3.Connection) -> list[Entry]:
             where = {"run_id": run_id, "branch": branch, "key": key}
-            return [_entry(db, row, True) for row in db.execute(schema.FIND, where).fetchall()]
+            return [entry_of(db, row, True) for row in db.execute(schema.FIND, where).fetchall()]
 
         return await self._read(job)
 
@@ -228,15 +225,13 @@ class SqliteLog:
         return await self._read(job)
 
     async def get_blob(self, digest: str) -> bytes:
-        return await self._read(lambda db: _blob(db, digest))
+        return await self._read(lambda db: blob_of(db, digest))
 
     async def verify(self, run_id: str) -> Verification:
         branches = await self.branches(run_id)
 
         def job(db: sqlite3.Connection) -> Verification:
-            from perdure.context.chain import verify
-
-            return verify(run_id, branches, _rows(db, run_id), lambda digest: _blob(db, digest))
+            return verify(run_id, branches, _rows(db, run_id), lambda digest: blob_of(db, digest))
 
         return await self._read(job)
 
@@ -254,83 +249,6 @@ class SqliteLog:
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 
 
-class _Packed:
-    """Entries made ready outside the writer's thread: only inserting is left."""
-
-    def __init__(self, new_entries: Sequence[NewEntry], head: NewHead | None) -> None:
-        blobs: Blobs = {}
-        self.entries = new_entries
-        self.payloads = [canonical(pack(new.payload, blobs)) for new in new_entries]
-        self.blobs = [_blob_row(digest, content) for digest, content in blobs.items()]
-        self.head = head
-        self.value = canonical(head.value) if head else b""
-
-
-class _Tip:
-    """Where the next entry of a run goes; lives for one job of the writer."""
-
-    def __init__(self, db: sqlite3.Connection, run_id: str, row: tuple[Any, ...]) -> None:
-        self.db, self.run_id = db, run_id
-        self.epoch, self.branch, self.version = row
-        self.seq, self.hash = 0, b""
-
-    @staticmethod
-    def fenced(db: sqlite3.Connection, run_id: str, epoch: int | None) -> _Tip:
-        row = db.execute("SELECT epoch, branch, version FROM runs WHERE run_id = ?", (run_id,)).fetchone()
-        if row is None:
-            raise _no_run(run_id)
-        tip = _Tip(db, run_id, row)
-        if epoch is not None and epoch < tip.epoch:
-            hint = "Another machine goes on with this run; this one is to end."
-            raise StaleEpoch(f"run {run_id} is in epoch {tip.epoch}, not {epoch} any more", hint=hint, epoch=tip.epoch)
-        if epoch is not None and epoch > tip.epoch:
-            db.execute("UPDATE runs SET epoch = ? WHERE run_id = ?", (epoch, run_id))
-            tip.epoch = epoch
-        return tip
-
-    def go_to(self, branch: int | None) -> None:
-        self.branch = self.branch if branch is None else branch
-        query = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
-        row = self.db.execute(query, (self.run_id, self.branch)).fetchone()
-        if row is None:
-            raise NotFound(f"run {self.run_id} has no branch {self.branch}")
-        self.seq, self.hash = row
-
-    def fork(self, parent: int, fork_seq: int) -> None:
-        self.go_to(parent)
-        if not 0 <= fork_seq <= self.seq:
-            raise InvalidValue(f"run {self.run_id}, branch {parent}: no fork at {fork_seq}, it has 1 to {self.seq}")
-        where = {"run_id": self.run_id, "branch": parent, "after": fork_seq - 1, "limit": 1, "kind": None}
-        row = self.db.execute(schema.READ, where).fetchone() if fork_seq else None
-        self.seq, self.hash = fork_seq, row[8] if row else root_hash(self.run_id)
-        query = "SELECT max(branch) + 1 FROM branches WHERE run_id = ?"
-        self.branch = self.db.execute(query, (self.run_id,)).fetchone()[0]
-        new = (self.run_id, self.branch, parent, fork_seq, fork_seq, self.hash)
-        self.db.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?)", new)
-        self.db.execute("UPDATE runs SET branch = ? WHERE run_id = ?", (self.branch, self.run_id))
-
-    def write(self, packed: _Packed) -> list[Entry]:
-        if packed.head:
-            if packed.head.expected_version != self.version:
-                message = f"run {self.run_id}: its state was changed meanwhile (version {self.version})"
-                raise LogConflict(message, version=self.version)
-            update = "UPDATE runs SET value = ?, version = version + 1 WHERE run_id = ?"
-            self.db.execute(update, (packed.value, self.run_id))
-        self.db.executemany(schema.INSERT_BLOB, packed.blobs)
-        now = time.time()
-        written = []
-        for new, payload in zip(packed.entries, packed.payloads, strict=True):
-            self.seq += 1
-            facts = (self.run_id, self.branch, self.seq, self.epoch, now, new.kind, new.key, payload)
-            self.hash = entry_hash(self.hash, facts)
-            self.db.execute(schema.INSERT_ENTRY, (*facts, self.hash))
-            written.append(_as_entry((*facts, self.hash), new.payload))
-        if written:
-            update = "UPDATE branches SET seq = ?, hash = ? WHERE run_id = ? AND branch = ?"
-            self.db.execute(update, (self.seq, self.hash, self.run_id, self.branch))
-        return written
-
-
 def _acquire(path: Path) -> int:
     """One process per file: a lock beside it (closing any descriptor of the file itself would drop SQLite's locks)."""
     beside = path.with_name(path.name + ".lock")
@@ -338,8 +256,6 @@ def _acquire(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        from perdure.errors import NoRights
-
         hint = "Give this user the right to write there, or name another folder with PERDURE_HOME."
         raise NoRights(f"the context log {path} cannot be written: {error.strerror}", hint=hint) from error
     try:
@@ -382,45 +298,13 @@ def _prepare(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _no_run(run_id: str) -> NotFound:
-    return NotFound(f"no such run: {run_id}", hint="`perdure runs` lists them.")
-
-
 def _branch(db: sqlite3.Connection, run_id: str, branch: int | None) -> int:
     if branch is not None:
         return branch
     row = db.execute("SELECT branch FROM runs WHERE run_id = ?", (run_id,)).fetchone()
     if row is None:
-        raise _no_run(run_id)
+        raise no_run(run_id)
     return int(row[0])
-
-
-def _head(row: tuple[Any, ...]) -> Head:
-    run_id, key, created, epoch, branch, seq, version, value = row
-    decoded = msgspec.json.decode(value)
-    return Head(
-        run_id=run_id, key=key, created=created, epoch=epoch, branch=branch, seq=seq, version=version, value=decoded
-    )
-
-
-def _as_entry(row: tuple[Any, ...], payload: Any) -> Entry:
-    run_id, branch, seq, epoch, at, kind, key, _, digest = row
-    return Entry(
-        run_id=run_id,
-        branch=branch,
-        seq=seq,
-        epoch=epoch,
-        time=at,
-        kind=kind,
-        key=key,
-        payload=payload,
-        hash=digest.hex(),
-    )
-
-
-def _entry(db: sqlite3.Connection, row: tuple[Any, ...], expand: bool) -> Entry:
-    payload = msgspec.json.decode(row[7])
-    return _as_entry(row, unpack(payload, lambda digest: _blob(db, digest)) if expand else payload)
 
 
 def _rows(db: sqlite3.Connection, run_id: str) -> Callable[[int], sqlite3.Cursor]:
@@ -428,29 +312,3 @@ def _rows(db: sqlite3.Connection, run_id: str) -> Callable[[int], sqlite3.Cursor
         schema.ENTRY + "WHERE run_id = ? AND branch = ? ORDER BY seq",
         (run_id, branch),
     )
-
-
-def _blob_row(digest: str, content: bytes) -> tuple[bytes, int, bytes]:
-    key = bytes.fromhex(digest.removeprefix("sha256:"))
-    if len(content) >= COMPRESS_FROM:
-        frame = zstandard.ZstdCompressor(level=3).compress(content)
-        if len(frame) < len(content):
-            return key, 1, frame
-    return key, 0, content
-
-
-def _blob(db: sqlite3.Connection, digest: str) -> bytes:
-    try:
-        key = bytes.fromhex(digest.removeprefix("sha256:"))
-    except ValueError:
-        key = b""
-    row = db.execute("SELECT zstd, content FROM blobs WHERE digest = ?", (key,)).fetchone()
-    if row is None:
-        raise NotFound(f"no such blob: {digest}")
-    try:
-        content = zstandard.ZstdDecompressor().decompress(row[1]) if row[0] else bytes(row[1])
-    except zstandard.ZstdError as error:
-        raise ProtocolError(f"blob {digest} does not unpack: {error}") from error
-    if digest_of(content) != digest:
-        raise ProtocolError(f"blob {digest} has other bytes than those it was written with")
-    return content

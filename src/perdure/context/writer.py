@@ -100,8 +100,12 @@ class Writer:
         """One result or exception per job."""
         execute = self._connection.execute
         results: list[Any] = []
+        count = len(jobs)
         try:
             execute("BEGIN IMMEDIATE")
+            if len(jobs) == 1:  # no savepoint: the transaction is its own
+                results.append(jobs[0](self._connection))
+                jobs = []
             for job in jobs:
                 execute("SAVEPOINT job")
                 try:
@@ -113,10 +117,10 @@ class Writer:
             execute("COMMIT")
         except sqlite3.Error as error:
             self._rollback()
-            return [explain(error, self._path)] * len(jobs)
+            return [explain(error, self._path)] * count
         except BaseException as error:
             self._rollback()
-            return [error] * len(jobs)
+            return [error] * count
         return results
 
     def _rollback(self) -> None:
