@@ -48,8 +48,7 @@ class Machine:
 
     def _died(self, cause: str, detail: str) -> None:
         if not self._over:
-            self._over = True
-            self.keeper.close()
+            self._over = True  # its keeper, if it lives, waits for ``end``
             self._on_death(cause, detail)
 
     async def request(self, op: str, **params: Any) -> dict[str, Any]:
@@ -57,13 +56,16 @@ class Machine:
         return await self.keeper.request(op, **params)
 
     async def end(self) -> None:
-        """End it, if it lives; never raises for one that is gone already."""
+        """End it and its keeper, or what is left of them; never raises for what is gone already."""
         self._over = True
         self._watching.cancel()
         try:
             await self.keeper.request("end", timeout_s=END_TIMEOUT_S)
-        except (PerdureError, TimeoutError) as error:
-            _log.info("end of %s: %s", self.keeper.sandbox_id, error)
+        except (PerdureError, TimeoutError):
+            try:
+                await self._launcher.forget(self.keeper.sandbox_id)
+            except (PerdureError, OSError) as error:
+                _log.info("end of %s: %s", self.keeper.sandbox_id, error)
         self.keeper.close()
 
     def leave(self) -> None:
