@@ -144,12 +144,14 @@ def main() -> int:
                 goal="ratio <= 2",
             )
         raw = Raw(home, assets, Launcher(address), image)
-        raw.boot(report)
-        ensure_running(home)
-        cold, warm = _runs(raw)
-        found = _suspends(NodeClient(home), Launcher(address), raw)
+        try:
+            raw.boot(report)
+            ensure_running(home)
+            cold, warm = _runs(raw)
+            found = _suspends(NodeClient(home), Launcher(address), raw)
+        finally:
+            raw.close()
         raw.add(report)
-        raw.close()
         report.add("fcrun run, cold (its template is made)", cold, "s", over=COLD)
         report.add("fcrun run, warm", warm, "s", over=RESTORE, goal="ratio <= 1.5")
         report.add("fcrun run, warm, beside raw cold boot", warm, "s", over=COLD, goal="ratio <= 0.125")
@@ -158,9 +160,9 @@ def main() -> int:
         report.add("suspend requested to durable, first", found["first"]["took_s"], "s", over=DIFF)
         report.add("suspend requested to durable, later", found["took_s"], "s", over=DIFF, goal=goal)
         report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
-        report.add("  of it: Firecracker loads", found["load_s"], "s")
-        report.add("  of it: until guestd is heard", found["ready_s"], "s")
-        report.add("  of it: until the workload is woken", found["total_s"], "s")
+        report.add("resume, of it: Firecracker loads", found["load_s"], "s")
+        report.add("resume, of it: until guestd is heard", found["ready_s"], "s")
+        report.add("resume, of it: until the workload is woken", found["total_s"], "s")
         megabytes = found["first"]["stored_bytes"] / MEGABYTE
         report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 14")
         report.add("stored by each later suspend", found["stored_bytes"] / MEGABYTE, "MB", goal="value <= 3")
@@ -356,7 +358,7 @@ def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any
 
 
 def _median(figures: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(figure[name] for figure in figures)
+    return statistics.median(float(figure[name]) for figure in figures)
 
 
 def _suspend(client: NodeClient, ref: str) -> dict[str, float]:
@@ -393,7 +395,8 @@ def _unique_memory(client: NodeClient, launcher: Launcher, ref: str) -> float:
     said = bytearray()
     asyncio.run(launcher.run(["cat", *(f"/proc/{pid}/smaps_rollup" for pid in pids)], output=said.extend))
     lines = [line.split() for line in said.decode().splitlines() if line.startswith(("Private_Clean", "Private_Dirty"))]
-    return sum(int(words[1]) for words in lines) * 1024 / MEGABYTE
+    private = sum(int(words[1]) for words in lines)
+    return private * 1024 / MEGABYTE
 
 
 def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
