@@ -19,6 +19,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kvm.h>
 #include <net/if.h>
 #include <netinet/in.h>
 #include <signal.h>
@@ -119,6 +120,22 @@ static void load_modules(const char *list) {
             close(file);
     }
     fclose(names);
+}
+
+/* Holds one VM, that never runs, for as long as the emulated host lives. The kernel rewrites its own scheduler (static
+ * keys: preempt_notifier_key, apic_sw_disabled) whenever the first VM comes or the last one goes, by way of an int3; and
+ * when the other processor translates that code in the same moment, QEMU 7.2 keeps a translation of the int3 for ever:
+ * both processors then spin in it, and everything in here hangs. With this VM the rewriting happens once. It also
+ * spares each first VM the switching on of SVM on all processors. */
+static void hold_a_vm(int devices) {
+    int kvm = openat(devices, "kvm", O_RDWR | O_CLOEXEC);
+    int vm = kvm < 0 ? -1 : ioctl(kvm, KVM_CREATE_VM, 0);
+    if (vm < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0 || ioctl(vm, KVM_CREATE_VCPU, 0) < 0) {
+        say("no VM to hold: %s", strerror(errno)); /* doctor and the first sandbox say more */
+        _exit(1);
+    }
+    for (;;)
+        pause();
 }
 
 static void mount_share(char *value) { /* "TAG PATH" */
@@ -235,11 +252,13 @@ int main(void) {
     read_config();
     load_modules("/mod/order");
 
+    int devices = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* /dev moves away while the modules load */
     pid_t loader = fork();
     if (loader == 0) {
         load_modules("/mod/later");
-        _exit(0);
+        hold_a_vm(devices);
     }
+    close(devices);
     assemble_root();
     start_network();
     say("root and network are up"); /* emulated.py waits for this, too */
@@ -255,7 +274,7 @@ int main(void) {
         int status;
         pid_t pid = wait(&status);
         if (pid != launcher)
-            continue; /* an orphan, or the loader: it only had to be reaped */
+            continue; /* an orphan: it only had to be reaped */
         say("the launcher ended with status 0x%x, starting it again", status);
         if (now_s() - started < 2.0)
             sleep(1); /* one that cannot start must not take the whole processor */

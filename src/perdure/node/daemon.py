@@ -49,10 +49,12 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     await runner.setup()
     await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
     _log.info("serving %s, pid %d", home.root, os.getpid())
+    watching = loop.create_task(ground.watch())
     if ready is not None:
         ready.set()
     await over.wait()
     _log.info("ending")
+    watching.cancel()
     await sandboxes.leave()
     home.socket("fcrund").unlink(missing_ok=True)
     await runner.cleanup()

@@ -5,6 +5,7 @@ Each test has a home of its own, so that it may kill what it likes; the assets a
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,8 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes import ground
 from perdure.host import assets as host_assets
 from perdure.host import below, kvm
 from perdure.host.assets import Assets
@@ -116,6 +118,9 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     _, console = await run_below(address, str(assets.firecracker), "--no-api", "--config-file", str(machine))
     assert kvm.REACHED.decode() in console
 
+    # A VM is held open in there, or else the kernel would rewrite its scheduler for every first machine.
+    assert "kvm-vcpu:0" in (await run_below(address, "/bin/sh", "-c", "ls -l /proc/[0-9]*/fd"))[1]
+
     # Its init starts the launcher again when that dies.
     first = below.ping(address)
     assert first is not None
@@ -185,3 +190,25 @@ def test_one_of_another_version_is_started_again(
     assert status.answers
     assert not status.outdated
     assert status.pids["launcher"] != pid
+
+
+async def test_one_that_hangs_is_ended(
+    own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(ground, "HANGS_AFTER_S", 1.0)
+    stands = ground.Ground(own_home)
+    launcher = await stands.launcher()
+    watching = asyncio.create_task(stands.watch())
+    try:
+        up = asyncio.Event()
+        argv = ["sh", "-c", "echo up; exec sleep 1000"]
+        waiting = asyncio.create_task(launcher.run(argv, output=lambda data: up.set()))
+        await up.wait()
+        os.kill(below.status(own_home).pids["qemu"], signal.SIGSTOP)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable):  # what waits for it hears of its end
+                await waiting
+            assert await (await stands.launcher()).ping()  # and the next use starts another
+    finally:
+        watching.cancel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from perdure.errors import PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
@@ -12,6 +13,11 @@ from perdure.host import assets, below
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
+
+LOOK_EVERY_S = 5.0
+HANGS_AFTER_S = 30.0  # the launcher answers within milliseconds, on a very busy machine within some seconds
+
+_log = logging.getLogger(__name__)
 
 
 class Ground:
@@ -60,6 +66,24 @@ class Ground:
         except Unavailable:
             return None
         return self._launcher
+
+    async def watch(self) -> None:
+        """For ever: end an emulated host that hangs, so that its machines count as dead and are recovered elsewhere.
+
+        A kernel that hangs closes no connection: without this, everything that waits for it waits for ever.
+        """
+        while True:
+            await asyncio.sleep(LOOK_EVERY_S)
+            launcher = self._launcher
+            if launcher is None or not launcher.address.emulated:
+                continue
+            try:
+                await launcher.ping(timeout_s=HANGS_AFTER_S)
+            except PerdureError as error:
+                status = await asyncio.to_thread(below.status, self._home)
+                if status.running and not status.answers and status.address == launcher.address:
+                    _log.error("the emulated host is ended, as it hangs: %s", error)
+                    await asyncio.to_thread(below.stop, self._home)
 
     async def stand(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> tuple[Launcher, Template]:
         """A launcher that answers, and the warm template of this shape. Raises MachineFailed, Unavailable …"""
