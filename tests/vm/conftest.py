@@ -52,6 +52,9 @@ def home() -> Iterator[Home]:
     former = {name: os.environ.get(name) for name in ("PERDURE_HOME", "PERDURE_CACHE")}
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     try:
+        perdure = Path(sys.executable).with_name("perdure")
+        subprocess.run([perdure, "down"], check=True, timeout=2 * DEADLINE_S)  # of a session that was killed
+        below.stop(home)
         ensure_running(home)
         client = NodeClient(home)
         for info in client.list():
