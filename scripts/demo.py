@@ -8,6 +8,7 @@ count of requests. Exits with 1 when a claim fails. Everything that it started i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -21,10 +22,12 @@ from typing import Any
 
 from perdure.client.node import NodeClient
 from perdure.client.server import ServerClient
+from perdure.errors import PerdureError
 from perdure.execution.machine.remote import Launcher
 from perdure.host import below, probes
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
+from perdure.runs.states import TERMINAL
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -73,10 +76,18 @@ class Timeline:
 
 def command(*words: str) -> str:
     """Run one of the project's own commands, as a user would; its standard output."""
-    done = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise DemoFailed(f"{' '.join(words)} exited with {done.returncode}:\n{done.stderr.strip()}")
-    return done.stdout
+    process = subprocess.Popen(
+        [str(BIN / words[0]), *words[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, errors = process.communicate()
+    except KeyboardInterrupt:  # it did not get the Ctrl-C: what it begins is whole before it is removed
+        process.wait()
+        raise
+    if process.returncode != 0:
+        raise DemoFailed(f"{' '.join(words)} exited with {process.returncode}:\n{errors.strip()}")
+    return output
 
 
 class Watch:
@@ -299,21 +310,34 @@ def story(home: Home, line: Timeline) -> None:
     print(command("perdure", "show", run_id))
 
 
+def cancel_runs(home: Home, since: float) -> None:
+    """Runs are durable: one that is left unfinished would go on with the next server."""
+    server = ServerClient(home)
+    with contextlib.suppress(PerdureError, DemoFailed):
+        if (home.root / "perdure.db").exists():
+            subprocess.run([str(BIN / "perdure"), "up"], cwd=ROOT, capture_output=True, start_new_session=True)
+        for info in server.runs():
+            if info.created >= since and info.state not in TERMINAL:
+                server.cancel(info.id, reason="the demo was ended")
+                server.get(info.id, wait_s=60)
+
+
 def main() -> int:
     home = Home.find().make()
     line = Timeline()
+    since, ok = time.time(), False
     signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     try:
         story(home, line)
         ok = line.tables()
     except DemoFailed as error:
         print(f"{RED}the demo failed:{PLAIN} {error}", file=sys.stderr)
-        ok = False
     except KeyboardInterrupt:
         print("\ninterrupted; removing what was started", file=sys.stderr)
-        ok = False
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        if not ok:
+            cancel_runs(home, since)
         for words in (("perdure", "down"), ("fcrun", "host", "stop")):
             subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, capture_output=True, start_new_session=True)
     return 0 if ok else 1

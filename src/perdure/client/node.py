@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from perdure.client.websocket import WebSocket
 
 STDIN = 0
+SHUTDOWN_S = 60.0  # a daemon that ends waits some time for what is under way
 
 # named here because NodeClient.list hides the builtin inside the class
 _Sandboxes = list[SandboxInfo]
@@ -112,8 +113,24 @@ class NodeClient:
         return answer
 
     def shutdown(self) -> None:
-        """End the daemon. Running sandboxes go on; the next daemon adopts them."""
-        self._http.call("POST", "/v1/system/shutdown")
+        """End the daemon, and wait for its end. Running sandboxes go on; the next daemon adopts them.
+
+        Raises Unavailable when none answers, or when it does not end within SHUTDOWN_S.
+        """
+        import os
+        import select
+
+        pid = int(self.system()["pid"])
+        try:
+            handle = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            self._http.call("POST", "/v1/system/shutdown")
+            if not select.select([handle], [], [], SHUTDOWN_S)[0]:
+                raise Unavailable(f"the node daemon (fcrund, pid {pid}) does not end", hint=f"kill -9 {pid}")
+        finally:
+            os.close(handle)
 
     def events(self, *, follow: bool = True, since: float | None = None) -> Iterator[NodeEvent]:
         """Events, oldest first; with ``follow`` also those to come. since: seconds since the epoch."""
@@ -302,7 +319,7 @@ def ensure_running(home: Home) -> None:
     import sys
 
     environ = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
-    started = subprocess.run(
+    starting = subprocess.Popen(
         [sys.executable, "-m", "perdure.node", "--detach"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -311,9 +328,14 @@ def ensure_running(home: Home) -> None:
         env=environ,
         start_new_session=True,
     )
-    if started.returncode != 0:
-        end = started.stderr.decode(errors="replace").strip().splitlines()[-1:]
+    try:
+        _, said = starting.communicate()
+    except KeyboardInterrupt:
+        starting.wait()  # half a start could not be found and ended; a daemon that serves can
+        raise
+    if starting.returncode != 0:
+        end = said.decode(errors="replace").strip().splitlines()[-1:]
         raise Unavailable(
-            "the node daemon (fcrund) did not start: " + (end[0] if end else f"status {started.returncode}"),
+            "the node daemon (fcrund) did not start: " + (end[0] if end else f"status {starting.returncode}"),
             hint=f"read {home.run / 'fcrund.log'}",
         )

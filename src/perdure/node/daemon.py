@@ -27,6 +27,7 @@ from perdure.node.api import Api
 from perdure.node.calls import Forwarder
 
 GRACE_S = 2.0  # for open requests when the daemon ends
+LEAVE_S = 15.0  # for a start, suspend or resume that is under way then
 LOCK_TIMEOUT_S = 10.0  # for a former daemon that is just ending
 LOCK_RETRY_S = 0.05
 
@@ -54,9 +55,13 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
         ready.set()
     await over.wait()
     _log.info("ending")
+    home.socket("fcrund").unlink(missing_ok=True)  # who comes now starts another, which waits for the lock
     watching.cancel()
-    await sandboxes.leave()
-    home.socket("fcrund").unlink(missing_ok=True)
+    try:
+        async with asyncio.timeout(LEAVE_S):
+            await sandboxes.leave()
+    except TimeoutError:
+        _log.warning("ending while sandboxes start, suspend or resume: the next node reconciles them")
     await runner.cleanup()
     await forwarder.close()
 

@@ -47,6 +47,15 @@ def start_server(home: Home) -> dict[str, Any]:
             [sys.executable, "-m", "perdure.server"],
             stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env=environ, start_new_session=True,
         )  # fmt: skip
+    try:
+        return _first_answer(home, process, log, beginning)
+    except BaseException:  # also Ctrl-C: a server that nobody saw answer is nobody's
+        process.kill()
+        process.wait()
+        raise
+
+
+def _first_answer(home: Home, process: subprocess.Popen[bytes], log: Path, beginning: int) -> dict[str, Any]:
     deadline = time.monotonic() + START_S
     client = ServerClient(home)
     while True:
@@ -59,8 +68,6 @@ def start_server(home: Home) -> dict[str, Any]:
                 words = _words(log, beginning)
                 raise Unavailable(f"the server did not start: {words}", hint=f"its log is {log}") from None
             if time.monotonic() > deadline:
-                process.kill()
-                process.wait()
                 raise Unavailable(f"the server did not start in {START_S:.0f} s", hint=f"its log is {log}") from None
             time.sleep(LOOK_S)
 

@@ -255,7 +255,7 @@ class Life(ABC):
         self.spawn_task(self._bury(machine, cause, detail))
 
     async def _bury(self, machine: Machine, cause: str, detail: str) -> None:
-        # an operation that is under way sees its request fail, and settles the state itself
+        # an operation that is under way sees its request fail (``Machine.outlives``), and settles the state itself
         async with self.moving:
             if self.machine is machine and self.state is S.RUNNING:
                 _log.warning("machine of %s died: %s %s", self.id, cause, detail)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from perdure.errors import NotFound, PerdureError, Unavailable
+from perdure.errors import MachineFailed, NotFound, PerdureError, Unavailable
 from perdure.execution.guest.session import GuestSession
 from perdure.execution.machine.remote import Keeper, Launcher
 
 END_TIMEOUT_S = 30.0
 
 _log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Machine:
@@ -28,6 +29,7 @@ class Machine:
         self._launcher = launcher
         self._on_death = on_death
         self._over = False
+        self._dead: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         keeper.listen(self._event)
         keeper.connect_channel(session)
         self._watching = asyncio.create_task(self._watch())
@@ -49,11 +51,33 @@ class Machine:
     def _died(self, cause: str, detail: str) -> None:
         if not self._over:
             self._over = True  # its keeper, if it lives, waits for ``end``
+            self._dead.set_result((cause, detail))
             self._on_death(cause, detail)
 
     async def request(self, op: str, **params: Any) -> dict[str, Any]:
         """An operation of the keeper (contract 3). Raises MachineFailed when it is gone."""
         return await self.keeper.request(op, **params)
+
+    async def outlives(self, work: Awaitable[Result]) -> Result:
+        """The result of ``work``, which waits for the guest. Raises MachineFailed when the machine dies meanwhile."""
+        task = asyncio.ensure_future(work)
+        first: set[asyncio.Future[Any]] = {task, self._dead}
+        try:
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            cause, detail = self._dead.result()
+            raise MachineFailed(f"the machine died meanwhile ({cause}): {detail}", cause=cause)
+        finally:
+            task.cancel()
+
+    async def kill(self) -> None:
+        """End it as if it had died: what is under way in it fails."""
+        try:
+            await self.keeper.request("end", timeout_s=END_TIMEOUT_S)
+        except (PerdureError, TimeoutError) as error:
+            _log.info("kill of %s: %s", self.keeper.sandbox_id, error)
+        self._died("killed", "it was killed on request")
 
     async def end(self) -> None:
         """End it and its keeper, or what is left of them; never raises for what is gone already."""

@@ -78,9 +78,9 @@ async def _restore(
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,
     )
-    await session.ready(READY_TIMEOUT_S)
+    await machine.outlives(session.ready(READY_TIMEOUT_S))
     ready_s = time.monotonic() - began
-    await life.wake(session)
+    await machine.outlives(life.wake(session))
     total_s = time.monotonic() - began
     main = life.find_main(session)
     if life.main is None or life.main.over or life.main.process is not main:

@@ -67,6 +67,9 @@ class Sandbox(Life):
     async def kill(self, name: str) -> SandboxInfo:
         number = signal_number(name)
         if number == signal.SIGKILL:
+            if await self._kill_unfinished():
+                async with self.moving:
+                    return self.info()
             return await self._signal_to_end(number, "killed", KILL_TIMEOUT_S)
         await (await self._running_main()).signal(number)
         return self.info()
@@ -102,8 +105,17 @@ class Sandbox(Life):
                 return self.info()
             await changed.wait()
 
+    async def _kill_unfinished(self) -> bool:
+        """A start or resume that is under way fails at once: nobody should have to wait for it to kill it."""
+        if self.state not in (S.STARTING, S.RESUMING) or self.machine is None:
+            return False
+        await self.machine.kill()
+        return True
+
     async def remove(self, *, force: bool = False) -> None:
         """Its machine (with ``force``), its files, its snapshots."""
+        if force:
+            await self._kill_unfinished()
         async with self.moving:
             if not self.folder.root.exists():
                 raise NotFound(f"sandbox {self.name} is removed already")

@@ -165,8 +165,7 @@ class Sandboxes:
 
     async def leave(self) -> None:
         """The daemon ends; machines run on."""
-        for sandbox in self.all():
-            await sandbox.leave()
+        await asyncio.gather(*(sandbox.leave() for sandbox in self.all()))
 
 
 def _within(what: str, value: int, bounds: tuple[int, int]) -> None:

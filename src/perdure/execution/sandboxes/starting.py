@@ -31,10 +31,10 @@ async def start(life: Life, progress: Progress) -> None:
     try:
         await _make_disk(life)
         session, answer = await _restore_template(life, launcher, template)
-        ready = time.monotonic()
-        await archive.unpack_all(life.folder.archives, session.files)
+        ready, machine = time.monotonic(), life.need_machine()
+        await machine.outlives(archive.unpack_all(life.folder.archives, session.files))
         life.log.restart()
-        main: Process = await session.exec(process, process_id=life.id)
+        main: Process = await machine.outlives(session.exec(process, process_id=life.id))
     except BaseException as error:
         await _give_up(life, error)
         raise
@@ -70,10 +70,10 @@ async def _restore_template(life: Life, launcher: Launcher, template: Template) 
         },
         swap=True,
     )
-    await session.ready(READY_TIMEOUT_S)
-    await session.configure(hostname=life.hostname)
+    await machine.outlives(session.ready(READY_TIMEOUT_S))
+    await machine.outlives(session.configure(hostname=life.hostname))
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
-    await life.wake(session, Identity(life.hostname, os.urandom(16).hex()))
+    await machine.outlives(life.wake(session, Identity(life.hostname, os.urandom(16).hex())))
     return session, answer
 
 

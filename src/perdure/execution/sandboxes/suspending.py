@@ -39,7 +39,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     kind = "full" if life.record.full_next else "diff"
     life.move("suspend")
     try:
-        await session.quiesce(QUIESCE_BUDGET_S)
+        await machine.outlives(session.quiesce(QUIESCE_BUDGET_S))
         await machine.request("pause")
         life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
         life.folder.capture.mkdir(mode=0o700)
@@ -110,7 +110,7 @@ async def _go_on(life: Life, machine: Machine, session: GuestSession, error: Bas
             raise MachineFailed("its machine died")
         if (await machine.request("stat")).get("state") == "paused":
             await machine.request("continue")
-        await life.wake(session)
+        await machine.outlives(life.wake(session))
     except (PerdureError, TimeoutError) as reason:
         cause, detail = await why_gone(await life.rooms.ground.launcher(), life.id)
         _log.warning("%s cannot go on: %s", life.id, reason)
