@@ -316,10 +316,13 @@ def cancel_runs(home: Home, since: float) -> None:
     with contextlib.suppress(PerdureError, DemoFailed):
         if (home.root / "perdure.db").exists():
             subprocess.run([str(BIN / "perdure"), "up"], cwd=ROOT, capture_output=True, start_new_session=True)
+        ours = {info.id for info in server.runs() if info.created >= since}
         for info in server.runs():
-            if info.created >= since and info.state not in TERMINAL:
+            if info.id in ours and info.state not in TERMINAL:
                 server.cancel(info.id, reason="the demo was ended")
-                server.get(info.id, wait_s=60)
+        node, deadline = NodeClient(home), time.monotonic() + 60
+        while any(info.spec.labels.get("perdure.run") in ours for info in node.list()) and time.monotonic() < deadline:
+            time.sleep(0.1)  # their sandboxes are removed after them
 
 
 def main() -> int:
