@@ -122,18 +122,32 @@ static void load_modules(const char *list) {
     fclose(names);
 }
 
+/* Switches all processors but the first off or on; the folder is /sys/devices/system/cpu. */
+static void switch_processors(int folder, const char *to) {
+    for (int number = 1;; number++) {
+        char path[64];
+        snprintf(path, sizeof path, "cpu%d/online", number);
+        int file = openat(folder, path, O_WRONLY | O_CLOEXEC);
+        if (file < 0)
+            return; /* there are no more */
+        if (write(file, to, 1) != 1)
+            say("processor %d to %s: %s", number, to, strerror(errno));
+        close(file);
+    }
+}
+
 /* Holds one VM, that never runs, for as long as the emulated host lives. The kernel rewrites its own scheduler (static
  * keys: preempt_notifier_key, apic_sw_disabled) whenever the first VM comes or the last one goes, by way of an int3; and
- * when the other processor translates that code in the same moment, QEMU 7.2 keeps a translation of the int3 for ever:
- * both processors then spin in it, and everything in here hangs. With this VM the rewriting happens once. It also
- * spares each first VM the switching on of SVM on all processors. */
-static void hold_a_vm(int devices) {
+ * when another processor translates that code in the same moment, QEMU 7.2 keeps a translation of the int3 for ever:
+ * all processors then spin in it, and everything in here hangs. With this VM the rewriting happens once, and while there
+ * is only one processor, so that nobody else can translate anything. */
+static void hold_a_vm(int devices, int processors) {
+    switch_processors(processors, "0");
     int kvm = openat(devices, "kvm", O_RDWR | O_CLOEXEC);
     int vm = kvm < 0 ? -1 : ioctl(kvm, KVM_CREATE_VM, 0);
-    if (vm < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0 || ioctl(vm, KVM_CREATE_VCPU, 0) < 0) {
+    if (vm < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0 || ioctl(vm, KVM_CREATE_VCPU, 0) < 0)
         say("no VM to hold: %s", strerror(errno)); /* doctor and the first sandbox say more */
-        _exit(1);
-    }
+    switch_processors(processors, "1");
     for (;;)
         pause();
 }
@@ -252,13 +266,15 @@ int main(void) {
     read_config();
     load_modules("/mod/order");
 
-    int devices = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC); /* /dev moves away while the modules load */
-    pid_t loader = fork();
-    if (loader == 0) {
+    /* both folders move away while the modules load */
+    int devices = open("/dev", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int processors = open("/sys/devices/system/cpu", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fork() == 0) {
         load_modules("/mod/later");
-        hold_a_vm(devices);
+        hold_a_vm(devices, processors);
     }
     close(devices);
+    close(processors);
     assemble_root();
     start_network();
     say("root and network are up"); /* emulated.py waits for this, too */
