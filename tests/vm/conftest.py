@@ -119,6 +119,18 @@ def kill_below(home: Home) -> Callable[[int], None]:
 
 
 @pytest.fixture
+def firecrackers(home: Home) -> Callable[[], list[int]]:
+    """The pids of the Firecrackers below the line."""
+
+    def find() -> list[int]:
+        said: list[str] = []
+        below_run(home, ["/bin/sh", "-c", "pgrep -x firecracker"], said.append)
+        return [int(word) for text in said for word in text.split()]
+
+    return find
+
+
+@pytest.fixture
 def fcrun(client: NodeClient) -> Fcrun:
     """The command, as a user runs it."""
 

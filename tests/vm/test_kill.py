@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
-from perdure.errors import MachineFailed
+from perdure.errors import MachineFailed, PerdureError
 from perdure.host.paths import Home
-from perdure.model import ExecSpec, SandboxInfo, SandboxState
+from perdure.model import ExecSpec, SandboxInfo, SandboxSpec, SandboxState
 
 pytestmark = pytest.mark.vm
 IMAGE = "perdure-test"
@@ -155,3 +155,43 @@ def _ignore(act: Any, ref: str) -> None:
         act(ref)
     except Exception:
         pass  # the node was killed under it
+
+
+@pytest.mark.parametrize("how", ["its machine dies", "rm -f", "kill"])
+def test_a_start_that_hangs_can_be_ended(
+    client: NodeClient,
+    kill_below: Callable[[int], None],
+    firecrackers: Callable[[], list[int]],
+    eventually: Callable[[Callable[[], object]], None],
+    how: str,
+) -> None:
+    """While a large archive is unpacked in the guest, which takes it long."""
+    import threading
+
+    info = client.create(SandboxSpec(image=IMAGE, command=["sleep", "100000"]))
+    client.put_files(info.id, {"/large": bytes(96 << 20)})
+    failed: list[PerdureError] = []
+
+    def start() -> None:
+        try:
+            client.start(info.id)
+        except PerdureError as error:
+            failed.append(error)
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    pids: list[int] = []
+    eventually(lambda: pids.extend(firecrackers()) or pids)
+    if how == "rm -f":
+        client.remove(info.id, force=True)
+    elif how == "kill":
+        assert client.kill(info.id).state == SandboxState.EXITED
+    else:
+        kill_below(pids[0])
+    starting.join(60)
+    assert not starting.is_alive()
+    assert [type(error) for error in failed] == [MachineFailed]
+    if how != "rm -f":
+        ended = client.get(info.id)
+        assert (ended.state, ended.cause) == (SandboxState.EXITED, "start-failed")
+    assert firecrackers() == []
