@@ -42,9 +42,9 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
     try:
         if (await machine.request("stat")).get("state") == "paused":
             await machine.request("continue")
-        guest = await session.ready(READY_TIMEOUT_S)
+        guest = await machine.outlives(session.ready(READY_TIMEOUT_S))
         if guest.frozen:
-            await life.wake(session)
+            await machine.outlives(life.wake(session))
         main = life.find_main(session)
         await life.measure({}, main)
     except (PerdureError, TimeoutError) as error:
