@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 import tempfile
 from collections import Counter
@@ -214,7 +215,7 @@ class Api:
                     raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
                 await archive.unpack(received, path, sandbox.files)
         finally:
-            received.unlink(missing_ok=True)
+            _forget(received)
         return ok()
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
@@ -232,15 +233,15 @@ class Api:
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:
-        """The body in a temporary file of this home (it may be larger than memory)."""
-        descriptor, name = tempfile.mkstemp(dir=self._home.run, prefix="upload-")
-        path = Path(name)
+        """The body as a file (it may be larger than memory), in a temporary folder of its own, so that errors about it
+        call it by a name that says something. ``_forget`` it."""
+        path = Path(tempfile.mkdtemp(dir=self._home.run, prefix="upload-")) / "the archive"
         try:
-            with os.fdopen(descriptor, "wb") as file:
+            with path.open("wb") as file:
                 async for data in request.content.iter_any():
                     file.write(data)
         except BaseException:
-            path.unlink()
+            _forget(path)
             raise
         return path
 
@@ -283,7 +284,7 @@ class Api:
             try:
                 images = await asyncio.to_thread(add, received, progress)
             finally:
-                received.unlink(missing_ok=True)
+                _forget(received)
             for image in images:
                 self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
             answer = [_image_info(image) for image in images]
@@ -303,6 +304,10 @@ class Api:
             return _image_info(image)
 
         return await long(request, work, 201)
+
+
+def _forget(received: Path) -> None:
+    shutil.rmtree(received.parent, ignore_errors=True)
 
 
 def _image_info(image: Image) -> ImageInfo:

@@ -9,6 +9,7 @@ import asyncio
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -79,7 +80,7 @@ def _listen(path: Path) -> socket.socket:
 def _sweep(home: Home) -> None:
     """Uploads that a killed daemon left."""
     for path in home.run.glob("upload-*"):
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def lock(home: Home, timeout_s: float = LOCK_TIMEOUT_S) -> int:
