@@ -224,7 +224,8 @@ def test_events_are_kept_and_followed(client: NodeClient) -> None:
 def test_a_killed_node_starts_again_with_its_records(client: NodeClient, home: Home) -> None:
     info = client.create(TINY)
     (home.sandboxes / "halfmade").mkdir()  # what a kill within a creation leaves
-    (home.run / "upload-x").touch()
+    (home.run / "upload-x").mkdir()
+    (home.run / "upload-x" / "the archive").touch()
     pid = client.system()["pid"]
     os.kill(pid, signal.SIGKILL)
     ensure_running(home)
