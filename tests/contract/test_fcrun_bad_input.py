@@ -113,8 +113,10 @@ def test_no_space(tmp_path: Path) -> None:
         assert not list(home.run.glob("upload-*"))
         assert fcrun(home, "images")[0] == 0  # the node lives on
     finally:
-        end(home)
-        subprocess.run(["umount", "--lazy", str(small)], check=True)
+        try:
+            end(home)
+        finally:
+            subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def test_a_tampered_asset(home: Home, tmp_path: Path) -> None:

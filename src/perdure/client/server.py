@@ -68,7 +68,8 @@ class ServerClient:
             "vcpus": vcpus,
             "env": dict(env or {}),
         }
-        return self._info("POST", "/v1/runs", {field: value for field, value in request.items() if value})
+        wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
+        return self._info("POST", "/v1/runs", wished)
 
     def runs(self, *, states: Sequence[str] = ()) -> _Runs:
         """All runs, newest first; with ``states`` only those that are in one of them."""

@@ -51,6 +51,7 @@ class Driver:
         self._endpoint = endpoint
         self._settings = settings
         self._no_suspend_before = 0.0  # monotonic
+        self._away = 0  # times in a row that the node was not there
 
     async def drive(self) -> None:
         """Move the run along until it has ended and its machine is removed."""
@@ -100,7 +101,7 @@ class Driver:
         try:
             sandbox_id = await self._machines.start(await self._plan(), self._endpoint(self.run.id, seen.epoch))
         except (MachineFailed, Unavailable) as error:
-            await self._lost(seen, "start-failed", error.message)
+            await self._lost(seen, "start-failed", error.message, counts=not isinstance(error, Unavailable))
         except PerdureError as error:
             await self._fail(seen, error.to_json())
         else:
@@ -155,7 +156,7 @@ class Driver:
         try:
             snapshot = await self._captured(seen.sandbox_id, seen.epoch)
             if snapshot is None:
-                snapshot = await self._machines.suspend(seen.sandbox_id, position)
+                snapshot = await self._suspend(seen, position)
         except PerdureError as error:
             # Refused or failed: it stays warm. If it is in fact lost, the look finds that out.
             self.run.look_wanted = True
@@ -170,6 +171,16 @@ class Driver:
             await self.run.atomically(back)
             return
         await self._accept(snapshot)
+
+    async def _suspend(self, seen: Record, position: LogPosition) -> SnapshotInfo:
+        try:
+            return await self._machines.suspend(seen.sandbox_id, position)
+        except PerdureError:
+            # Its answer may be lost and not the suspend, or an older request was still under way and is done now.
+            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
+            if snapshot is None:
+                raise
+            return snapshot
 
     async def _accept(self, snapshot: SnapshotInfo) -> None:
         """The machine was captured and is gone."""
@@ -238,9 +249,12 @@ class Driver:
                 await self._lost(seen, info.cause or "exited", info.detail)
             if self.run.state in WARM and self.run.record.epoch == seen.epoch:
                 self.run.look_wanted = True  # a wait began or ended meanwhile: from that state again
-        elif info.state is SandboxState.SUSPENDED and self.run.state is RunState.WAITING:
+        elif info.state is SandboxState.SUSPENDED:
             snapshot = await self._captured(seen.sandbox_id, seen.epoch)
-            if snapshot and await self._go(seen, RunState.SUSPENDING, wake=False, why={"found": "suspended"}):
+            if snapshot is None:
+                await self._lost(seen, "suspended", "somebody else suspended its sandbox", counts=False)
+            # What it waited for may be over since: it is woken, and sleeps again if it has nothing else to do.
+            elif await self._go(seen, RunState.SUSPENDING, wake=True, why={"found": "suspended"}):
                 await self._accept(snapshot)
 
     async def _exited(self, seen: Record, info: SandboxInfo) -> None:
@@ -256,10 +270,14 @@ class Driver:
         await self._fail(seen, {**error, "details": end})
 
     async def _lost(self, seen: Record, cause: str, detail: str, *, counts: bool = True) -> None:
-        """The machine of this epoch is gone: recover in a new one, or give up (never for one that does not count)."""
+        """The machine of this epoch is gone: recover in a new one, or give up.
+
+        counts: False while the node is away, which says nothing about the run: only the pauses grow with such losses.
+        """
         again = seen.failure == cause and not self.run.progressed
-        failures = seen.failures + 1 if again else 1
-        if counts and failures > self._settings.failures_max:
+        failures = (seen.failures if again else 0) + counts
+        self._away = 0 if counts else self._away + 1
+        if failures > self._settings.failures_max:
             message = f"gave up after {failures} failures in a row: {cause}" + (f" ({detail})" if detail else "")
             hint = "The node's log (run/fcrund.log in the state folder) says more."
             error = {"code": "machine-failed", "message": message, "hint": hint, "details": {"cause": cause}}
@@ -279,8 +297,8 @@ class Driver:
 
     async def _recovering(self) -> None:
         seen = self.run.record
-        if seen.failures > 1:
-            pause_s = min(self._settings.backoff_s * 2 ** (seen.failures - 2), self._settings.backoff_max_s)
+        if (tries := max(seen.failures, self._away)) > 1:
+            pause_s = min(self._settings.backoff_s * 2 ** min(tries - 2, 32), self._settings.backoff_max_s)
             if await self.run.until(lambda: self.run.record is not seen and self.run.state is not seen.state, pause_s):
                 return
         seen = self.run.record

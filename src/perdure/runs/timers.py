@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import time
 from collections.abc import Awaitable, Callable
 
+_log = logging.getLogger(__name__)
 # The wall clock may be set meanwhile, and loops sleep by the monotonic one: look again at least this often.
 LOOK_S = 60.0
+AGAIN_S = 1.0  # after a failure: the disk was full, perhaps, and will not be
 
 
 class Timers:
@@ -30,7 +33,11 @@ class Timers:
             self._earlier.clear()
             while self._heap and self._heap[0][0] <= time.time():
                 _, run_id, wait_id = heapq.heappop(self._heap)
-                await self._fire(run_id, wait_id)
+                try:
+                    await self._fire(run_id, wait_id)
+                except Exception as error:  # of one run: the others' deadlines pass all the same
+                    _log.error("wait %s of run %s: %r; tried again", wait_id, run_id, error)
+                    heapq.heappush(self._heap, (time.time() + AGAIN_S, run_id, wait_id))
             pause = min(self._heap[0][0] - time.time(), LOOK_S) if self._heap else None
             try:
                 async with asyncio.timeout(pause):

@@ -8,8 +8,17 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, StaleEpoch
-from perdure.model import Call, RunState
+from perdure.errors import (
+    Conflict,
+    IllegalTransition,
+    InvalidValue,
+    MachineFailed,
+    NoSpace,
+    NotFound,
+    StaleEpoch,
+    Unavailable,
+)
+from perdure.model import Call, LogPosition, RunState
 from perdure.testing.house import nothing
 from perdure.testing.machines import CHAT, Ask, Effect
 
@@ -601,3 +610,90 @@ async def test_wrong_requests_start_nothing(house: Any, changes: dict[str, Any],
     with pytest.raises(InvalidValue, match=words):
         await house.start(nothing, **changes)
     assert await house.engine.runs() == []
+
+
+@pytest.mark.parametrize("lost", ["the node's answer", "the server"])
+async def test_a_suspend_that_nobody_heard_of_is_found_and_its_approval_resumes(house: Any, lost: str) -> None:
+    """The node suspends the machine, its answer is lost, and the approval comes in between."""
+    real, captured, approved = house.machines.suspend, asyncio.Event(), asyncio.Event()
+
+    async def suspend(sandbox_id: str, position: Any) -> Any:
+        if captured.is_set():
+            raise IllegalTransition("it is suspended already")
+        await real(sandbox_id, position)
+        captured.set()
+        await approved.wait()
+        raise Unavailable("the node went away")
+
+    house.machines.suspend = suspend
+
+    def program() -> Steps:
+        verdict = yield approval()
+        yield Ask("complete", {"result": verdict.value["by"]})
+
+    run_id = await house.start(program)
+    await asyncio.wait_for(captured.wait(), 10)
+    if lost == "the server":
+        await house.down()
+        await house.up()
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    approved.set()
+    info = await house.ends(run_id)
+    assert (info.result, info.recoveries) == ("ann", 0)
+    assert house.machines.done.count("resume") == 1
+
+
+async def test_a_sandbox_that_somebody_else_suspends_goes_on(house: Any) -> None:
+    def program() -> Steps:
+        verdict = yield approval()
+        yield Ask("complete", {"result": verdict.value["by"]})
+
+    house.machines.before["suspend"] = asyncio.Event().wait  # the engine's own never comes through
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDING)
+    del house.machines.before["suspend"]
+    sandbox_id = (await house.engine.info(run_id)).sandbox_id
+    await house.machines.suspend(sandbox_id, LogPosition(run_id="another", branch=0, seq=0, epoch=0))
+    await house.down()
+    await house.up()
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    assert (await house.ends(run_id)).result == "ann"
+
+
+async def test_a_node_that_is_away_does_not_fail_a_start(house: Any) -> None:
+    tries = 0
+
+    async def away() -> None:
+        nonlocal tries
+        tries += 1
+        if tries <= 9:
+            raise Unavailable("the node is away")
+
+    house.machines.before["start"] = away
+
+    def program() -> Steps:
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program)
+    assert (await house.ends(run_id)).result == 1
+    assert tries == 10
+
+
+async def test_a_deadline_that_cannot_be_written_passes_later(house: Any) -> None:
+    real, failed = house.log.append, 0
+
+    async def append(*args: Any, **kwargs: Any) -> Any:
+        nonlocal failed
+        if any(entry.kind == "wait.completed" for entry in args[1]) and failed < 2:
+            failed += 1
+            raise NoSpace("the disk is full")
+        return await real(*args, **kwargs)
+
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "time", "seconds": 0.2})
+        yield Ask("complete", {"result": 1})
+
+    house.log.append = append
+    run_id = await house.start(program)
+    assert (await house.ends(run_id)).result == 1
+    assert failed == 2
