@@ -12,14 +12,15 @@ committed nor aborted was in flight when a server died: it is marked as aborted 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import ContextLog, NewEntry, request_hash
-from perdure.errors import Unavailable
+from perdure.errors import NoSpace, Unavailable
 from perdure.gateway.completions import Summary, error_body, error_event, summarize
 from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
@@ -31,6 +32,10 @@ MODELS = "/v1/models"
 TEXT_SHOWN = 200  # characters of an answer that its entry repeats, for readers of the log
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
+COMMIT_AGAIN_S = 0.1
+COMMIT_AGAIN_MAX_S = 5.0
+
+_log = logging.getLogger(__name__)
 
 
 class Gateway:
@@ -53,11 +58,18 @@ class Gateway:
 
     async def close(self) -> None:
         """Stop asking. What is in flight is not committed: it is asked again when the run goes on."""
-        tasks = [turn.task for turn in self._turns.values() if turn.task is not None]
+        await self._stop(self._turns.values())
+        await self._upstream.close()
+
+    async def forget(self, run_id: str) -> None:
+        """The run has ended: stop asking for it, and ask no provider again."""
+        await self._stop(turn for key, turn in self._turns.items() if key[0] == run_id)
+
+    async def _stop(self, turns: Iterable[Turn]) -> None:
+        tasks = [turn.task for turn in turns if turn.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._upstream.close()
 
     @property
     def in_flight(self) -> int:
@@ -189,6 +201,20 @@ class Gateway:
         turn.end()
 
     async def _commit(
+        self, call: Call, branch: int, body: bytes, status: int, headers: Any, summary: Summary, seconds: float
+    ) -> None:
+        """Keep the turn, for as long as that takes: it is paid for, and nothing goes on without it."""
+        pause_s = COMMIT_AGAIN_S
+        while True:
+            try:
+                await self._try_commit(call, branch, body, status, headers, summary, seconds)
+                return
+            except (NoSpace, Unavailable) as error:
+                _log.warning("run %s: turn %s cannot be kept yet: %s", call.run_id, call.key, error)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, COMMIT_AGAIN_MAX_S)
+
+    async def _try_commit(
         self, call: Call, branch: int, body: bytes, status: int, headers: Any, summary: Summary, seconds: float
     ) -> None:
         payload = {

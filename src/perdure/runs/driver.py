@@ -19,7 +19,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, LogPosition, RunState, SandboxInfo, SandboxState, SnapshotInfo
-from perdure.runs.ports import MachinePlan, Machines
+from perdure.runs.ports import MachinePlan, Machines, ModelCalls
 from perdure.runs.record import Record
 from perdure.runs.run import WARM, Run
 
@@ -43,11 +43,17 @@ class Driver:
     """``drive`` returns when the run has ended and its machine is removed."""
 
     def __init__(
-        self, run: Run, machines: Machines, endpoint: Callable[[str, int], CallsEndpoint], settings: Settings
+        self,
+        run: Run,
+        machines: Machines,
+        models: ModelCalls,
+        endpoint: Callable[[str, int], CallsEndpoint],
+        settings: Settings,
     ) -> None:
         """endpoint: where the machine of (run id, epoch) sends its calls."""
         self.run = run
         self._machines = machines
+        self._models = models
         self._endpoint = endpoint
         self._settings = settings
         self._no_suspend_before = 0.0  # monotonic
@@ -70,8 +76,10 @@ class Driver:
             try:
                 await (self._release() if self.run.ended else acts[self.run.state]())
                 pause_s = self._settings.backoff_s
-            except (PerdureError, OSError) as error:
-                log.warning("run %s, %s: %s (again in %.1f s)", self.run.id, self.run.state, error, pause_s)
+            except Exception as error:  # whatever it is: a run is never left without a driver
+                expected = isinstance(error, PerdureError | OSError)
+                say = "run %s, %s: %s (again in %.1f s)"
+                log.warning(say, self.run.id, self.run.state, error, pause_s, exc_info=None if expected else error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, self._settings.backoff_max_s)
 
@@ -332,6 +340,7 @@ class Driver:
         return branch is not None
 
     async def _release(self) -> None:
+        await self._models.forget(self.run.id)
         await self._machines.remove(self.run.id)
 
         async def act() -> None:

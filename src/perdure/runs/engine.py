@@ -46,6 +46,7 @@ class Engine:
         """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us."""
         self._context = context
         self._machines = machines
+        self._models = models
         self._calls = Calls(models)
         self._calls_url = calls_url
         self._secret = secret
@@ -100,7 +101,7 @@ class Engine:
 
     def _drive(self, run: Run) -> None:
         async def drive() -> None:
-            await Driver(run, self._machines, self.endpoint, self._settings).drive()
+            await Driver(run, self._machines, self._models, self.endpoint, self._settings).drive()
             self._runs.pop(run.id, None)
 
         self._spawn(drive(), f"run-{run.id}")

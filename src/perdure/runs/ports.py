@@ -64,3 +64,7 @@ class ModelCalls(Protocol):
     async def answer(self, call: Call, branch: int) -> Answer:
         """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider."""
         ...
+
+    async def forget(self, run_id: str) -> None:
+        """The run has ended: nothing more is asked in its name."""
+        ...

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from perdure.agent.bundle import sdk_files
 from perdure.client.node import NodeClient, ensure_running
-from perdure.errors import NotFound, PerdureError, Unavailable
+from perdure.errors import NotFound, Unavailable
 from perdure.host.paths import Home
 from perdure.model import (
     DEFAULT_DISK_MIB,
@@ -109,16 +109,18 @@ class NodeMachines:
             try:
                 for event in self._node.events(since=now):
                     put(event)
-            except PerdureError as error:
-                log.info("no events from the node: %s", error.message)
+            except RuntimeError:
+                return  # the loop, or the interpreter, has ended
+            except Exception as error:  # whatever it is: without events no dead machine would be noticed
+                log.info("no events from the node: %s", error)
             if over.wait(RECONNECT_S):
                 return
             try:
                 ensure_running(self._home)
-            except PerdureError as error:
-                log.warning("the node does not start: %s", error)
             except RuntimeError:
                 return  # the loop, or the interpreter, has ended
+            except Exception as error:
+                log.warning("the node does not start: %s", error)
 
     async def _in_thread(self, work: Callable[[], Result]) -> Result:
         def call() -> Result:

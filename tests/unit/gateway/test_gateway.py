@@ -6,9 +6,10 @@ import socket
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from perdure.context.log import ContextLog, NewEntry
-from perdure.errors import StaleEpoch, Unavailable
+from perdure.errors import NoSpace, StaleEpoch, Unavailable
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.gateway.upstream import Retry
@@ -261,3 +262,43 @@ def _with(call: Call, **changes: object) -> Call:
     from dataclasses import replace
 
     return replace(call, **changes)  # type: ignore[arg-type]
+
+
+async def test_a_turn_that_cannot_be_kept_yet_is_not_lost(
+    gateway: Gateway, provider: Provider, log: ContextLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, refused = log.put_blob, 0
+
+    async def put_blob(content: bytes) -> str:
+        nonlocal refused
+        refused += 1
+        if refused <= 2:
+            raise NoSpace("the disk is full")
+        return await real(content)
+
+    monkeypatch.setattr(log, "put_blob", put_blob)
+    provider.acts = [provider.says("paid for")]
+    answer = await gateway.answer(chat(), 1)
+    assert answer.status == 200 and b"paid for" in await read(answer)
+    assert (await kinds(log))[-1] == "model.committed" and len(provider.asked) == 1
+
+
+async def test_nothing_is_asked_for_a_run_that_has_ended(provider: Provider, log: ContextLog) -> None:
+    twice = asyncio.Event()
+
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        if len(provider.asked) >= 2:
+            twice.set()
+        return web.Response(status=503)
+
+    provider.acts = [refuse] * 100
+    async with Gateway(log, providers_of(provider), retry=Retry(attempts=100, first_s=0.01, most_s=0.01)) as gateway:
+        asker = asyncio.create_task(gateway.answer(chat(), 1))
+        await asyncio.wait_for(twice.wait(), 10)
+        await gateway.forget("another run")
+        assert gateway.is_in_flight(RUN)
+        await gateway.forget(RUN)
+        assert not gateway.is_in_flight(RUN)
+        with pytest.raises(Unavailable):
+            await asker
+    assert len(provider.asked) < 100

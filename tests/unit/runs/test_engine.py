@@ -697,3 +697,19 @@ async def test_a_deadline_that_cannot_be_written_passes_later(house: Any) -> Non
     run_id = await house.start(program)
     assert (await house.ends(run_id)).result == 1
     assert failed == 2
+
+
+async def test_a_cancelled_run_does_not_spend(house: Any, provider: Any) -> None:
+    provider.hold = asyncio.Event()
+
+    def program() -> Steps:
+        yield chat("one", stream=True)
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program)
+    await asyncio.wait_for(provider.reached.wait(), 10)
+    assert house.gateway.is_in_flight(run_id)
+    await house.engine.cancel(run_id)
+    await released(house, run_id)
+    assert not house.gateway.is_in_flight(run_id)
+    provider.hold.set()
