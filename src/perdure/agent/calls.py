@@ -55,7 +55,8 @@ def answer(status: int, body: bytes) -> Any:
 def text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise InvalidValue(f"{what} is to be a string that is not empty, and is {value!r}")
-    return value
+    checked: str = to_json(value, what)
+    return checked
 
 
 def step(name: str, on_doubt: str) -> dict[str, Any]:
@@ -78,7 +79,8 @@ def error(problem: BaseException) -> dict[str, Any]:
     import traceback
 
     lines = traceback.format_exception(type(problem), problem, problem.__traceback__)
-    return {"type": type(problem).__name__, "message": str(problem), "traceback": "".join(lines)}
+    told = {"type": type(problem).__name__, "message": str(problem), "traceback": "".join(lines)}
+    return {name: text.encode("utf-8", "replace").decode() for name, text in told.items()}
 
 
 def sleep(duration: Duration) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def request(messages: Any, model: str | None, stream: bool, parameters: dict[str
         body["stream"] = True
         body["stream_options"] = {"include_usage": True}
     try:
-        return json.dumps(body, allow_nan=False).encode()
+        return json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError) as error:
         raise InvalidValue(f"ctx.chat: the messages are not JSON: {error}") from None
 

@@ -67,7 +67,9 @@ class Context:
         """One turn of a model. ``messages``: OpenAI messages, or a string for one of the user's.
 
         model: None for the provider's own. on_delta is called with each piece of text as it comes. ``parameters`` are
-        passed on (temperature, max_tokens, tools …). An answered turn is never asked again. ``ProviderFailed``.
+        passed on (temperature, max_tokens, tools …). An answered turn is never asked again. ``ProviderFailed``; also
+        where a server died while it streamed, and the model, asked again, does not begin with what was told already
+        (without on_delta nothing was told yet, and the new answer is taken).
         """
         stream = Stream(self._chat(messages, model, on_delta is not None, parameters))
         for delta in stream:

@@ -7,6 +7,7 @@ maker's tasks. So concurrent tasks never race for an ordinal.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 
@@ -114,6 +115,9 @@ class AsyncContext:
                 if asyncio.iscoroutine(result):
                     result = await result
                 end = {"result": to_json(result, f"step {name!r}: its result")}
+            except asyncio.CancelledError as problem:  # its end is recorded all the same: nothing waits for it
+                await _whole(_call(lane, "step/end", {"error": calls.error(problem)}, ordinal))
+                raise
             except Exception as problem:
                 end = {"error": calls.error(problem)}
             state = await _call(lane, "step/end", end, ordinal)
@@ -121,15 +125,15 @@ class AsyncContext:
 
     async def sleep(self, duration: Duration) -> None:
         """See ``Context.sleep``."""
-        await _call(_lane.get(), "wait", calls.sleep(duration))
+        await _wait(calls.sleep(duration))
 
     async def wait_for(self, name: str, *, timeout: Duration | None = None) -> Any:
         """See ``Context.wait_for``."""
-        return calls.signalled(name, await _call(_lane.get(), "wait", calls.signal(name, timeout)))
+        return calls.signalled(name, await _wait(calls.signal(name, timeout)))
 
     async def approval(self, prompt: str, *, show: Any = None, timeout: Duration | None = None) -> Verdict:
         """See ``Context.approval``."""
-        return calls.verdict(await _call(_lane.get(), "wait", calls.approval(prompt, show, timeout)))
+        return calls.verdict(await _wait(calls.approval(prompt, show, timeout)))
 
     async def emit(self, name: str, value: Any = None) -> None:
         """See ``Context.emit``."""
@@ -141,6 +145,29 @@ class AsyncContext:
             await _call(_lane.get(), "message", calls.message(message))
         found: list[dict[str, Any]] = (await _call(_lane.get(), "messages", {}))["messages"]
         return found
+
+
+async def _wait(body: Any) -> Any:
+    """The end of a wait. Cancelled, it is withdrawn: the run is not parked on what nobody waits for."""
+    lane = _lane.get()
+    ordinal = lane.take()
+    try:
+        done = await _call(lane, "wait", body, ordinal)
+    except asyncio.CancelledError:
+        await _whole(_call(lane, "wait/withdraw", {}, ordinal))
+        raise
+    if done.get("withdrawn"):  # it was cancelled here when this was first lived through, and is to be again
+        await asyncio.get_running_loop().create_future()
+    return done
+
+
+async def _whole(call: Coroutine[Any, Any, Any]) -> None:
+    """Ask to the end, although the asking task is cancelled, perhaps more than once."""
+    asked = asyncio.Task(call)  # not by the loop's factory: it takes no lane, so that those of others keep their names
+    while not asked.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({asked})
+    asked.result()
 
 
 async def _call(lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:

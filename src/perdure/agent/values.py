@@ -113,7 +113,9 @@ def _no_duration(value: Any, what: str) -> InvalidValue:
 def to_json(value: Any, what: str) -> Any:
     """``value`` as JSON would give it back (tuples are lists, dataclasses objects). ``InvalidValue`` names ``what``."""
     try:
-        return json.loads(json.dumps(value, default=_dataclass, allow_nan=False))
+        text = json.dumps(value, default=_dataclass, allow_nan=False, ensure_ascii=False)
+        text.encode()  # half a surrogate pair is no text: no other JSON parser takes it
+        return json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         hint = "give JSON values (str, int, float, bool, None, list, dict) or dataclasses of them"
         raise InvalidValue(f"{what} is not a JSON value: {error}", hint=hint) from None

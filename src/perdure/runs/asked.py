@@ -14,6 +14,7 @@ from perdure.runs.run import WARM, Run
 from perdure.runs.waits import Waits
 
 HIDDEN = ("request",)  # in payloads, but not part of what was said
+COUNTED = ("model.started", "model.replayed")
 
 Result = TypeVar("Result")
 Body = dict[str, Any]
@@ -106,18 +107,41 @@ class Asked:
             epoch = self.call.epoch + 1
             await self.run.write(entry, to=RunState.FAILED, epoch=epoch, why={"error": error}, error=error)
             raise StaleEpoch(message, hint=hint)
-        waits = await self._waits_before(first.seq)
-        await self.run.write(entry, fork=(self.run.branch, first.seq - 1), epoch=self.call.epoch, waits=waits)
+        waits, carried = await self._left(first.seq)
+        steps = [key for key in self.run.record.steps if not self._is_after(key)]
+        fork = (self.run.branch, first.seq - 1)
+        entry = msgspec.structs.replace(entry, payload={**entry.payload, "carried": len(carried)})
+        await self.run.write(entry, *carried, fork=fork, epoch=self.call.epoch, waits=waits, steps=steps)
 
-    async def _waits_before(self, seq: int) -> Waits:
-        """The open waits and kept signals at a position of the branch."""
+    async def _left(self, seq: int) -> tuple[Waits, list[NewEntry]]:
+        """What the new branch has of the old one: the waits at its fork, just before ``seq``, and from then on what is
+        still true: signals, which came from outside, and the calls of other lanes, which went no other way. Of model
+        calls only what was asked and answered: each request to a provider is counted once."""
         waits, after = Waits(), 0
-        while after < seq - 1:
-            page = await self.run.context.read(self.run.id, branch=self.run.branch, after=after)
+        lanes: set[str] = set()  # begun before the fork
+        carried: list[NewEntry] = []
+        while page := await self.run.context.read(self.run.id, branch=self.run.branch, after=after):
             for entry in page:
-                waits = waits.after(entry.kind, entry.payload) if entry.seq < seq else waits
+                if entry.seq < seq:
+                    waits = waits.after(entry.kind, entry.payload)
+                    lanes.add(_lane(entry.key or ""))
+                elif entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
+                    carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
             after = page[-1].seq
-        return waits
+        return waits, carried
+
+    def _is_carried(self, key: str, begun: set[str], kind: str) -> bool:
+        # A lane that this one made after the fork is another one now, even if it has the same name.
+        is_new = _lane(key).startswith(self.call.lane + ".") and _lane(key) not in begun
+        return not is_new and not self._is_after(key) and kind not in COUNTED
+
+    def _is_after(self, key: str) -> bool:
+        """This call of the lane that goes another way, or a later one."""
+        return _lane(key) == self.call.lane and int(key.rpartition("/")[2]) >= self.call.ordinal
+
+
+def _lane(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
 def last(entries: list[Entry], kind: str) -> Entry | None:

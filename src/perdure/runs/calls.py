@@ -15,6 +15,8 @@ POST /perdure/v1/wait          {"kind": "time", "seconds"}            {"kind": "
                                "timeout_s"?}
                                {"kind": "approval", "prompt",         {"kind": "approval", "approved", "comment",
                                "show"?, "timeout_s"?}                 "by", "at", "timed_out"} (late: not approved)
+POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wait then answers {"kind",
+                               as its wait: nobody waits any more     "withdrawn": true}
 POST /perdure/v1/emit          {"name", "value"}                      {}
 POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
 POST /perdure/v1/messages      {}                                     {"messages": [...]} recorded by ``message``
@@ -192,6 +194,7 @@ ROUTES: dict[str, Callable[[Asked], Awaitable[Body]]] = {
     "step": steps.begin,
     "step/end": steps.end,
     "wait": parking.wait,
+    "wait/withdraw": parking.withdraw,
     "emit": _emit,
     "message": _message,
     "messages": _messages,

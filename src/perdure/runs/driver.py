@@ -8,6 +8,7 @@ of a suspend: each writes what happened, and the driver sees it next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -341,6 +342,16 @@ class Driver:
 
     async def _release(self) -> None:
         await self._models.forget(self.run.id)
+        seen, output = self.run.record, b""
+        if seen.sandbox_id and not seen.output:
+            with contextlib.suppress(NotFound):
+                output = await self._machines.output(seen.sandbox_id, OUTPUT_TAIL_BYTES)
+        kept = output.decode("utf-8", "replace") or seen.output
+
+        async def keep() -> None:
+            await self.run.write(output=kept)
+
+        await self.run.atomically(keep)  # before what it is a copy of is removed
         await self._machines.remove(self.run.id)
 
         async def act() -> None:

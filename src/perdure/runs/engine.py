@@ -245,6 +245,8 @@ class Engine:
         moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
         if last["outcome"] == "timed-out":
             message = f"the approval {last['wait']} of run {run_id} timed out at {moment}"
+        elif last["outcome"] == "withdrawn":
+            message = f"the program of run {run_id} stopped waiting for the approval {last['wait']} at {moment}"
         else:
             verdict = "approved" if last["value"]["approved"] else "refused"
             message = f"the approval {last['wait']} of run {run_id} was answered already: {verdict} by {by} at {moment}"
@@ -277,9 +279,11 @@ class Engine:
         return await self._calls.answer(run, call)
 
     async def output(self, run_id: str, tail_bytes: int) -> bytes:
-        """The end of what the run's program wrote."""
+        """The end of what the run's program wrote; after the run's end the last 16 KiB of it are kept."""
         record = from_head(await self._context.head(run_id))
-        if record.released or not record.sandbox_id:
-            kept = record.result if record.request.command else (record.error or {}).get("details")
-            return str((kept or {}).get("output", "")).encode()[-tail_bytes:] if isinstance(kept, dict) else b""
-        return await self._machines.output(record.sandbox_id, tail_bytes)
+        if record.sandbox_id and not record.released:
+            try:
+                return await self._machines.output(record.sandbox_id, tail_bytes)
+            except NotFound:  # it is being removed after the run's end
+                record = from_head(await self._context.head(run_id))
+        return record.output.encode()[-tail_bytes:]

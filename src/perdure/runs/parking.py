@@ -56,12 +56,9 @@ async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
     done = last(await asked.known(), "wait.completed")
     if done:
         return done
-    run = asked.run
-    for wait in run.record.waits.open:
-        if wait.key == asked.key:
-            if run.state is RunState.RUNNING:
-                await run.write(to=RunState.WAITING, epoch=asked.call.epoch, why={"wait": wait.id})
-            return wait
+    run, known = asked.run, await opened(asked)
+    if known is not None:
+        return known
     seconds = asking.seconds if asking.kind == "time" else asking.timeout_s
     wait = Wait(
         id=new_id(),
@@ -78,6 +75,32 @@ async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
     outcome = {"wait": wait.id, "kind": "signal", **taking(signal)}
     completed = NewEntry(kind="wait.completed", key=asked.key, payload=outcome)
     return (await asked.note(_started(asked, wait), completed))[-1]
+
+
+async def opened(asked: Asked) -> Wait | None:
+    """The open wait of this call, which the run is parked on (again, after a recovery). Under the run's lock."""
+    run = asked.run
+    wait = next((wait for wait in run.record.waits.open if wait.key == asked.key), None)
+    if wait is not None and run.state is RunState.RUNNING:
+        await run.write(to=RunState.WAITING, epoch=asked.call.epoch, why={"wait": wait.id})
+    return wait
+
+
+async def withdraw(asked: Asked) -> Body:
+    """The program does not wait any more (its task was cancelled). Nothing, when what it waited for came first."""
+
+    async def act() -> Body:
+        run = asked.run
+        wait = next((wait for wait in run.record.waits.open if wait.key == asked.key), None)
+        if wait is not None:
+            await run.complete_wait(wait, {"outcome": "withdrawn", "at": time.time()})
+            run.told(wait.id)
+        elif not await asked.entries():  # it overtook its wait, which then finds this
+            payload = {"wait": new_id(), "kind": "", "outcome": "withdrawn", "at": time.time()}
+            await asked.note(NewEntry(kind="wait.completed", key=asked.key, payload=payload))
+        return {}
+
+    return await asked.warm(act)
 
 
 async def open_wait(asked: Asked, wait: Wait) -> Wait:
@@ -112,6 +135,8 @@ def _started(asked: Asked, wait: Wait) -> NewEntry:
 
 def _answer(kind: str, done: Body) -> Body:
     timed_out = done["outcome"] == "timed-out"
+    if done["outcome"] == "withdrawn":
+        return {"kind": kind, "withdrawn": True}
     if kind == "time":
         return {"kind": kind}
     if kind == "signal":

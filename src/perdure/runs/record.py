@@ -61,6 +61,9 @@ class Record(Frozen, frozen=True, kw_only=True):
     sandbox_id: str = ""
     released: bool = False  # after the end: its sandbox was removed
     waits: Waits = Waits()
+    steps: list[str] = msgspec.field(
+        default_factory=list
+    )  # keys of steps begun on this machine and not ended: a capture now would put their effects beyond doubt's reach
     wake: bool = False  # a wait was completed since the suspend began
     snapshot: SnapshotInfo | None = None  # the newest
     lost_epochs: list[int] = msgspec.field(
@@ -71,6 +74,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     failure: str = ""  # its cause
     result: Any = None
     error: dict[str, Any] | None = None
+    output: str = ""  # after the end: the last that its program wrote
 
     def info(self, head: Head, asked: int, replayed: int) -> RunInfo:
         """The run as the API shows it. asked, replayed: model calls."""

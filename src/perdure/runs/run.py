@@ -98,17 +98,25 @@ class Run:
         why: dict[str, Any] | None = None,
         fork: tuple[int, int] | None = None,
         waits: Waits | None = None,
+        steps: list[str] | None = None,
         **changes: Any,
     ) -> list[Entry]:
         """Append entries, take the arrow to ``to`` and replace fields of the record: one transaction. Under the lock.
 
         epoch: None is the host's own act. why: the payload of the transition's entry. fork: (parent branch, seq).
-        waits: those of the new branch at a fork.
+        waits, steps: those that the new branch begins with at a fork.
         """
         waits = self.record.waits if waits is None else waits
         entries = list(new)
+        steps = list(self.record.steps if steps is None else steps)
         for entry in entries:
             waits = waits.after(entry.kind, entry.payload)
+            if entry.kind == "step.intent" and entry.key not in steps:
+                steps.append(str(entry.key))
+            elif entry.kind == "step.result" and entry.key in steps:
+                steps.remove(entry.key)
+        if to is RunState.RECOVERING:
+            steps = []  # the next machine was captured, or starts, with none of them begun
         if epoch is not None and epoch > self.record.epoch:
             changes["epoch"] = epoch
             self.progressed = False
@@ -116,7 +124,7 @@ class Run:
             check(self.id, self.state, to)
             changes["state"] = to
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
-        record = msgspec.structs.replace(self.record, waits=waits, **changes)
+        record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
         if fork is None:
             written = await self.context.append(self.id, entries, epoch=epoch, head=head)
@@ -240,9 +248,12 @@ class Run:
         self.notify()
 
     def idle(self) -> bool:
-        """Only waits are open, the program asks for each of them, and it has heard of every other one."""
-        waits = self.record.waits.open
-        return bool(waits) and not self._busy and not self._owed and all(wait.id in self._asking for wait in waits)
+        """Only waits are open, the program asks for each of them, and it has heard of every other one.
+
+        A step that was begun is work: a machine captured in it would have its effect again without asking.
+        """
+        waits, busy = self.record.waits.open, self._busy or self.record.steps
+        return bool(waits) and not busy and not self._owed and all(wait.id in self._asking for wait in waits)
 
 
 def taking(signal: Signal) -> dict[str, Any]:

@@ -38,10 +38,10 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
         return _recorded(result)
     intents = [entry for entry in entries if entry.kind == "step.intent"]
     attempt = len(intents)
-    if not intents or intents[-1].epoch != asked.call.epoch:
+    if not intents or _epoch(intents[-1]) != asked.call.epoch:
         # A machine that was captured after the intent asks again because it never had the answer. One that was lost
         # may have had it.
-        if intents and intents[-1].epoch in asked.run.record.lost_epochs:
+        if intents and _epoch(intents[-1]) in asked.run.record.lost_epochs:
             verdict = last(entries, "wait.completed")
             if verdict and verdict.seq < intents[-1].seq:
                 verdict = None  # it was about an attempt before
@@ -52,11 +52,17 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
             if step.on_doubt == "fail" or (verdict and not (verdict.payload.get("value") or {}).get("approved")):
                 return _recorded(await _refuse(asked, step, "a person decided not to repeat it" if verdict else ""))
         attempt += 1
-        payload = {"name": step.name, "on_doubt": step.on_doubt, "attempt": attempt, "request": asked.request}
+        payload = {"name": step.name, "on_doubt": step.on_doubt, "attempt": attempt, "epoch": asked.call.epoch}
+        payload["request"] = asked.request
         await asked.note(NewEntry(kind="step.intent", key=asked.key, payload=payload))
     # The same for every attempt at this step, another one on a branch where another step has this key.
     identity = digest_of(canonical([asked.run.id, asked.key, asked.request])).removeprefix("sha256:")[:32]
     return {"status": "run", "attempt": attempt, "idempotency_key": identity}
+
+
+def _epoch(intent: Entry) -> int:
+    """The epoch whose machine began it. The entry's own is another one where a fork carried it to its branch."""
+    return int(intent.payload.get("epoch", intent.epoch))
 
 
 async def _refuse(asked: Asked, step: Step, why: str) -> Entry:
@@ -68,9 +74,9 @@ async def _refuse(asked: Asked, step: Step, why: str) -> Entry:
 
 async def _doubt(asked: Asked, step: Step, intents: list[Entry]) -> Wait:
     """The open wait for the person who decides on a step in doubt."""
-    for wait in asked.run.record.waits.open:
-        if wait.key == asked.key:
-            return wait
+    known = await parking.opened(asked)
+    if known is not None:
+        return known
     name = f"Step {step.name!r} may have taken effect before its machine was lost. Do it again?"
     show = {"step": step.name, "begun": [entry.time for entry in intents]}
     return await parking.open_wait(asked, Wait(id=new_id(), key=asked.key, kind="doubt", name=name, since=0, show=show))

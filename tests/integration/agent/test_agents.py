@@ -150,3 +150,40 @@ async def test_an_agent_that_does_not_import_fails_with_its_line(house: House) -
     ended = await house.engine.ended(info.id, 30)
     assert ended.state is RunState.FAILED and ended.error is not None
     assert ended.error["code"] == "agent-invalid" and "line 2 does not import" in ended.error["message"]
+
+
+CANCELS = """
+import asyncio
+from perdure import agent
+@agent(image="any")
+async def f(ctx):
+    begun = asyncio.Event()
+    async def long():
+        begun.set()
+        await asyncio.Event().wait()
+    try:
+        async with asyncio.timeout(0.05):
+            await ctx.approval("Nobody is there?")
+    except TimeoutError:
+        await ctx.emit("late")
+    task = asyncio.create_task(ctx.step("long", long))
+    await begun.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    verdict = await ctx.approval("And you?")
+    return [verdict.by, task.cancelled()]
+"""
+
+
+async def test_what_a_cancelled_task_waited_for_or_did_is_over(house: House) -> None:
+    """Else its run would be kept warm for ever: nobody asks for that wait, and nothing ends that step."""
+    run_id = await start(house, source.AgentSource("x.py", "f", CANCELS), None)
+    await until(house, run_id, "wait.started", 2)
+    info = await house.engine.info(run_id)
+    assert [wait["name"] for wait in info.waits] == ["And you?"]
+    entries = await house.log.read(run_id)
+    (gone,) = [entry.payload for entry in entries if entry.kind == "wait.completed"]
+    (ended,) = [entry.payload for entry in entries if entry.kind == "step.result"]
+    assert (gone["outcome"], ended["error"]["type"]) == ("withdrawn", "CancelledError")
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    assert (await house.engine.ended(run_id, 30)).result == ["ann", True]

@@ -247,10 +247,21 @@ def f(ctx, thing: Thing):
     assert guest.result(source) == {"name": "aa", "size": {"x": 2, "y": 2}}
 
 
-@pytest.mark.parametrize("returned", ["object()", "{1, 2}", "float('nan')"])
+@pytest.mark.parametrize("returned", ["object()", "{1, 2}", "float('nan')", r"'\ud800'"])
 def test_a_result_that_is_not_json(guest: Guest, returned: str) -> None:
     error = guest.error(HEAD + f"def f(ctx): return {returned}\n")
     assert error["code"] == "invalid-value" and "what f returned is not a JSON value" in error["message"]
+
+
+@pytest.mark.parametrize("call", [r"ctx.emit('\ud800')", r"ctx.emit('a', ['\ud800'])", r"ctx.chat('\ud800')"])
+def test_text_that_is_no_text(guest: Guest, call: str) -> None:
+    """Half a surrogate pair, which Python has in strings and JSON has not."""
+    error = guest.error(HEAD + f"def f(ctx): return {call}\n")
+    assert error["code"] == "invalid-value" and "surrogates not allowed" in error["message"]
+
+
+def test_an_exception_that_is_no_text_is_told_as_far_as_it_is(guest: Guest) -> None:
+    assert guest.error(HEAD + r"def f(ctx): raise ValueError('a\ud800')" + "\n")["message"].endswith("a?")
 
 
 def test_an_exception_is_told_with_its_traceback(guest: Guest) -> None:

@@ -494,9 +494,6 @@ async def test_a_step_in_doubt(house: Any, on_doubt: str, approved: bool | None,
             value = {"status": "done", **ended.value}
         yield Ask("complete", {"result": value}, at=1)
 
-    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
-    await house.down()
-    await house.up()
     run_id = await house.start(program)
     await asyncio.wait_for(reached.wait(), 10)
     await house.reaches(run_id, RunState.WAITING)
@@ -514,6 +511,113 @@ async def test_a_step_in_doubt(house: Any, on_doubt: str, approved: bool | None,
         assert info.result["result"] == "paid"
     else:
         assert (info.result["status"], info.result["error"]["type"]) == ("failed", "InDoubt")
+
+
+async def test_a_machine_is_not_captured_within_a_step(house: Any) -> None:
+    """Its effect would come again with the snapshot, and nobody would have been asked."""
+
+    def program() -> Steps:
+        yield Ask("step", {"name": "pay", "on_doubt": "ask"}, at=0)
+        yield Ask("wait", {"kind": "approval", "prompt": "Meanwhile?"}, lane="other")
+        yield Ask("step/end", {"result": "paid"}, at=0)
+        yield approval("And now?")
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.WAITING)
+    for _ in range(2):  # the next server knows it from the log
+        run = house.engine._runs[run_id]
+        assert await run.until(lambda run=run: bool(run._asking), 10)
+        assert not run.idle()
+        await house.down()
+        await house.up()
+    assert house.machines.done == ["start"]
+    await house.engine.approve(run_id, None, approved=True)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    assert [wait["name"] for wait in (await house.engine.info(run_id)).waits] == ["And now?"]
+    await house.engine.approve(run_id, None, approved=True)
+    await house.ends(run_id)
+
+
+async def test_a_wait_that_its_program_withdraws_is_over(house: Any) -> None:
+    life = 1
+    go = asyncio.Event()
+
+    def program() -> Steps:
+        early = yield Ask("wait/withdraw", {}, at=7)  # a call may overtake the one before it
+        late = yield Ask("wait", {"kind": "signal", "name": "never"}, at=7)
+        both = yield [Ask("wait", {"kind": "approval", "prompt": "Sure?"}, at=8), Ask("wait/withdraw", {}, at=8)]
+        if life == 1:
+            go.set()
+            yield Ask("wait", {"kind": "signal", "name": "lost"}, at=9)
+        yield Ask("complete", {"result": [early.value, late.value, both[0].value]}, at=10)
+
+    run_id = await house.start(program)
+    await asyncio.wait_for(go.wait(), 10)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    info = await house.engine.info(run_id)
+    assert [wait["name"] for wait in info.waits] == ["lost"]
+    with pytest.raises(Conflict, match="stopped waiting for the approval"):
+        await house.engine.approve(run_id, None, approved=True)
+    house.machines.sandboxes.clear()  # also what it was captured as: it lives through all of it again
+    life = 2
+    await house.engine.signal(run_id, "lost", None)
+    gone = {"kind": "signal", "withdrawn": True}
+    assert (await house.ends(run_id)).result == [{}, gone, {"kind": "approval", "withdrawn": True}]
+    assert len([e for e in await house.entries(run_id, "wait.completed") if e.payload["outcome"] == "withdrawn"]) == 2
+
+
+async def test_what_a_program_wrote_is_kept_after_its_end(house: Any) -> None:
+    def fails() -> Steps:
+        yield Ask("fail", {"error": {"message": "no"}})
+
+    run_id = await house.start(fails)
+    await house.ends(run_id)
+    await released(house, run_id)
+    assert house.machines.sandboxes == {}
+    assert await house.engine.output(run_id, 1000) == b"output\n"
+    assert await house.engine.output(run_id, 3) == b"ut\n"
+
+
+async def test_another_way_of_one_lane_leaves_signals_and_other_lanes_as_they_are(house: Any, provider: Any) -> None:
+    life = 1
+    effects: list[int] = []
+
+    def program() -> Steps:
+        yield chat("the same")
+        yield chat(f"life {life}")
+        asked = yield Ask("step", {"name": "pay", "on_doubt": "fail"}, lane="other", at=0)
+        if asked.value["status"] == "run":
+            yield Effect(lambda: effects.append(1))
+            yield Ask("step/end", {"result": "paid"}, lane="other", at=0)
+        turn = yield Ask(CHAT, chat("beside").body, lane="other", at=1)
+        first = yield Ask("wait", {"kind": "signal", "name": "data"})
+        second = yield Ask("wait", {"kind": "signal", "name": "data"})
+        if life == 1:
+            yield approval("Only in the first life?")
+        text = turn.value["choices"][0]["message"]["content"]
+        yield Ask("complete", {"result": [asked.value["status"], text, first.value["value"], second.value["value"]]})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    for number in (1, 2):
+        await house.engine.signal(run_id, "data", number)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: any(wait.kind == "approval" for wait in run.record.waits.open), 10)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    house.machines.sandboxes.clear()
+    life = 2
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result == ["done", "answer to beside", 1, 2]
+    assert effects == [1]
+    assert provider.requests == 4  # "the same", both lives, "beside" once
+    info = await house.engine.info(run_id)
+    assert (info.branch, info.turns_asked) == (2, 4)
+    (diverged,) = await house.entries(run_id, "diverged")
+    assert diverged.payload["carried"] == len(
+        [e for e in await house.entries(run_id) if e.seq > diverged.seq and e.time == diverged.time]
+    )
+    await house.context.verify(run_id)
 
 
 async def test_the_first_end_of_a_step_is_its_end(house: Any) -> None:

@@ -98,6 +98,8 @@ class Story:
         waited = f"after {duration(entry.time - since)}"
         if payload.get("outcome") == "timed-out":
             return "clock", "nothing came in time", waited
+        if payload.get("outcome") == "withdrawn":
+            return "agent", "does not wait any more", waited
         found = payload.get("value")
         if payload.get("kind") in ("approval", "doubt") and isinstance(found, dict):
             verdict = "approved" if found.get("approved") else "denied"
