@@ -7,7 +7,7 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     model.intent     {"request": HASH, ...}  key; before anything is asked
     model.started    {...}                   key; right before EACH request to a provider (``turns_asked`` counts them)
     model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
-    model.aborted    {...}                   key; the provider refused or broke, nothing was answered
+    model.aborted    {...}                   key; the provider refused or broke; ``answer``: what was told instead
     model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
     step.intent step.result  wait.started wait.completed  signal emit message  snapshot forked diverged note
 

@@ -5,8 +5,9 @@ A turn in the log (docs/formats/agent-calls.md has the payloads)::
     model.intent -> model.started (once per request to a provider) -> model.committed | model.aborted
     model.replayed: a later epoch asked again and got the same bytes
 
-Only a committed turn is answered from the log, with the provider's own bytes. What was started and neither
-committed nor aborted was in flight when a server died: it is marked as aborted and asked again.
+What a program was answered is answered again from the log: a committed turn with the provider's own bytes, a refusal
+or a broken stream (aborted, with its ``answer``) as it was told, since the program may have gone on from it. What was
+started and neither was in flight when a server died: it is marked as aborted, without an answer, and asked again.
 """
 
 from __future__ import annotations
@@ -136,9 +137,15 @@ class Gateway:
                 turn.add(body)
                 turn.end()
                 return
+            if (told := _told(entries)) is not None:
+                body = await self._log.get_blob(told["body"])
+                turn.begin(told["status"], told["headers"])
+                turn.add(body)
+                turn.end()
+                return
             if entries and entries[-1].kind == "model.started":
                 reason = "the server ended before the answer was complete"
-                await self._append(call, branch, _aborted(call, reason, 0, 0), epoch=call.epoch)
+                await self._append(call, branch, _aborted(call, reason, 0), epoch=call.epoch)
             if call.offset:
                 turn.lose()
                 return
@@ -186,19 +193,29 @@ class Gateway:
             if not summary.finished:
                 raise BrokenError("the stream ended before the answer was complete")
         except RefusedError as refusal:
-            await self._append(call, branch, *pending, _aborted(call, refusal.reason, 0, refusal.status), epoch=None)
+            answer = (refusal.http_status, refusal.headers, refusal.body)
+            entry = _aborted(call, refusal.reason, refusal.status, 0, await self._kept(*answer))
+            await self._append(call, branch, *pending, entry, epoch=None)
             turn.begin(refusal.http_status, refusal.headers)
             turn.add(refusal.body)
             turn.end()
             return
         except BrokenError as broken:
-            await self._append(call, branch, _aborted(call, broken.reason, turn.size, 0), epoch=None)
-            turn.break_off(error_event(broken.reason, kind="server_error", code="provider-failed"))
+            received = turn.size
+            event = error_event(broken.reason, kind="server_error", code="provider-failed")
+            answer = (turn.status, turn.headers, turn.visible + event)
+            entry = _aborted(call, broken.reason, 0, received, await self._kept(*answer))
+            await self._append(call, branch, entry, epoch=None)
+            turn.break_off(event)
             return
         await self._commit(call, branch, turn.body, status, headers, summary, time.monotonic() - asked_at)
         if not is_stream:
             turn.begin(status, headers)
         turn.end()
+
+    async def _kept(self, status: int, headers: Any, body: bytes) -> dict[str, Any]:
+        """An answer that is no turn, as its entry has it."""
+        return {"status": status, "headers": dict(headers), "body": await self._log.put_blob(body)}
 
     async def _commit(
         self, call: Call, branch: int, body: bytes, status: int, headers: Any, summary: Summary, seconds: float
@@ -260,8 +277,8 @@ def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
     return NewEntry(kind="model.intent", payload=payload, key=call.key)
 
 
-def _aborted(call: Call, reason: str, received: int, status: int) -> NewEntry:
-    payload = {"reason": reason, "bytes": received, "status": status}
+def _aborted(call: Call, reason: str, status: int, received: int = 0, answer: dict[str, Any] | None = None) -> NewEntry:
+    payload = {"reason": reason, "bytes": received, "status": status} | ({"answer": answer} if answer else {})
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
 
 
@@ -276,6 +293,12 @@ def _newest_epoch(entries: list[Entry]) -> int:
 
 def _last(entries: list[Entry], kind: str) -> Entry | None:
     return next((entry for entry in reversed(entries) if entry.kind == kind), None)
+
+
+def _told(entries: list[Entry]) -> dict[str, Any] | None:
+    """The answer that a program got instead of a turn, where that was the call's end."""
+    end = entries[-1] if entries else None
+    return end.payload.get("answer") if end is not None and end.kind == "model.aborted" else None
 
 
 def _error(call: Call, status: int, message: str, *, kind: str, code: str) -> Answer:

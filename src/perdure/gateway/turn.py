@@ -35,6 +35,11 @@ class Turn:
         return bytes(self._body)
 
     @property
+    def visible(self) -> bytes:
+        """What readers may have seen."""
+        return bytes(self._body[: self._visible])
+
+    @property
     def size(self) -> int:
         return len(self._body)
 

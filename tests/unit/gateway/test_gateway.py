@@ -156,7 +156,26 @@ async def test_a_refusal_is_passed_on_and_not_committed(gateway: Gateway, provid
     answer = await gateway.answer(chat(), 1)
     assert answer.status == 400 and json.loads(await read(answer))["error"]["code"] == "y"
     assert (await kinds(log))[-1] == "model.aborted"
-    assert (await gateway.answer(chat(), 1)).status == 200
+
+
+@pytest.mark.parametrize("fault", ["refusal", "broken stream"])
+async def test_what_a_program_was_told_instead_of_a_turn_is_told_again(
+    provider: Provider, log: ContextLog, fault: str
+) -> None:
+    """It may have gone on from it: another answer now would lead it another way than its log."""
+    pieces, stream = events("a", "b"), fault != "refusal"
+    act = provider.streams(pieces, cut_after=1) if stream else provider.refuses(400)
+    provider.acts = [act, provider.streams(pieces) if stream else provider.says("fine")]
+    async with Gateway(log, providers_of(provider)) as gateway:
+        first = await gateway.answer(chat(stream=stream), 1)
+        told = await read(first)
+        assert told and b'"error"' in told
+        again = await gateway.answer(chat(stream=stream, offset=3), 1)
+        assert (again.status, await read(again)) == (first.status, told[3:])
+    async with Gateway(log, providers_of(provider)) as fresh:
+        again = await fresh.answer(chat(stream=stream), 1)
+        assert (again.status, await read(again), again.headers) == (first.status, told, first.headers)
+    assert len(provider.asked) == 1
 
 
 async def test_a_provider_that_never_answers_is_an_error_in_openai_shape(log: ContextLog) -> None:
@@ -171,16 +190,15 @@ async def test_a_provider_that_never_answers_is_an_error_in_openai_shape(log: Co
     assert (await kinds(log)).count("model.started") == 2
 
 
-async def test_a_stream_that_breaks_ends_in_an_error_event_and_is_asked_again(
+async def test_a_stream_that_breaks_ends_in_an_error_event(
     gateway: Gateway, provider: Provider, log: ContextLog
 ) -> None:
     pieces = events("a", "b")
-    provider.acts = [provider.streams(pieces, cut_after=1), provider.streams(pieces)]
+    provider.acts = [provider.streams(pieces, cut_after=1)]
     body = await read(await gateway.answer(chat(stream=True), 1))
     assert body.startswith(pieces[0]) and b'"provider-failed"' in body and b"[DONE]" not in body
     aborted = (await log.read(RUN))[-1]
     assert aborted.kind == "model.aborted" and aborted.payload["bytes"] == len(pieces[0])
-    assert await read(await gateway.answer(chat(stream=True), 1)) == b"".join(pieces)
 
 
 async def test_a_stream_that_ends_early_is_no_turn(gateway: Gateway, provider: Provider, log: ContextLog) -> None:

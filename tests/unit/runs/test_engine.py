@@ -692,7 +692,10 @@ async def test_two_waits_at_once_suspend_together_and_end_one_by_one(house: Any)
 async def test_the_same_key_starts_once(house: Any) -> None:
     from perdure.runs.record import StartRequest
 
-    run_id = await house.start(nothing, key="owls-1")
+    def waits() -> Steps:
+        yield approval()
+
+    run_id = await house.start(waits, key="owls-1")
     again = StartRequest(image="image", command=["x"], key="owls-1")
     info, is_new = await house.engine.start(again)
     assert (info.id, is_new) == (run_id, False)
