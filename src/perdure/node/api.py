@@ -21,6 +21,7 @@ from perdure.execution.images.image import Image
 from perdure.execution.sandboxes import archive
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.store import space_checked
 from perdure.formats import logs
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
@@ -208,6 +209,7 @@ class Api:
         received = await self._receive(request)
         try:
             if sandbox.state is SandboxState.CREATED:
+                await asyncio.to_thread(archive.check, received)
                 async with sandbox.before_start():
                     archive.keep(sandbox.folder.archives, received, path)
             else:
@@ -237,7 +239,7 @@ class Api:
         call it by a name that says something. ``_forget`` it."""
         path = Path(tempfile.mkdtemp(dir=self._home.run, prefix="upload-")) / "the archive"
         try:
-            with path.open("wb") as file:
+            with space_checked("the archive"), path.open("wb") as file:
                 async for data in request.content.iter_any():
                     file.write(data)
         except BaseException:

@@ -10,6 +10,7 @@ from perdure.errors import PerdureError
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import end_stray, why_gone
+from perdure.execution.sandboxes.resuming import refusal
 from perdure.model import SandboxState as S
 
 _log = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ async def reconcile(life: Life, launcher: Launcher | None) -> None:
     elif launcher is not None:
         await end_stray(launcher, life.id)
     if life.state is S.RESUMING:
-        life.move("refused")
+        life.happened(refusal(life.record))
     await asyncio.to_thread(life.folder.tidy, life.record)
 
 
@@ -53,9 +54,9 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
         await life.lost(cause, detail)
         return
     if life.state is S.STARTING:
-        life.move("started", started=time.time())
+        life.happened("started", started=time.time())
     elif life.state is S.SUSPENDING:
-        life.move("refused")
+        life.happened("refused")
     life.follow(main)
     for process in session.processes.values():
         if process.id != life.id:

@@ -32,6 +32,20 @@ async def unpack(tar_file: Path, path: str, files: GuestFiles) -> None:
         raise InvalidValue(f"not a tar stream: {error}") from error
 
 
+def check(tar_file: Path) -> None:
+    """Read it once from end to end: raises InvalidValue now for what ``unpack`` would refuse at the start."""
+
+    async def all_members() -> None:
+        with tarfile.open(tar_file) as tar:
+            async for _ in _members(tar):
+                pass
+
+    try:
+        asyncio.run(all_members())
+    except tarfile.TarError as error:
+        raise InvalidValue(f"not a tar stream: {error}") from error
+
+
 async def _members(tar: tarfile.TarFile) -> AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]:
     for member in tar:
         name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
@@ -40,8 +54,12 @@ async def _members(tar: tarfile.TarFile) -> AsyncIterator[tuple[FileEntry, Async
         source: IO[bytes] | None = None
         if member.islnk():
             # a hard link to an earlier member: the guest gets a copy
-            source = tar.extractfile(member)
-            linked = tar.getmember(member.linkname)
+            try:
+                linked, source = tar.getmember(member.linkname), tar.extractfile(member)
+            except KeyError:
+                raise InvalidValue(
+                    f"the tar stream has {member.name!r}, a hard link to {member.linkname!r}, which is not in it"
+                ) from None
             kind, size = stat.S_IFREG, linked.size
         elif member.type in _KINDS:
             kind, size = _KINDS[member.type], member.size if member.isreg() else 0
@@ -97,8 +115,13 @@ def keep(archives: Path, tar_file: Path, path: str) -> None:
     tar_file.replace(archives / f"{number:04}.tar")
 
 
-async def unpack_all(archives: Path, files: GuestFiles) -> None:
-    """Put what was kept into the guest, and forget it."""
-    for tar_file in sorted(archives.glob("*.tar")):
+async def unpack_all(archives: Path, files: GuestFiles) -> int:
+    """Put what was kept into the guest; how many there were."""
+    kept = sorted(archives.glob("*.tar"))
+    for tar_file in kept:
         await unpack(tar_file, tar_file.with_suffix(".path").read_text(errors="surrogateescape"), files)
-    await asyncio.to_thread(shutil.rmtree, archives, ignore_errors=True)
+    return len(kept)
+
+
+def forget(archives: Path) -> None:
+    shutil.rmtree(archives, ignore_errors=True)

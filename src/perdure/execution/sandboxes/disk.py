@@ -39,9 +39,19 @@ def _format(path: Path, size_mib: int) -> None:
             [program, "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-J", "size=4", "-E", options, str(fresh)],
             path,
         )
+        _sync(fresh)  # every later sandbox is a copy of it: after a power loss it is whole, or not there
         fresh.replace(path)
+        _sync(path.parent)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _run(argv: list[str], target: Path) -> None:

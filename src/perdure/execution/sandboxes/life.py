@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import AlreadyRunning, Conflict, MachineFailed, PerdureError, StaleEpoch
+from perdure.errors import AlreadyRunning, Conflict, MachineFailed, NoSpace, PerdureError, StaleEpoch
 from perdure.execution.guest.session import GuestCall, GuestSession, Identity, Process
 from perdure.execution.images.image import Image
 from perdure.execution.images.library import ImageLibrary
@@ -35,7 +35,9 @@ from perdure.model import CallsEndpoint, SandboxInfo
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
-SYNC_BUDGET_S = 10.0
+SYNC_BUDGET_S = 10.0  # of one attempt
+SYNC_LIMIT_S = 120.0  # a slow disk and much to write; after that files are lost, and the record says so
+SAVE_AGAIN_S = 1.0
 ENTROPY_BYTES = 64
 
 _log = logging.getLogger(__name__)
@@ -127,6 +129,29 @@ class Life(ABC):
     def move(self, event: str, **changes: Any) -> None:
         """Follow an arrow of the table, durably, and wake everybody who looks on."""
         self.save(state=states.after(self.state, event, name=self.name), **changes)
+        self._moved()
+
+    def happened(self, event: str, **changes: Any) -> None:
+        """The same for what cannot be refused any more, also where the disk is full: durable as soon as it can be."""
+        state = states.after(self.state, event, name=self.name)
+        self.record = msgspec.structs.replace(self.record, state=state, **changes)
+        try:
+            self.folder.save(self.record)
+        except (OSError, NoSpace) as error:
+            _log.warning("%s is %s, which cannot be written down yet: %s", self.id, state, error)
+            self.spawn_task(self._save_again())
+        self._moved()
+
+    async def _save_again(self) -> None:
+        while self.folder.root.exists():
+            await asyncio.sleep(SAVE_AGAIN_S)
+            try:
+                self.folder.save(self.record)
+                return
+            except (OSError, NoSpace):
+                continue
+
+    def _moved(self) -> None:
         self.changed.notify()
         self.log.changed.notify()
 
@@ -228,24 +253,31 @@ class Life(ABC):
             if self.state is not S.RUNNING or self.main is None or self.main.process is not process:
                 return  # suspended in this moment: told again after the resume
             self.main = None
-            if not self.record.spec.auto_remove:
-                await self.sync()
+            detail = "" if self.record.spec.auto_remove else await self.sync()
             await self.end_machine(MachineFailed(f"sandbox {self.name} has exited"))
-            self.exited("exited", self.stopping or "exit", "", status)
+            self.exited("exited", self.stopping or "exit", detail, status)
 
-    async def sync(self) -> None:
-        """Bring the guest's files to its disk: they are kept for the next start."""
-        try:
-            if self.session is not None:
-                async with asyncio.timeout(SYNC_BUDGET_S):
-                    await self.session.quiesce(SYNC_BUDGET_S)
-        except (PerdureError, TimeoutError) as error:
-            _log.warning("sync of %s: %s", self.id, error)
+    async def sync(self) -> str:
+        """Bring the guest's files to its disk: they are kept for the next start. What went wrong, or nothing."""
+        if self.session is None or self.machine is None:
+            return ""
+        problem, deadline = "they take too long", time.monotonic() + SYNC_LIMIT_S
+        while time.monotonic() < deadline:
+            try:
+                async with asyncio.timeout(2 * SYNC_BUDGET_S):
+                    done = await self.machine.outlives(self.session.quiesce(SYNC_BUDGET_S))
+            except (PerdureError, TimeoutError) as error:
+                problem = str(error) or type(error).__name__
+                break
+            if done.synced:
+                return ""
+        _log.warning("sync of %s: %s", self.id, problem)
+        return f"its last files may not be on its disk: {problem}"
 
     def exited(self, event: str, cause: str, detail: str, status: int | None) -> None:
         """Record the end, and remove the sandbox where that was asked for."""
         self.stopping = ""
-        self.move(event, cause=cause, detail=detail, exit_status=status, finished=time.time())
+        self.happened(event, cause=cause, detail=detail, exit_status=status, finished=time.time())
         self.emit("exited", cause=cause, detail=detail, exit_status=status)
         # what died while it has a snapshot is not over: it can be resumed
         if self.record.spec.auto_remove and (status is not None or not self.record.snapshots):

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import ProtocolError
+from perdure.execution.snapshots.store import space_checked
 from perdure.model import CallsEndpoint, Frozen, SandboxSpec, SandboxState, SnapshotInfo
 
 VERSION = 1
@@ -43,7 +44,9 @@ class Record(Frozen, frozen=True, kw_only=True):
     calls: CallsEndpoint | None = None  # where its calls go now: the spec's, or the newest resume's
     generation: int = 0  # the number N of its newest machine-N
     has_disk: bool = False  # machine-N/overlay holds its files
-    parent: str | None = None  # the snapshot (digest) that its machine goes on from; None: the template
+    template: str = ""  # the name of the template that its machine's memory began as,
+    template_digest: str = ""  # and of its content: what a capture is a difference to, whatever is newest by then
+    parent: str | None = None  # the snapshot (digest) that its machine goes on from; None: that template
     snapshots: list[KeptSnapshot] = msgspec.field(default_factory=list)  # oldest first
     full_next: bool = False  # a capture was taken and lost: Firecracker's dirty log no longer tells all
     started: float | None = None
@@ -92,9 +95,9 @@ class Folder:
         return record
 
     def save(self, record: Record) -> None:
-        """Replace the record durably (fsync of file and folder)."""
+        """Replace the record durably (fsync of file and folder). Raises NoSpace."""
         target, fresh = self.root / "sandbox.json", self.root / "sandbox.json.new"
-        with fresh.open("wb") as file:
+        with space_checked(str(target)), fresh.open("wb") as file:
             file.write(msgspec.json.encode(record))
             file.flush()
             os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import time
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
-from perdure.execution.sandboxes.record import KeptSnapshot
+from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import restore
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.manifest import Snapshot
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, progress: Progress) -> None:
-    """Raises what refused; the sandbox is then suspended, with all its snapshots."""
+    """Raises what refused; the sandbox is then as it was, or (where its machine was ended before) suspended."""
     event = "roll back" if wanted and life.state is SandboxState.RUNNING else "resume"
     life.check(event)
     began = time.monotonic()
@@ -29,17 +29,22 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
     stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    try:  # what is damaged refuses before anything ends
+        prepared = await asyncio.to_thread(_prepare, life, stored, template)
+    except BaseException:
+        await asyncio.to_thread(life.folder.tidy, life.record)
+        raise
     # in the same daemon, from the snapshot that it was suspended to: every stream goes on where it was
     goes_on = life.session is not None and life.session_parent == stored.digest
     if not goes_on:
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
-    life.move(event, parent=stored.digest, exit_status=None, finished=None, cause="", detail="", full_next=False)
+    life.move(event)
     try:
-        total_s = await _restore(life, kept, stored, launcher, template, calls, goes_on, began)
+        total_s = await _restore(life, kept, prepared, launcher, calls, goes_on, began)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
-        life.move("refused")
+        life.happened(refusal(life.record))
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)
@@ -47,19 +52,21 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
     life.emit("resumed", snapshot=stored.digest, total_s=total_s)
 
 
+def refusal(record: Record) -> str:
+    """The event that ends a resume which did not succeed: what had exited has exited still."""
+    return "refused" if record.finished is None else "refused, exited"
+
+
 async def _restore(
     life: Life,
     kept: KeptSnapshot,
-    stored: Snapshot,
+    prepared: restore.RestoreFiles,
     launcher: Launcher,
-    template: Template,
     calls: CallsEndpoint | None,
     goes_on: bool,
     began: float,
 ) -> float:
     """How long it took until the workload ran, in seconds."""
-    generation = life.record.generation + 1
-    prepared = await asyncio.to_thread(_prepare, life, stored, generation, template)
     life.save(calls=calls or life.record.calls)
     if not goes_on:
         life.log.restart(kept.stdout, kept.stderr)
@@ -72,8 +79,8 @@ async def _restore(
         memory={
             "kind": "layers",
             "map": str(prepared.memory_map),
-            "name": template.name,
-            "template": str(template.memory),
+            "name": prepared.template.name,
+            "template": str(prepared.template.memory),
         },
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,
@@ -90,7 +97,20 @@ async def _restore(
             if process.id != life.id:
                 life.discard(process)
     life.session_parent = None
-    life.move("resumed", started=kept.started, generation=generation, has_disk=True)
+    life.move(
+        "resumed",
+        template=prepared.template.name,
+        template_digest=prepared.template.digest,
+        parent=kept.info.digest,
+        started=kept.started,
+        exit_status=None,
+        finished=None,
+        cause="",
+        detail="",
+        full_next=False,
+        generation=life.record.generation + 1,
+        has_disk=True,
+    )
     await life.measure(answer | {"ready_s": ready_s, "total_s": total_s}, main)
     return total_s
 
@@ -111,8 +131,8 @@ def _choose(life: Life, wanted: str | None) -> KeptSnapshot:
     return record.snapshots[-1]
 
 
-def _prepare(life: Life, stored: Snapshot, generation: int, template: Template) -> restore.RestoreFiles:
-    folder = life.folder.machine(generation)
+def _prepare(life: Life, stored: Snapshot, template: Template) -> restore.RestoreFiles:
+    folder = life.folder.machine(life.record.generation + 1)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     home = life.rooms.home

@@ -152,10 +152,21 @@ class Sandboxes:
         live = [sandbox for sandbox in self._sandboxes.values() if sandbox.state in LIVE]
         _log.info("%d sandboxes, %d of them live", len(self._sandboxes), len(live))
         await asyncio.gather(*(self._reconcile(sandbox, launcher) for sandbox in self.all()))
+        await asyncio.to_thread(self._drop_unnamed)
         if launcher is not None:
             for kept in await launcher.list():
                 if kept.sandbox_id not in self._sandboxes:
                     await end_stray(launcher, kept.sandbox_id)
+
+    def _drop_unnamed(self) -> None:
+        """Snapshots that a suspend stored and did not live to write down: its sandbox went on, or died."""
+        unnamed = [
+            digest
+            for digest, owner in self._rooms.store.owners().items()
+            if (sandbox := self._sandboxes.get(owner)) is not None and sandbox.record.snapshot(digest) is None
+        ]
+        if unnamed:
+            _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))
 
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:

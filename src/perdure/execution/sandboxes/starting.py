@@ -13,6 +13,7 @@ from perdure.execution.guest.session import GuestSession, Identity, Process
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import archive, disk, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.snapshots.templates import Template
 from perdure.host.progress import Progress
 
@@ -27,12 +28,22 @@ async def start(life: Life, progress: Progress) -> None:
     process = workload.main_process(spec, image.config, life.hostname)
     disk.admit(life.rooms.home.sandboxes, 0, "a start")
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
-    life.move("start", parent=None, exit_status=None, finished=None, cause="", detail="", full_next=False)
+    life.move(
+        "start",
+        template=template.name,
+        template_digest=template.digest,
+        parent=None,
+        exit_status=None,
+        finished=None,
+        cause="",
+        detail="",
+        full_next=False,
+    )
     try:
         await _make_disk(life)
         session, answer = await _restore_template(life, launcher, template)
         ready, machine = time.monotonic(), life.need_machine()
-        await machine.outlives(archive.unpack_all(life.folder.archives, session.files))
+        await _put_in(life, machine, session)
         life.log.restart()
         main: Process = await machine.outlives(session.exec(process, process_id=life.id))
     except BaseException as error:
@@ -75,6 +86,17 @@ async def _restore_template(life: Life, launcher: Launcher, template: Template) 
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await machine.outlives(life.wake(session, Identity(life.hostname, os.urandom(16).hex())))
     return session, answer
+
+
+async def _put_in(life: Life, machine: Machine, session: GuestSession) -> None:
+    """What was kept for the start; it is forgotten here only when it is on the guest's disk."""
+    if not await machine.outlives(archive.unpack_all(life.folder.archives, session.files)):
+        return
+    if life.record.calls is None:  # a run puts its own in again before every start
+        if problem := await life.sync():
+            raise MachineFailed(f"what was put into sandbox {life.name} before its start: {problem}")
+        await machine.outlives(session.thaw())
+    await asyncio.to_thread(archive.forget, life.folder.archives)
 
 
 async def _give_up(life: Life, error: BaseException) -> None:

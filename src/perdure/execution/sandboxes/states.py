@@ -5,7 +5,7 @@ killed node left half-done is told from the state alone:
 
 - ``starting``: its main process may run already. Found in the guest: *started*; otherwise *died*.
 - ``suspending``: not accepted yet. The machine lives: *refused* (it thaws and goes on); otherwise *died*.
-- ``resuming``: rolled back, *refused*: the snapshot is still there.
+- ``resuming``: rolled back, *refused*: the snapshot is still there; *refused, exited* where it had exited before.
 - ``removing``: done again to its end.
 
 ``exited`` is left by *start* (a new boot on its files) or *resume* (from a snapshot, memory and all).
@@ -32,6 +32,7 @@ TRANSITIONS: dict[tuple[S, str], S] = {
     (S.RUNNING, "roll back"): S.RESUMING,
     (S.RESUMING, "resumed"): S.RUNNING,
     (S.RESUMING, "refused"): S.SUSPENDED,
+    (S.RESUMING, "refused, exited"): S.EXITED,
     (S.CREATED, "remove"): S.REMOVING,
     (S.EXITED, "remove"): S.REMOVING,
     (S.SUSPENDED, "remove"): S.REMOVING,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 import zstandard
 
 from perdure.errors import InvalidValue
@@ -21,7 +20,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template, load
 from perdure.formats import blockmap, manifest
 from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, ROLE_FLAT, ZERO, Run
-from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Facts, Snapshot
+from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Snapshot
 from perdure.linux import sparse
 from perdure.model import LogPosition
 
@@ -39,7 +38,6 @@ def pack(
     sandbox_id: str,
     image_digest: str,
     kind: str = "diff",
-    facts: Facts | None = None,
     position: LogPosition | None = None,
     pause_s: float = 0.0,
     working_set: Sequence[int] = (),
@@ -47,9 +45,9 @@ def pack(
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
     ``folder`` holds Firecracker's ``state`` and sparse ``memory``, ``overlay`` is the sandbox's disk; neither is
-    changed. ``kind``: whether a hole in ``memory`` is the parent's ("diff") or zeros ("full"). ``facts``: of the
-    machine, where they are not the parent's. ``working_set``: what its pager recorded; it makes the next restore
-    faster. Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent does not verify).
+    changed. ``kind``: whether a hole in ``memory`` is the parent's ("diff") or zeros ("full"). ``working_set``: what
+    its pager recorded; it makes the next restore faster. Raises NoSpace, InvalidValue (files of another size),
+    SnapshotInvalid (the parent does not verify).
     """
     if isinstance(parent, Template):
         template, before = parent, None
@@ -68,7 +66,8 @@ def pack(
             created=time.time(),
             template=template.name,
             template_digest=template.digest,
-            facts=_facts(facts, before.config.facts if before else template.facts),
+            # those of the machine: it was restored only where they agree (``restore.check_facts``)
+            facts=before.config.facts if before else template.facts,
             image_digest=image_digest,
             memory_size=memory.blocks * BLOCK,
             disk_size=disk.blocks * BLOCK,
@@ -91,11 +90,6 @@ def pack(
     if working_set:
         store.keep_working_set(snapshot.digest, working_set)
     return snapshot
-
-
-def _facts(here: Facts | None, before: Facts) -> Facts:
-    """Of the machine it ran on; kernel and guestd are those that it was once booted with."""
-    return before if here is None else msgspec.structs.replace(here, kernel=before.kernel, guestd=before.guestd)
 
 
 def _add(store: Store, before: Space, path: Path, *, holes_are_zeros: bool) -> tuple[Descriptor, list[Descriptor]]:

@@ -31,11 +31,13 @@ MUST_AGREE = ("firecracker", "cpu_vendor", "cpu_family", "vcpus", "memory_mib")
 
 @dataclass(frozen=True)
 class RestoreFiles:
-    """What the keeper's ``restore`` takes: the device state, the pager's memory map, the disk."""
+    """What the keeper's ``restore`` takes: the device state, the pager's memory map, the disk, and the template that
+    the map refers to (the snapshot's own: by now another one may be newest)."""
 
     state: Path
     memory_map: Path
     overlay: Path
+    template: Template
 
 
 def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, facts: Facts) -> RestoreFiles:
@@ -46,7 +48,7 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
     """
     check_facts(snapshot, facts)
     template = load(templates, snapshot.config.template)
-    files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay")
+    files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template)
     with (
         spaces.memory_of(store, snapshot, template) as memory,
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import secrets
 import threading
@@ -26,11 +27,12 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import NoSpace, NotFound, SnapshotInvalid
+from perdure.errors import NoSpace, NotFound, PerdureError, SnapshotInvalid
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 
 _CHUNK = 1 << 20
+_log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
 WORKING_SET_MAX = 1 << 15  # blocks
 
@@ -190,6 +192,14 @@ class Store:
         found = [self.get(entry.digest) for entry in self._index().manifests]
         return [snapshot for snapshot in found if sandbox_id in (None, snapshot.config.sandbox_id)]
 
+    def owners(self) -> dict[str, str]:
+        """The sandbox (id) of each snapshot (digest) that reads."""
+        found = {}
+        for entry in self._index().manifests:
+            with contextlib.suppress(PerdureError, OSError):
+                found[entry.digest] = self.get(entry.digest).config.sandbox_id
+        return found
+
     def register(self, snapshot: Snapshot) -> Snapshot:
         """Make the snapshot exist, all its blobs being stored: the last step of a capture. Its digest is filled in."""
         data, config = manifest.encode(snapshot)
@@ -205,6 +215,8 @@ class Store:
     def remove(self, digests: Iterable[str]) -> int:
         """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
         unwanted = set(digests)
+        if not unwanted:
+            return 0
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
             index.manifests = [entry for entry in index.manifests if entry.digest not in unwanted]
@@ -213,8 +225,13 @@ class Store:
                 self._working_set_path(digest).unlink(missing_ok=True)
             needed = set()
             for entry in index.manifests:
-                config = manifest.config_of(self.blob_path(entry.digest).read_bytes())
-                kept = self.get(entry.digest)
+                try:
+                    config = manifest.config_of(self.blob_path(entry.digest).read_bytes())
+                    kept = self.get(entry.digest)
+                except (PerdureError, OSError) as error:
+                    # what it needs is not known any more: nothing is deleted while it is there
+                    _log.warning("no blobs are deleted: snapshot %s does not read: %s", entry.digest, error)
+                    return 0
                 needed |= {entry.digest, config.digest, *(descriptor.digest for descriptor in kept.descriptors)}
             return self._delete_others({digest.removeprefix("sha256:") for digest in needed})
 

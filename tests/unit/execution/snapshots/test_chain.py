@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -13,10 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import InvalidValue, NoSpace, NotFound, SnapshotInvalid
+from perdure.execution.sandboxes.record import Record
+from perdure.execution.sandboxes.suspending import base_of
 from perdure.execution.snapshots import capture, restore, spaces, templates
 from perdure.execution.snapshots.store import Store
 from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
+from perdure.model import SandboxSpec
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
 DISK_BLOCKS = 64
@@ -179,3 +183,24 @@ def test_no_space_leaves_the_previous_snapshot(bench: Bench, monkeypatch: pytest
     assert [held.digest for held in bench.store.snapshots()] == [before.digest]
     files = restore.prepare(bench.store, before, folder=bench.root, templates=bench.templates, facts=facts())
     assert files.overlay.stat().st_size == DISK_BLOCKS * BLOCK
+
+
+def test_after_a_newer_template_both_halves_stay_with_their_own(bench: Bench) -> None:
+    """guestd or kernel were updated meanwhile: a machine's memory is a difference to what it was started from."""
+    old, new = bench.template(blocks([1] * BLOCKS), "old"), bench.template(blocks([2] * BLOCKS), "new")
+    snapshot = bench.capture(old, {3: block(3)}, blocks([1] * DISK_BLOCKS))
+    files = restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=new.facts)
+    assert files.template == old
+    assert memorymap.decode(files.memory_map.read_bytes()).template == str(old.memory)
+
+    started = Record(
+        id="x", name="box", spec=SandboxSpec(image="i"), image_digest="", created=0.0,
+        template=old.name, template_digest=old.digest,
+    )  # fmt: skip
+    assert base_of(started, bench.store, bench.templates) == old
+    assert base_of(msgspec.structs.replace(started, parent=snapshot.digest), bench.store, bench.templates) == snapshot
+    with pytest.raises(SnapshotInvalid, match=f"box was started from template {new.digest}, but old is {old.digest}"):
+        base_of(msgspec.structs.replace(started, template_digest=new.digest), bench.store, bench.templates)
+    shutil.rmtree(bench.templates / "old")
+    with pytest.raises(NotFound):
+        base_of(started, bench.store, bench.templates)

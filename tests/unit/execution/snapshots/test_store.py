@@ -44,6 +44,27 @@ def test_removing_keeps_what_others_need(bench: Bench) -> None:
     assert bench.store.snapshots() == []
 
 
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_manifest_stops_nobody_elses_removal(bench: Bench, damage: str) -> None:
+    template = bench.template(b"a" * (BLOCKS * BLOCK))
+    first = bench.capture(template, {1: b"b" * BLOCK}, DISK)
+    second = bench.capture(first, {2: b"c" * BLOCK}, DISK)
+    path = bench.store.blob_path(first.digest)
+    held = bench.store.blob_path(first.memory.layers[0].digest)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    assert bench.store.remove([]) == 0
+    assert bench.store.owners() == {second.digest: second.config.sandbox_id}
+    assert bench.store.remove([second.digest]) == 0
+    assert held.exists()  # what the damaged one needs is not known
+    with pytest.raises(NotFound):
+        bench.store.get("sha256:" + "0" * 64)
+    assert bench.store.remove([first.digest]) > 0
+    assert list((bench.store.folder / "blobs/sha256").iterdir()) == []
+
+
 def test_captures_of_many_sandboxes_at_once_are_all_listed(bench: Bench) -> None:
     from perdure.execution.snapshots import capture
 

@@ -1,0 +1,75 @@
+"""What happened to a sandbox is known at once, and written down as soon as that is possible."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.errors import NoSpace
+from perdure.execution.sandboxes.life import Rooms
+from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.sandboxes.resuming import refusal
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.model import SandboxSpec, SandboxState
+
+
+class FullDisk(Folder):
+    """A folder on a disk that is full until ``room``."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.room = False
+        self.saved = asyncio.Event()
+
+    def save(self, record: Record) -> None:
+        if not self.room:
+            raise NoSpace("no space left")
+        super().save(record)
+        self.saved.set()
+
+
+@pytest.fixture
+def told() -> list[str]:
+    return []
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path, told: list[str]) -> Any:
+    record = Record(
+        id="0123456789ab", name="box", spec=SandboxSpec(image="i"), image_digest="", created=1.0,
+        state=SandboxState.RUNNING,
+    )  # fmt: skip
+    Folder(tmp_path).save(record)
+    nothing: Any = None
+    rooms = Rooms(nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind))
+    return Sandbox(rooms, FullDisk(tmp_path), record)
+
+
+async def test_an_exit_on_a_full_disk_is_told_and_written_later(sandbox: Any, told: list[str]) -> None:
+    waiting = asyncio.create_task(sandbox.wait_exited())
+    await asyncio.sleep(0)
+    sandbox.exited("exited", "exit", "", 3)
+    assert (await asyncio.wait_for(waiting, 10)).exit_status == 3
+    assert told == ["sandbox.exited"]
+    assert sandbox.folder.load().state is SandboxState.RUNNING
+    sandbox.folder.room = True
+    await asyncio.wait_for(sandbox.folder.saved.wait(), 10)
+    kept = sandbox.folder.load()
+    assert (kept.state, kept.exit_status) == (SandboxState.EXITED, 3)
+
+
+async def test_what_is_begun_on_a_full_disk_is_refused(sandbox: Any) -> None:
+    with pytest.raises(NoSpace):
+        sandbox.move("suspend")
+    assert sandbox.state is SandboxState.RUNNING
+
+
+async def test_a_refused_resume_leaves_what_was(sandbox: Any) -> None:
+    sandbox.folder.room = True
+    sandbox.exited("exited", "exit", "", 3)
+    sandbox.move("resume")
+    sandbox.happened(refusal(sandbox.record))
+    assert (sandbox.state, sandbox.record.exit_status) == (SandboxState.EXITED, 3)
