@@ -230,12 +230,13 @@ class NodeClient:
             raise Unavailable("the node closed the session before the process ended")
         return session.exit_status, b"".join(streams[STDOUT]), b"".join(streams[STDERR])
 
-    def attach(self, ref: str, *, logs: bool = False) -> Session:
+    def attach(self, ref: str, *, logs: bool = False, waits: bool = False) -> Session:
         """The main process's streams. Of a created sandbox: waits for its start and misses nothing.
 
-        logs: what it wrote before, first.
+        logs: what it wrote before, first. waits: the same of one that has exited (else: Conflict).
         """
-        return Session(self._http.websocket(f"{_path(ref)}/attach", query={"logs": int(logs)}))
+        query = {"logs": int(logs), "waits": int(waits)}
+        return Session(self._http.websocket(f"{_path(ref)}/attach", query=query))
 
     # -- files ------------------------------------------------------------------------------------------------------
     def put_archive(self, ref: str, path: str, tar: bytes | Iterable[bytes]) -> None:
@@ -249,9 +250,10 @@ class NodeClient:
         with self._http.open("GET", f"{_path(ref)}/archive", query={"path": path}) as answer:
             yield from answer.chunks()
 
-    def stat(self, ref: str, path: str) -> dict[str, Any]:
+    def stat(self, ref: str, path: str, *, follow: bool = True) -> dict[str, Any]:
         """{mode, size, mtime_s, link} of a running sandbox's file; mode is st_mode. Raises NotFound."""
-        answer: dict[str, Any] = self._http.call("GET", f"{_path(ref)}/stat", query={"path": path})
+        query = {"path": path, "follow": int(follow)}
+        answer: dict[str, Any] = self._http.call("GET", f"{_path(ref)}/stat", query=query)
         return answer
 
     def put_files(self, ref: str, files: Mapping[str, bytes], *, mode: int = 0o644) -> None:

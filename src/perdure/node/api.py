@@ -201,7 +201,9 @@ class Api:
         return ok({"id": process.id, "pid": process.pid}, 201)
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
-        return await terminals.attach_session(request, self._find(request), from_start=request.query.get("logs") == "1")
+        asked = {name: request.query.get(name) == "1" for name in ("logs", "waits")}
+        sandbox = self._find(request)
+        return await terminals.attach_session(request, sandbox, from_start=asked["logs"], waits=asked["waits"])
 
     # -- files --------------------------------------------------------------------------------------------------------
     async def put_archive(self, request: web.Request) -> web.Response:

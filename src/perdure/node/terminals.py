@@ -21,7 +21,6 @@ from perdure.execution.guest.session import Process
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.model import ExecSpec, SandboxState
 
-KEEP_ALIVE_S = 30.0
 MESSAGE_MAX_BYTES = 8 << 20
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
@@ -47,9 +46,12 @@ async def exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketR
     return socket
 
 
-async def attach_session(request: web.Request, sandbox: Sandbox, *, from_start: bool) -> web.WebSocketResponse:
-    """The main process: its output as the log has it, its stdin."""
-    if not from_start and sandbox.state in (SandboxState.EXITED, SandboxState.REMOVING):
+async def attach_session(
+    request: web.Request, sandbox: Sandbox, *, from_start: bool, waits: bool
+) -> web.WebSocketResponse:
+    """The main process: its output as the log has it, its stdin. ``waits``: of an exited sandbox, until it lives again
+    (it is about to be started)."""
+    if not from_start and not waits and sandbox.state in (SandboxState.EXITED, SandboxState.REMOVING):
         raise Conflict(f"sandbox {sandbox.record.name} is {sandbox.state}", hint="`fcrun logs` shows what it wrote.")
     offset = 0 if from_start else sandbox.log.size
     socket = await _open(request)
@@ -57,12 +59,18 @@ async def attach_session(request: web.Request, sandbox: Sandbox, *, from_start: 
     async def current() -> Process:
         return await sandbox.process(sandbox.id)
 
-    await _serve(socket, sandbox, lambda: _follow_log(socket, sandbox, offset), current)
+    async def outputs() -> int:
+        while waits and sandbox.state is SandboxState.EXITED:
+            await sandbox.changed.next.wait()
+        return await _follow_log(socket, sandbox, offset)
+
+    await _serve(socket, sandbox, outputs, current)
     return socket
 
 
 async def _open(request: web.Request) -> web.WebSocketResponse:
-    socket = web.WebSocketResponse(heartbeat=KEEP_ALIVE_S, max_msg_size=MESSAGE_MAX_BYTES, compress=False)
+    # no heartbeat: a client that only pauses (a pager, a slow pipe) answers none, and a dead one closes its socket
+    socket = web.WebSocketResponse(max_msg_size=MESSAGE_MAX_BYTES, compress=False)
     await socket.prepare(request)
     return socket
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
+import stat
 import subprocess
 import sys
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,3 +149,34 @@ def test_the_client_imports_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+class Sandbox:
+    """A node with one file tree, as far as ``fcrun cp`` asks it; what a sandbox sends is its own affair."""
+
+    def __init__(self, *members: tuple[str, bytes, int, str]) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name, kind, mode, link in members:
+                member = tarfile.TarInfo(name)
+                member.type, member.mode, member.linkname = kind, mode, link
+                tar.addfile(member)
+        self.tar = packed.getvalue()
+
+    def stat(self, ref: str, path: str, *, follow: bool = True) -> dict[str, Any]:
+        return {"mode": stat.S_IFDIR | 0o755, "link": ""}
+
+    def get_archive(self, ref: str, path: str) -> Iterator[bytes]:
+        yield self.tar
+
+
+@pytest.mark.parametrize("last", [("d/l", tarfile.DIRTYPE, 0o777, ""), ("d/l/x", tarfile.REGTYPE, 0o777, "")])
+def test_a_sandbox_cannot_write_beside_the_target_of_a_copy(tmp_path: Path, last: Any) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (tmp_path / "target").mkdir()
+    evil: Any = Sandbox(("d", tarfile.DIRTYPE, 0o755, ""), ("d/l", tarfile.SYMTYPE, 0o777, str(victim)), last)
+    with pytest.raises(InvalidValue, match="through a symbolic link"):
+        _copy.out_of(evil, "box", "/d", str(tmp_path / "target"), follow=False)
+    assert stat.S_IMODE(victim.stat().st_mode) == 0o700
+    assert list(victim.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import stat
 import sys
 import tarfile
@@ -16,6 +17,7 @@ from perdure.client.node import NodeClient
 from perdure.errors import InvalidValue, NotFound
 
 CHUNK_BYTES = 1 << 17
+LINKS_MAX = 40  # as Linux
 
 
 class Place(NamedTuple):
@@ -31,8 +33,8 @@ def place(text: str) -> Place:
     return Place(sandbox, path if path.startswith("/") else "/" + path)
 
 
-def into(client: NodeClient, source: str, ref: str, target: str, *, follow: bool) -> None:
-    """Copy a file or tree of this machine (``-``: a tar from stdin) into a sandbox."""
+def into(client: NodeClient, source: str, ref: str, target: str, *, follow: bool, keep_owner: bool) -> None:
+    """Copy a file or tree of this machine (``-``: a tar from stdin) into a sandbox, as root's or with its owners."""
     if source == "-":
         client.put_archive(ref, target, iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b""))
         return
@@ -43,9 +45,18 @@ def into(client: NodeClient, source: str, ref: str, target: str, *, follow: bool
         raise InvalidValue(f"{source}: {error.strerror}") from error
     folder, name = _landing(_is_folder_there(client, ref, target), source, target, is_folder=is_folder)
 
+    def member(found: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        if not (found.isfile() or found.isdir() or found.issym() or found.islnk()):
+            sys.stderr.write(f"fcrun: {found.name} is a pipe or a device, and is left out\n")
+            return None
+        if not keep_owner:
+            found.uid = found.gid = 0
+            found.uname = found.gname = ""
+        return found
+
     def write(pipe: IO[bytes]) -> None:
         with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT, dereference=False) as tar:
-            tar.add(path.resolve() if follow else path, arcname=name or ".")
+            tar.add(path.resolve() if follow else path, arcname=name or ".", filter=member)
 
     client.put_archive(ref, folder, _piped(write))
 
@@ -98,9 +109,14 @@ def _piped(write: object) -> Iterator[bytes]:
         raise InvalidValue(f"cannot read what is to be copied: {failures[0]}")
 
 
-def out_of(client: NodeClient, ref: str, source: str, target: str) -> None:
-    """Copy a file or tree out of a sandbox (to ``-``: as a tar to stdout)."""
-    pieces = client.get_archive(ref, source.removesuffix("/.") or "/")
+def out_of(client: NodeClient, ref: str, source: str, target: str, *, follow: bool) -> None:
+    """Copy a file or tree out of a sandbox (to ``-``: as a tar to stdout). The copy is the caller's."""
+    wanted, links = source, 0
+    while follow and stat.S_ISLNK(int((found := client.stat(ref, wanted, follow=False))["mode"])):
+        if (links := links + 1) > LINKS_MAX:
+            raise InvalidValue(f"{source}: too many symbolic links")
+        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(wanted.rstrip("/")), found["link"]))
+    pieces = client.get_archive(ref, wanted.removesuffix("/.") or "/")
     if target == "-":
         if sys.stdout.isatty():
             raise InvalidValue("stdout is a terminal", hint="Send the tar stream to a file or a pipe.")
@@ -109,7 +125,7 @@ def out_of(client: NodeClient, ref: str, source: str, target: str) -> None:
         sys.stdout.buffer.flush()
         return
     there = Path(target).is_dir() if Path(target).exists() else None
-    is_folder = stat.S_ISDIR(int(client.stat(ref, source)["mode"]))
+    is_folder = stat.S_ISDIR(int(client.stat(ref, wanted, follow=wanted.endswith("/."))["mode"]))
     folder, name = _landing(there, source, target, is_folder=is_folder)
     if not Path(folder).is_dir():
         raise InvalidValue(f"{folder}: there is no such folder")
@@ -150,18 +166,21 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, name: 
     inside = folder.resolve()
     if path != folder and not path.parent.resolve().is_relative_to(inside):
         raise InvalidValue(f"the sandbox sent a file through a symbolic link: {member.name!r}")
+    mode = stat.S_IMODE(member.mode) & 0o777 | stat.S_IWUSR
     if member.isdir():
+        if path != folder and path.is_symlink():  # its mode would be set on what the link points to
+            raise InvalidValue(f"the sandbox sent a folder through a symbolic link: {member.name!r}")
         path.mkdir(exist_ok=True)
+        if path != folder:  # that one was here before
+            path.chmod(mode)
     elif member.issym():
         path.unlink(missing_ok=True)
         path.symlink_to(member.linkname)
-        return
     elif member.isfile() and (source := tar.extractfile(member)) is not None:
         if path.is_symlink():
             path.unlink()
         with path.open("wb") as file:
             while data := source.read(CHUNK_BYTES):
                 file.write(data)
-    else:
-        return
-    path.chmod(stat.S_IMODE(member.mode) & 0o777 | stat.S_IWUSR)
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # not of /dev/null, say
+                os.fchmod(file.fileno(), mode)

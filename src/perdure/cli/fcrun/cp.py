@@ -10,6 +10,7 @@ GROUP = "Sandboxes"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-a", "--archive", action="store_true", help="into a sandbox: keep owners (else root's)")
     parser.add_argument("-L", "--follow-link", action="store_true", help="copy what a symbolic link SOURCE points to")
     parser.add_argument("-q", "--quiet", action="store_true", help="print nothing")
     parser.add_argument("source", metavar="SANDBOX:PATH|PATH|-", help="-: a tar stream from stdin")
@@ -26,7 +27,8 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidValue("one side must be in a sandbox and the other must not", hint="fcrun cp FILE SANDBOX:PATH")
     with node() as client:
         if target.sandbox is not None:
-            _copy.into(client, source.path, target.sandbox, target.path, follow=options.follow_link)
+            how = {"follow": options.follow_link, "keep_owner": options.archive}
+            _copy.into(client, source.path, target.sandbox, target.path, **how)
         elif source.sandbox is not None:
-            _copy.out_of(client, source.sandbox, source.path, target.path)
+            _copy.out_of(client, source.sandbox, source.path, target.path, follow=options.follow_link)
     return 0

@@ -26,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     with node() as client:
         if not options.attach:
             return each(options.sandboxes, lambda ref: client.resume(ref, snapshot=options.snapshot))
-        info = client.resume(options.sandboxes[0], snapshot=options.snapshot)
-        session = client.attach(info.id)
+        info = client.get(options.sandboxes[0])
+        session = client.attach(info.id, waits=True)  # before: what it writes at once is not missed
+        client.resume(info.id, snapshot=options.snapshot)
     return follow_main(client, info.id, session, tty=info.spec.tty, stdin=options.interactive)

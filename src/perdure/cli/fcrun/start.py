@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> int:
             return each(options.sandboxes, client.start)
         if len(options.sandboxes) > 1:
             raise InvalidValue("-a takes one sandbox", hint="Start the others without -a.")
-        info = client.start(options.sandboxes[0])
-        session = client.attach(info.id)
+        info = client.get(options.sandboxes[0])
+        session = client.attach(info.id, waits=True)  # before: what it writes at once is not missed
+        client.start(info.id)
     return follow_main(client, info.id, session, tty=info.spec.tty, stdin=options.interactive)

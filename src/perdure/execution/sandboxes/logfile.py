@@ -6,6 +6,7 @@ It is the one buffer of the main process's output: whoever looks on reads the fi
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable
@@ -15,6 +16,8 @@ from perdure.errors import ProtocolError
 from perdure.formats import logs
 
 READ_BYTES = 1 << 18
+
+_log = logging.getLogger(__name__)
 
 
 class Watch:
@@ -36,31 +39,38 @@ class LogFile:
     """``positions`` are the main process's output offsets (stdout, stderr) up to which the file has everything."""
 
     def __init__(self, path: Path) -> None:
-        """Open it, making it if need be; a record that was cut off by a crash is removed."""
+        """Open it, making it if need be; a record that was cut off by a crash is removed. A damaged file is kept beside
+        it, as ``log.damaged``: here only what comes before the damage goes on."""
         self.path = path
         self.changed = Watch()
         self.positions = {logs.STDOUT: 0, logs.STDERR: 0}
-        whole = self._scan()
+        whole, is_damaged = self._scan()
+        if is_damaged:
+            _log.warning("%s is damaged after %d bytes; all of it is kept in %s.damaged", path, whole, path)
+            path.replace(f"{path}.damaged")
+            with open(f"{path}.damaged", "rb") as old, path.open("wb") as new:  # noqa: PTH123
+                new.write(old.read(whole))
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.ftruncate(self._fd, whole)
         self.size = whole
 
-    def _scan(self) -> int:
+    def _scan(self) -> tuple[int, bool]:
+        """(how many bytes read as whole records, whether the next ones are none at all)."""
         if not self.path.exists():
-            return 0
-        decoder, size = logs.Decoder(), 0
+            return 0, False
+        decoder, whole = logs.Decoder(), 0
         try:
             with self.path.open("rb") as file:
                 while data := file.read(READ_BYTES):
-                    size += len(data)
                     for record in decoder.feed(data):
+                        whole += logs.HEADER_BYTES + len(record.data)
                         if record.stream == logs.POSITION:
                             self.positions = logs.decode_position(record.data)
                         else:
                             self.positions[record.stream] += len(record.data)
         except ProtocolError:
-            pass  # what follows is not ours (a damaged disk): keep what reads
-        return size - decoder.pending
+            return whole, True
+        return whole, False
 
     def restart(self, stdout: int = 0, stderr: int = 0) -> None:
         """What is appended from now on is the process's output from these offsets on."""

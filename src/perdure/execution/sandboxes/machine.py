@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -45,8 +46,13 @@ class Machine:
     async def _watch(self) -> None:
         """The keeper's connection ended without a word: find out why."""
         await asyncio.shield(self.keeper.closed)
-        if not self._over:
-            self._died(*await why_gone(self._launcher, self.keeper.sandbox_id))
+        if self._over:
+            return
+        cause, detail = await why_gone(self._launcher, self.keeper.sandbox_id)
+        if cause == "node-lost":  # it lives, and nobody hears it: it must not run on beside the next one
+            with contextlib.suppress(PerdureError, OSError):
+                await end_stray(self._launcher, self.keeper.sandbox_id)
+        self._died(cause, detail)
 
     def _died(self, cause: str, detail: str) -> None:
         if not self._over:
@@ -86,8 +92,8 @@ class Machine:
         try:
             await self.keeper.request("end", timeout_s=END_TIMEOUT_S)
         except (PerdureError, TimeoutError):
-            try:
-                await self._launcher.forget(self.keeper.sandbox_id)
+            try:  # its connection may have broken while it lives
+                await end_stray(self._launcher, self.keeper.sandbox_id)
             except (PerdureError, OSError) as error:
                 _log.info("end of %s: %s", self.keeper.sandbox_id, error)
         self.keeper.close()

@@ -50,6 +50,23 @@ async def test_a_record_that_was_cut_off_is_dropped_whole(path: Path, cut: int) 
     again.close()
 
 
+async def test_what_comes_after_damage_is_kept_beside(path: Path) -> None:
+    log = LogFile(path)
+    for word in (b"one", b"two", b"three"):
+        log.append(logs.STDOUT, word)
+    log.close()
+    whole = bytearray(path.read_bytes())
+    whole[logs.HEADER_BYTES + 3] = 99  # the second record's stream number
+    path.write_bytes(whole)
+    again = LogFile(path)
+    assert again.positions[logs.STDOUT] == 3
+    again.restart(11)
+    again.append(logs.STDOUT, b"four")
+    assert await read(again) == [(1, b"one"), (1, b"four")]
+    assert path.with_name("log.damaged").read_bytes() == whole
+    again.close()
+
+
 async def test_a_reader_follows_until_the_end(path: Path) -> None:
     log = LogFile(path)
     live = True
