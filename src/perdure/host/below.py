@@ -42,6 +42,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 SOURCES = ("errors.py", "keeper", "linux", "formats", "execution/machine", "execution/snapshots")  # runs below the line
 START_TIMEOUT_S = 20.0
 PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
+HANGS_AFTER_S = 30.0  # after so long nothing comes any more: all that it holds is given up
 POLL_S = 0.03
 CGROUP_TIMEOUT_S = 2.0
 
@@ -77,7 +78,7 @@ class _State:
 def ensure(home: Home, assets: Assets, progress: Progress | None = None) -> LauncherAddress:
     """Start what is missing and give the address of a launcher that answers. Idempotent; two callers start one.
 
-    One that was started from an older package or kernel is started again, unless machines run in it.
+    A launcher that died on this machine itself is replaced without its machines. One that was started from an older package or kernel is started again, unless machines run in it.
     Raises NoRights, Unsupported (neither KVM nor what the emulated host needs), MachineFailed.
     """
     require_root("running microVMs")
@@ -91,10 +92,16 @@ def ensure(home: Home, assets: Assets, progress: Progress | None = None) -> Laun
         address = _usable(home, fingerprint)  # another starter was first
         if address is not None:
             return address
-        _stop(home)
+        state = _read_state(home)
+        is_here = kvm.boots(home, assets, report)
+        if is_here and state is not None and not state.emulated:
+            _launcher_file(home).end()  # its keepers and their machines live on: the next one finds them
+            home.socket("launcher").unlink(missing_ok=True)
+        else:
+            _stop(home)
         for name in SOURCES:  # below the line, compiling would take forty times as long
             compileall.compile_dir(PACKAGE / name, quiet=2) if (PACKAGE / name).is_dir() else None
-        if kvm.boots(home, assets, report):
+        if is_here:
             return _start_here(home, fingerprint)
         return _start_emulated(home, assets, fingerprint, report)
 
@@ -107,14 +114,17 @@ def stop(home: Home) -> bool:
         return _stop(home)
 
 
-def status(home: Home, assets: Assets | None = None) -> BelowStatus:
-    """What runs now, without starting anything; ``outdated`` is told only when the assets are given."""
+def status(home: Home, assets: Assets | None = None, *, timeout_s: float = PING_TIMEOUT_S) -> BelowStatus:
+    """What runs now, without starting anything; ``outdated`` is told only when the assets are given.
+
+    timeout_s: how long a launcher whose processes live may be silent before it counts as one that does not answer.
+    """
     state = _read_state(home)
     pids = _pids(home)
     if state is None:
         return BelowStatus(running=bool(pids), answers=False, emulated="qemu" in pids, pids=pids)
     address = _address(home, state)
-    pong = ping(address) if _whole(state, pids) else None
+    pong = ping(address, timeout_s) if _whole(state, pids) else None
     return BelowStatus(
         running=bool(pids),
         answers=pong is not None,
@@ -167,7 +177,7 @@ def _usable(home: Home, fingerprint: str) -> LauncherAddress | None:
     if state is None or not _whole(state, _pids(home)):
         return None
     address = _address(home, state)
-    pong = ping(address)
+    pong = ping(address, HANGS_AFTER_S)
     if pong is None or (state.fingerprint != fingerprint and not pong.get("keepers")):
         return None
     return address

@@ -212,3 +212,21 @@ async def test_one_that_hangs_is_ended(
             assert await (await stands.launcher()).ping()  # and the next use starts another
     finally:
         watching.cancel()
+
+
+async def test_a_keeper_on_this_machine_itself_outlives_its_launcher(
+    own_home: Home, assets: Assets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "boots", lambda *_: True)
+    stands = ground.Ground(own_home)
+    keeper = await (await stands.launcher()).spawn("0123456789ab")
+    pid = below.status(own_home).pids["launcher"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: "launcher" not in below.status(own_home).pids, "the launcher does not end")
+    for again in (stands, ground.Ground(own_home)):  # in the same node, and in the next one
+        launcher = await again.living_launcher()
+        assert launcher is not None
+        assert [(kept.sandbox_id, kept.alive) for kept in await launcher.list()] == [("0123456789ab", True)]
+    assert below.status(own_home).pids["launcher"] != pid
+    assert (await keeper.request("stat"))["state"] == "empty"
+    keeper.close()

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from perdure.errors import PerdureError, Unavailable
+from perdure.errors import PerdureError
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.snapshots import templates
 from perdure.execution.snapshots.templates import Template
 from perdure.host import assets, below
 from perdure.host.assets import Assets
+from perdure.host.below import HANGS_AFTER_S
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 
 LOOK_EVERY_S = 5.0
-HANGS_AFTER_S = 30.0  # the launcher answers within milliseconds, on a very busy machine within some seconds
 
 _log = logging.getLogger(__name__)
 
@@ -45,27 +45,31 @@ class Ground:
         async with self._making:
             if self._launcher is not None:
                 try:
-                    await self._launcher.ping()
+                    await self._launcher.ping(timeout_s=HANGS_AFTER_S)
                     return self._launcher
                 except PerdureError:
-                    self._launcher = None  # it died, and its machines with it: a new one is started
+                    self._launcher = None  # it died: a new one is started, which finds the machines that live
             parts = await self.assets(progress)
             address = await asyncio.to_thread(below.ensure, self._home, parts, progress)
             self._launcher = await Launcher.connect(address)
             return self._launcher
 
     async def living_launcher(self) -> Launcher | None:
-        """The launcher if one answers now; nothing is started."""
-        if self._launcher is None:
-            status = await asyncio.to_thread(below.status, self._home)
-            if status.address is None or not status.answers:
-                return None
-            self._launcher = Launcher(status.address)
-        try:
-            await self._launcher.ping()
-        except Unavailable:
+        """The launcher that machines of ours may live below; None: none can, and nothing is left of them."""
+        if self._launcher is not None:
+            return await self.launcher()
+        status = await asyncio.to_thread(below.status, self._home, timeout_s=HANGS_AFTER_S)
+        if status.address is None:
             return None
-        return self._launcher
+        if status.answers:
+            self._launcher = Launcher(status.address)
+            return self._launcher
+        if not status.emulated:
+            return await self.launcher()  # it died, or never was in this boot; keepers outlive their launcher
+        if status.running:
+            _log.error("the emulated host does not answer: it is ended, with what runs in it")
+            await asyncio.to_thread(below.stop, self._home)
+        return None
 
     async def watch(self) -> None:
         """For ever: end an emulated host that hangs, so that its machines count as dead and are recovered elsewhere.
