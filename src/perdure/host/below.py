@@ -78,7 +78,8 @@ class _State:
 def ensure(home: Home, assets: Assets, progress: Progress | None = None) -> LauncherAddress:
     """Start what is missing and give the address of a launcher that answers. Idempotent; two callers start one.
 
-    A launcher that died on this machine itself is replaced without its machines. One that was started from an older package or kernel is started again, unless machines run in it.
+    A launcher that died on this machine itself is replaced without its machines. One that was started from an older
+    package or kernel is started again, unless machines run in it.
     Raises NoRights, Unsupported (neither KVM nor what the emulated host needs), MachineFailed.
     """
     require_root("running microVMs")

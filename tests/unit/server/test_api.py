@@ -4,72 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import aiohttp
 import pytest
-from aiohttp import web
 
 from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.host.paths import Home
 from perdure.model import RunState
-from perdure.server.api import Api
 from perdure.testing.house import House, nothing
 from perdure.testing.machines import CHAT, Ask
+from perdure.testing.served import Served
 
-Result = TypeVar("Result")
 CHAT_BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
-
-
-class Served:
-    """A house behind its HTTP API."""
-
-    def __init__(self, house: House, home: Home) -> None:
-        self.house = house
-        self.home = home
-        self.url = ""
-        self.client = ServerClient(home)
-
-    async def up(self) -> None:
-        api = Api(
-            self.home, self.house.engine, self.house.log, providers=["test"], url="", token="right", started=time.time()
-        )
-        self.runner = web.AppRunner(api.application(), handler_cancellation=True)
-        await self.runner.setup()
-        await web.UnixSite(self.runner, str(self.home.socket("perdured"))).start()
-        await web.TCPSite(self.runner, "127.0.0.1", 0).start()
-        host, port = self.runner.addresses[1][:2]
-        self.url = f"http://{host}:{port}"
-
-    async def ask(self, work: Callable[[ServerClient], Result]) -> Result:
-        return await asyncio.wait_for(asyncio.to_thread(work, self.client), 20)
-
-    async def call(
-        self, run_id: str, epoch: int, path: str, body: bytes, **headers: str
-    ) -> tuple[int, dict[str, str], bytes]:
-        """As a node asks: status, headers, body."""
-        endpoint = self.house.engine.endpoint(run_id, epoch)
-        asked = {
-            "Perdure-Run": run_id,
-            "Perdure-Epoch": str(epoch),
-            "Perdure-Token": endpoint.token,
-            "Perdure-Lane": "test",
-            "Perdure-Ordinal": "0",
-            "Perdure-Method": "POST",
-            "Perdure-Path": path,
-            "Perdure-Offset": "0",
-            "Perdure-Headers": "{}",
-            **{"Perdure-" + name.capitalize(): value for name, value in headers.items()},
-        }
-        async with (
-            aiohttp.ClientSession() as session,
-            session.post(self.url + "/v1/calls", data=body, headers=asked) as answer,
-        ):
-            return answer.status, dict(answer.headers), await answer.read()
 
 
 @pytest.fixture

@@ -8,6 +8,10 @@ DEFAULT_IMAGE = "perdure/python"
 PACKAGES = ("python3-minimal", "libpython3-stdlib")
 
 
+def is_default(name: str) -> bool:
+    return name.removesuffix(":latest") in ("", DEFAULT_IMAGE)
+
+
 def ensure_default() -> str:
     """The default image's name, once this machine's node has it."""
     from perdure.client.node import NodeClient, ensure_running
@@ -16,7 +20,7 @@ def ensure_default() -> str:
 
     home = Home.find()
     ensure_running(home)
-    if any(image.name.removesuffix(":latest") == DEFAULT_IMAGE for image in NodeClient(home).images()):
+    if any(is_default(image.name) for image in NodeClient(home).images()):
         return DEFAULT_IMAGE
     if not sys.stderr.isatty():
         NodeClient(home).build_image(DEFAULT_IMAGE, PACKAGES)

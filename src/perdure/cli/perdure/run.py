@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from perdure.cli.perdure._image import DEFAULT_IMAGE, ensure_default, is_default
+
 if TYPE_CHECKING:
     from perdure.client.server import ServerClient
     from perdure.model import RunInfo
@@ -21,7 +23,7 @@ DESCRIPTION = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="FILE.py:FUNCTION | -- COMMAND", help="what to run")
     parser.add_argument("-i", "--input", metavar="JSON", help="the agent's input: JSON, @FILE, or - for stdin")
-    parser.add_argument("--image", default="", help="the image to run in (an agent names its own)")
+    parser.add_argument("--image", default="", help=f"the image to run in (an agent's: {DEFAULT_IMAGE})")
     parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="memory of the microVM")
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
     parser.add_argument("--name", default="", help="a name to call the run by")
@@ -38,9 +40,7 @@ def run(options: argparse.Namespace) -> int:
     request = _request(options)  # what is wrong with it is said first
     server = ServerClient()
     server.status()
-    if not request["image"]:
-        from perdure.cli.perdure._image import ensure_default
-
+    if is_default(request["image"]):
         request["image"] = ensure_default()
     info = server.start(**request)
     if options.detach:

@@ -1,0 +1,179 @@
+"""A person's day with runs at the command line: the real command, server API, engine and log; only no VM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.host.paths import Home
+from perdure.model import RunState
+from perdure.testing.house import House, Provider
+from perdure.testing.machines import CHAT, Ask
+from perdure.testing.served import Served
+
+pytestmark = pytest.mark.timeout(120)
+AGENT = "from perdure import Context, agent\n@agent(image='image')\ndef f(ctx: Context): return 1\n"
+
+
+class Desk:
+    """A house, and ``perdure`` at its side."""
+
+    def __init__(self, served: Served, folder: Path) -> None:
+        self.served, self.house, self.folder = served, served.house, folder
+        (folder / "x.py").write_text(AGENT)
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PERDURE_"))}
+        self.environ = {**kept, "PERDURE_HOME": str(served.home.root), "PERDURE_CACHE": str(served.home.cache)}
+
+    async def start(self, *words: str) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "perdure.cli.perdure", *words,
+            cwd=self.folder, env=self.environ, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe,
+        )  # fmt: skip
+
+    async def __call__(self, *words: str, status: int = 0) -> tuple[str, str]:
+        """What it wrote, stdout and stderr; it must end with ``status``."""
+        process = await self.start(*words)
+        said, told = [text.decode() for text in await asyncio.wait_for(process.communicate(), 60)]
+        assert process.returncode == status, (words, process.returncode, said, told)
+        assert "Traceback" not in told
+        return said, told
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[Provider]:
+    made = Provider()
+    await made.open()
+    yield made
+    await made.close()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, provider: Provider) -> AsyncIterator[Desk]:
+    house = House(tmp_path, provider.url)
+    await house.up()
+    served = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
+    await served.up()
+    yield Desk(served, tmp_path)
+    await served.runner.cleanup()
+    await house.machines.close()
+    await house.down()
+
+
+def publishes() -> Any:
+    begun = yield Ask("begin", {})
+    answer = yield Ask(CHAT, {"messages": [{"role": "user", "content": "hello"}]})
+    yield Ask("emit", {"name": "draft", "value": answer.value["choices"][0]["message"]["content"]})
+    verdict = yield Ask("wait", {"kind": "approval", "prompt": "Publish?", "show": "the draft"})
+    yield Ask("complete", {"result": [begun.value["input"], verdict.value["approved"], verdict.value["comment"]]})
+
+
+def stays() -> Any:
+    yield Ask("wait", {"kind": "signal", "name": "go"})
+    yield Ask("wait", {"kind": "signal", "name": "never"})
+
+
+def breaks() -> Any:
+    yield Ask("fail", {"error": {"code": "agent-failed", "message": "no such owl", "hint": "ask again"}})
+
+
+def ends_with(status: int) -> Any:
+    def program() -> Any:
+        yield from ()
+        return status
+
+    return program
+
+
+async def test_from_its_start_to_its_result(desk: Desk) -> None:
+    desk.house.machines.program = publishes
+    running = await desk.start("run", "x.py:f", "--input", '{"topic": "owls"}', "--name", "first")
+    assert running.stderr is not None
+    run_id = (await asyncio.wait_for(running.stderr.readline(), 60)).decode().split()[1]
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+
+    listed, _ = await desk("runs")
+    assert run_id in listed and "suspended" in listed
+    shown, _ = await desk("show", "first")
+    assert "draft: " in shown and "Publish?" in shown and "1 asked, 0 answered from the log" in shown
+    following = await desk.start("log", "first", "--follow", "--json")
+    approved, _ = await desk("approve", "first", "--comment", "go on", "--by", "ann")
+    assert approved == "approved: Publish?\n"
+
+    said, told = [text.decode() for text in await asyncio.wait_for(running.communicate(), 60)]
+    assert running.returncode == 0
+    assert json.loads(said) == [{"topic": "owls"}, True, "go on"]
+    assert "approved: go on" in told
+    entries = [json.loads(line) for line in (await asyncio.wait_for(following.communicate(), 60))[0].splitlines()]
+    assert following.returncode == 0
+    assert [entry["seq"] for entry in entries] == list(range(1, len(entries) + 1))
+    assert entries[-1]["kind"] == "run.completed"
+    short, _ = await desk("log", run_id, "--after", "2")
+    assert len(short.splitlines()) == len(entries) - 2
+    _, refused = await desk("approve", "first", status=1)
+    assert "answered already: approved by ann" in refused
+    _, refused = await desk("cancel", "first", status=1)
+    assert "it is completed" in refused
+
+
+async def test_detached_and_as_json(desk: Desk) -> None:
+    desk.house.machines.program = publishes
+    run_id, told = await desk("run", "x.py:f", "--detach", "--key", "once")
+    run_id = run_id.strip()
+    assert told == ""
+    again, _ = await desk("run", "x.py:f", "--detach", "--key", "once", "--json")
+    assert json.loads(again)["id"] == run_id
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+    waiting = await desk.start("run", "x.py:f", "--key", "once", "--json")
+    await desk("approve", run_id, "--deny")
+    said, told_bytes = await asyncio.wait_for(waiting.communicate(), 60)
+    assert waiting.returncode == 0 and told_bytes == b""
+    assert json.loads(said)["result"] == [None, False, ""]
+
+
+async def test_a_failed_run_says_why_with_status_1(desk: Desk) -> None:
+    desk.house.machines.program = breaks
+    said, told = await desk("run", "x.py:f", status=1)
+    assert said == "" and "no such owl" in told and "ask again" in told
+    said, _ = await desk("run", "x.py:f", "--json", status=1)
+    assert json.loads(said)["error"]["message"] == "no such owl"
+
+
+@pytest.mark.parametrize("exit_status", [0, 3])
+async def test_a_programs_output_is_printed_however_it_ended(desk: Desk, exit_status: int) -> None:
+    desk.house.machines.program = ends_with(exit_status)
+    said, told = await desk("run", "--image", "image", "--", "make", "-k", status=1 if exit_status else 0)
+    assert said == "output\n"
+    assert ("ended with exit status 3" in told) == (exit_status == 3)
+
+
+async def test_ctrl_c_leaves_the_run_going_on(desk: Desk) -> None:
+    desk.house.machines.program = stays
+    running = await desk.start("run", "x.py:f")
+    assert running.stderr is not None
+    run_id = (await asyncio.wait_for(running.stderr.readline(), 60)).decode().split()[1]
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+    running.send_signal(signal.SIGINT)
+    _, told = await asyncio.wait_for(running.communicate(), 60)
+    assert running.returncode == 130
+    assert f"run {run_id} goes on" in told.decode() and "Traceback" not in told.decode()
+    _, refused = await desk("approve", run_id, status=1)
+    assert "does not wait for an approval" in refused
+    said, _ = await desk("signal", run_id, "go", '{"x": 1}')
+    assert run_id in said
+    run = desk.house.engine._runs[run_id]
+    assert await run.until(lambda: any(wait.name == "never" for wait in run.record.waits.open), 10)
+    said, _ = await desk("cancel", run_id, "--reason", "enough")
+    assert run_id in said
+    said, told_text = await desk("show", run_id)
+    assert "cancelled" in said and told_text == ""
+    status, _ = await desk("status")
+    assert "1 cancelled" in status
