@@ -5,13 +5,19 @@ and processes in the kernel that runs the VM, the agent's own account, the conte
 count of requests. Exits with 1 when a claim fails. Everything that it started is gone at its end, also after Ctrl-C.
 """
 
+# ruff: noqa: E402 - the signals come first
 from __future__ import annotations
+
+import signal
+
+# Before anything slow: an import cut short by Ctrl-C is no trace worth reading. Nothing is started yet.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 
 import asyncio
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +28,7 @@ from typing import Any
 
 from perdure.client.node import NodeClient
 from perdure.client.server import ServerClient
-from perdure.errors import PerdureError
+from perdure.errors import PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
 from perdure.host import below, probes
 from perdure.host.paths import Home
@@ -32,6 +38,7 @@ from perdure.runs.states import TERMINAL
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 AGENT = "examples/counter.py:counter"
+ENDS = frozenset(f"run.{state}" for state in TERMINAL)
 STEP_LIMIT_S = 180.0  # of any one step; under emulation the whole takes about a minute
 
 BOLD, DIM, GREEN, RED, PLAIN = (
@@ -108,7 +115,7 @@ class Watch:
                 for entry in self.entries:
                     if entry.seq > after and found(entry):
                         return entry
-                    if entry.kind in ("run.failed", "run.cancelled"):
+                    if entry.kind in ENDS:
                         raise DemoFailed(f"the run ended before {what}: {json.dumps(entry.payload)}")
                 left = deadline - time.monotonic()
                 if left <= 0:
@@ -129,7 +136,7 @@ class Watch:
                     with self._changed:
                         self.entries.append(entry)
                         self._changed.notify_all()
-                    if entry.kind in ("run.completed", "run.failed", "run.cancelled"):
+                    if entry.kind in ENDS:
                         return
             except Exception:
                 time.sleep(0.1)
@@ -201,6 +208,16 @@ def wait_state(client: Callable[[], RunInfo], state: RunState) -> RunInfo:
     raise DemoFailed(f"the run was not {state} within {STEP_LIMIT_S:.0f} s")
 
 
+def wait_output(server: ServerClient, run_id: str) -> str:
+    """What the agent has printed of its second turn, once that is anything: the stream has begun."""
+    deadline = time.monotonic() + STEP_LIMIT_S
+    while time.monotonic() < deadline:
+        if told := server.output(run_id).decode(errors="replace"):
+            return told
+        time.sleep(0.02)
+    raise DemoFailed(f"the agent printed nothing within {STEP_LIMIT_S:.0f} s")
+
+
 def provider_requests(server: ServerClient) -> int:
     """How many requests the model provider itself counted."""
     return len(server.provider_requests())
@@ -270,14 +287,15 @@ def story(home: Home, line: Timeline) -> None:
     late_entry = watch.wait_for("the agent going on", lambda e: e.kind == "emit", suspended.seq)
     line.figure("approved to the agent going on", f"{time.monotonic() - began:.2f} s")
     machine = NodeClient(home).get(info.sandbox_id).machine
-    if "resume_s" in machine:
-        line.figure("of it, VM restored to first answer", f"{float(machine['resume_s']):.2f} s")
+    line.figure("of it, until the restored VM's workload ran", f"{float(machine['total_s']):.2f} s")
     late = late_entry.payload["value"]
     same = all(early[name] == late[name] for name in ("pid", "started", "file"))
     line.claim("the same process goes on, same memory, same file", same and late["counter"] == early["counter"] + 1,
                f"pid {early['pid']} = {late['pid']}, counter {early['counter']} -> {late['counter']}")  # fmt: skip
 
     asked = watch.wait_for("the second turn", lambda e: e.kind == "model.started", late_entry.seq)
+    told = wait_output(server, run_id)
+    line.say("agent", f"{told!r:.60} …")
     victims = firecrackers(home)
     line.say("kill -9", f"the VM (Firecracker {victims}) while the second turn streams")
     began = time.monotonic()
@@ -325,11 +343,36 @@ def cancel_runs(home: Home, since: float) -> None:
             time.sleep(0.1)  # their sandboxes are removed after them
 
 
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def refuse_others(home: Home) -> None:
+    """The demo ends what it started: where something else runs already, that would be somebody's."""
+    with contextlib.suppress(Unavailable):
+        pid = ServerClient(home).status()["pid"]
+        down = f"PERDURE_HOME={home.root} {BIN / 'perdure'} down"
+        raise DemoFailed(f"a server (pid {pid}) already serves {home.root}; end it with: {down}")
+    with contextlib.suppress(Unavailable):
+        if sandboxes := [info.name for info in NodeClient(home).list(everything=False)]:
+            raise DemoFailed(f"sandboxes live in {home.root}: {', '.join(sandboxes)}; end them, or set PERDURE_HOME")
+
+
 def main() -> int:
+    # its claims are about the offline model's own count; nobody's key is spent
+    os.environ.update({"PERDURE_PROVIDER": "offline"})
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        del os.environ[name]
     home = Home.find().make()
     line = Timeline()
+    try:
+        refuse_others(home)
+    except DemoFailed as error:
+        print(f"{RED}the demo does not begin:{PLAIN} {error}", file=sys.stderr)
+        return 1
     since, ok = time.time(), False
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
     try:
         story(home, line)
         ok = line.tables()
@@ -338,7 +381,8 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; removing what was started", file=sys.stderr)
     finally:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave half of it
+            signal.signal(number, signal.SIG_IGN)
         if not ok:
             cancel_runs(home, since)
         for words in (("perdure", "down"), ("fcrun", "host", "stop")):

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import os
 import sys
 from types import ModuleType
 from typing import NoReturn
 
+DOCKER_FAILED = 125  # as docker run has it
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -25,24 +27,37 @@ class _Parser(argparse.ArgumentParser):
 
 
 class Program:
-    """One command line. ``package`` holds its commands; ``groups`` orders them in the overview."""
+    """One command line. ``package`` holds its commands; ``groups`` orders them in the overview.
 
-    def __init__(self, name: str, package: str, folder: str, about: str, groups: tuple[str, ...]) -> None:
+    docker: exit statuses and ``-h`` as docker has them: 125 for every failure of the program's own, and ``-h`` is free.
+    """
+
+    def __init__(
+        self, name: str, package: str, folder: str, about: str, groups: tuple[str, ...], *, docker: bool = False
+    ) -> None:
         self.name, self.package, self.folder, self.about, self.groups = name, package, folder, about, groups
+        self._docker = docker
 
     def command_names(self) -> list[str]:
         files = os.listdir(self.folder)  # noqa: PTH208 - pathlib costs start time
-        return sorted(file[:-3] for file in files if file.endswith(".py") and not file.startswith("_"))
+        return sorted(file[:-3].rstrip("_") for file in files if file.endswith(".py") and not file.startswith("_"))
 
     def command_module(self, name: str) -> ModuleType:
-        return importlib.import_module(f"{self.package}.{name}")
+        return importlib.import_module(f"{self.package}.{name}{'_' if keyword.iskeyword(name) else ''}")
 
     def parser_of(self, command: ModuleType) -> argparse.ArgumentParser:
         """The command's parser (also the source of its reference page)."""
         description = getattr(command, "DESCRIPTION", command.HELP)
-        parser = _Parser(prog=f"{self.name} {command.NAME}", description=description, allow_abbrev=False)
+        prog = f"{self.name} {command.NAME}"
+        parser = _Parser(prog=prog, description=description, allow_abbrev=False, add_help=False)
+        parser.usage_status = self._status(2)
+        parser.add_argument(*(["--help"] if self._docker else ["-h", "--help"]), action="help", help="show this")
         command.configure(parser)
         return parser
+
+    def _status(self, usual: int) -> int:
+        """The exit status of a failure of our own."""
+        return DOCKER_FAILED if self._docker and usual not in (126, 127) else usual
 
     def main(self, argv: list[str] | None = None) -> int:
         """Run one command; its exit status."""
@@ -53,7 +68,7 @@ class Program:
         if not argv or argv[0] in ("-h", "--help", "help"):
             sys.stdout.write(self._overview())
             return 0
-        if argv[0] in ("-v", "--version", "version"):
+        if argv[0] in ("-v", "--version") or (argv[0] == "version" and "version" not in names):
             from perdure import __version__
 
             print(f"{self.name} {__version__}")
@@ -65,7 +80,7 @@ class Program:
             options = self.parser_of(command).parse_args(argv[1:])
             return int(command.run(options))
         except SystemExit as error:
-            return error.code if isinstance(error.code, int) else 1
+            return error.code if isinstance(error.code, int) else self._status(1)
         except KeyboardInterrupt:
             return INTERRUPTED
         except BrokenPipeError:
@@ -79,11 +94,11 @@ class Program:
 
         if isinstance(error, PerdureError):
             sys.stderr.write(f"{self.name}: {error}\n")
-            return error.exit_status
+            return self._status(error.exit_status)
         if os.environ.get("PERDURE_DEBUG"):
             raise error
         sys.stderr.write(f"{self.name}: {type(error).__name__}: {error}\n  PERDURE_DEBUG=1 shows where.\n")
-        return 1
+        return self._status(1)
 
     def _unknown(self, name: str, names: list[str]) -> int:
         import difflib
@@ -91,13 +106,13 @@ class Program:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"Did you mean '{near[0]}'?" if near else f"See '{self.name} --help'."
         sys.stderr.write(f"{self.name}: '{name}' is not a {self.name} command\n  {hint}\n")
-        return 2
+        return self._status(2)
 
     def _overview(self) -> str:
         commands = [self.command_module(name) for name in self.command_names()]
         text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
         for group in self.groups:
             members = [command for command in commands if group == command.GROUP]
-            text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<9} {command.HELP}\n" for command in members))
+            text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<10}  {command.HELP}\n" for command in members))
         text.append(f"\nRun '{self.name} COMMAND --help' for more on a command.\n")
         return "".join(text)

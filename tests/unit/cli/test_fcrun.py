@@ -34,7 +34,7 @@ def test_every_command_follows_the_convention() -> None:
         assert name == command.NAME
         assert command.HELP
         assert "\n" not in command.HELP
-        assert command.GROUP in fcrun.GROUPS
+        assert command.GROUP in fcrun.PROGRAM.groups
         assert fcrun.parser_of(command).format_help()
 
 
