@@ -6,6 +6,7 @@ through the door.
 
 from __future__ import annotations
 
+import _thread
 import json
 
 from perdure.agent.values import Verdict, seconds, to_json
@@ -22,14 +23,21 @@ DOUBTS = ("retry", "ask", "fail")
 
 
 class Lane:
-    """A sequence of calls: each takes the next ordinal. In guest memory, so that a restore rewinds it."""
+    """A sequence of calls: each takes the next ordinal. In guest memory, so that a restore rewinds it.
+
+    Of one thread: which of two comes first would differ from life to life.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.children = 0
         self._next = 0
+        self._thread = _thread.get_ident()
 
     def take(self) -> int:
+        if _thread.get_ident() != self._thread:
+            hint = "write the agent as a coroutine (async def): each of its tasks has a sequence of its own"
+            raise InvalidValue("ctx is used from another thread than the agent's", hint=hint)
         ordinal = self._next
         self._next += 1
         return ordinal

@@ -253,6 +253,19 @@ def test_a_result_that_is_not_json(guest: Guest, returned: str) -> None:
     assert error["code"] == "invalid-value" and "what f returned is not a JSON value" in error["message"]
 
 
+def test_another_thread_is_refused(guest: Guest) -> None:
+    error = guest.error(
+        HEAD
+        + """
+def f(ctx):
+    from concurrent.futures import ThreadPoolExecutor
+    with ThreadPoolExecutor() as pool:
+        return pool.submit(ctx.emit, "a").result()
+"""
+    )
+    assert error["code"] == "invalid-value" and "another thread" in error["message"]
+
+
 @pytest.mark.parametrize("call", [r"ctx.emit('\ud800')", r"ctx.emit('a', ['\ud800'])", r"ctx.chat('\ud800')"])
 def test_text_that_is_no_text(guest: Guest, call: str) -> None:
     """Half a surrogate pair, which Python has in strings and JSON has not."""
