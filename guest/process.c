@@ -163,7 +163,6 @@ void processes_rewind(void) {
             p->output[i].end_sent = false;
         }
         p->exit_due = p->phase == PHASE_EXITED;
-        p->input_ack_due = false;  // PROCESS said it
     }
 }
 
@@ -177,6 +176,7 @@ void processes_say_hello(struct bytes *out) {
         put_u32(out, p->exit_status);
         put_u64(out, p->input_received);
         put_u64(out, p->input_received - bytes_length(&p->input_kept) + WINDOW);
+        p->input_ack_due = false;  // this says it; what is read before WELCOME comes is told after it
         for (int i = 0; i < 2; i++) {
             put_u64(out, p->output[i].base);
             put_u64(out, p->output[i].base + bytes_length(&p->output[i].kept));

@@ -18,10 +18,11 @@ from perdure.client.server import ServerClient
 from perdure.errors import Conflict
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
-from perdure.model import Entry, RunInfo, RunState, SandboxState
+from perdure.model import Entry, ExecSpec, RunInfo, RunState, SandboxState
 
 pytestmark = pytest.mark.vm
 DEADLINE_S = 180.0
+CAUSES = {"keeper_pid": "keeper-died", "pager_pid": "pager-died"}
 
 AGENT = """
 import os
@@ -39,6 +40,24 @@ def counter(ctx, topic):
     second = ctx.chat("Count to one hundred.", max_tokens=120, on_delta=lambda text: None)
     lines = ctx.step("count", lambda: 1)
     return [verdict.comment, len(second.text) > 0, lines]
+"""
+
+SUMS = """
+import os, time
+from perdure import agent
+
+@agent()
+def sums(ctx):
+    total = 0
+    while number := ctx.wait_for("number"):
+        total += number
+        ctx.emit("total", total)
+        ctx.step(f"hold {total}", hold, total)
+    return total
+
+def hold(total):
+    while not os.path.exists(f"/go{total}"):
+        time.sleep(0.05)
 """
 
 UNMODIFIED = """
@@ -60,10 +79,10 @@ class Run:
         self.server = ServerClient(home)
         self.node = NodeClient(home)
 
-    def wait_for(self, kind: str, count: int = 1) -> Entry:
-        """The ``count``-th entry of a kind."""
+    def wait_for(self, kind: str, count: int = 1, *, after: int = 0) -> Entry:
+        """The ``count``-th entry of a kind beyond position ``after``."""
         seen = 0
-        for entry in self.server.entries(self.id, follow=True):
+        for entry in self.server.entries(self.id, after=after, follow=True):
             seen += entry.kind == kind
             if seen == count:
                 return entry
@@ -91,8 +110,11 @@ class Run:
 
 
 @pytest.fixture
-def server(home: Home, client: NodeClient) -> Iterator[ServerClient]:
-    """A server on the node's home, with an empty log."""
+def server(home: Home, client: NodeClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerClient]:
+    """A server on the node's home, with an empty log and the offline model, whatever keys this shell has."""
+    monkeypatch.setenv("PERDURE_PROVIDER", "offline")
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
     for path in home.root.glob("perdure.db*"):
         path.unlink()
     image = ensure_default()
@@ -159,6 +181,56 @@ def test_a_killed_node_is_not_noticed(home: Home, start_run: Callable[..., Run])
     run.server.approve(run.id, approved=True)
     info = run.ends()
     assert (info.state, info.recoveries, info.turns_asked) == (RunState.COMPLETED, 0, 2), info
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_a_run_outlives_its_keeper_and_its_pager(
+    start_run: Callable[..., Run], kill_below: Callable[[int], None]
+) -> None:
+    """In the middle of a step, which is done again; each signal counts once."""
+    run = start_run(source=SUMS, file="sums.py", function="sums")
+    total = 0
+    for number, victim in enumerate(("keeper_pid", "pager_pid"), 1):
+        run.wait_for("run.suspended", number)
+        run.server.signal(run.id, "number", number)
+        total += number
+        begun = run.wait_for("step.intent", 2 * number - 1)
+        assert (begun.payload["name"], begun.payload["attempt"]) == (f"hold {total}", 1)
+        kill_below(run.node.get(run.info().sandbox_id).machine[victim])
+        assert run.wait_for("run.recovering", number).payload["cause"] == CAUSES[victim]
+        assert run.wait_for("step.intent", 2 * number).payload["attempt"] == 2
+        assert run.node.run(run.info().sandbox_id, ExecSpec(command=["touch", f"/go{total}"]))[0] == 0
+    run.wait_for("run.suspended", 3)
+    run.server.signal(run.id, "number", 0)
+    info = run.ends()
+    assert (info.state, info.result, info.recoveries) == (RunState.COMPLETED, 3, 2), info
+    assert run.kinds().count("emit") == 2
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_a_server_or_node_that_dies_within_a_suspend_or_a_resume(home: Home, start_run: Callable[..., Run]) -> None:
+    run = start_run(source=SUMS.replace("os.path.exists", "bool"), file="sums.py", function="sums")
+
+    def kill_node() -> None:
+        os.kill(run.node.system()["pid"], signal.SIGKILL)
+
+    at = 0
+    for number, kill in enumerate((kill_node, lambda: kill_server(home)), 1):
+        at = run.wait_for("run.suspending", after=at).seq
+        kill()
+        at = run.wait_for("run.suspended", after=at).seq
+        run.server.signal(run.id, "number", number)
+        at = run.wait_for("run.resuming", after=at).seq
+        kill()
+        at = run.wait_for("emit", after=at).seq
+    run.wait_for("run.suspended", after=at)
+    run.server.signal(run.id, "number", 0)
+    info = run.ends()
+    assert (info.state, info.result) == (RunState.COMPLETED, 3), info
+    assert run.kinds().count("emit") == 2
+    assert run.server.verify(run.id)["entries"] == len(run.kinds())
     assert run.is_gone()
 
 

@@ -42,6 +42,7 @@ class Guest:
         self.answer: Callable[[GuestCall], Awaitable[None]] | None = None
         self.connections = 0
         self.cut_after: int | None = None  # bytes from the guest after which the connection is cut, once
+        self.held: list[bytes] | None = None
         self.http_port = 0
         self.link: asyncio.Task[None] | None = None
         self._writer: asyncio.StreamWriter | None = None
@@ -79,7 +80,7 @@ class Guest:
         self.connections += 1
         self._writer = writer
         session = self.session
-        session.connection_up(writer.write)
+        session.connection_up(lambda data: self._write(writer, data))
         try:
             while data := await reader.read(65536):
                 if self.cut_after is not None:
@@ -95,6 +96,22 @@ class Guest:
             if self._writer is writer:
                 session.connection_down()
             writer.transport.abort()
+
+    def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if self.held is None:
+            writer.write(data)
+        else:
+            self.held.append(data)
+
+    def hold(self) -> None:
+        """What the host says, above all its WELCOME, is under way until ``let_go``."""
+        self.held = []
+
+    def let_go(self) -> None:
+        assert self._writer is not None and self.held is not None
+        held, self.held = self.held, None
+        for data in held:
+            self._writer.write(data)
 
     async def cut(self) -> None:
         """End the connection now and wait for the next greeting."""

@@ -239,6 +239,30 @@ async def test_cuts_in_the_middle_of_stdin_lose_and_double_nothing(guest: Guest)
     assert out.split()[0].decode() == hashlib.sha256(data).hexdigest()
 
 
+async def test_what_is_read_while_the_host_greets_makes_room(guest: Guest, tmp_path: Path) -> None:
+    """The guest has said how much it takes; then its program reads; then the host's greeting comes."""
+    go, out = tmp_path / "go", tmp_path / "out"
+    size = 2 << 20
+    process = await guest.session.exec(
+        shell(f"until [ -e {go} ]; do sleep 0.01; done; exec head -c {size} > {out}", stdin=True)
+    )
+    feeding = asyncio.create_task(process.write_stdin(bytes(size)))
+    async with asyncio.timeout(DEADLINE_S):
+        while process._stdin_sent < process._stdin_limit or process._stdin_sent < 300_000:
+            await asyncio.sleep(0.01)  # pipe and window are full
+    guest.hold()
+    await guest.cut()
+    go.touch()
+    async with asyncio.timeout(DEADLINE_S):
+        while not out.exists() or out.stat().st_size < 300_000:
+            await asyncio.sleep(0.01)
+    guest.let_go()
+    async with asyncio.timeout(DEADLINE_S):
+        await feeding
+        assert await process.wait() == 0
+    assert out.stat().st_size == size
+
+
 async def test_requests_are_done_once_over_a_cut(guest: Guest, tmp_path: Path) -> None:
     log = tmp_path / "log"
     guest.cut_after = 1  # the reply's first byte arrives, the rest is lost

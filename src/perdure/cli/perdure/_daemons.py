@@ -14,7 +14,7 @@ from typing import Any
 
 from perdure.client.node import NodeClient
 from perdure.client.server import ServerClient
-from perdure.errors import AlreadyRunning, MachineFailed, PerdureError, Unavailable
+from perdure.errors import AlreadyRunning, Conflict, MachineFailed, NotFound, PerdureError, Unavailable
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.model import SandboxState
@@ -107,6 +107,8 @@ def _kill(node: NodeClient, sandboxes: list[str]) -> list[str]:
         try:
             node.kill(sandbox)
             ended.append(f"microVM {sandbox}")
+        except (Conflict, NotFound):
+            pass  # it ended by itself meanwhile
         except PerdureError as error:
             sys.stderr.write(f"perdure: {error}\n")
 
