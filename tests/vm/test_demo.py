@@ -75,7 +75,8 @@ class Demo:
         over = threading.Timer(LEFT_S, lambda: os.killpg(self.process.pid, signal.SIGKILL))
         over.start()
         try:
-            return self.process.stdout.read()
+            with self.process.stdout:
+                return self.process.stdout.read()
         finally:
             over.cancel()
             self.process.wait()
