@@ -253,8 +253,9 @@ async def test_what_is_read_while_the_host_greets_makes_room(guest: Guest, tmp_p
     await guest.cut()
     go.touch()
     async with asyncio.timeout(DEADLINE_S):
-        while not out.exists() or out.stat().st_size < 300_000:
-            await asyncio.sleep(0.01)  # noqa: ASYNC110 - the guest cannot tell while its greeting is not answered
+        # the guest cannot tell: its greeting is not answered
+        while not out.exists() or out.stat().st_size < 300_000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
     guest.let_go()
     async with asyncio.timeout(DEADLINE_S):
         await feeding
