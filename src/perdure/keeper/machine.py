@@ -99,7 +99,9 @@ class Machine:
             else:
                 backend, source = "File", template or configuration.text(memory, "path")
             prepared = time.monotonic()
-            api = self._start(firecracker)
+            # Before the kernel tells of a missing page, it clears a huge one that it will not use. Where clearing takes
+            # longer than the guest's timer tick (an emulated host), a vCPU does nothing else for ever.
+            api = self._start(firecracker, huge_pages=backend == "File")
             started = time.monotonic()
             api.load_snapshot(state, backend, source)
             if swap:
@@ -139,7 +141,7 @@ class Machine:
         source = configuration.text(memory, "path" if memory["kind"] == "file" else "template")
         return self._below.materialize(configuration.text(memory, "name"), source)
 
-    def _start(self, firecracker: str) -> Api:
+    def _start(self, firecracker: str, *, huge_pages: bool = True) -> Api:
         for path in (configuration.API_PATH, configuration.VSOCK_PATH):
             if os.path.exists(path):
                 os.unlink(path)
@@ -147,7 +149,7 @@ class Machine:
         self._console = Console(self._loop, reading)
         try:
             argv = [firecracker, "--api-sock", configuration.API_PATH, "--level", "Error"]
-            self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing)
+            self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing, huge_pages=huge_pages)
         finally:
             os.close(writing)
         self._loop.watch(self._firecracker.pidfd, READ, self._firecracker_ended)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_THP_DISABLE = 41
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -28,6 +29,12 @@ def die_with(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:
         os._exit(128 + signal.SIGKILL)
+
+
+def no_huge_pages() -> None:
+    """Transparent huge pages are not for this process, nor for what it executes."""
+    if _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
 
 
 class Process:
@@ -114,6 +121,7 @@ def spawn(
     env: Mapping[str, str],
     output: int,
     new_session: bool = False,
+    huge_pages: bool = True,
 ) -> Process:
     """Execute a program that dies with this process: stdin is /dev/null, stdout and stderr are ``output``.
 
@@ -127,6 +135,8 @@ def spawn(
             die_with(parent)
             if new_session:
                 os.setsid()
+            if not huge_pages:
+                no_huge_pages()
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
