@@ -26,6 +26,13 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(self.usage_status)
 
 
+def _unraisable(told: sys.UnraisableHookArgs) -> None:
+    """Ctrl-C within a finalizer or a callback: Python would print it and go on, and the command could never end."""
+    if isinstance(told.exc_value, KeyboardInterrupt):
+        os._exit(INTERRUPTED)
+    sys.__unraisablehook__(told)
+
+
 class Program:
     """One command line. ``package`` holds its commands; ``groups`` orders them in the overview.
 
@@ -76,6 +83,7 @@ class Program:
         if argv[0] not in names:
             return self._unknown(argv[0], names)
         command = self.command_module(argv[0])
+        sys.unraisablehook = _unraisable
         try:
             options = self.parser_of(command).parse_args(argv[1:])
             return int(command.run(options))

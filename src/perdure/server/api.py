@@ -10,8 +10,9 @@ POST /v1/runs                               start: ``StartRequest`` -> 201 ``Run
 GET  /v1/runs                               ``{"runs": [RunInfo, ...]}``, newest first; ``?state=running,waiting``
 GET  /v1/runs/{id}                          ``RunInfo``; ``?wait_s=N``: answers when the run has ended, or after N s
 GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&limit=N&branch=B&follow=1&compact=1``:
-                                            ``follow`` ends after the entry that ends the run; ``compact`` leaves large
-                                            values as references
+                                            ``follow`` ends after the entry that ends the run,
+                                            with an empty line every 5 s; ``compact`` leaves
+                                            large values as references
 GET  /v1/runs/{id}/branches                 ``{"branches": [{"branch", "parent", "fork_seq", "seq"}, ...]}``
 GET  /v1/runs/{id}/output                   the program's output so far: text/plain (its tail after the run ended)
 POST /v1/runs/{id}/signal                   ``{"name", "value"}`` -> ``RunInfo``
@@ -35,8 +36,8 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,6 +70,7 @@ BODY_MAX = 64 << 20
 OUTPUT_TAIL_BYTES = 1 << 20
 PAGE = 1000
 WAIT_MAX_S = 3600.0
+KEEP_ALIVE_S = 5.0
 
 
 class Signal(Frozen, frozen=True, kw_only=True):
@@ -199,7 +201,8 @@ class Api:
         await response.prepare(request)
         try:
             if request.query.get("follow") == "1":
-                async with aclosing(self._engine.follow(run_id, after, expand=expand)) as entries:
+                following = self._engine.follow(run_id, after, expand=expand)
+                async with _kept_alive(response), aclosing(following) as entries:
                     async for entry in entries:
                         await response.write(msgspec.json.encode(entry) + b"\n")
             else:
@@ -273,6 +276,26 @@ class Api:
                 await response.write(piece)
         await response.write_eof()
         return response
+
+
+@asynccontextmanager
+async def _kept_alive(response: web.StreamResponse) -> AsyncIterator[None]:
+    """Write an empty line now and then. A reader (and what is between) sees that the server lives, and a signal that
+    reached a reader just before it began to wait for bytes is acted on, at the latest, then."""
+
+    async def beat() -> None:
+        with suppress(ConnectionError):  # the reader left: its own write will say so
+            while True:
+                await asyncio.sleep(KEEP_ALIVE_S)
+                await response.write(b"\n")
+
+    beating = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        with suppress(asyncio.CancelledError):
+            await beating  # no beat after the last entry
 
 
 async def _read_call(request: web.Request) -> tuple[Call, str]:

@@ -15,10 +15,12 @@ from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.host.paths import Home
 from perdure.model import RunState
+from perdure.server import api
 from perdure.testing.house import House, nothing
 from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
 
+RIGHT = {"authorization": "Bearer right"}
 CHAT_BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
 
 
@@ -65,6 +67,24 @@ async def test_a_run_through_the_client(served: Served) -> None:
     for again_by in ("bob", "eve"):
         with pytest.raises(Conflict, match="answered already: approved by ann"):
             await served.ask(lambda client, by=again_by: client.approve(info.id, by=by))
+
+
+async def test_a_followed_log_is_kept_alive(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that waits for bytes hears something now and then, entries or not."""
+    monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.01)
+    served.house.machines.program = waiting
+    info = await served.ask(start)
+    await served.house.reaches(info.id, RunState.SUSPENDED)
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{served.url}/v1/runs/{info.id}/entries?follow=1", headers=RIGHT) as answer,
+    ):
+        empty = 0
+        while empty < 3:
+            empty += await asyncio.wait_for(answer.content.readline(), 10) == b"\n"
+        await served.ask(lambda client: client.cancel(info.id))
+        rest = [line for line in (await answer.content.read()).split(b"\n") if line]
+    assert b"run.cancelled" in rest[-1]
 
 
 async def test_signal_output_cancel(served: Served) -> None:

@@ -28,16 +28,27 @@ class Desk:
 
     def __init__(self, served: Served, folder: Path) -> None:
         self.served, self.house, self.folder = served, served.house, folder
+        self.started: list[asyncio.subprocess.Process] = []
         (folder / "x.py").write_text(AGENT)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENAI_", "PERDURE_"))}
         self.environ = {**kept, "PERDURE_HOME": str(served.home.root), "PERDURE_CACHE": str(served.home.cache)}
 
     async def start(self, *words: str) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
-        return await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "perdure.cli.perdure", *words,
             cwd=self.folder, env=self.environ, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe,
         )  # fmt: skip
+        self.started.append(process)
+        return process
+
+    async def leave(self) -> None:
+        """End what a failed test left."""
+        for process in self.started:
+            if process.returncode is None:
+                process.kill()
+                said, told = await process.communicate()
+                print(f"left running: {said!r} {told!r}")
 
     async def __call__(self, *words: str, status: int = 0) -> tuple[str, str]:
         """What it wrote, stdout and stderr; it must end with ``status``."""
@@ -62,7 +73,9 @@ async def desk(tmp_path: Path, provider: Provider) -> AsyncIterator[Desk]:
     await house.up()
     served = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
     await served.up()
-    yield Desk(served, tmp_path)
+    made = Desk(served, tmp_path)
+    yield made
+    await made.leave()
     await served.runner.cleanup()
     await house.machines.close()
     await house.down()
