@@ -1,0 +1,11 @@
+"""What every test stands on."""
+
+from __future__ import annotations
+
+import signal
+
+
+def pytest_configure() -> None:
+    # A shell starts what is put in the background (as CI may be) with SIGINT ignored, and programs inherit that: the
+    # ones that tests start are in the foreground, where Ctrl-C ends them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
