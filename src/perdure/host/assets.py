@@ -17,7 +17,8 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 from perdure.host.vault import Part, Vault, file_digest, open_vault
 
-GUESTD, GUEST_INITRD, HOST_INITRD = "guestd", "guest-initrd", "host-initrd"
+GUESTD, GUEST_INITRD = "guestd", "guest-initrd"
+EMULATED_INIT, HOST_INITRD = "emulated-init", "host-initrd"
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Assets:
     """Where the parts are, and which they are.
 
     ``digest`` (64 hex digits) covers all parts that a template depends on: Firecracker, vmlinux and the guest's
-    initramfs (guestd and modules). ``host_initrd`` boots the emulated host, with the same vmlinux; None on aarch64.
+    initramfs (guestd and modules). ``host_initrd`` boots the emulated host, with the same vmlinux; ``host_init`` is the
+    init in it, which also measures this machine's TSC (emulated_init.c). Both are None on aarch64.
     """
 
     firecracker: Path
@@ -33,6 +35,7 @@ class Assets:
     vmlinux: Path
     guest_initrd: Path
     guestd: Path
+    host_init: Path | None
     host_initrd: Path | None
     firecracker_version: str
     kernel_release: str
@@ -53,8 +56,8 @@ def ensure(home: Home, progress: Progress | None = None) -> Assets:
         guest_initrd = _initrd(
             vault, GUEST_INITRD, guestd.files[GUESTD], guestd.digests[GUESTD], linux, "guest-modules.cpio"
         )
-        host_initrd = _host_initrd(vault, machine, linux, report)
-    return _assets(firecracker, linux, guestd, guest_initrd, host_initrd)
+        host_init, host_initrd = _host_parts(vault, machine, linux, report)
+    return _assets(firecracker, linux, guestd, guest_initrd, host_init, host_initrd)
 
 
 def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
@@ -73,10 +76,12 @@ def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
         return None
     if guestd.key != static_build.guestd_key(machine.architecture):
         return None
-    return _assets(firecracker, linux, guestd, guest_initrd, found.get(HOST_INITRD))
+    return _assets(firecracker, linux, guestd, guest_initrd, found.get(EMULATED_INIT), found.get(HOST_INITRD))
 
 
-def _assets(firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, host_initrd: Part | None) -> Assets:
+def _assets(
+    firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, host_init: Part | None, host_initrd: Part | None
+) -> Assets:
     digest = hashlib.sha256()
     for part, name in ((firecracker, "firecracker"), (linux, "vmlinux"), (guest_initrd, "initrd.cpio")):
         digest.update(part.digests[name].encode())
@@ -86,6 +91,7 @@ def _assets(firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, ho
         vmlinux=linux.files["vmlinux"],
         guest_initrd=guest_initrd.files["initrd.cpio"],
         guestd=guestd.files["guestd"],
+        host_init=host_init.files[EMULATED_INIT] if host_init else None,
         host_initrd=host_initrd.files["initrd.cpio"] if host_initrd else None,
         firecracker_version=firecracker.facts["version"],
         kernel_release=linux.facts["release"],
@@ -93,13 +99,13 @@ def _assets(firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, ho
     )
 
 
-def _host_initrd(vault: Vault, machine: MachineKind, linux: Part, progress: Progress) -> Part | None:
+def _host_parts(vault: Vault, machine: MachineKind, linux: Part, progress: Progress) -> tuple[Part | None, Part | None]:
+    """The emulated host's init, and the initramfs with it."""
     if "host-modules.cpio" not in linux.files:
-        return None
+        return None, None
     init = static_build.ensure_emulated_init(vault, machine.architecture, progress)
-    return _initrd(
-        vault, HOST_INITRD, init.files["emulated-init"], init.digests["emulated-init"], linux, "host-modules.cpio"
-    )
+    file, digest = init.files[EMULATED_INIT], init.digests[EMULATED_INIT]
+    return init, _initrd(vault, HOST_INITRD, file, digest, linux, "host-modules.cpio")
 
 
 def _initrd(vault: Vault, name: str, init: Path, init_digest: str, linux: Part, modules: str) -> Part:

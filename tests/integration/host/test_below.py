@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,11 +21,12 @@ from pathlib import Path
 
 import pytest
 
-from perdure.errors import PerdureError, Unavailable
+from perdure.errors import MachineFailed, PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import ground
 from perdure.host import assets as host_assets
 from perdure.host import below, kvm
+from perdure.host import emulated as emulated_host
 from perdure.host.assets import Assets
 from perdure.host.emulated import find_programs
 from perdure.host.paths import Home
@@ -117,6 +119,17 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     )
     _, console = await run_below(address, str(assets.firecracker), "--no-api", "--config-file", str(machine))
     assert kvm.REACHED.decode() in console
+
+    # Its kernel was told the frequency of the TSC: two boots must agree on it, or snapshots of the one are refused.
+    tsc_khz = emulated_host.tsc_khz(assets.host_init)
+    with pytest.raises(MachineFailed, match="TSC cannot be measured"):
+        emulated_host.tsc_khz(Path("/bin/false"))
+    _, said = await run_below(address, "/bin/sh", "-c", "cat /proc/cmdline; dmesg")
+    told = re.search(r"tsc_early_khz=(\d+)", said)
+    believed = re.findall(r"tsc: Detected ([\d.]+) MHz", said)
+    assert told and believed
+    for khz in (int(told[1]), float(believed[-1]) * 1000):
+        assert abs(khz - tsc_khz) < 25e-6 * tsc_khz, (khz, tsc_khz)
 
     # A VM is held open in there, or else the kernel would rewrite its scheduler for every first machine.
     assert "kvm-vcpu:0" in (await run_below(address, "/bin/sh", "-c", "ls -l /proc/[0-9]*/fd"))[1]

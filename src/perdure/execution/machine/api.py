@@ -63,7 +63,8 @@ class Api:
             self._on_broken()
             raise MachineFailed(f"{method} {path}: the connection to Firecracker broke: {error}") from None
         if status >= 300:
-            raise MachineFailed(f"Firecracker refused {method} {path} ({status}): {_fault(answer)}")
+            fault = _fault(answer)
+            raise MachineFailed(f"Firecracker refused {method} {path} ({status}): {fault}", hint=_hint(fault))
 
     def _answer(self, timeout_s: float) -> tuple[int, bytes]:
         data = b""
@@ -123,6 +124,15 @@ def _parse_head(head: bytes) -> tuple[int, int]:
     except (IndexError, ValueError):
         raise MachineFailed(f"Firecracker's answer is not HTTP: {head[:80]!r}") from None
     return status, length if status not in (204, 304) else 0
+
+
+def _hint(fault: str) -> str:
+    if "TSC scaling" in fault:
+        return (
+            "The snapshot was made on a processor whose time stamp counter runs at another frequency, and this one "
+            "cannot scale it: restore it on a machine of the kind that it was made on."
+        )
+    return ""
 
 
 def _fault(body: bytes) -> str:
