@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import signal
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Before anything slow: an import cut short by Ctrl-C is no trace worth reading. Nothing is started yet.
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+for number in STOPS:
     signal.signal(number, signal.SIG_DFL)
 
 import asyncio
@@ -32,6 +33,7 @@ from perdure.errors import PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
 from perdure.host import below, probes
 from perdure.host.paths import Home
+from perdure.host.processes import whole
 from perdure.model import Entry, RunInfo, RunState
 from perdure.runs.states import TERMINAL
 
@@ -83,14 +85,17 @@ class Timeline:
 
 def command(*words: str) -> str:
     """Run one of the project's own commands, as a user would; its standard output."""
-    process = subprocess.Popen(
-        [str(BIN / words[0]), *words[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
+    process: subprocess.Popen[str] | None = None
     try:
+        with whole(STOPS):
+            process = subprocess.Popen(
+                [str(BIN / words[0]), *words[1:]], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                start_new_session=True,
+            )  # fmt: skip
         output, errors = process.communicate()
     except KeyboardInterrupt:  # it did not get the Ctrl-C: what it begins is whole before it is removed
-        process.wait()
+        if process is not None:
+            process.wait()
         raise
     if process.returncode != 0:
         raise DemoFailed(f"{' '.join(words)} exited with {process.returncode}:\n{errors.strip()}")
@@ -371,7 +376,7 @@ def main() -> int:
         print(f"{RED}the demo does not begin:{PLAIN} {error}", file=sys.stderr)
         return 1
     since, ok = time.time(), False
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in STOPS:
         signal.signal(number, interrupt)
     try:
         story(home, line)
@@ -381,7 +386,7 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; removing what was started", file=sys.stderr)
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a second Ctrl-C must not leave half of it
+        for number in STOPS:  # a second Ctrl-C must not leave half of it
             signal.signal(number, signal.SIG_IGN)
         if not ok:
             cancel_runs(home, since)

@@ -320,20 +320,25 @@ def ensure_running(home: Home) -> None:
     import subprocess
     import sys
 
+    from perdure.host.processes import whole
+
     environ = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
-    starting = subprocess.Popen(
-        [sys.executable, "-m", "perdure.node", "--detach"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd="/",
-        env=environ,
-        start_new_session=True,
-    )
+    starting: subprocess.Popen[bytes] | None = None
     try:
+        with whole():
+            starting = subprocess.Popen(
+                [sys.executable, "-m", "perdure.node", "--detach"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                env=environ,
+                start_new_session=True,
+            )
         _, said = starting.communicate()
     except KeyboardInterrupt:
-        starting.wait()  # half a start could not be found and ended; a daemon that serves can
+        if starting is not None:
+            starting.wait()  # half a start could not be found and ended; a daemon that serves can
         raise
     if starting.returncode != 0:
         end = said.decode(errors="replace").strip().splitlines()[-1:]

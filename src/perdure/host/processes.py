@@ -9,9 +9,12 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from perdure.errors import MachineFailed
 
@@ -22,6 +25,33 @@ file=$1; shift
 "$@" </dev/null >>"$0" 2>&1 &
 IFS= read -r name </proc/$!/stat && printf '%s\\n' "$name" >"$file"
 """
+
+
+@contextmanager
+def whole(signals: Sequence[signal.Signals] = (signal.SIGINT,)) -> Iterator[None]:
+    """What is begun within is finished: handlers of these signals run at its end.
+
+    For the start of a process: a Ctrl-C within ``Popen`` leaves one that runs and that nobody knows. Programs started
+    within get the signals as always. In other threads than the main one no handler runs anyway.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    former = {number: signal.getsignal(number) for number in signals}
+    for number in signals:
+        if callable(former[number]):
+            signal.signal(number, lambda *told: came.append(told))
+    try:
+        yield
+    finally:
+        for number in signals:
+            if callable(former[number]):
+                signal.signal(number, former[number])
+        for told, frame in came:
+            handler = former[signal.Signals(told)]
+            assert callable(handler)
+            handler(told, frame)
 
 
 @dataclass(frozen=True)

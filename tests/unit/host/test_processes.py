@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import MachineFailed
-from perdure.host.processes import ProcessFile, ProcessName, start_detached
+from perdure.host.processes import ProcessFile, ProcessName, start_detached, whole
 
 
 @pytest.fixture
@@ -80,3 +81,19 @@ def test_one_that_ignores_sigterm_is_killed(tmp_path: Path, file: ProcessFile) -
 def test_a_damaged_file_names_nobody(file: ProcessFile, text: str) -> None:
     file.path.write_text(text)
     assert file.read() is None
+
+
+def test_a_start_is_whole_whatever_is_pressed_meanwhile() -> None:
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt), whole():
+        os.kill(os.getpid(), signal.SIGINT)  # the handler of Python runs at once, but for ``whole``
+        done.append("started")
+    assert done == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_program_started_whole_is_interrupted_as_always() -> None:
+    with whole():
+        process = subprocess.Popen(["sleep", "60"])
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == -signal.SIGINT

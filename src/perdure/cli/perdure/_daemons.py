@@ -17,6 +17,7 @@ from perdure.client.server import ServerClient
 from perdure.errors import AlreadyRunning, Conflict, MachineFailed, NotFound, PerdureError, Unavailable
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
+from perdure.host.processes import whole
 from perdure.model import SandboxState
 
 START_S = 60.0
@@ -41,17 +42,19 @@ def start_server(home: Home) -> dict[str, Any]:
     """Start perdured in the background; its status once it answers. Raises its own words when it ends instead."""
     log = home.run / "perdured.log"
     environ = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
-    with log.open("ab") as output:
-        beginning = output.tell()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "perdure.server"],
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env=environ, start_new_session=True,
-        )  # fmt: skip
+    process: subprocess.Popen[bytes] | None = None
     try:
+        with log.open("ab") as output, whole():
+            beginning = output.tell()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "perdure.server"],
+                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/", env=environ, start_new_session=True,
+            )  # fmt: skip
         return _first_answer(home, process, log, beginning)
     except BaseException:  # also Ctrl-C: a server that nobody saw answer is nobody's
-        process.kill()
-        process.wait()
+        if process is not None:
+            process.kill()
+            process.wait()
         raise
 
 

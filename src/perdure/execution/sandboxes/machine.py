@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,8 @@ from perdure.execution.guest.session import GuestSession
 from perdure.execution.machine.remote import Keeper, Launcher
 
 END_TIMEOUT_S = 30.0
+DYING_S = 2.0  # a process that was killed closes its connections some time before it counts as dead
+LOOK_S = 0.05
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -107,12 +110,14 @@ class Machine:
 
 async def why_gone(launcher: Launcher, sandbox_id: str) -> tuple[str, str]:
     """(cause, detail) of a machine whose keeper does not answer."""
+    deadline = time.monotonic() + DYING_S
     try:
-        for kept in await launcher.list():
-            if kept.sandbox_id == sandbox_id and not kept.alive:
+        while kept := next((kept for kept in await launcher.list() if kept.sandbox_id == sandbox_id), None):
+            if not kept.alive:
                 return str(kept.exit.get("cause", "keeper-died")), str(kept.exit.get("detail", ""))
-            if kept.sandbox_id == sandbox_id:
+            if time.monotonic() > deadline:
                 return "node-lost", "another node took the keeper over"
+            await asyncio.sleep(LOOK_S)
     except (Unavailable, OSError, TimeoutError) as error:
         return "host-lost", f"the launcher does not answer: {error}"
     except PerdureError as error:
