@@ -755,9 +755,17 @@ async def test_a_sandbox_that_somebody_else_suspends_goes_on(house: Any) -> None
         verdict = yield approval()
         yield Ask("complete", {"result": verdict.value["by"]})
 
-    house.machines.before["suspend"] = asyncio.Event().wait  # the engine's own never comes through
+    begun = asyncio.Event()
+
+    async def never() -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    house.machines.before["suspend"] = never  # the engine's own never comes through
     run_id = await house.start(program)
-    await house.reaches(run_id, RunState.SUSPENDING)
+    async with asyncio.timeout(20):
+        await begun.wait()
+    assert (await house.engine.info(run_id)).state is RunState.SUSPENDING
     del house.machines.before["suspend"]
     sandbox_id = (await house.engine.info(run_id)).sandbox_id
     await house.machines.suspend(sandbox_id, LogPosition(run_id="another", branch=0, seq=0, epoch=0))
