@@ -7,6 +7,7 @@ at the end. After each test nothing may be left of its sandboxes: no process, no
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import os
 import queue
@@ -17,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -221,6 +223,53 @@ def converse(client: NodeClient) -> Iterator[Callable[[Session], Conversation]]:
     yield converse
     for conversation in made:
         conversation.close()
+
+
+# Holds memory, an open file and a pipe with unread bytes; each line advances it and is answered with all of that.
+KEEPER = r"""
+import hashlib, os, sys, time
+memory = bytearray(os.urandom(2 << 20))
+reading, writing = os.pipe()
+os.write(writing, b"unread")
+notes = open("/notes", "a+")
+count = 0
+print("up", flush=True)
+for line in sys.stdin:
+    count += 1
+    notes.write(line); notes.flush()
+    notes.seek(0)
+    said = hashlib.sha256(memory).hexdigest()
+    memory[count * 4096 % len(memory)] ^= 1 + count % 255
+    now = hashlib.sha256(memory).hexdigest()
+    print(repr({
+        "pid": os.getpid(), "count": count, "notes": notes.read(), "memory": said, "next": now,
+        "pipe": os.read(reading, 3).decode() if count in (2, 3) else "", "time": time.time(),
+        "random": os.urandom(16).hex(), "word": line.strip(),
+    }), flush=True)
+"""
+
+
+@pytest.fixture
+def keeper(
+    start: Callable[..., SandboxInfo], client: NodeClient, converse: Callable[[Session], Conversation]
+) -> tuple[str, Conversation]:
+    """A running KEEPER and a conversation with it."""
+    ref = start("python3", "-c", KEEPER, stdin=True).id
+    talk = converse(client.attach(ref, logs=True))
+    assert talk.hear() == "up"
+    return ref, talk
+
+
+@pytest.fixture
+def ask() -> Callable[[Conversation, str], dict[str, Any]]:
+    """Say a word to a KEEPER; what it answers."""
+
+    def ask(talk: Conversation, word: str) -> dict[str, Any]:
+        answer: dict[str, Any] = ast.literal_eval(talk.ask(word))
+        assert answer["word"] == word
+        return answer
+
+    return ask
 
 
 @pytest.fixture

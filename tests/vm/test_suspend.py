@@ -19,47 +19,10 @@ pytestmark = pytest.mark.vm
 Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., SandboxInfo]
 Converse = Callable[..., Any]
-
-# Holds memory, an open file and a pipe with unread bytes; each line advances it and is answered with all of that.
-KEEPER = r"""
-import hashlib, os, sys, time
-memory = bytearray(os.urandom(2 << 20))
-reading, writing = os.pipe()
-os.write(writing, b"unread")
-notes = open("/notes", "a+")
-count = 0
-print("up", flush=True)
-for line in sys.stdin:
-    count += 1
-    notes.write(line); notes.flush()
-    notes.seek(0)
-    said = hashlib.sha256(memory).hexdigest()
-    memory[count * 4096 % len(memory)] ^= 1 + count % 255
-    now = hashlib.sha256(memory).hexdigest()
-    print(repr({
-        "pid": os.getpid(), "count": count, "notes": notes.read(), "memory": said, "next": now,
-        "pipe": os.read(reading, 3).decode() if count in (2, 3) else "", "time": time.time(),
-        "random": os.urandom(16).hex(), "word": line.strip(),
-    }), flush=True)
-"""
+Ask = Callable[[Any, str], dict[str, Any]]
 
 
-@pytest.fixture
-def keeper(start: Start, client: NodeClient, converse: Converse) -> tuple[str, Any]:
-    """A running KEEPER and a conversation with it."""
-    ref = start("python3", "-c", KEEPER, stdin=True).id
-    talk = converse(client.attach(ref, logs=True))
-    assert talk.hear() == "up"
-    return ref, talk
-
-
-def ask(talk: Any, word: str) -> dict[str, Any]:
-    answer: dict[str, Any] = ast.literal_eval(talk.ask(word))
-    assert answer["word"] == word
-    return answer
-
-
-def test_the_same_process_goes_on(keeper: tuple[str, Any], client: NodeClient, fcrun: Fcrun) -> None:
+def test_the_same_process_goes_on(keeper: tuple[str, Any], ask: Ask, client: NodeClient, fcrun: Fcrun) -> None:
     ref, talk = keeper
     first = ask(talk, "one")
     snapshot = client.suspend(ref, position=LogPosition(run_id="r", branch=0, seq=7, epoch=1))
@@ -88,7 +51,7 @@ def test_the_same_process_goes_on(keeper: tuple[str, Any], client: NodeClient, f
 
 
 @pytest.mark.timeout(900)
-def test_twenty_generations(keeper: tuple[str, Any], client: NodeClient) -> None:
+def test_twenty_generations(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
     ref, talk = keeper
     last = ask(talk, "0")
     made = client.run(ref, ExecSpec(command=["sh", "-c", "head -c 500000 /dev/urandom > /blob; sha256sum /blob"]))
@@ -106,7 +69,7 @@ def test_twenty_generations(keeper: tuple[str, Any], client: NodeClient) -> None
     assert len(client.snapshots(ref)) == 20
 
 
-def test_the_clock_is_right_and_entropy_differs(keeper: tuple[str, Any], client: NodeClient) -> None:
+def test_the_clock_is_right_and_entropy_differs(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
     ref, talk = keeper
     ask(talk, "one")
     digest = client.suspend(ref).digest
@@ -141,7 +104,7 @@ def test_an_interactive_exec_survives(start: Start, client: NodeClient, converse
     assert talk._session.exit_status == 9
 
 
-def test_roll_back_of_a_running_sandbox(keeper: tuple[str, Any], client: NodeClient) -> None:
+def test_roll_back_of_a_running_sandbox(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
     ref, talk = keeper
     first = ask(talk, "one")
     digest = client.suspend(ref).digest
@@ -156,7 +119,7 @@ def test_roll_back_of_a_running_sandbox(keeper: tuple[str, Any], client: NodeCli
         client.resume(ref, snapshot="sha256:" + "0" * 64)
 
 
-def test_a_refused_suspend_loses_nothing(keeper: tuple[str, Any], client: NodeClient, home: Any) -> None:
+def test_a_refused_suspend_loses_nothing(keeper: tuple[str, Any], ask: Ask, client: NodeClient, home: Any) -> None:
     """The store cannot be written: the suspend is refused, the sandbox goes on, and the next suspend works."""
     ref, talk = keeper
     first = ask(talk, "one")

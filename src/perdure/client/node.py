@@ -169,6 +169,19 @@ class NodeClient:
         body = {"position": msgspec.to_builtins(position)} if position else {}
         return msgspec.convert(self._long("POST", f"{_path(ref)}/suspend", body), SnapshotInfo)
 
+    def checkpoint(self, ref: str, *, position: LogPosition | None = None) -> SnapshotInfo:
+        """The same while the sandbox runs on; its vCPUs stand still for a moment."""
+        body = {"position": msgspec.to_builtins(position)} if position else {}
+        return msgspec.convert(self._long("POST", f"{_path(ref)}/checkpoint", body), SnapshotInfo)
+
+    def fork(self, source: str, *, names: Iterable[str] = ("",)) -> _Sandboxes:
+        """New sandboxes, one for each name (empty: a name is found), that go on from where another one is.
+
+        source: a sandbox (one that runs is checkpointed, and runs on), or a snapshot's digest or the beginning of it.
+        """
+        body = {"source": source, "names": list(names)}
+        return msgspec.convert(self._long("POST", "/v1/forks", body), _Sandboxes)
+
     def resume(self, ref: str, *, snapshot: str | None = None, calls: CallsEndpoint | None = None) -> SandboxInfo:
         """Go on from the newest snapshot; also when the VM died.
 

@@ -11,7 +11,7 @@ import hashlib
 import msgspec
 
 from perdure.errors import SnapshotInvalid
-from perdure.model import Frozen, LogPosition, SnapshotInfo
+from perdure.model import Frozen, LogPosition, SandboxSpec, SnapshotInfo
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.perdure.snapshot.v1"
@@ -60,6 +60,16 @@ class Space(Frozen, frozen=True, kw_only=True):
     map: Descriptor
 
 
+class Origin(Frozen, frozen=True, kw_only=True):
+    """What another sandbox must know to go on from the snapshot: a fork, or the same one on another node."""
+
+    spec: SandboxSpec  # of the sandbox, without where its calls went
+    main: str  # the id of the main process in the guest
+    stdout: int = 0  # how much the main process had written
+    stderr: int = 0
+    started: float | None = None
+
+
 class Config(Frozen, frozen=True, kw_only=True):
     """The facts of a snapshot: the config blob."""
 
@@ -78,6 +88,7 @@ class Config(Frozen, frozen=True, kw_only=True):
     disk_bytes: int = 0
     state_bytes: int = 0
     pause_s: float = 0.0
+    origin: Origin | None = None  # None: made before there were forks
 
 
 class Snapshot(Frozen, frozen=True, kw_only=True):

@@ -160,10 +160,12 @@ class Keeper:
         if op == "continue":
             return self._machine.resume()
         if op == "capture":
-            captured = self._machine.capture(request)
+            return self._machine.capture(request)
+        if op == "collect":
+            collected = self._machine.collect(request)
             if not self._machine_lives:
                 self._channel.close()
-            return captured
+            return collected
         if op == "stat":
             return self._stat()
         if op == "end":

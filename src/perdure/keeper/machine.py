@@ -32,6 +32,7 @@ _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that ma
 _DEATH_TIMEOUT_S = 5.0  # between a connection that breaks and the end of the process
 _POLL_S = 0.002  # Firecracker does not say when its API socket is there
 _PLACEHOLDER = "placeholder"
+_CAPTURED = ("capture.state", "capture.memory")
 
 
 class Machine:
@@ -47,6 +48,7 @@ class Machine:
         self._api: Api | None = None
         self._death: tuple[str, str] | None = None  # why the machine ended, once it has
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
+        self._drop_zeros = False  # of the capture that waits to be collected
 
     def stat(self) -> dict[str, Any]:
         return {
@@ -179,58 +181,73 @@ class Machine:
         return {}
 
     def capture(self, params: dict[str, Any]) -> dict[str, Any]:
-        """A snapshot into a folder. Parameters and answer as above; ``pause_s`` ends when Firecracker is done.
+        """Take a snapshot and stay paused; its files wait in tmpfs for ``collect``. Parameters and answer as above.
 
-        With ``end`` the machine stays paused through the copy and is killed after it, so it never runs again. When
-        anything fails it is left as it was before.
+        ``pause_s``: from the request until Firecracker was done. When it fails the machine is left as it was before.
         """
         if params.get("kind") not in ("full", "diff"):
             raise InvalidValue("the parameter 'kind' must be 'full' or 'diff'")
-        folder, end = configuration.text(params, "folder"), bool(params.get("end"))
-        kind = "full" if self._diff_lost else params["kind"]
+        kind = "full" if self._diff_lost else str(params["kind"])
         was_running = self.state is MachineState.RUNNING
         began = time.monotonic()
         if was_running:
             self.pause()
         elif self.state is not MachineState.PAUSED:
             after(self.state, MachineEvent.PAUSE)  # raises
-        made: list[str] = []
+        _remove(*_CAPTURED)
         try:
             self._diff_lost = True
-            self._living().create_snapshot(kind.capitalize(), "capture.state", "capture.memory")
-            pause_s = time.monotonic() - began
-            report = self._pager.stat() if self._pager else {}
-            if was_running and not end:
-                self.resume()
-            zeros_are_holes = params["kind"] == "full"  # in a diff a hole means: as before
-            size = self._move("capture.state", f"{folder}/state", made, drop_zeros=False)
-            size += self._move("capture.memory", f"{folder}/memory", made, drop_zeros=zeros_are_holes)
-            self._diff_lost = False
+            self._living().create_snapshot(kind.capitalize(), *_CAPTURED)
         except BaseException as error:
-            _remove("capture.state", "capture.memory", *made)
+            _remove(*_CAPTURED)
             if was_running and self.state is MachineState.PAUSED:
                 self.resume()
             if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
                 raise NoSpace(
                     "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
                 ) from error
+            raise
+        # what was asked for decides what a hole means: in a diff it is as before, and a full one that stands in for a
+        # lost diff has none
+        self._drop_zeros = params["kind"] == "full"
+        return {"kind": kind, "pause_s": round(time.monotonic() - began, 4)}
+
+    def collect(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Move the files of the last capture into a folder, while the machine runs on or stays paused.
+
+        With ``end`` it is killed after it: one that stayed paused has then not run since. When it fails nothing of the
+        files is left, and the next capture takes all memory.
+        """
+        folder = configuration.text(params, "folder")
+        if not os.path.exists(_CAPTURED[0]):
+            raise InvalidValue("there is no capture to collect", hint="Node and launcher differ in version.")
+        began = time.monotonic()
+        made: list[str] = []
+        try:
+            size = self._move(_CAPTURED[0], f"{folder}/state", made, drop_zeros=False)
+            size += self._move(_CAPTURED[1], f"{folder}/memory", made, drop_zeros=self._drop_zeros)
+            self._diff_lost = False
+        except BaseException as error:
+            _remove(*_CAPTURED, *made)
             if isinstance(error, OSError):
                 raise _not_written(folder, error) from error
             raise
-        if end:
+        report = self._pager.stat() if self._pager else {}
+        if params.get("end"):
             self.end()
         return {
             "state": f"{folder}/state",
             "memory": f"{folder}/memory",
-            "kind": kind,
-            "pause_s": round(pause_s, 4),
-            "total_s": round(time.monotonic() - began, 4),
             "bytes": size,
+            "collect_s": round(time.monotonic() - began, 4),
             "pager": report,
         }
 
     def _move(self, source: str, target: str, made: list[str], *, drop_zeros: bool) -> int:
-        """Copy the data of a file to a new one on durable storage and remove it here; the bytes copied."""
+        """Copy the data of a file to a new one in the shared folder and remove it here; the bytes copied.
+
+        Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine along.
+        """
         reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
             # never onto a file that is there: it could be the memory of a running machine
@@ -241,7 +258,6 @@ class Machine:
                 for copied in sparse.copy(reading, writing, drop_zeros=drop_zeros):
                     size += copied
                     self._loop.turn(0)
-                os.fsync(writing)
             finally:
                 os.close(writing)
         finally:

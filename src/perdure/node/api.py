@@ -49,6 +49,11 @@ class _Resume(Frozen, frozen=True, kw_only=True):
     calls: CallsEndpoint | None = None
 
 
+class _Fork(Frozen, frozen=True, kw_only=True):
+    source: str
+    names: list[str]
+
+
 class _Build(Frozen, frozen=True, kw_only=True):
     name: str
     packages: list[str]
@@ -82,7 +87,9 @@ class Api:
                 web.post(one + "/stop", self.stop),
                 web.post(one + "/kill", self.kill),
                 web.post(one + "/suspend", self.suspend),
+                web.post(one + "/checkpoint", self.checkpoint),
                 web.post(one + "/resume", self.resume),
+                web.post("/v1/forks", self.fork),
                 web.get(one + "/snapshots", self.snapshots),
                 web.get(one + "/wait", self.wait),
                 web.get(one + "/logs", self.logs),
@@ -164,6 +171,19 @@ class Api:
     async def suspend(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Suspend)
         return await long(request, lambda _: sandbox.suspend(wish.position))
+
+    async def checkpoint(self, request: web.Request) -> web.StreamResponse:
+        sandbox, wish = self._find(request), await body(request, _Suspend)
+        return await long(request, lambda _: sandbox.checkpoint(wish.position))
+
+    async def fork(self, request: web.Request) -> web.StreamResponse:
+        wish = await body(request, _Fork)
+
+        async def work(progress: Progress) -> Any:
+            forks = await self._sandboxes.fork(wish.source, names=wish.names, progress=progress)
+            return [fork.info() for fork in forks]
+
+        return await long(request, work, 201)
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Resume)

@@ -57,7 +57,7 @@ async def attach_session(
     socket = await _open(request)
 
     async def current() -> Process:
-        return await sandbox.process(sandbox.id)
+        return await sandbox.process(sandbox.main_id)
 
     async def outputs() -> int:
         while waits and sandbox.state is SandboxState.EXITED:

@@ -246,8 +246,9 @@ async def test_requests_that_a_state_does_not_allow(host: Host) -> None:
     keeper = await launcher.spawn(SANDBOX)
     for op, params, kind in [
         ("pause", {}, "illegal-transition"),
-        ("capture", {"kind": "diff", "folder": "/tmp"}, "illegal-transition"),
-        ("capture", {"kind": "half", "folder": "/tmp"}, "invalid-value"),
+        ("capture", {"kind": "diff"}, "illegal-transition"),
+        ("capture", {"kind": "half"}, "invalid-value"),
+        ("collect", {"folder": "/tmp"}, "invalid-value"),
         ("restore", {**host.restore(), "memory": 7}, "invalid-value"),
         ("restore", {**host.restore(), "drives": {"../x": "/y"}}, "invalid-value"),
         ("boot", {}, "invalid-value"),

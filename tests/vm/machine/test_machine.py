@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import MachineFailed
+from perdure.errors import InvalidValue, MachineFailed
 from perdure.execution.machine.configuration import BOOT_ARGS
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.formats import memorymap
@@ -76,8 +76,11 @@ class Bench:
     async def capture(self, keeper: Keeper, kind: str, name: str, *, end: bool = False) -> tuple[dict[str, Any], Path]:
         folder = self.folder / name
         folder.mkdir()
-        answer = await keeper.request("capture", kind=kind, folder=str(folder), end=end, timeout_s=DEADLINE_S)
-        return answer, folder
+        captured = await keeper.request("capture", kind=kind, timeout_s=DEADLINE_S)
+        if not end:
+            await keeper.request("continue", timeout_s=DEADLINE_S)
+        collected = await keeper.request("collect", folder=str(folder), end=end, timeout_s=DEADLINE_S)
+        return captured | collected, folder
 
     async def ticks(self, least: int = 1) -> int:
         """Wait for this many more ticks; the number of the newest. Each must say that its memory is whole."""
@@ -210,15 +213,21 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     await asyncio.wait_for(asyncio.shield(keeper.closed), DEADLINE_S)
 
 
-async def test_a_capture_that_fails_leaves_the_machine_running(bench: Bench, base: Base) -> None:
+async def test_a_capture_that_cannot_be_collected_leaves_the_machine_as_it_is(bench: Bench, base: Base) -> None:
     keeper = await bench.start(base)
     _, folder = await bench.capture(keeper, "diff", "first")
+    await keeper.request("capture", kind="diff", timeout_s=DEADLINE_S)
     with pytest.raises(MachineFailed, match="could not be written to /nowhere"):
-        await keeper.request("capture", kind="diff", folder="/nowhere", end=True, timeout_s=DEADLINE_S)
-    assert (await keeper.request("stat"))["state"] == "running"
+        await keeper.request("collect", folder="/nowhere", end=True, timeout_s=DEADLINE_S)
+    assert (await keeper.request("stat"))["state"] == "paused"
+    await keeper.request("continue", timeout_s=DEADLINE_S)
     await bench.ticks(1)
+    await keeper.request("capture", kind="diff", timeout_s=DEADLINE_S)
+    await keeper.request("continue", timeout_s=DEADLINE_S)
     with pytest.raises(MachineFailed, match="File exists"):  # it could back a machine that runs
-        await keeper.request("capture", kind="diff", folder=str(folder), timeout_s=DEADLINE_S)
+        await keeper.request("collect", folder=str(folder), timeout_s=DEADLINE_S)
+    with pytest.raises(InvalidValue, match="no capture to collect"):
+        await keeper.request("collect", folder=str(folder), timeout_s=DEADLINE_S)
     await bench.ticks(1)
     lost, folder = await bench.capture(keeper, "diff", "next", end=True)
     assert lost["kind"] == "full"  # that diff was lost, so everything is here

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import PerdureError
@@ -27,15 +28,22 @@ def node() -> Iterator[NodeClient]:
         yield NodeClient(home, progress)
 
 
-def each(refs: Iterable[str], act: Callable[[str], object]) -> int:
-    """Do it for each, print each that worked, go on after one that failed; 125 if any did."""
+Result = TypeVar("Result")
+
+
+def _print_ref(ref: str, _: object) -> None:
+    print(ref, flush=True)
+
+
+def each(refs: Iterable[str], act: Callable[[str], Result], show: Callable[[str, Result], None] = _print_ref) -> int:
+    """Do it for each, show each that worked (its name), go on after one that failed; 125 if any did."""
     status = 0
     for ref in refs:
         try:
-            act(ref)
+            result = act(ref)
         except PerdureError as error:
             sys.stderr.write(f"fcrun: {error}\n")
             status = FAILED
         else:
-            print(ref, flush=True)
+            show(ref, result)
     return status

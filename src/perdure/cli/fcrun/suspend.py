@@ -20,23 +20,16 @@ def run(options: argparse.Namespace) -> int:
     import msgspec
 
     from perdure.cli.fcrun._format import size
-    from perdure.cli.fcrun._node import FAILED, node
-    from perdure.errors import PerdureError
+    from perdure.cli.fcrun._node import each, node
+    from perdure.model import SnapshotInfo
 
-    status = 0
+    def show(ref: str, snapshot: SnapshotInfo) -> None:
+        if options.format:
+            print(json.dumps(msgspec.to_builtins(snapshot)), flush=True)
+            return
+        print(ref, flush=True)
+        if sys.stderr.isatty():
+            sys.stderr.write(f"stored {size(snapshot.stored_bytes)} in {snapshot.total_s:.2f} s\n")
+
     with node() as client:
-        for ref in options.sandboxes:
-            try:
-                snapshot = client.suspend(ref)
-            except PerdureError as error:
-                sys.stderr.write(f"fcrun: {error}\n")
-                status = FAILED
-                continue
-            if options.format:
-                print(json.dumps(msgspec.to_builtins(snapshot)), flush=True)
-                continue
-            print(ref, flush=True)
-            if sys.stderr.isatty():
-                stored = size(snapshot.stored_bytes)
-                sys.stderr.write(f"stored {stored} in {snapshot.total_s:.2f} s\n")
-    return status
+        return each(options.sandboxes, client.suspend, show)

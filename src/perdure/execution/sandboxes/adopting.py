@@ -59,6 +59,6 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
         life.happened("refused")
     life.follow(main)
     for process in session.processes.values():
-        if process.id != life.id:
+        if process.id != life.main_id:
             life.discard(process)
     life.emit("adopted")

@@ -53,6 +53,7 @@ class Rooms:
     store: Store
     answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
+    named_elsewhere: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox names the snapshot
 
 
 class Life(ABC):
@@ -77,6 +78,11 @@ class Life(ABC):
     @property
     def id(self) -> str:
         return self.record.id
+
+    @property
+    def main_id(self) -> str:
+        """Of the main process in the guest: a fork's guest was made under its origin's id."""
+        return self.record.main or self.record.id
 
     @property
     def name(self) -> str:
@@ -111,7 +117,7 @@ class Life(ABC):
             detail=record.detail,
             image_digest=record.image_digest,
             snapshot=current.info if current else None,
-            stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots),
+            stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),
             machine=self.figures if record.state in states.LIVE else {},
         )
 
@@ -201,6 +207,10 @@ class Life(ABC):
         """Set the clock, stir fresh entropy in, then let the workload run."""
         await session.wake(time.time(), os.urandom(ENTROPY_BYTES), identity)
 
+    def new_identity(self) -> Identity:
+        """For a guest that was another's, or a template's, until now."""
+        return Identity(self.hostname, os.urandom(16).hex())
+
     async def measure(self, times: dict[str, Any], main: Process) -> None:
         """Take down what the machine is made of and how long it took (keys that end in ``_s``), for ``inspect``."""
         try:
@@ -218,7 +228,7 @@ class Life(ABC):
         } | {name: round(value, 4) for name, value in times.items() if name.endswith("_s")}
 
     def find_main(self, session: GuestSession) -> Process:
-        if (process := session.processes.get(self.id)) is None:
+        if (process := session.processes.get(self.main_id)) is None:
             raise MachineFailed(f"the guest of sandbox {self.name} does not know its main process")
         return process
 

@@ -17,6 +17,7 @@ import msgspec
 
 from perdure.errors import ProtocolError
 from perdure.execution.snapshots.store import space_checked
+from perdure.formats.manifest import Origin
 from perdure.model import CallsEndpoint, Frozen, SandboxSpec, SandboxState, SnapshotInfo
 
 VERSION = 1
@@ -30,6 +31,12 @@ class KeptSnapshot(Frozen, frozen=True, kw_only=True):
     stderr: int = 0
     started: float | None = None
 
+    @classmethod
+    def of(cls, info: SnapshotInfo, origin: Origin | None) -> KeptSnapshot:
+        if origin is None:
+            return cls(info=info)
+        return cls(info=info, stdout=origin.stdout, stderr=origin.stderr, started=origin.started)
+
 
 class Record(Frozen, frozen=True, kw_only=True):
     """Everything that a node must know of a sandbox after a restart."""
@@ -41,6 +48,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     created: float
     version: int = VERSION
     state: SandboxState = SandboxState.CREATED
+    main: str = ""  # the id of its main process in the guest; empty: its own
     calls: CallsEndpoint | None = None  # where its calls go now: the spec's, or the newest resume's
     generation: int = 0  # the number N of its newest machine-N
     has_disk: bool = False  # machine-N/overlay holds its files
@@ -54,6 +62,10 @@ class Record(Frozen, frozen=True, kw_only=True):
     exit_status: int | None = None
     cause: str = ""
     detail: str = ""
+
+    def names(self, digest: str) -> bool:
+        """Whether the sandbox needs this snapshot."""
+        return digest == self.parent or any(kept.info.digest == digest for kept in self.snapshots)
 
     def snapshot(self, digest: str) -> KeptSnapshot | None:
         """The snapshot with this digest, or a unique beginning of it (with or without ``sha256:``)."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import time
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import restore
@@ -20,8 +22,17 @@ from perdure.model import CallsEndpoint, SandboxState
 _log = logging.getLogger(__name__)
 
 
-async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, progress: Progress) -> None:
-    """Raises what refused; the sandbox is then as it was, or (where its machine was ended before) suspended."""
+async def resume(
+    life: Life,
+    wanted: str | None,
+    calls: CallsEndpoint | None,
+    progress: Progress,
+    ready: restore.RestoreFiles | None = None,
+) -> None:
+    """``ready``: files that were prepared for this snapshot, of which this machine gets a copy.
+
+    Raises what refused; the sandbox is then as it was, or (where its machine was ended before) suspended.
+    """
     event = "roll back" if wanted and life.state is SandboxState.RUNNING else "resume"
     life.check(event)
     began = time.monotonic()
@@ -30,7 +41,7 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     try:  # what is damaged refuses before anything ends
-        prepared = await asyncio.to_thread(_prepare, life, stored, template)
+        prepared = await asyncio.to_thread(_prepare, life, stored, template, ready)
     except BaseException:
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
@@ -40,7 +51,7 @@ async def resume(life: Life, wanted: str | None, calls: CallsEndpoint | None, pr
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     life.move(event)
     try:
-        total_s = await _restore(life, kept, prepared, launcher, calls, goes_on, began)
+        total_s = await _restore(life, stored, kept, prepared, launcher, calls, goes_on, began)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -59,6 +70,7 @@ def refusal(record: Record) -> str:
 
 async def _restore(
     life: Life,
+    stored: Snapshot,
     kept: KeptSnapshot,
     prepared: restore.RestoreFiles,
     launcher: Launcher,
@@ -87,14 +99,16 @@ async def _restore(
     )
     await machine.outlives(session.ready(READY_TIMEOUT_S))
     ready_s = time.monotonic() - began
-    await machine.outlives(life.wake(session))
+    # of another sandbox's guest this one is a fork: it must not be taken for it
+    is_fork = stored.config.sandbox_id != life.id
+    await machine.outlives(life.wake(session, life.new_identity() if is_fork else None))
     total_s = time.monotonic() - began
     main = life.find_main(session)
     if life.main is None or life.main.over or life.main.process is not main:
         life.follow(main)
     if not goes_on:
         for process in session.processes.values():
-            if process.id != life.id:
+            if process.id != life.main_id:
                 life.discard(process)
     life.session_parent = None
     life.move(
@@ -131,9 +145,16 @@ def _choose(life: Life, wanted: str | None) -> KeptSnapshot:
     return record.snapshots[-1]
 
 
-def _prepare(life: Life, stored: Snapshot, template: Template) -> restore.RestoreFiles:
+def _prepare(
+    life: Life, stored: Snapshot, template: Template, ready: restore.RestoreFiles | None
+) -> restore.RestoreFiles:
     folder = life.folder.machine(life.record.generation + 1)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     home = life.rooms.home
+    if ready is not None:
+        os.link(ready.state, folder / "state")
+        os.link(ready.memory_map, folder / "memory.map")
+        disk.clone(ready.overlay, folder / "overlay")
+        return restore.RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", ready.template)
     return restore.prepare(life.rooms.store, stored, folder=folder, templates=home.templates, facts=template.facts)

@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
 from perdure.execution.guest.session import GuestFiles, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import adopting, resuming, starting, suspending, workload
+from perdure.execution.sandboxes import adopting, checkpointing, resuming, starting, suspending, workload
 from perdure.execution.sandboxes.life import Life
+from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.host.progress import Progress, silent
 from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, SnapshotInfo
 from perdure.model import SandboxState as S
@@ -32,12 +33,23 @@ class Sandbox(Life):
         async with self.moving:
             return await suspending.suspend(self, position)
 
-    async def resume(
-        self, *, snapshot: str | None = None, calls: CallsEndpoint | None = None, progress: Progress = silent
-    ) -> SandboxInfo:
-        """snapshot: roll back to this one, whatever the sandbox does now. calls: where its calls go from now on."""
+    async def checkpoint(self, position: LogPosition | None = None) -> SnapshotInfo:
+        """A snapshot of it while it runs on."""
         async with self.moving:
-            await resuming.resume(self, snapshot, calls, progress)
+            return await checkpointing.checkpoint(self, position)
+
+    async def resume(
+        self,
+        *,
+        snapshot: str | None = None,
+        calls: CallsEndpoint | None = None,
+        progress: Progress = silent,
+        ready: RestoreFiles | None = None,
+    ) -> SandboxInfo:
+        """snapshot: roll back to this one, whatever the sandbox does now. calls: where its calls go from now on.
+        ready: the files of that snapshot, where several sandboxes start from it."""
+        async with self.moving:
+            await resuming.resume(self, snapshot, calls, progress, ready)
             return self.info()
 
     async def reconcile(self, launcher: Launcher | None) -> None:
@@ -126,7 +138,8 @@ class Sandbox(Life):
             self.move("remove")
             if self.session is not None:
                 self.session.close(NotFound(f"sandbox {self.name} was removed"))
-            digests = [kept.info.digest for kept in self.record.snapshots]
+            named = (kept.info.digest for kept in self.record.snapshots)
+            digests = [digest for digest in named if not self.rooms.named_elsewhere(digest, self.id)]
             await asyncio.to_thread(self.rooms.store.remove, digests)
             self.log.close()
             await asyncio.to_thread(self.folder.remove)
@@ -139,7 +152,7 @@ class Sandbox(Life):
         return await session.exec(workload.side_process(wish, self.record.spec, self.image.config, self.hostname))
 
     async def process(self, process_id: str) -> Process:
-        """A process by id, once the sandbox runs; of the main process: its own id. Raises Conflict when it is over."""
+        """A process by id, once the sandbox runs (the main one's is ``main_id``). Raises Conflict when it is over."""
         while True:
             changed = self.changed.next
             if self.state is S.RUNNING and self.session is not None:

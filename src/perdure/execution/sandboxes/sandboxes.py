@@ -6,23 +6,28 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
+
+import msgspec
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes import disk, names, workload
+from perdure.execution.sandboxes import disk, forking, workload
+from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.logfile import Watch
 from perdure.execution.sandboxes.machine import end_stray
-from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots.store import Store
+from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, NodeEvent, SandboxSpec, new_id
+from perdure.host.progress import Progress, silent
+from perdure.model import CallsEndpoint, NodeEvent, SandboxSpec, SandboxState, new_id
 
 EVENTS_KEPT = 4096
 MEMORY_MIB = (64, 65536)
@@ -46,7 +51,7 @@ class Sandboxes:
         self.images = images
         self.ground = ground
         self._home = home
-        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit)
+        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit, self._named_elsewhere)
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
@@ -107,27 +112,88 @@ class Sandboxes:
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         disk.admit(self._home.sandboxes, 0, "a sandbox")
-        taken = {sandbox.record.name: sandbox for sandbox in self._sandboxes.values()}
-        if spec.name and names.check_name(spec.name) in taken:
-            raise Conflict(
-                f"the name {spec.name} is taken by sandbox {taken[spec.name].id}",
-                hint=f"Choose another, or remove that one: fcrun rm {spec.name}",
+        return self._add(
+            Record(
+                id=new_id(),
+                name=self._free_name(spec.name),
+                spec=spec,
+                image_digest=image.digest,
+                created=time.time(),
+                calls=spec.calls,
             )
-        record = Record(
-            id=new_id(),
-            name=spec.name or names.random_name(taken),
-            spec=spec,
-            image_digest=image.digest,
-            created=time.time(),
-            calls=spec.calls,
         )
+
+    async def fork(self, ref: str, *, names: Sequence[str] = ("",), progress: Progress = silent) -> list[Sandbox]:
+        """New sandboxes, one for each name (empty: a name is found), which go on from where another one is, or from a
+        snapshot. All of them run then, or none is there.
+
+        Raises NotFound (no such sandbox or snapshot, its image), Conflict (a name), what a checkpoint and a resume do.
+        """
+        if not names or len(set(names) - {""}) != len([name for name in names if name]):
+            raise InvalidValue("each fork needs a name of its own")
+        for name in names:
+            self._free_name(name)
+        snapshot = await self._moment(ref)
+        origin = forking.origin_of(snapshot)
+        self.images.get(snapshot.config.image_digest)
+        disk.admit(self._home.sandboxes, 0, "a fork")
+        forks: list[Sandbox] = []
+        try:
+            forks += (self._forked(name, snapshot, origin) for name in names)
+            await forking.start(self._rooms, snapshot, forks, progress)
+        except BaseException:
+            await asyncio.gather(*(fork.remove(force=True) for fork in forks), return_exceptions=True)
+            raise
+        return forks
+
+    async def _moment(self, ref: str) -> Snapshot:
+        try:
+            sandbox = self.find(ref)
+        except NotFound:
+            return await asyncio.to_thread(self._rooms.store.find, ref)
+        digest = await forking.moment_of(sandbox)
+        return await asyncio.to_thread(self._rooms.store.get, digest)
+
+    def _forked(self, name: str, snapshot: Snapshot, origin: Origin) -> Sandbox:
+        name = self._free_name(name)
+        return self._add(
+            Record(
+                id=new_id(),
+                name=name,
+                spec=msgspec.structs.replace(origin.spec, name=name, hostname="", auto_remove=False),
+                image_digest=snapshot.config.image_digest,
+                created=time.time(),
+                state=SandboxState.SUSPENDED,
+                main=origin.main,
+                parent=snapshot.digest,
+                snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
+                started=origin.started,
+            )
+        )
+
+    def _free_name(self, wanted: str) -> str:
+        """The name, or a random one. Raises Conflict, InvalidValue."""
+        taken = {sandbox.record.name: sandbox for sandbox in self._sandboxes.values()}
+        if wanted and sandbox_names.check_name(wanted) in taken:
+            raise Conflict(
+                f"the name {wanted} is taken by sandbox {taken[wanted].id}",
+                hint=f"Choose another, or remove that one: fcrun rm {wanted}",
+            )
+        return wanted or sandbox_names.random_name(taken)
+
+    def _add(self, record: Record) -> Sandbox:
         folder = Folder(self._home.sandboxes / record.id)
         folder.root.mkdir(mode=0o700)
         folder.save(record)
         sandbox = Sandbox(self._rooms, folder, record)
         self._sandboxes[record.id] = sandbox
-        self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=spec.image)
+        self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=record.spec.image)
         return sandbox
+
+    def _named_elsewhere(self, digest: str, sandbox_id: str) -> bool:
+        return any(
+            sandbox.record.names(digest) for sandbox in self._sandboxes.values() if sandbox.record.id != sandbox_id
+        )
 
     def users_of(self, image_digest: str) -> list[Sandbox]:
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.image_digest == image_digest]
@@ -160,10 +226,11 @@ class Sandboxes:
 
     def _drop_unnamed(self) -> None:
         """Snapshots that a suspend stored and did not live to write down: its sandbox went on, or died."""
+        forking.sweep(self._home.run)
         unnamed = [
             digest
             for digest, owner in self._rooms.store.owners().items()
-            if (sandbox := self._sandboxes.get(owner)) is not None and sandbox.record.snapshot(digest) is None
+            if owner in self._sandboxes and not self._named_elsewhere(digest, "")
         ]
         if unnamed:
             _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from typing import Any
 
 from perdure.errors import MachineFailed, PerdureError
-from perdure.execution.guest.session import GuestSession, Identity, Process
+from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import archive, disk, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
@@ -38,6 +37,7 @@ async def start(life: Life, progress: Progress) -> None:
         cause="",
         detail="",
         full_next=False,
+        main="",
     )
     try:
         await _make_disk(life)
@@ -84,7 +84,7 @@ async def _restore_template(life: Life, launcher: Launcher, template: Template) 
     await machine.outlives(session.ready(READY_TIMEOUT_S))
     await machine.outlives(session.configure(hostname=life.hostname))
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
-    await machine.outlives(life.wake(session, Identity(life.hostname, os.urandom(16).hex())))
+    await machine.outlives(life.wake(session, life.new_identity()))
     return session, answer
 
 

@@ -8,6 +8,8 @@ killed node left half-done is told from the state alone:
 - ``resuming``: rolled back, *refused*: the snapshot is still there; *refused, exited* where it had exited before.
 - ``removing``: done again to its end.
 
+A *checkpoint* leaves the state alone: of a node that was killed within one, the next thaws what it finds frozen.
+
 ``exited`` is left by *start* (a new boot on its files) or *resume* (from a snapshot, memory and all).
 """
 
@@ -27,6 +29,7 @@ TRANSITIONS: dict[tuple[S, str], S] = {
     (S.SUSPENDING, "suspended"): S.SUSPENDED,
     (S.SUSPENDING, "refused"): S.RUNNING,
     (S.SUSPENDING, "died"): S.EXITED,
+    (S.RUNNING, "checkpoint"): S.RUNNING,
     (S.SUSPENDED, "resume"): S.RESUMING,
     (S.EXITED, "resume"): S.RESUMING,
     (S.RUNNING, "roll back"): S.RESUMING,
@@ -49,6 +52,8 @@ _HINTS: dict[tuple[S, str], str] = {
     (S.SUSPENDED, "start"): "Its memory is kept: go on with `fcrun resume`.",
     (S.SUSPENDED, "suspend"): "It is suspended already.",
     (S.CREATED, "suspend"): "It has not run yet: `fcrun start` it first.",
+    (S.CREATED, "checkpoint"): "It has not run yet: `fcrun start` it first.",
+    (S.SUSPENDED, "checkpoint"): "It is suspended: that snapshot is its checkpoint.",
     (S.CREATED, "resume"): "It has not run yet: `fcrun start` it first.",
 }
 

@@ -6,23 +6,15 @@ import asyncio
 import logging
 import shutil
 import time
-from pathlib import Path
-from typing import Any
 
-from perdure.errors import MachineFailed, PerdureError, SnapshotInvalid, Unavailable
+from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession
-from perdure.execution.sandboxes import disk
+from perdure.execution.sandboxes import capturing, disk
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine, why_gone
-from perdure.execution.sandboxes.record import KeptSnapshot, Record
-from perdure.execution.snapshots import capture, templates
-from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.templates import Template
-from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.manifest import Snapshot
 from perdure.model import LogPosition, SnapshotInfo
-
-QUIESCE_BUDGET_S = 2.0
+from perdure.model import SandboxState as S
 
 _log = logging.getLogger(__name__)
 
@@ -32,86 +24,52 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     life.check("suspend")
     began = time.monotonic()
     disk.admit(life.rooms.home.store, 0, "a suspend")
-    parent = await asyncio.to_thread(base_of, life.record, life.rooms.store, life.rooms.home.templates)
+    parent = await capturing.parent_of(life)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
-    life.move("suspend")
+    # until it is packed, the next capture is a full one: a lost diff cannot be taken again
+    life.move("suspend", full_next=True)
     snapshot: Snapshot | None = None
     try:
-        await machine.outlives(session.quiesce(QUIESCE_BUDGET_S))
-        await machine.request("pause")
-        life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
+        await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        quiesced = time.monotonic()
         life.folder.capture.mkdir(mode=0o700)
-        captured = await machine.request("capture", kind=kind, folder=str(life.folder.capture), end=False)
-        snapshot = await asyncio.to_thread(_pack, life, parent, position, captured)
-        info = snapshot.info(total_s=time.monotonic() - began)
-        kept = KeptSnapshot(
-            info=info,
-            stdout=life.log.positions[STDOUT],
-            stderr=life.log.positions[STDERR],
-            started=life.record.started,
+        answer = await machine.request("capture", kind=kind)
+        paused = time.monotonic()
+        captured = capturing.Captured(
+            answer["kind"],
+            float(answer["pause_s"]),
+            life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
+            capturing.origin_of(life),
         )
-        snapshots = [*life.record.snapshots, kept]
+        snapshot = await capturing.store(life, captured, parent, position)
+        info, snapshots = capturing.kept(life, snapshot, began)
         life.move("suspended", parent=info.digest, snapshots=snapshots, full_next=False, has_disk=False)
     except BaseException as error:
-        await _go_on(life, machine, session, error)
+        await go_on(life, machine, session, error)
         if snapshot is not None:  # stored, but not written down
             await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
         raise
     life.session_parent = info.digest
+    _log.info(
+        "%s suspended in %.3f s (%.3f to quiesce, %.3f to capture), %d bytes",
+        life.id,
+        info.total_s,
+        quiesced - began,
+        paused - quiesced,
+        info.stored_bytes,
+    )
     await machine.end()
     life.machine = None
     await asyncio.to_thread(life.folder.tidy, life.record)
-    _log.info("%s suspended in %.2f s, %d bytes", life.id, info.total_s, info.stored_bytes)
     life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes)
     return info
 
 
-def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | Template:
-    """What the machine's memory is a difference to: its last snapshot, or the template that it was started from (by now
-    another one may be newest). Raises NotFound, SnapshotInvalid."""
-    if record.parent is not None:
-        return store.get(record.parent)
-    template = templates.load(templates_folder, record.template)
-    if template.digest != record.template_digest:
-        raise SnapshotInvalid(
-            f"sandbox {record.name} was started from template {record.template_digest}, but {template.name} is "
-            f"{template.digest} now",
-            hint="The template was built again since. The sandbox goes on; stop it, and start it anew.",
-        )
-    return template
-
-
-def _pack(life: Life, parent: Snapshot | Template, position: LogPosition | None, captured: dict[str, Any]) -> Snapshot:
-    try:
-        return _packed(life, parent, position, captured)
-    except OSError as error:
-        raise Unavailable(
-            f"the snapshot of sandbox {life.name} could not be stored: {error}",
-            hint=f"The sandbox goes on. Look after {life.rooms.store.folder}, then suspend it again.",
-        ) from error
-
-
-def _packed(
-    life: Life, parent: Snapshot | Template, position: LogPosition | None, captured: dict[str, Any]
-) -> Snapshot:
-    return capture.pack(
-        life.rooms.store,
-        folder=life.folder.capture,
-        overlay=life.folder.machine(life.record.generation) / "overlay",
-        parent=parent,
-        templates=life.rooms.home.templates,
-        sandbox_id=life.id,
-        image_digest=life.record.image_digest,
-        kind=captured["kind"],
-        position=position,
-        pause_s=float(captured.get("pause_s", 0.0)),
-        working_set=captured.get("pager", {}).get("working_set", []),
-    )
-
-
-async def _go_on(life: Life, machine: Machine, session: GuestSession, error: BaseException) -> None:
-    _log.warning("suspend of %s failed: %r", life.id, error)
+async def go_on(life: Life, machine: Machine, session: GuestSession, error: BaseException) -> None:
+    """After a capture that failed: the machine runs, the workload is awake; or the sandbox is lost, and its record says
+    why."""
+    _log.warning("capture of %s failed: %r", life.id, error)
     await asyncio.to_thread(shutil.rmtree, life.folder.capture, ignore_errors=True)
     try:
         if machine.over:
@@ -124,4 +82,5 @@ async def _go_on(life: Life, machine: Machine, session: GuestSession, error: Bas
         _log.warning("%s cannot go on: %s", life.id, reason)
         await life.lost(cause, detail)
         return
-    life.happened("refused")
+    if life.state is S.SUSPENDING:
+        life.happened("refused")

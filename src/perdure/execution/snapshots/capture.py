@@ -20,7 +20,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template, load
 from perdure.formats import blockmap, manifest
 from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, ROLE_FLAT, ZERO, Run
-from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Snapshot
+from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Origin, Snapshot
 from perdure.linux import sparse
 from perdure.model import LogPosition
 
@@ -41,6 +41,7 @@ def pack(
     position: LogPosition | None = None,
     pause_s: float = 0.0,
     working_set: Sequence[int] = (),
+    origin: Origin | None = None,
 ) -> Snapshot:
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
@@ -77,6 +78,7 @@ def pack(
             disk_bytes=_new(old, [*disk_layers, disk_map]),
             state_bytes=_new(old, [state]),
             pause_s=pause_s,
+            origin=origin,
         )
         snapshot = store.register(
             Snapshot(

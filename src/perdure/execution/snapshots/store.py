@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import NoSpace, NotFound, PerdureError, SnapshotInvalid
+from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 
@@ -186,6 +186,21 @@ class Store:
         if digest_of(data) != digest:
             raise SnapshotInvalid(f"the manifest in {path} does not have its digest: it was damaged or changed")
         return manifest.decode(data, self.read(manifest.config_of(data)))
+
+    def find(self, digest: str) -> Snapshot:
+        """The snapshot with this digest, or a unique beginning of it, with or without ``sha256:``.
+
+        Raises NotFound, Conflict (ambiguous), SnapshotInvalid.
+        """
+        wanted = digest.removeprefix("sha256:")
+        found = [
+            entry.digest for entry in self._index().manifests if entry.digest.removeprefix("sha256:").startswith(wanted)
+        ]
+        if not wanted or not found:
+            raise NotFound(f"no such sandbox or snapshot: {digest}", hint="`fcrun snapshot ls` lists the snapshots.")
+        if len(found) > 1:
+            raise Conflict(f"{digest!r} is ambiguous: it could be {', '.join(found)}", hint="Give more digits of it.")
+        return self.get(found[0])
 
     def snapshots(self, sandbox_id: str | None = None) -> list[Snapshot]:
         """All snapshots, or those of one sandbox, oldest first."""

@@ -207,7 +207,8 @@ async def _boot(
         if info.configured:
             raise GuestFailed("a freshly booted guest says that it is configured already")
         progress("Capturing the template", 1, 3)
-        await keeper.request("capture", kind="full", folder=str(folder), end=True, timeout_s=BOOT_TIMEOUT_S)
+        await keeper.request("capture", kind="full", timeout_s=BOOT_TIMEOUT_S)
+        await keeper.request("collect", folder=str(folder), end=True, timeout_s=BOOT_TIMEOUT_S)
         progress("Capturing the template", 2, 3)
     finally:
         session.close(MachineFailed("the template's machine was ended"))

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.errors import InvalidValue, NoSpace, NotFound, SnapshotInvalid
+from perdure.execution.sandboxes.capturing import base_of
 from perdure.execution.sandboxes.record import Record
-from perdure.execution.sandboxes.suspending import base_of
 from perdure.execution.snapshots import capture, restore, spaces, templates
 from perdure.execution.snapshots.store import Store
 from perdure.formats import memorymap

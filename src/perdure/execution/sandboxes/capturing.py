@@ -1,0 +1,111 @@
+"""From a running machine to a stored snapshot: what a suspend and a live checkpoint have in common.
+
+    quiesce -> pause -> memory to tmpfs, disk copied -> (checkpoint: continue) -> collect -> pack
+
+Only the second arrow to the third keep the vCPUs still. Files that wait to be packed lie in ``capture/``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from perdure.errors import SnapshotInvalid, Unavailable
+from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.record import KeptSnapshot, Record
+from perdure.execution.snapshots import capture, templates
+from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import Template
+from perdure.formats.logs import STDERR, STDOUT
+from perdure.formats.manifest import Origin, Snapshot
+from perdure.model import LogPosition, SnapshotInfo
+
+QUIESCE_BUDGET_S = 2.0
+
+
+def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | Template:
+    """What the machine's memory is a difference to: its last snapshot, or the template that it was started from (by now
+    another one may be newest). Raises NotFound, SnapshotInvalid."""
+    if record.parent is not None:
+        return store.get(record.parent)
+    template = templates.load(templates_folder, record.template)
+    if template.digest != record.template_digest:
+        raise SnapshotInvalid(
+            f"sandbox {record.name} was started from template {record.template_digest}, but {template.name} is "
+            f"{template.digest} now",
+            hint="The template was built again since. The sandbox goes on; stop it, and start it anew.",
+        )
+    return template
+
+
+async def parent_of(life: Life) -> Snapshot | Template:
+    """The same for a sandbox, in a thread."""
+    return await asyncio.to_thread(base_of, life.record, life.rooms.store, life.rooms.home.templates)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """What stands still, or stood still when it was captured."""
+
+    kind: str  # of the memory file: "diff" or "full"
+    pause_s: float
+    overlay: Path  # of that moment
+    origin: Origin  # of that moment too
+
+
+def origin_of(life: Life) -> Origin:
+    """Take it while the machine stands still. What the guest has written by then and is not in the log yet, it sends
+    again after a restore."""
+    return Origin(
+        spec=msgspec.structs.replace(life.record.spec, calls=None),
+        main=life.main_id,
+        stdout=life.log.positions[STDOUT],
+        stderr=life.log.positions[STDERR],
+        started=life.record.started,
+    )
+
+
+async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
+    """Collect what was captured and pack it; durable when this returns. Raises what ``pack`` does, Unavailable."""
+    collected = await life.need_machine().request("collect", folder=str(life.folder.capture))
+    working_set = collected.get("pager", {}).get("working_set", [])
+    return await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
+
+
+def kept(life: Life, snapshot: Snapshot, began: float) -> tuple[SnapshotInfo, list[KeptSnapshot]]:
+    """The snapshot as the record keeps it, and all snapshots of the record with it. ``began``: time.monotonic()."""
+    info = snapshot.info(total_s=time.monotonic() - began)
+    return info, [*life.record.snapshots, KeptSnapshot.of(info, snapshot.config.origin)]
+
+
+def _pack(
+    life: Life,
+    captured: Captured,
+    parent: Snapshot | Template,
+    position: LogPosition | None,
+    working_set: list[int],
+) -> Snapshot:
+    try:
+        return capture.pack(
+            life.rooms.store,
+            folder=life.folder.capture,
+            overlay=captured.overlay,
+            parent=parent,
+            templates=life.rooms.home.templates,
+            sandbox_id=life.id,
+            image_digest=life.record.image_digest,
+            kind=captured.kind,
+            position=position,
+            pause_s=captured.pause_s,
+            working_set=working_set,
+            origin=captured.origin,
+        )
+    except OSError as error:
+        raise Unavailable(
+            f"the snapshot of sandbox {life.name} could not be stored: {error}",
+            hint=f"The sandbox goes on. Look after {life.rooms.store.folder}, then try it again.",
+        ) from error

@@ -1,0 +1,58 @@
+"""A snapshot of a sandbox that runs on: its vCPUs stand still only while memory and disk are copied."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import time
+
+from perdure.execution.sandboxes import capturing, disk
+from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.suspending import go_on
+from perdure.formats.manifest import Snapshot
+from perdure.model import LogPosition, SnapshotInfo
+
+_log = logging.getLogger(__name__)
+
+
+async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
+    """The sandbox stays running throughout; refused at any step, it goes on, and nothing is stored."""
+    life.check("checkpoint")
+    began = time.monotonic()
+    overlay = life.folder.machine(life.record.generation) / "overlay"
+    disk.admit(life.rooms.home.store, 0, "a checkpoint")
+    parent = await capturing.parent_of(life)
+    machine, session = life.need_machine(), life.need_running()
+    kind = "full" if life.record.full_next else "diff"
+    life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
+    snapshot: Snapshot | None = None
+    try:
+        life.folder.capture.mkdir(mode=0o700)
+        target = life.folder.capture / "overlay"
+        await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        with disk.Copy(overlay, target) as copy:
+            await asyncio.to_thread(copy.begin)
+            still = time.monotonic()
+            await machine.request("pause")
+            copying = asyncio.create_task(asyncio.to_thread(copy.finish))
+            try:
+                answer = await machine.request("capture", kind=kind)
+            finally:
+                await copying
+            origin = capturing.origin_of(life)
+            await machine.request("continue")
+        captured = capturing.Captured(answer["kind"], time.monotonic() - still, target, origin)
+        await machine.outlives(life.wake(session))
+        snapshot = await capturing.store(life, captured, parent, position)
+        info, snapshots = capturing.kept(life, snapshot, began)
+        life.save(parent=info.digest, snapshots=snapshots, full_next=False)
+    except BaseException as error:
+        await go_on(life, machine, session, error)
+        if snapshot is not None:  # stored, but not written down
+            await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
+        raise
+    await asyncio.to_thread(shutil.rmtree, life.folder.capture, ignore_errors=True)
+    _log.info("%s checkpointed in %.2f s, still for %.3f s", life.id, info.total_s, info.pause_s)
+    life.emit("checkpointed", snapshot=info.digest, stored_bytes=info.stored_bytes)
+    return info

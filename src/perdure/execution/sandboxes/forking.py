@@ -1,0 +1,93 @@
+"""Several sandboxes from one snapshot: each goes on from the same moment, by itself, and none is taken for another.
+
+They share layers and page cache. Identity, clock and entropy are new before anything runs (``resuming``); what differs
+from then on is each one's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from perdure.errors import Conflict, InvalidValue
+from perdure.execution.sandboxes.life import Rooms
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.snapshots import restore
+from perdure.execution.snapshots.restore import RestoreFiles
+from perdure.formats.manifest import Origin, Snapshot
+from perdure.host.progress import Progress
+from perdure.model import SandboxState
+
+AT_ONCE = 4  # restores; more would only wait for each other's processors
+
+_log = logging.getLogger(__name__)
+
+
+async def moment_of(sandbox: Sandbox) -> str:
+    """The snapshot (digest) to fork a sandbox from: taken now where it runs, else its last one. Raises Conflict."""
+    if sandbox.state is SandboxState.RUNNING:
+        return (await sandbox.checkpoint()).digest
+    record = sandbox.record
+    if record.parent is not None:
+        return record.parent
+    if record.snapshots:
+        return record.snapshots[-1].info.digest
+    raise Conflict(
+        f"sandbox {sandbox.name} is {sandbox.state}, and has no snapshot to fork from",
+        hint=f"Start it first: fcrun start {sandbox.name}",
+    )
+
+
+def origin_of(snapshot: Snapshot) -> Origin:
+    """Raises InvalidValue for a snapshot that does not say what runs in it."""
+    if snapshot.config.origin is None:
+        raise InvalidValue(
+            f"snapshot {snapshot.digest} was made before there were forks: it does not say what runs in it",
+            hint="Resume its sandbox, suspend it again, and fork that.",
+        )
+    return snapshot.config.origin
+
+
+async def start(rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress) -> None:
+    """Let sandboxes that were made for it (suspended at the snapshot) run. All do, or the error of the first that did
+    not is raised; whoever calls removes them then."""
+    began = time.monotonic()
+    facts = origin_of(snapshot).spec
+    _, template = await rooms.ground.stand(facts.vcpus, facts.memory_mib, progress)
+    free = asyncio.Semaphore(AT_ONCE)
+    done = 0
+
+    async def one(fork: Sandbox, ready: RestoreFiles) -> None:
+        nonlocal done
+        async with free:
+            await fork.resume(ready=ready)
+        done += 1
+        progress("Forking", done, len(forks))
+
+    progress("Forking", 0, len(forks))
+    with tempfile.TemporaryDirectory(dir=rooms.home.run, prefix="fork-") as folder:
+        # prepared once: the others take links and clones of it
+        ready = await asyncio.to_thread(
+            restore.prepare,
+            rooms.store,
+            snapshot,
+            folder=Path(folder),
+            templates=rooms.home.templates,
+            facts=template.facts,
+        )
+        results = await asyncio.gather(*(one(fork, ready) for fork in forks), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    _log.info("%d forks of %s in %.2f s", len(forks), snapshot.digest, time.monotonic() - began)
+
+
+def sweep(run: Path) -> None:
+    """Remove what forks of a killed node had prepared."""
+    for path in run.glob("fork-*"):
+        shutil.rmtree(path, ignore_errors=True)
