@@ -148,6 +148,38 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
 
 
+class Recipe(Frozen, frozen=True, kw_only=True):
+    """How the template of a workload is made: what to run, and when it counts as ready. All that is given must hold."""
+
+    name: str
+    spec: SandboxSpec
+    ready_after_s: float = 0.0  # after its start
+    ready_log: str = ""  # words that the main process writes
+    ready_command: list[str] = []  # exits with 0 in the sandbox
+    timeout_s: float = 300.0
+
+
+class Fork(Frozen, frozen=True, kw_only=True):
+    """What is each fork's own from the start."""
+
+    name: str = ""  # empty: a name is found
+    labels: dict[str, str] = {}
+    auto_remove: bool = False
+
+
+class TemplateInfo(Frozen, frozen=True, kw_only=True):
+    """The template of a workload, as ``fcrun template ls`` shows it."""
+
+    name: str
+    recipe: Recipe
+    image_digest: str
+    base: str  # name of the template (kernel, guestd, Firecracker, shape) that it was started from
+    created: float
+    stored_bytes: int = 0
+    snapshot: str | None = None
+    fresh: bool = True  # false: the image or the base has changed; the next run from it builds it again
+
+
 class ImageInfo(Frozen, frozen=True, kw_only=True):
     """An image of a node, as ``fcrun images`` shows it."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from perdure.client.node import NodeClient
 from perdure.errors import Conflict, IllegalTransition, NotFound
-from perdure.model import ExecSpec, SandboxInfo, SandboxState
+from perdure.model import ExecSpec, Fork, SandboxInfo, SandboxState
 
 pytestmark = pytest.mark.vm
 Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -96,7 +96,7 @@ def test_forks_of_what_is_suspended_and_of_a_snapshot(
     ref, talk = keeper
     first = ask(talk, "one")
     digest = client.suspend(ref).digest
-    (fork,) = client.fork(ref, names=["other"])
+    (fork,) = client.fork(ref, [Fork(name="other")])
     assert client.get(ref).state is SandboxState.SUSPENDED
     (third,) = client.fork(digest.removeprefix("sha256:")[:20])
     for info in (fork, third):
@@ -108,7 +108,7 @@ def test_forks_of_what_is_suspended_and_of_a_snapshot(
 def test_forks_that_cannot_be(start: Start, client: NodeClient, fcrun: Fcrun) -> None:
     ref = start("sleep", "1000", name="one").id
     with pytest.raises(Conflict, match="the name one is taken"):
-        client.fork(ref, names=["two", "one"])
+        client.fork(ref, [Fork(name="two"), Fork(name="one")])
     assert [info.id for info in client.list()] == [ref]
     with pytest.raises(NotFound, match="no such sandbox or snapshot"):
         client.fork("0123")

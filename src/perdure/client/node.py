@@ -21,12 +21,15 @@ from perdure.host.paths import Home
 from perdure.model import (
     CallsEndpoint,
     ExecSpec,
+    Fork,
     ImageInfo,
     LogPosition,
     NodeEvent,
+    Recipe,
     SandboxInfo,
     SandboxSpec,
     SnapshotInfo,
+    TemplateInfo,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ SHUTDOWN_S = 60.0  # a daemon that ends waits some time for what is under way
 _Sandboxes = list[SandboxInfo]
 _Snapshots = list[SnapshotInfo]
 _Images = list[ImageInfo]
+_Templates = list[TemplateInfo]
 
 
 class Session:
@@ -174,12 +178,12 @@ class NodeClient:
         body = {"position": msgspec.to_builtins(position)} if position else {}
         return msgspec.convert(self._long("POST", f"{_path(ref)}/checkpoint", body), SnapshotInfo)
 
-    def fork(self, source: str, *, names: Iterable[str] = ("",)) -> _Sandboxes:
-        """New sandboxes, one for each name (empty: a name is found), that go on from where another one is.
+    def fork(self, source: str, forks: Iterable[Fork] = (Fork(),)) -> _Sandboxes:
+        """New sandboxes that go on from where another one is; all of them run then, or none is there.
 
         source: a sandbox (one that runs is checkpointed, and runs on), or a snapshot's digest or the beginning of it.
         """
-        body = {"source": source, "names": list(names)}
+        body = {"source": source, "forks": [msgspec.to_builtins(fork) for fork in forks]}
         return msgspec.convert(self._long("POST", "/v1/forks", body), _Sandboxes)
 
     def resume(self, ref: str, *, snapshot: str | None = None, calls: CallsEndpoint | None = None) -> SandboxInfo:
@@ -281,6 +285,23 @@ class NodeClient:
                 member.size, member.mode, member.mtime = len(data), mode, int(time.time())
                 tar.addfile(member, io.BytesIO(data))
         self.put_archive(ref, "/", packed.getvalue())
+
+    # -- templates of workloads -------------------------------------------------------------------------------------
+    def templates(self) -> _Templates:
+        """By name."""
+        return msgspec.convert(self._http.call("GET", "/v1/templates"), _Templates)
+
+    def build_template(self, recipe: Recipe) -> TemplateInfo:
+        """Start a workload, wait until it is ready, keep it asleep; an older one of the name is replaced."""
+        return msgspec.convert(self._long("POST", "/v1/templates", msgspec.to_builtins(recipe)), TemplateInfo)
+
+    def run_template(self, name: str, fork: Fork | None = None) -> SandboxInfo:
+        """A new sandbox that goes on from where the template's workload is."""
+        return self._sandbox("POST", f"/v1/templates/{quote(name)}/run", msgspec.to_builtins(fork or Fork()))
+
+    def remove_template(self, name: str) -> None:
+        """What was made from it goes on."""
+        self._http.call("DELETE", f"/v1/templates/{quote(name)}")
 
     # -- images -----------------------------------------------------------------------------------------------------
     def images(self) -> _Images:

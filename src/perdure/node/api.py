@@ -19,15 +19,17 @@ from perdure import __version__
 from perdure.errors import Conflict, InvalidValue
 from perdure.execution.images.image import Image
 from perdure.execution.sandboxes import archive
+from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import space_checked
 from perdure.formats import logs
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
-from perdure.model import CallsEndpoint, ExecSpec, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
+from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
 from perdure.node.answers import NDJSON, body, errors_as_json, long, number, ok, stream
+from perdure.node.templates import TemplatesApi
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
 
@@ -51,7 +53,7 @@ class _Resume(Frozen, frozen=True, kw_only=True):
 
 class _Fork(Frozen, frozen=True, kw_only=True):
     source: str
-    names: list[str]
+    forks: list[Fork] = msgspec.field(default_factory=list)  # none: one, of any name
 
 
 class _Build(Frozen, frozen=True, kw_only=True):
@@ -70,6 +72,7 @@ class Api:
         self._home = home
         self._sandboxes = sandboxes
         self._shutdown = shutdown
+        self._templates = WorkloadTemplates(sandboxes)
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[errors_as_json], client_max_size=64 << 20)
@@ -104,6 +107,7 @@ class Api:
                 web.post("/v1/images/import", self.import_image),
                 web.post("/v1/images/load", self.load_images),
                 web.post("/v1/images/build", self.build_image),
+                *TemplatesApi(self._templates).routes(),
             ]
         )
         return app
@@ -180,7 +184,7 @@ class Api:
         wish = await body(request, _Fork)
 
         async def work(progress: Progress) -> Any:
-            forks = await self._sandboxes.fork(wish.source, names=wish.names, progress=progress)
+            forks = await self._sandboxes.fork(wish.source, wish.forks or [Fork()], progress)
             return [fork.info() for fork in forks]
 
         return await long(request, work, 201)

@@ -17,18 +17,20 @@ DESCRIPTION = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help="how many (1)")
     parser.add_argument("--name", default="", help="their name; of several: NAME-1, NAME-2 …")
+    parser.add_argument("--rm", action="store_true", help="remove each when it exits")
     parser.add_argument("source", metavar="SANDBOX|SNAPSHOT")
 
 
 def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node
     from perdure.errors import InvalidValue
+    from perdure.model import Fork
 
     count, name = options.count, options.name
     if not 1 <= count <= 1000:
         raise InvalidValue(f"--count is {count}: it must be from 1 to 1000")
-    names = [name] if count == 1 or not name else [f"{name}-{number}" for number in range(1, count + 1)]
+    names = [f"{name}-{number}" if name and count > 1 else name for number in range(1, count + 1)]
     with node() as client:
-        for info in client.fork(options.source, names=names if name else [""] * count):
+        for info in client.fork(options.source, [Fork(name=name, auto_remove=options.rm) for name in names]):
             print(info.id)
     return 0

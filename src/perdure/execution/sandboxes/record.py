@@ -18,7 +18,7 @@ import msgspec
 from perdure.errors import ProtocolError
 from perdure.execution.snapshots.store import space_checked
 from perdure.formats.manifest import Origin
-from perdure.model import CallsEndpoint, Frozen, SandboxSpec, SandboxState, SnapshotInfo
+from perdure.model import CallsEndpoint, Frozen, Recipe, SandboxSpec, SandboxState, SnapshotInfo
 
 VERSION = 1
 
@@ -49,6 +49,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     version: int = VERSION
     state: SandboxState = SandboxState.CREATED
     main: str = ""  # the id of its main process in the guest; empty: its own
+    recipe: Recipe | None = None  # it is the template of a workload
     calls: CallsEndpoint | None = None  # where its calls go now: the spec's, or the newest resume's
     generation: int = 0  # the number N of its newest machine-N
     has_disk: bool = False  # machine-N/overlay holds its files

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -27,7 +29,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.model import CallsEndpoint, NodeEvent, SandboxSpec, SandboxState, new_id
+from perdure.model import CallsEndpoint, Fork, NodeEvent, Recipe, SandboxSpec, SandboxState, new_id
 
 EVENTS_KEPT = 4096
 MEMORY_MIB = (64, 65536)
@@ -86,12 +88,11 @@ class Sandboxes:
 
     # -- finding ------------------------------------------------------------------------------------------------------
     def find(self, ref: str) -> Sandbox:
-        """By id, name or unique prefix of an id. Raises NotFound, Conflict (ambiguous)."""
-        if (exact := self._sandboxes.get(ref)) is not None:
-            return exact
-        if named := [sandbox for sandbox in self._sandboxes.values() if sandbox.record.name == ref]:
+        """By id, name or unique prefix of an id, those that are not hidden. Raises NotFound, Conflict (ambiguous)."""
+        shown = self.all()
+        if named := [sandbox for sandbox in shown if ref in (sandbox.record.id, sandbox.record.name)]:
             return named[0]
-        matches = [sandbox for sandbox in self._sandboxes.values() if ref and sandbox.id.startswith(ref)]
+        matches = [sandbox for sandbox in shown if ref and sandbox.id.startswith(ref)]
         if len(matches) > 1:
             listed = ", ".join(sorted(sandbox.id for sandbox in matches))
             raise Conflict(f"{ref!r} is ambiguous: it could be {listed}", hint="Give more digits of the id.")
@@ -100,12 +101,20 @@ class Sandboxes:
         return matches[0]
 
     def all(self) -> list[Sandbox]:
-        """Newest first."""
-        return sorted(self._sandboxes.values(), key=lambda sandbox: sandbox.record.created, reverse=True)
+        """Newest first, but for hidden ones."""
+        shown = [sandbox for sandbox in self._sandboxes.values() if sandbox.record.recipe is None]
+        return sorted(shown, key=lambda sandbox: sandbox.record.created, reverse=True)
+
+    def hidden(self) -> list[Sandbox]:
+        """The templates of workloads."""
+        return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.recipe is not None]
 
     # -- making -------------------------------------------------------------------------------------------------------
-    def create(self, spec: SandboxSpec) -> Sandbox:
-        """Record a new sandbox. Raises InvalidValue, NotFound (the image), Conflict (the name), NoSpace."""
+    def create(self, spec: SandboxSpec, recipe: Recipe | None = None) -> Sandbox:
+        """Record a new sandbox; with a recipe, a hidden one.
+
+        Raises InvalidValue, NotFound (the image), Conflict (the name), NoSpace.
+        """
         _within("memory_mib", spec.memory_mib, MEMORY_MIB)
         _within("vcpus", spec.vcpus, VCPUS)
         _within("disk_mib", spec.disk_mib, DISK_MIB)
@@ -120,31 +129,43 @@ class Sandboxes:
                 image_digest=image.digest,
                 created=time.time(),
                 calls=spec.calls,
+                recipe=recipe,
             )
         )
 
-    async def fork(self, ref: str, *, names: Sequence[str] = ("",), progress: Progress = silent) -> list[Sandbox]:
-        """New sandboxes, one for each name (empty: a name is found), which go on from where another one is, or from a
-        snapshot. All of them run then, or none is there.
+    async def fork(self, ref: str, forks: Sequence[Fork], progress: Progress = silent) -> list[Sandbox]:
+        """New sandboxes, which go on from where another one is, or from a snapshot. All of them run then, or none is
+        there.
 
         Raises NotFound (no such sandbox or snapshot, its image), Conflict (a name), what a checkpoint and a resume do.
         """
-        if not names or len(set(names) - {""}) != len([name for name in names if name]):
-            raise InvalidValue("each fork needs a name of its own")
-        for name in names:
-            self._free_name(name)
-        snapshot = await self._moment(ref)
+        self._check_names([fork.name for fork in forks])  # before a checkpoint is taken for nothing
+        return await self.fork_from((await self._moment(ref)).digest, forks, progress)
+
+    async def fork_from(
+        self, digest: str, forks: Sequence[Fork], progress: Progress = silent, *, log: Path | None = None
+    ) -> list[Sandbox]:
+        """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
+        self._check_names([fork.name for fork in forks])
+        snapshot = await asyncio.to_thread(self._rooms.store.get, digest)
         origin = forking.origin_of(snapshot)
         self.images.get(snapshot.config.image_digest)
         disk.admit(self._home.sandboxes, 0, "a fork")
-        forks: list[Sandbox] = []
+        made: list[Sandbox] = []
         try:
-            forks += (self._forked(name, snapshot, origin) for name in names)
-            await forking.start(self._rooms, snapshot, forks, progress)
+            made += (self._forked(fork, snapshot, origin, log) for fork in forks)
+            await forking.start(self._rooms, snapshot, made, progress)
         except BaseException:
-            await asyncio.gather(*(fork.remove(force=True) for fork in forks), return_exceptions=True)
+            await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
             raise
-        return forks
+        return made
+
+    def _check_names(self, wanted: Sequence[str]) -> None:
+        given = [name for name in wanted if name]
+        if not wanted or len(set(given)) != len(given):
+            raise InvalidValue("each fork needs a name of its own, or none")
+        for name in given:
+            self._free_name(name)
 
     async def _moment(self, ref: str) -> Snapshot:
         try:
@@ -154,22 +175,23 @@ class Sandboxes:
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
 
-    def _forked(self, name: str, snapshot: Snapshot, origin: Origin) -> Sandbox:
-        name = self._free_name(name)
-        return self._add(
-            Record(
-                id=new_id(),
-                name=name,
-                spec=msgspec.structs.replace(origin.spec, name=name, hostname="", auto_remove=False),
-                image_digest=snapshot.config.image_digest,
-                created=time.time(),
-                state=SandboxState.SUSPENDED,
-                main=origin.main,
-                parent=snapshot.digest,
-                snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
-                started=origin.started,
-            )
+    def _forked(self, fork: Fork, snapshot: Snapshot, origin: Origin, log: Path | None) -> Sandbox:
+        name = self._free_name(fork.name)
+        changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove}
+        spec = msgspec.structs.replace(origin.spec, labels=origin.spec.labels | fork.labels, **changes)
+        record = Record(
+            id=new_id(),
+            name=name,
+            spec=spec,
+            image_digest=snapshot.config.image_digest,
+            created=time.time(),
+            state=SandboxState.SUSPENDED,
+            main=origin.main,
+            parent=snapshot.digest,
+            snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
+            started=origin.started,
         )
+        return self._add(record, log)
 
     def _free_name(self, wanted: str) -> str:
         """The name, or a random one. Raises Conflict, InvalidValue."""
@@ -181,9 +203,11 @@ class Sandboxes:
             )
         return wanted or sandbox_names.random_name(taken)
 
-    def _add(self, record: Record) -> Sandbox:
+    def _add(self, record: Record, log: Path | None = None) -> Sandbox:
         folder = Folder(self._home.sandboxes / record.id)
         folder.root.mkdir(mode=0o700)
+        if log is not None:
+            shutil.copyfile(log, folder.log)
         folder.save(record)
         sandbox = Sandbox(self._rooms, folder, record)
         self._sandboxes[record.id] = sandbox
@@ -217,7 +241,10 @@ class Sandboxes:
             launcher = await self.ground.living_launcher()
         live = [sandbox for sandbox in self._sandboxes.values() if sandbox.state in LIVE]
         _log.info("%d sandboxes, %d of them live", len(self._sandboxes), len(live))
-        await asyncio.gather(*(self._reconcile(sandbox, launcher) for sandbox in self.all()))
+        await asyncio.gather(*(self._reconcile(sandbox, launcher) for sandbox in self._sandboxes.values()))
+        for sandbox in self.hidden():
+            if sandbox.state is not SandboxState.SUSPENDED:  # of a node that was killed while it made a template
+                await sandbox.remove(force=True)
         await asyncio.to_thread(self._drop_unnamed)
         if launcher is not None:
             for kept in await launcher.list():
@@ -243,7 +270,7 @@ class Sandboxes:
 
     async def leave(self) -> None:
         """The daemon ends; machines run on."""
-        await asyncio.gather(*(sandbox.leave() for sandbox in self.all()))
+        await asyncio.gather(*(sandbox.leave() for sandbox in list(self._sandboxes.values())))
 
 
 def _within(what: str, value: int, bounds: tuple[int, int]) -> None:

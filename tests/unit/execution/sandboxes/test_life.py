@@ -44,7 +44,7 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
     )  # fmt: skip
     Folder(tmp_path).save(record)
     nothing: Any = None
-    rooms = Rooms(nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind))
+    rooms = Rooms(nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False)
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
 
