@@ -73,11 +73,14 @@ class Bench:
         await self.ticks(1)
         return keeper
 
-    async def capture(self, keeper: Keeper, kind: str, name: str, *, end: bool = False) -> tuple[dict[str, Any], Path]:
+    async def capture(
+        self, keeper: Keeper, kind: str, name: str, *, end: bool = False, still: bool = False
+    ) -> tuple[dict[str, Any], Path]:
+        """``still``: the machine stays paused."""
         folder = self.folder / name
         folder.mkdir()
         captured = await keeper.request("capture", kind=kind, timeout_s=DEADLINE_S)
-        if not end:
+        if not end and not still:
             await keeper.request("continue", timeout_s=DEADLINE_S)
         collected = await keeper.request("collect", folder=str(folder), end=end, timeout_s=DEADLINE_S)
         return captured | collected, folder
@@ -182,8 +185,8 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     await bench.ticks(2)
     firecracker = (await keeper.request("stat"))["firecracker_pid"]
     await keeper.request("pause")
-    _, first = await bench.capture(keeper, "diff", "first-diff")
-    full, base = await bench.capture(keeper, "full", "full")
+    _, first = await bench.capture(keeper, "diff", "first-diff", still=True)
+    full, base = await bench.capture(keeper, "full", "full", still=True)
     assert full["kind"] == "full" and (base / "memory").stat().st_size == MEMORY_MIB << 20
     # a diff of everything since the boot is the whole memory
     assert (first / "memory").read_bytes() == (base / "memory").read_bytes()

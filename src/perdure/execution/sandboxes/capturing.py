@@ -2,7 +2,7 @@
 
     quiesce -> pause -> memory to tmpfs, disk copied -> (checkpoint: continue) -> collect -> pack
 
-Only the second arrow to the third keep the vCPUs still. Files that wait to be packed lie in ``capture/``.
+Only the second arrow to the third keep the vCPUs still. Files that wait to be packed lie in ``capture-HEX/``.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ async def parent_of(life: Life) -> Snapshot | Template:
 class Captured:
     """What stands still, or stood still when it was captured."""
 
+    folder: Path  # where its files are collected
     kind: str  # of the memory file: "diff" or "full"
     pause_s: float
     overlay: Path  # of that moment
@@ -71,7 +72,7 @@ def origin_of(life: Life) -> Origin:
 
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
     """Collect what was captured and pack it; durable when this returns. Raises what ``pack`` does, Unavailable."""
-    collected = await life.need_machine().request("collect", folder=str(life.folder.capture))
+    collected = await life.need_machine().request("collect", folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
     return await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
 
@@ -92,7 +93,7 @@ def _pack(
     try:
         return capture.pack(
             life.rooms.store,
-            folder=life.folder.capture,
+            folder=captured.folder,
             overlay=captured.overlay,
             parent=parent,
             templates=life.rooms.home.templates,

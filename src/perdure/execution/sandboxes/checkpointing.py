@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 
 from perdure.execution.sandboxes import capturing, disk
@@ -28,8 +27,8 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
     snapshot: Snapshot | None = None
     try:
-        life.folder.capture.mkdir(mode=0o700)
-        target = life.folder.capture / "overlay"
+        folder = life.folder.new_capture()
+        target = folder / "overlay"
         await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
         with disk.Copy(overlay, target) as copy:
             await asyncio.to_thread(copy.begin)
@@ -42,7 +41,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
                 await copying
             origin = capturing.origin_of(life)
             await machine.request("continue")
-        captured = capturing.Captured(answer["kind"], time.monotonic() - still, target, origin)
+        captured = capturing.Captured(folder, answer["kind"], time.monotonic() - still, target, origin)
         await machine.outlives(life.wake(session))
         snapshot = await capturing.store(life, captured, parent, position)
         info, snapshots = capturing.kept(life, snapshot, began)
@@ -52,7 +51,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
         if snapshot is not None:  # stored, but not written down
             await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
         raise
-    await asyncio.to_thread(shutil.rmtree, life.folder.capture, ignore_errors=True)
+    await asyncio.to_thread(life.folder.forget_captures)
     _log.info("%s checkpointed in %.2f s, still for %.3f s", life.id, info.total_s, info.pause_s)
     life.emit("checkpointed", snapshot=info.digest, stored_bytes=info.stored_bytes)
     return info

@@ -4,12 +4,13 @@ sandbox.json    the record, replaced whole and synced before what it says is act
 log             what the main process wrote (formats.logs)
 archives/N      tars that were put in before the start: PATH.tar in the order of their numbers
 machine-N/      the files of machine number N: ``overlay`` (its disk), ``state`` and ``memory.map`` (of a restore)
-capture/        what Firecracker wrote for a suspend, until it is packed
+capture-HEX/    what Firecracker wrote for a suspend or checkpoint, until it is packed
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -85,9 +86,11 @@ class Folder:
     def log(self) -> Path:
         return self.root / "log"
 
-    @property
-    def capture(self) -> Path:
-        return self.root / "capture"
+    def new_capture(self) -> Path:
+        """An empty folder of a name that was never used: the other side of a shared folder remembers old ones."""
+        path = self.root / f"capture-{secrets.token_hex(4)}"
+        path.mkdir(mode=0o700)
+        return path
 
     @property
     def archives(self) -> Path:
@@ -121,9 +124,13 @@ class Folder:
         finally:
             os.close(descriptor)
 
+    def forget_captures(self) -> None:
+        for path in self.root.glob("capture-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def tidy(self, record: Record) -> None:
         """Remove what an interrupted operation left."""
-        shutil.rmtree(self.capture, ignore_errors=True)
+        self.forget_captures()
         for path in self.root.glob("machine-*"):
             if path != self.machine(record.generation) or not record.has_disk:
                 shutil.rmtree(path, ignore_errors=True)

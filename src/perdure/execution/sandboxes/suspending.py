@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 
 from perdure.errors import MachineFailed, PerdureError
@@ -33,10 +32,11 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     try:
         await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
         quiesced = time.monotonic()
-        life.folder.capture.mkdir(mode=0o700)
+        folder = life.folder.new_capture()
         answer = await machine.request("capture", kind=kind)
         paused = time.monotonic()
         captured = capturing.Captured(
+            folder,
             answer["kind"],
             float(answer["pause_s"]),
             life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
@@ -70,7 +70,7 @@ async def go_on(life: Life, machine: Machine, session: GuestSession, error: Base
     """After a capture that failed: the machine runs, the workload is awake; or the sandbox is lost, and its record says
     why."""
     _log.warning("capture of %s failed: %r", life.id, error)
-    await asyncio.to_thread(shutil.rmtree, life.folder.capture, ignore_errors=True)
+    await asyncio.to_thread(life.folder.forget_captures)
     try:
         if machine.over:
             raise MachineFailed("its machine died")

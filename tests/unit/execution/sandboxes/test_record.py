@@ -41,7 +41,7 @@ def test_tidy_keeps_only_the_files_of_the_current_machine(tmp_path: Path) -> Non
     folder = Folder(tmp_path)
     for number in (1, 2, 3):
         folder.machine(number).mkdir()
-    folder.capture.mkdir()
+    folder.new_capture()
     folder.tidy(record(generation=2, has_disk=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["machine-2"]
     folder.tidy(record(generation=2, has_disk=False))
