@@ -39,6 +39,7 @@ from perdure.linux import cgroup
 from perdure.model import LauncherAddress
 
 PACKAGE = Path(__file__).resolve().parents[1]
+MACHINES_FILE = "/dev/perdure-kvm"  # emulated_init.c makes it once KVM is loaded and a VM is held
 SOURCES = ("errors.py", "keeper", "linux", "formats", "execution/machine", "execution/snapshots")  # runs below the line
 START_TIMEOUT_S = 20.0
 PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nobody listens the answer is at once
@@ -209,7 +210,7 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
     times = EmulatedHost(home).start(
         assets,
         address.tcp_port,
-        _launcher_command(home, ["--tcp", str(LAUNCHER_PORT)]),
+        _launcher_command(home, ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]),
         _launcher_environment(),
         lambda: ping(address) is not None,
     )

@@ -152,6 +152,7 @@ static void hold_a_vm(int devices, int processors) {
     if (vm < 0 || ioctl(vm, KVM_CREATE_IRQCHIP, 0) < 0 || ioctl(vm, KVM_CREATE_VCPU, 0) < 0)
         say("no VM to hold: %s", strerror(errno)); /* doctor and the first sandbox say more */
     switch_processors(processors, "1");
+    openat(devices, "perdure-kvm", O_CREAT | O_WRONLY, 0400); /* the launcher starts no machine before this is there */
     for (;;)
         pause();
 }

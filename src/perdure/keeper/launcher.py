@@ -1,6 +1,6 @@
 """The launcher: the warm process below the line that forks keepers. ``python -m perdure.keeper.launcher``
 
-    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER
+    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE]
 
 One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
 fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
@@ -15,9 +15,10 @@ import gc
 import os
 import socket
 import sys
+import time
 from _operator import _compare_digest  # what hmac.compare_digest is, without hashlib's import time
 
-from perdure.errors import AlreadyRunning, InvalidValue, NoRights, NotFound, PerdureError, ProtocolError
+from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, PerdureError, ProtocolError
 from perdure.keeper import line
 from perdure.keeper.folder import Below, checked_name
 from perdure.keeper.loop import READ, Loop, Stream
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "zstandard", "perdure.execution.snapshots.pager")
 _HELLO_TIMEOUT_S = 10.0
+_MACHINES_TIMEOUT_S = 60.0
+_LOOK_S = 0.02
 _LEAVE_TIMEOUT_S = 2.0
 _CGROUP_RETRY_S = 0.05
 _CGROUP_RETRIES = 200
@@ -40,8 +43,9 @@ _CGROUP_RETRIES = 200
 class Launcher:
     """Serves one listening socket. ``run`` never returns."""
 
-    def __init__(self, listener: socket.socket, token: str, below: Below) -> None:
-        self._listener, self._token, self._below = listener, token.encode(), below
+    def __init__(self, listener: socket.socket, token: str, below: Below, after: str = "") -> None:
+        """``after``: no keeper is forked before this file is there: KVM is still being loaded."""
+        self._listener, self._token, self._below, self._after = listener, token.encode(), below, after
         self._loop = Loop()
         self._kept: dict[str, Process] = {}
         self._callers: set[_Caller] = set()
@@ -195,6 +199,7 @@ class Launcher:
     def _spawn(self, caller: _Caller, sandbox: str) -> None:
         from perdure.linux import process
 
+        self._await_machines()
         if self._stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a keeper already", hint="Attach to it.")
         if caller.closed:
@@ -205,6 +210,17 @@ class Launcher:
         finally:
             os.close(fd)
         self._watch(sandbox, keeper)
+
+    def _await_machines(self) -> None:
+        deadline = time.monotonic() + _MACHINES_TIMEOUT_S
+        while self._after and not os.path.exists(self._after):
+            if time.monotonic() > deadline:
+                raise MachineFailed(
+                    f"no machine can be started yet: {self._after} is not there",
+                    hint="fcrun host stop, then try again.",
+                )
+            self._loop.turn(_LOOK_S)
+        self._after = ""
 
     def _be_keeper(self, sandbox: str, fd: int) -> None:
         from perdure.keeper.keeper import Keeper
@@ -303,7 +319,7 @@ def _sandbox(hello: dict[str, Any]) -> str:
 def _options(argv: list[str]) -> dict[str, str]:
     """``--name value`` pairs (argparse would cost the emulated host 0.2 s). Raises InvalidValue."""
     names = argv[::2]
-    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below"}:
+    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below", "--after"}:
         raise InvalidValue(__doc__ or "")
     options = dict(zip((name[2:] for name in names), argv[1::2], strict=True))
     if ("unix" in options) == ("tcp" in options) or not {"token-file", "below"} <= set(options):
@@ -342,7 +358,7 @@ def main(argv: list[str]) -> None:
         token = file.read().strip()
     if not token:
         raise InvalidValue(f"the token file {options['token-file']} is empty")
-    Launcher(_listen(options), token, below).run()
+    Launcher(_listen(options), token, below, options.get("after", "")).run()
 
 
 if __name__ == "__main__":

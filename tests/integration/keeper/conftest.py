@@ -68,10 +68,10 @@ class Host:
     address: LauncherAddress
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *more: str) -> subprocess.Popen[bytes]:
         """A launcher that listens."""
         argv = [sys.executable, "-m", "perdure.keeper.launcher", "--unix", self.address.unix_path]
-        argv += ["--token-file", str(self.folder / "token"), "--below", str(self.below)]
+        argv += ["--token-file", str(self.folder / "token"), "--below", str(self.below), *more]
         with (self.folder / "launcher.log").open("ab") as log:
             launcher = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.processes.append(launcher)

@@ -312,3 +312,16 @@ def test_the_launcher_imports_little() -> None:
     modules = set(subprocess.run(argv, capture_output=True, text=True, check=True).stdout.split())
     heavy = {"asyncio", "typing", "dataclasses", "inspect", "subprocess", "pathlib", "ctypes", "zstandard", "msgspec"}
     assert not modules & heavy
+
+
+async def test_no_keeper_before_machines_can_be(host: Host) -> None:
+    """In an emulated host the launcher answers while KVM is still being loaded."""
+    ready = host.folder / "ready"
+    host.start("--after", str(ready))
+    launcher = await connected(host)
+    spawning = asyncio.create_task(launcher.spawn(SANDBOX))
+    assert [kept.sandbox_id for kept in await launcher.list()] == []  # it answers others meanwhile
+    assert not spawning.done()
+    ready.touch()
+    keeper = await asyncio.wait_for(spawning, DEADLINE_S)
+    await keeper.request("end")
