@@ -292,7 +292,7 @@ def story(home: Home, line: Timeline) -> None:
     late_entry = watch.wait_for("the agent going on", lambda e: e.kind == "emit", suspended.seq)
     line.figure("approved to the agent going on", f"{time.monotonic() - began:.2f} s")
     machine = NodeClient(home).get(info.sandbox_id).machine
-    line.figure("of it, until the restored VM's workload ran", f"{float(machine['total_s']):.2f} s")
+    line.figure("of it, until the restored VM's workload ran", f"{float(machine['phases']['total_s']):.2f} s")
     late = late_entry.payload["value"]
     same = all(early[name] == late[name] for name in ("pid", "started", "file"))
     line.claim("the same process goes on, same memory, same file", same and late["counter"] == early["counter"] + 1,

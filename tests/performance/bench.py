@@ -53,6 +53,7 @@ MEGABYTE = 1e6  # the goals count decimal megabytes
 COLD = "raw Firecracker: cold boot to a program's first line"
 DIFF = "raw Firecracker: diff snapshot"
 RESTORE = "raw Firecracker: raw-file restore to first answer"
+PHASES = ("stand", "prepare", "keeper", "restore", "guest", "wake")  # of a resume, as ``fcrun inspect`` shows them
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 # An agent between turns: its libraries loaded, the conversation in memory, blocked on its next input.
 AGENT = """
@@ -160,9 +161,8 @@ def main() -> int:
         report.add("suspend requested to durable, first", found["first"]["took_s"], "s", over=DIFF)
         report.add("suspend requested to durable, later", found["took_s"], "s", over=DIFF, goal=goal)
         report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
-        report.add("resume, of it: Firecracker loads", found["load_s"], "s")
-        report.add("resume, of it: until guestd is heard", found["ready_s"], "s")
-        report.add("resume, of it: until the workload is woken", found["total_s"], "s")
+        for name in PHASES:
+            report.add(f"resume, of it: {name}", found[f"{name}_s"], "s")
         megabytes = found["first"]["stored_bytes"] / MEGABYTE
         report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 14")
         report.add("stored by each later suspend", found["stored_bytes"] / MEGABYTE, "MB", goal="value <= 3")
@@ -347,13 +347,13 @@ def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any
         for turn in range(ROUNDS):
             raw.round()
             answers.append(_resume(client, ref, talk, f"after {turn}"))
-            parts.append(client.get(ref).machine)
+            parts.append(client.get(ref).machine["phases"])
             if turn == 0:
                 found["unique, resumed"] = _unique_memory(client, launcher, ref)
             laters.append(_suspend(client, ref))
         found["stored"] = client.get(ref).stored_bytes
-    for name in ("load_s", "ready_s", "total_s"):
-        found[name] = _median(parts, name)
+    for name in PHASES:
+        found[f"{name}_s"] = _median(parts, f"{name}_s")
     return found | {"answer": statistics.median(answers)} | {name: _median(laters, name) for name in laters[0]}
 
 

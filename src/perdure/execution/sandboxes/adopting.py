@@ -10,6 +10,7 @@ from perdure.errors import PerdureError
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import end_stray, why_gone
+from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.resuming import refusal
 from perdure.model import SandboxState as S
 
@@ -47,7 +48,7 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
         if guest.frozen:
             await machine.outlives(life.wake(session))
         main = life.find_main(session)
-        await life.measure({}, main)
+        await life.measure({}, Phases(), main)
     except (PerdureError, TimeoutError) as error:
         _log.warning("adoption of %s failed: %s", life.id, error)
         cause, detail = await why_gone(launcher, life.id) if machine.over else ("adoption-failed", str(error))

@@ -8,6 +8,7 @@ Only the second arrow to the third keep the vCPUs still. Files that wait to be p
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from perdure.formats.manifest import Origin, Snapshot
 from perdure.model import LogPosition, SnapshotInfo
 
 QUIESCE_BUDGET_S = 2.0
+
+_log = logging.getLogger(__name__)
 
 
 def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | Template:
@@ -72,14 +75,25 @@ def origin_of(life: Life) -> Origin:
 
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
     """Collect what was captured and pack it; durable when this returns. Raises what ``pack`` does, Unavailable."""
+    began = time.monotonic()
     collected = await life.need_machine().request("collect", folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
-    return await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
+    packing = time.monotonic()
+    snapshot = await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
+    _log.info(
+        "%s: %d bytes collected in %.3f s (%.3f below the line), packed in %.3f s",
+        life.id,
+        collected["bytes"],
+        packing - began,
+        collected["collect_s"],
+        time.monotonic() - packing,
+    )
+    return snapshot
 
 
-def kept(life: Life, snapshot: Snapshot, began: float) -> tuple[SnapshotInfo, list[KeptSnapshot]]:
-    """The snapshot as the record keeps it, and all snapshots of the record with it. ``began``: time.monotonic()."""
-    info = snapshot.info(total_s=time.monotonic() - began)
+def kept(life: Life, snapshot: Snapshot, total_s: float) -> tuple[SnapshotInfo, list[KeptSnapshot]]:
+    """The snapshot as the record keeps it, and all snapshots of the record with it."""
+    info = snapshot.info(total_s=total_s)
     return info, [*life.record.snapshots, KeptSnapshot.of(info, snapshot.config.origin)]
 
 

@@ -8,6 +8,7 @@ import time
 
 from perdure.execution.sandboxes import capturing, disk
 from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.suspending import go_on
 from perdure.formats.manifest import Snapshot
 from perdure.model import LogPosition, SnapshotInfo
@@ -18,7 +19,7 @@ _log = logging.getLogger(__name__)
 async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The sandbox stays running throughout; refused at any step, it goes on, and nothing is stored."""
     life.check("checkpoint")
-    began = time.monotonic()
+    phases = Phases()
     overlay = life.folder.machine(life.record.generation) / "overlay"
     disk.admit(life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
@@ -30,8 +31,10 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
         folder = life.folder.new_capture()
         target = folder / "overlay"
         await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        phases.end("quiesce")
         with disk.Copy(overlay, target) as copy:
             await asyncio.to_thread(copy.begin)
+            phases.end("copy")
             still = time.monotonic()
             await machine.request("pause")
             copying = asyncio.create_task(asyncio.to_thread(copy.finish))
@@ -42,9 +45,12 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             origin = capturing.origin_of(life)
             await machine.request("continue")
         captured = capturing.Captured(folder, answer["kind"], time.monotonic() - still, target, origin)
+        phases.end("capture")
         await machine.outlives(life.wake(session))
+        phases.end("wake")
         snapshot = await capturing.store(life, captured, parent, position)
-        info, snapshots = capturing.kept(life, snapshot, began)
+        phases.end("store")
+        info, snapshots = capturing.kept(life, snapshot, phases.finish())
         life.save(parent=info.digest, snapshots=snapshots, full_next=False)
     except BaseException as error:
         await go_on(life, machine, session, error)
@@ -52,6 +58,6 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
         raise
     await asyncio.to_thread(life.folder.forget_captures)
-    _log.info("%s checkpointed in %.2f s, still for %.3f s", life.id, info.total_s, info.pause_s)
+    _log.info("%s checkpointed: %s; still for %.3f s", life.id, phases, info.pause_s)
     life.emit("checkpointed", snapshot=info.digest, stored_bytes=info.stored_bytes)
     return info

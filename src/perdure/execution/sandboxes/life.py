@@ -27,6 +27,7 @@ from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.logfile import LogFile, Watch
 from perdure.execution.sandboxes.machine import Machine, end_stray
 from perdure.execution.sandboxes.mainprocess import MainProcess
+from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.snapshots.store import Store
 from perdure.formats.logs import STDERR, STDOUT
@@ -211,8 +212,11 @@ class Life(ABC):
         """For a guest that was another's, or a template's, until now."""
         return Identity(self.hostname, os.urandom(16).hex())
 
-    async def measure(self, times: dict[str, Any], main: Process) -> None:
-        """Take down what the machine is made of and how long it took (keys that end in ``_s``), for ``inspect``."""
+    async def measure(self, answer: dict[str, Any], phases: Phases, main: Process) -> None:
+        """Take down what the machine is made of and where the time went, for ``inspect``.
+
+        ``answer``: the keeper's, with the parts of its ``restore`` (keys that end in ``_s``).
+        """
         try:
             facts = await self.need_machine().request("stat")
         except PerdureError as error:
@@ -225,7 +229,8 @@ class Life(ABC):
             "main_pid": main.pid,
             "backend": facts.get("backend"),
             "emulated": self.rooms.ground.emulated,
-        } | {name: round(value, 4) for name, value in times.items() if name.endswith("_s")}
+            "phases": phases.times,
+        } | {f"restore_{name}": value for name, value in answer.items() if name.endswith("_s")}
 
     def find_main(self, session: GuestSession) -> Process:
         if (process := session.processes.get(self.main_id)) is None:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import os
 import shutil
-import time
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import restore
 from perdure.execution.snapshots.templates import Template
@@ -35,23 +35,25 @@ async def resume(
     """
     event = "roll back" if wanted and life.state is SandboxState.RUNNING else "resume"
     life.check(event)
-    began = time.monotonic()
+    phases = Phases()
     kept = _choose(life, wanted)
     stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    phases.end("stand")
     try:  # what is damaged refuses before anything ends
         prepared = await asyncio.to_thread(_prepare, life, stored, template, ready)
     except BaseException:
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
+    phases.end("prepare")
     # in the same daemon, from the snapshot that it was suspended to: every stream goes on where it was
     goes_on = life.session is not None and life.session_parent == stored.digest
     if not goes_on:
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     life.move(event)
     try:
-        total_s = await _restore(life, stored, kept, prepared, launcher, calls, goes_on, began)
+        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -59,8 +61,8 @@ async def resume(
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)
-    _log.info("%s resumed in %.2f s", life.id, total_s)
-    life.emit("resumed", snapshot=stored.digest, total_s=total_s)
+    _log.info("%s resumed: %s", life.id, phases)
+    life.emit("resumed", snapshot=stored.digest, total_s=phases.times["total_s"])
 
 
 def refusal(record: Record) -> str:
@@ -76,14 +78,14 @@ async def _restore(
     launcher: Launcher,
     calls: CallsEndpoint | None,
     goes_on: bool,
-    began: float,
-) -> float:
-    """How long it took until the workload ran, in seconds."""
+    phases: Phases,
+) -> None:
     life.save(calls=calls or life.record.calls)
     if not goes_on:
         life.log.restart(kept.stdout, kept.stderr)
     session = life.session if life.session is not None and goes_on else life.new_session()
     machine = await life.spawn(launcher, session)
+    phases.end("keeper")
     answer = await machine.request(
         "restore",
         firecracker=str((await life.rooms.ground.assets()).firecracker),
@@ -97,12 +99,14 @@ async def _restore(
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,
     )
+    phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))
-    ready_s = time.monotonic() - began
+    phases.end("guest")
     # of another sandbox's guest this one is a fork: it must not be taken for it
     is_fork = stored.config.sandbox_id != life.id
     await machine.outlives(life.wake(session, life.new_identity() if is_fork else None))
-    total_s = time.monotonic() - began
+    phases.end("wake")
+    phases.finish()
     main = life.find_main(session)
     if life.main is None or life.main.over or life.main.process is not main:
         life.follow(main)
@@ -125,8 +129,7 @@ async def _restore(
         generation=life.record.generation + 1,
         has_disk=True,
     )
-    await life.measure(answer | {"ready_s": ready_s, "total_s": total_s}, main)
-    return total_s
+    await life.measure(answer, phases, main)
 
 
 def _choose(life: Life, wanted: str | None) -> KeptSnapshot:

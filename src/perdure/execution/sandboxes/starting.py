@@ -13,6 +13,7 @@ from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import archive, disk, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import Machine
+from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.snapshots.templates import Template
 from perdure.host.progress import Progress
 
@@ -22,11 +23,12 @@ _log = logging.getLogger(__name__)
 async def start(life: Life, progress: Progress) -> None:
     """Raises what the image, the guest or the machine refused; the sandbox has then exited, and its record says why."""
     life.check("start")
-    began = time.monotonic()
+    phases = Phases()
     image, spec = life.image, life.record.spec
     process = workload.main_process(spec, image.config, life.hostname)
     disk.admit(life.rooms.home.sandboxes, 0, "a start")
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    phases.end("stand")
     life.move(
         "start",
         template=template.name,
@@ -41,8 +43,9 @@ async def start(life: Life, progress: Progress) -> None:
     )
     try:
         await _make_disk(life)
-        session, answer = await _restore_template(life, launcher, template)
-        ready, machine = time.monotonic(), life.need_machine()
+        phases.end("disk")
+        session, answer = await _restore_template(life, launcher, template, phases)
+        machine = life.need_machine()
         await _put_in(life, machine, session)
         life.log.restart()
         main: Process = await machine.outlives(session.exec(process, process_id=life.id))
@@ -51,9 +54,10 @@ async def start(life: Life, progress: Progress) -> None:
         raise
     life.follow(main)
     life.move("started", started=time.time())
-    total_s = time.monotonic() - began
-    await life.measure(answer | {"ready_s": ready - began, "total_s": total_s}, main)
-    _log.info("%s started in %.2f s", life.id, total_s)
+    phases.end("command")
+    phases.finish()
+    await life.measure(answer, phases, main)
+    _log.info("%s started: %s", life.id, phases)
     life.emit("started")
 
 
@@ -67,9 +71,12 @@ async def _make_disk(life: Life) -> None:
     life.save(has_disk=True)
 
 
-async def _restore_template(life: Life, launcher: Launcher, template: Template) -> tuple[GuestSession, dict[str, Any]]:
+async def _restore_template(
+    life: Life, launcher: Launcher, template: Template, phases: Phases
+) -> tuple[GuestSession, dict[str, Any]]:
     session = life.new_session()
     machine = await life.spawn(launcher, session)
+    phases.end("keeper")
     answer = await machine.request(
         "restore",
         firecracker=str((await life.rooms.ground.assets()).firecracker),
@@ -81,10 +88,13 @@ async def _restore_template(life: Life, launcher: Launcher, template: Template) 
         },
         swap=True,
     )
+    phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))
+    phases.end("guest")
     await machine.outlives(session.configure(hostname=life.hostname))
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await machine.outlives(life.wake(session, life.new_identity()))
+    phases.end("configure")
     return session, answer
 
 

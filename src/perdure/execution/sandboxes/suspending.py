@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession
 from perdure.execution.sandboxes import capturing, disk
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine, why_gone
+from perdure.execution.sandboxes.phases import Phases
 from perdure.formats.manifest import Snapshot
 from perdure.model import LogPosition, SnapshotInfo
 from perdure.model import SandboxState as S
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost."""
     life.check("suspend")
-    began = time.monotonic()
+    phases = Phases()
     disk.admit(life.rooms.home.store, 0, "a suspend")
     parent = await capturing.parent_of(life)
     machine, session = life.need_machine(), life.need_running()
@@ -31,10 +31,10 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     snapshot: Snapshot | None = None
     try:
         await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
-        quiesced = time.monotonic()
+        phases.end("quiesce")
         folder = life.folder.new_capture()
         answer = await machine.request("capture", kind=kind)
-        paused = time.monotonic()
+        phases.end("capture")
         captured = capturing.Captured(
             folder,
             answer["kind"],
@@ -43,7 +43,8 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
             capturing.origin_of(life),
         )
         snapshot = await capturing.store(life, captured, parent, position)
-        info, snapshots = capturing.kept(life, snapshot, began)
+        phases.end("store")
+        info, snapshots = capturing.kept(life, snapshot, phases.finish())
         life.move("suspended", parent=info.digest, snapshots=snapshots, full_next=False, has_disk=False)
     except BaseException as error:
         await go_on(life, machine, session, error)
@@ -51,14 +52,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
         raise
     life.session_parent = info.digest
-    _log.info(
-        "%s suspended in %.3f s (%.3f to quiesce, %.3f to capture), %d bytes",
-        life.id,
-        info.total_s,
-        quiesced - began,
-        paused - quiesced,
-        info.stored_bytes,
-    )
+    _log.info("%s suspended: %s, %d bytes", life.id, phases, info.stored_bytes)
     await machine.end()
     life.machine = None
     await asyncio.to_thread(life.folder.tidy, life.record)
