@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _NAME_MAX = 64
+_TEMPLATES_MAX = 16  # copies in tmpfs, some 40 MB each; they are made again when they are wanted
 
 
 def checked_name(value: object, what: str) -> str:
@@ -74,9 +75,17 @@ class Below:
                 present = None
             if present is None or (present.st_size, present.st_mtime_ns) != (wanted.st_size, wanted.st_mtime_ns):
                 _copy_whole(source, target, wanted.st_mtime_ns)
+                self._drop_old_templates()
+            os.utime(target, ns=(time.time_ns(), wanted.st_mtime_ns))
         finally:
             os.close(lock)
         return target
+
+    def _drop_old_templates(self) -> None:
+        """Let go of those that were used least lately; machines that map one keep it until they end."""
+        held = [entry for entry in os.scandir(self.templates) if not entry.name.startswith(".")]
+        for entry in sorted(held, key=lambda entry: entry.stat().st_atime_ns)[:-_TEMPLATES_MAX]:
+            os.unlink(entry.path)
 
 
 class MachineFolder:

@@ -39,7 +39,7 @@ class Bench:
 
     def template(self, memory: bytes, name: str = "warm") -> Template:
         folder = self.root / "building"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "memory").write_bytes(memory)
         (folder / "state").write_bytes(b"state of the template")
         templates.seal(folder, self.templates / name, facts(self.blocks))

@@ -6,8 +6,10 @@ import asyncio
 import logging
 
 from perdure.errors import PerdureError
+from perdure.execution.images.image import Image
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.snapshots import templates
+from perdure.execution.sandboxes import disk
+from perdure.execution.snapshots import warming
 from perdure.execution.snapshots.templates import Template
 from perdure.host import assets, below
 from perdure.host.assets import Assets
@@ -29,6 +31,8 @@ class Ground:
         self._launcher: Launcher | None = None
         self._templates: dict[tuple[int, int], Template] = {}
         self._making = asyncio.Lock()
+        self._attached: dict[tuple[str, str, int], Template] = {}
+        self._attaching: dict[tuple[str, str, int], asyncio.Lock] = {}
 
     @property
     def emulated(self) -> bool:
@@ -95,8 +99,34 @@ class Ground:
         async with self._making:
             known = self._templates.get((vcpus, memory_mib))
             if known is None or not known.state.exists():
-                known = await templates.ensure(
+                known = await warming.ensure(
                     self._home, parts, launcher, vcpus=vcpus, memory_mib=memory_mib, progress=progress
                 )
                 self._templates[vcpus, memory_mib] = known
             return launcher, known
+
+    async def with_image(
+        self, launcher: Launcher, base: Template, image: Image, disk_mib: int, progress: Progress = silent
+    ) -> Template:
+        """The template with this image attached, or ``base`` where that cannot be made (its start then says why)."""
+        key = (base.name, image.digest, disk_mib)
+        async with self._attaching.setdefault(key, asyncio.Lock()):
+            known = self._attached.get(key)
+            if known is None or not known.state.exists():
+                try:
+                    known = await warming.attach(
+                        self._home,
+                        await self.assets(),
+                        launcher,
+                        base,
+                        image_digest=image.digest,
+                        squashfs=image.squashfs,
+                        disk_mib=disk_mib,
+                        make_disk=lambda target: disk.make(self._home.root / "disks", disk_mib, target),
+                        progress=progress,
+                    )
+                except (PerdureError, OSError, TimeoutError) as error:
+                    _log.warning("no template with image %s: %s", image.name, error)
+                    return base
+                self._attached[key] = known
+            return known

@@ -93,9 +93,10 @@ class WorkloadTemplates:
         record = template.record
         if template.state is not SandboxState.SUSPENDED or record.parent is None:
             return False
-        image = self._sandboxes.images.get(record.spec.image)
-        _, base = await self._sandboxes.ground.stand(record.spec.vcpus, record.spec.memory_mib)
-        return (image.digest, base.name) == (record.image_digest, record.template)
+        image, spec, ground = self._sandboxes.images.get(record.spec.image), record.spec, self._sandboxes.ground
+        launcher, base = await ground.stand(spec.vcpus, spec.memory_mib)
+        begins = await ground.with_image(launcher, base, image, spec.disk_mib)
+        return (image.digest, begins.name) == (record.image_digest, record.template)
 
     async def _info(self, template: Sandbox) -> TemplateInfo:
         record = template.record

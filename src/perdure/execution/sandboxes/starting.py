@@ -28,6 +28,8 @@ async def start(life: Life, progress: Progress) -> None:
     process = workload.main_process(spec, image.config, life.hostname)
     disk.admit(life.rooms.home.sandboxes, 0, "a start")
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    if not life.record.has_disk:  # files that it left are no part of any template
+        template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress)
     phases.end("stand")
     life.move(
         "start",
@@ -42,7 +44,7 @@ async def start(life: Life, progress: Progress) -> None:
         main="",
     )
     try:
-        await _make_disk(life)
+        await _make_disk(life, template)
         phases.end("disk")
         session, answer = await _restore_template(life, launcher, template, phases)
         machine = life.need_machine()
@@ -61,13 +63,17 @@ async def start(life: Life, progress: Progress) -> None:
     life.emit("started")
 
 
-async def _make_disk(life: Life) -> None:
+async def _make_disk(life: Life, template: Template) -> None:
     if life.record.has_disk:
         return
     folder = life.folder.machine(life.record.generation)
     folder.mkdir(mode=0o700, exist_ok=True)
-    empty_disks = life.rooms.home.root / "disks"
-    await asyncio.to_thread(disk.make, empty_disks, life.record.spec.disk_mib, folder / "overlay")
+    overlay = folder / "overlay"
+    if template.overlay is not None:
+        await asyncio.to_thread(disk.clone, template.overlay, overlay)
+    else:
+        empty_disks = life.rooms.home.root / "disks"
+        await asyncio.to_thread(disk.make, empty_disks, life.record.spec.disk_mib, overlay)
     life.save(has_disk=True)
 
 
@@ -86,12 +92,13 @@ async def _restore_template(
             "image": str(life.image.squashfs),
             "overlay": str(life.folder.machine(life.record.generation) / "overlay"),
         },
-        swap=True,
+        swap=template.overlay is None,
     )
     phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))
     phases.end("guest")
-    await machine.outlives(session.configure(hostname=life.hostname))
+    if template.overlay is None:
+        await machine.outlives(session.configure(hostname=life.hostname))
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await machine.outlives(life.wake(session, life.new_identity()))
     phases.end("configure")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import MachineFailed, NotFound, SnapshotInvalid, Unsupported
-from perdure.execution.snapshots import templates
+from perdure.execution.snapshots import templates, warming
 from perdure.formats.blockmap import BASE, BLOCK, Run
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
@@ -44,15 +44,15 @@ def test_any_damaged_part_is_refused(bench: Bench, part: str) -> None:
 
 
 def test_large_guests_need_a_firecracker_that_captures_them_right() -> None:
-    templates.check_supported("1.12.1", 3072)
-    templates.check_supported("1.15.0", 4096)
+    warming.check_supported("1.12.1", 3072)
+    warming.check_supported("1.15.0", 4096)
     with pytest.raises(Unsupported, match=r"Firecracker 1\.12\.1 cannot take diff snapshots .* 4096 MiB") as caught:
-        templates.check_supported("1.12.1", 4096)
+        warming.check_supported("1.12.1", 4096)
     assert "3072 MiB" in caught.value.hint
 
 
 def test_the_cpu_is_read_on_both_architectures() -> None:
     x86 = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 1\n\nvendor_id\t: Other\n"
     arm = "processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n"
-    assert templates.cpu_facts(x86) == ("AuthenticAMD", 25)
-    assert templates.cpu_facts(arm) == ("0x41", 0xD0C)
+    assert warming.cpu_facts(x86) == ("AuthenticAMD", 25)
+    assert warming.cpu_facts(arm) == ("0x41", 0xD0C)
