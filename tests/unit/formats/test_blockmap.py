@@ -99,6 +99,6 @@ def test_maps_that_make_no_sense_are_refused(runs: list[Run], role: int, layers:
 
 def test_a_newer_version_says_so() -> None:
     data = bytearray(blockmap.encode([], kind=MEMORY, role=ROLE_FLAT, blocks=BLOCKS, layers=0))
-    data[4] = 2
-    with pytest.raises(SnapshotInvalid, match="version 2"):
+    data[4] = 3
+    with pytest.raises(SnapshotInvalid, match="version 3"):
         blockmap.decode(bytes(data))
