@@ -46,7 +46,7 @@ class Verification(Frozen, frozen=True, kw_only=True):
     frames: int = 0
     content_bytes: int = 0  # of the frames, decompressed
     restored: int = 0  # snapshots that were restored for real
-    remote: list[str] = msgspec.field(default_factory=list)  # layers that are kept elsewhere and were not fetched for this
+    remote: list[str] = msgspec.field(default_factory=list)  # layers that are kept elsewhere, not fetched for this
     orphans: int = 0  # blobs that no manifest needs: nothing is wrong with that, garbage collection takes them
     orphan_bytes: int = 0
 
@@ -105,17 +105,23 @@ class Explanation(Frozen, frozen=True, kw_only=True):
 
 
 class TreeNode(Frozen, frozen=True, kw_only=True):
-    """A template or a snapshot, and what was made from it, oldest first."""
+    """A template, or a snapshot in the tree of what was made from what.
+
+    A tree is a list in the order in which it is drawn: after a snapshot come the branches that leave it, then its own
+    line goes on. ``depth`` is the number of branches to it; a template has 0, and each snapshot on it begins one.
+    """
 
     kind: str  # "template" or "snapshot"
     name: str  # the template's name, or the snapshot's digest
+    depth: int = 0
+    branch: bool = False  # it begins one; otherwise it goes on from the snapshot of this depth before it
+    parent: str = ""  # the name of what it was made from
+    lost_parent: str = ""  # the digest of that, where it is not there any more; ``parent`` is the template then
     sandbox_id: str = ""
     sandbox_name: str = ""
     created: float = 0.0
     stored_bytes: int = 0
-    lost_parent: str = ""  # the snapshot before it, which is not there any more
     tags: list[str] = msgspec.field(default_factory=list)
-    children: list[TreeNode] = msgspec.field(default_factory=list)
 
 
 class Compaction(Frozen, frozen=True, kw_only=True):

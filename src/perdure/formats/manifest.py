@@ -11,7 +11,7 @@ import hashlib
 import msgspec
 
 from perdure.errors import SnapshotInvalid
-from perdure.model import Frozen, LogPosition, SnapshotInfo
+from perdure.model import Frozen, LogPosition, MemoryUse, SnapshotInfo
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.perdure.snapshot.v1"
@@ -78,7 +78,8 @@ class Config(Frozen, frozen=True, kw_only=True):
     disk_bytes: int = 0
     state_bytes: int = 0
     pause_s: float = 0.0
-    replaces: list[str] = msgspec.field(default_factory=list)  # digests of those of this content that it was compacted from
+    memory_use: MemoryUse | None = None
+    replaces: list[str] = msgspec.field(default_factory=list)  # of the same content: compacted from them
 
 
 class Snapshot(Frozen, frozen=True, kw_only=True):
