@@ -5,6 +5,7 @@
            ingest/                          what is being written
            working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
            leases/HEX                       locked by whoever reads that snapshot
+           remotes/HEX                      where a layer is kept that is not here
            lock                             held shared by whoever writes, exclusive by whoever deletes or sweeps
 
 A blob is written beside, synced, and renamed to its digest; a snapshot exists from the moment ``index.json`` names
@@ -112,7 +113,7 @@ class Store:
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._guard = threading.Lock()
         with space_checked(str(folder)):
-            for part in ("blobs/sha256", "ingest", "working-sets", "leases"):
+            for part in ("blobs/sha256", "ingest", "working-sets", "leases", "remotes"):
                 (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
             if not (folder / "oci-layout").exists():
                 with self.writing():
@@ -263,9 +264,8 @@ class Store:
     def sweep(self, unneeded: Callable[[str], bool], *, dry_run: bool = False) -> Swept:
         """Forget the manifests for whose digest ``unneeded`` says so, then delete all that no other manifest needs.
 
-        It waits until nobody writes, and nobody can begin to meanwhile: what was registered before is there when
-        ``unneeded`` is asked. What is being read stays, and so does every blob while one manifest that stays does not
-        read. The index is written first: a crash leaves only blobs that nobody needs.
+        Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked. What is being read
+        stays, as does every blob while a manifest that stays does not read. A crash leaves blobs that nobody needs.
         """
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
@@ -285,6 +285,7 @@ class Store:
                 _log.warning("no blobs are deleted: these snapshots do not read: %s", swept.unreadable)
             else:
                 swept.blobs, swept.blob_bytes = self._delete("blobs/sha256", _names(needed), dry_run)
+                self._delete("remotes", _names(needed), dry_run)
             return swept
 
     def _mark(self, kept: Iterable[str], swept: Swept) -> set[str]:
@@ -302,13 +303,13 @@ class Store:
 
     def _is_read(self, name: str) -> bool:
         """Somebody holds the lease of this name. Only under the exclusive lock."""
-        if not (self.folder / "leases" / name).exists():
-            return False
         try:
-            with self._locked(f"leases/{name}", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                return False
+            if (self.folder / "leases" / name).exists():
+                with self._locked(f"leases/{name}", fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    pass
         except BlockingIOError:
             return True
+        return False
 
     def _delete(self, part: str, but: set[str], dry_run: bool) -> tuple[int, int]:
         """(number, bytes) of the files in a folder of the store that are deleted: all but those of these names."""
