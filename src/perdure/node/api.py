@@ -28,6 +28,7 @@ from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
 from perdure.node.answers import NDJSON, body, errors_as_json, long, number, ok, stream
+from perdure.node.snapshots import Snapshots
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
 
@@ -99,6 +100,7 @@ class Api:
                 web.post("/v1/images/build", self.build_image),
             ]
         )
+        app.add_routes(Snapshots(self._home, self._sandboxes).routes())
         return app
 
     def _find(self, request: web.Request) -> Sandbox:

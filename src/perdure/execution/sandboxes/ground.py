@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from perdure.errors import PerdureError
+from perdure.errors import NotFound, PerdureError
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.snapshots import templates
 from perdure.execution.snapshots.templates import Template
@@ -88,6 +88,37 @@ class Ground:
                 if status.running and not status.answers and status.address == launcher.address:
                     _log.error("the emulated host is ended, as it hangs: %s", error)
                     await asyncio.to_thread(below.stop, self._home)
+
+    async def facts(self) -> dict[str, object]:
+        """What is known of this machine without starting anything, by the names of a snapshot's facts."""
+        found: dict[str, object] = {}
+        parts = self._assets or await asyncio.to_thread(assets.recorded, self._home)
+        if parts is not None:
+            found["firecracker"] = parts.firecracker_version
+        if self._launcher is not None:
+            try:
+                found["cpu_vendor"], found["cpu_family"] = await templates.cpu(self._launcher)
+            except PerdureError as error:
+                _log.info("the CPU below the line is not known: %s", error)
+        return found
+
+    def templates_in_use(self) -> set[str] | None:
+        """The names of templates that the next start may take; None: it is not known. Blocking."""
+        parts = self._assets or assets.recorded(self._home)
+        if parts is None:
+            return None
+        current = (parts.firecracker_version, *templates.kernel_digests(parts))
+        names = {template.name for template in self._templates.values()}
+        for path in self._home.templates.iterdir():
+            try:
+                facts = templates.facts_of(self._home.templates, path.name)
+                if (facts.firecracker, facts.kernel, facts.guestd) == current:
+                    names.add(path.name)
+            except NotFound:
+                continue  # no template, or one that is being built
+            except (PerdureError, OSError):
+                names.add(path.name)  # of another kind: not ours to judge
+        return names
 
     async def stand(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> tuple[Launcher, Template]:
         """A launcher that answers, and the warm template of this shape. Raises MachineFailed, Unavailable …"""

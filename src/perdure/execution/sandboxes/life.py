@@ -53,6 +53,7 @@ class Rooms:
     store: Store
     answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
+    named_by_others: Callable[[str, str], bool] = lambda digest, sandbox_id: False  # a fork's may name this one's
 
 
 class Life(ABC):

@@ -99,7 +99,7 @@ async def ensure(
     boot), NoSpace.
     """
     check_supported(assets.firecracker_version, memory_mib)
-    vendor, family = await _cpu(launcher)
+    vendor, family = await cpu(launcher)
     parts = f"{VERSION} {assets.digest} {vendor} {family} {vcpus} {memory_mib} {BOOT_ARGS}"
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
     try:
@@ -118,14 +118,15 @@ async def ensure(
         try:
             progress("Booting the template", 0, 3)
             await _boot(launcher, assets, folder, name, vcpus=vcpus, memory_mib=memory_mib, progress=progress)
+            kernel, guestd = await asyncio.to_thread(kernel_digests, assets)
             facts = Facts(
                 firecracker=assets.firecracker_version,
                 cpu_vendor=vendor,
                 cpu_family=family,
                 vcpus=vcpus,
                 memory_mib=memory_mib,
-                kernel=await asyncio.to_thread(_file_digest, assets.vmlinux),
-                guestd=await asyncio.to_thread(_file_digest, assets.guest_initrd),
+                kernel=kernel,
+                guestd=guestd,
             )
             await asyncio.to_thread(seal, folder, home.templates / name, facts)
         finally:
@@ -171,6 +172,22 @@ def load(folder: Path, name: str) -> Template:
             )
         _seen[place] = signature
     return template
+
+
+def facts_of(folder: Path, name: str) -> Facts:
+    """What a template was made with, its content not looked at. Raises NotFound, SnapshotInvalid."""
+    path = folder / name / "template.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Record).facts
+    except FileNotFoundError:
+        raise NotFound(f"template {name} is not in {folder}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotInvalid(f"{path} does not read: {error}") from None
+
+
+def kernel_digests(assets: Assets) -> tuple[str, str]:
+    """(kernel, guestd) as the facts of a template have them."""
+    return _file_digest(assets.vmlinux), _file_digest(assets.guest_initrd)
 
 
 async def _boot(
@@ -335,7 +352,7 @@ async def _alone(path: Path) -> AsyncIterator[None]:
         os.close(descriptor)
 
 
-async def _cpu(launcher: Launcher) -> tuple[str, int]:
+async def cpu(launcher: Launcher) -> tuple[str, int]:
     """(vendor, family) of the CPU below the line (proc_cpuinfo(5)); on Arm the implementer and the part."""
     known = _cpus.get(launcher.address)
     if known is None:
