@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import MachineFailed, PerdureError, SnapshotInvalid, Unavailable
-from perdure.execution.guest.session import GuestSession
+from perdure.execution.guest.session import GuestSession, Quiesced
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine, why_gone
@@ -38,12 +38,12 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     life.move("suspend")
     snapshot: Snapshot | None = None
     try:
-        await machine.outlives(session.quiesce(QUIESCE_BUDGET_S))
+        quiesced = await machine.outlives(session.quiesce(QUIESCE_BUDGET_S))
         await machine.request("pause")
         life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
         life.folder.capture.mkdir(mode=0o700)
         captured = await machine.request("capture", kind=kind, folder=str(life.folder.capture), end=False)
-        snapshot = await asyncio.to_thread(_pack, life, parent, position, captured)
+        snapshot = await asyncio.to_thread(_pack, life, parent, position, captured, quiesced)
         info = snapshot.info(total_s=time.monotonic() - began)
         kept = KeptSnapshot(
             info=info,
@@ -82,9 +82,15 @@ def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | 
     return template
 
 
-def _pack(life: Life, parent: Snapshot | Template, position: LogPosition | None, captured: dict[str, Any]) -> Snapshot:
+def _pack(
+    life: Life,
+    parent: Snapshot | Template,
+    position: LogPosition | None,
+    captured: dict[str, Any],
+    quiesced: Quiesced,
+) -> Snapshot:
     try:
-        return _packed(life, parent, position, captured)
+        return _packed(life, parent, position, captured, quiesced)
     except OSError as error:
         raise Unavailable(
             f"the snapshot of sandbox {life.name} could not be stored: {error}",
@@ -93,7 +99,11 @@ def _pack(life: Life, parent: Snapshot | Template, position: LogPosition | None,
 
 
 def _packed(
-    life: Life, parent: Snapshot | Template, position: LogPosition | None, captured: dict[str, Any]
+    life: Life,
+    parent: Snapshot | Template,
+    position: LogPosition | None,
+    captured: dict[str, Any],
+    quiesced: Quiesced,
 ) -> Snapshot:
     return capture.pack(
         life.rooms.store,
@@ -107,6 +117,7 @@ def _packed(
         position=position,
         pause_s=float(captured.get("pause_s", 0.0)),
         working_set=captured.get("pager", {}).get("working_set", []),
+        memory_use=quiesced.memory_use,
     )
 
 
