@@ -111,7 +111,7 @@ class Ground:
         names = {template.name for template in self._templates.values()}
         for path in self._home.templates.iterdir():
             try:
-                facts = templates.facts_of(self._home.templates, path.name)
+                _, facts = templates.described(self._home.templates, path.name)
                 if (facts.firecracker, facts.kernel, facts.guestd) == current:
                     names.add(path.name)
             except NotFound:

@@ -30,6 +30,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import NoSpace, NotFound, PerdureError, SnapshotInvalid
+from perdure.execution.snapshots import sweep
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 from perdure.reports import Swept
@@ -262,64 +263,18 @@ class Store:
         return self.sweep(lambda digest: digest in unwanted).blob_bytes if unwanted else 0
 
     def sweep(self, unneeded: Callable[[str], bool], *, dry_run: bool = False) -> Swept:
-        """Forget the manifests for whose digest ``unneeded`` says so, then delete all that no other manifest needs.
+        """Forget the manifests for whose digest ``unneeded`` says so, and delete all that no other one needs.
 
-        Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked. What is being read
-        stays, as does every blob while a manifest that stays does not read. A crash leaves blobs that nobody needs.
+        Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
         """
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
-            swept = Swept(left_over=self._delete("ingest", set(), dry_run)[0])
-            going = [digest for digest in dict.fromkeys(entry.digest for entry in index.manifests) if unneeded(digest)]
-            swept.leased = [digest for digest in going if self._is_read(digest.removeprefix("sha256:"))]
-            swept.forgotten = [digest for digest in going if digest not in swept.leased]
-            index.manifests = [entry for entry in index.manifests if entry.digest not in swept.forgotten]
-            if swept.forgotten and not dry_run:
+
+            def keep(manifests: list[Descriptor]) -> None:
+                index.manifests = manifests
                 self._replace(self.folder / "index.json", msgspec.json.encode(index))
-            kept = {entry.digest for entry in index.manifests}
-            needed = self._mark(kept, swept)
-            swept.working_sets, _ = self._delete("working-sets", _names(kept), dry_run)
-            held = {path.name for path in (self.folder / "leases").iterdir() if self._is_read(path.name)}
-            self._delete("leases", held, dry_run)
-            if swept.unreadable:
-                _log.warning("no blobs are deleted: these snapshots do not read: %s", swept.unreadable)
-            else:
-                swept.blobs, swept.blob_bytes = self._delete("blobs/sha256", _names(needed), dry_run)
-                self._delete("remotes", _names(needed), dry_run)
-            return swept
 
-    def _mark(self, kept: Iterable[str], swept: Swept) -> set[str]:
-        """The digests of all blobs that these manifests need, themselves included."""
-        needed = set()
-        for digest in kept:
-            try:
-                data = self.blob_path(digest).read_bytes()
-                if digest_of(data) != digest:
-                    raise SnapshotInvalid("it does not have its digest: it was damaged or changed")
-                needed |= {digest, *(blob.digest for blob in manifest.blobs_of(data))}
-            except (PerdureError, OSError) as error:
-                swept.unreadable[digest] = str(error)
-        return needed
-
-    def _is_read(self, name: str) -> bool:
-        """Somebody holds the lease of this name. Only under the exclusive lock."""
-        try:
-            if (self.folder / "leases" / name).exists():
-                with self._locked(f"leases/{name}", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    pass
-        except BlockingIOError:
-            return True
-        return False
-
-    def _delete(self, part: str, but: set[str], dry_run: bool) -> tuple[int, int]:
-        """(number, bytes) of the files in a folder of the store that are deleted: all but those of these names."""
-        count = size = 0
-        for path in (self.folder / part).iterdir():
-            if path.name not in but:
-                count, size = count + 1, size + path.stat().st_size
-                if not dry_run:
-                    path.unlink()
-        return count, size
+            return sweep.sweep(self.folder, index.manifests, unneeded, keep=None if dry_run else keep)
 
     def _index(self) -> _Index:
         try:
@@ -381,10 +336,6 @@ class Store:
                     path.unlink(missing_ok=True)
         except BlockingIOError:
             pass
-
-
-def _names(digests: Iterable[str]) -> set[str]:
-    return {digest.removeprefix("sha256:") for digest in digests}
 
 
 def _damaged(descriptor: Descriptor, path: Path) -> str:

@@ -174,11 +174,12 @@ def load(folder: Path, name: str) -> Template:
     return template
 
 
-def facts_of(folder: Path, name: str) -> Facts:
-    """What a template was made with, its content not looked at. Raises NotFound, SnapshotInvalid."""
+def described(folder: Path, name: str) -> tuple[str, Facts]:
+    """(digest, what it was made with) of a template, its content not looked at. Raises NotFound, SnapshotInvalid."""
     path = folder / name / "template.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Record).facts
+        record = msgspec.json.decode(path.read_bytes(), type=_Record)
+        return record.digest, record.facts
     except FileNotFoundError:
         raise NotFound(f"template {name} is not in {folder}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:

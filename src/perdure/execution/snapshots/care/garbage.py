@@ -15,6 +15,7 @@ from pathlib import Path
 
 from perdure.errors import PerdureError
 from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import described
 from perdure.host.progress import Progress, silent
 from perdure.reports import Swept
 
@@ -59,13 +60,14 @@ def collect(
 
 
 def _needed_templates(store: Store, swept: Swept) -> set[str] | None:
-    """Those that snapshots lie over which stay; None: one does not read, so it is not known."""
+    """Names and digests of those that snapshots lie over which stay; None: one does not read, so it is not known."""
     needed = set()
     for digest in store.digests():
         if digest in swept.forgotten:
             continue  # in a dry run it is still there
         try:
-            needed.add(store.get(digest).config.template)
+            config = store.get(digest).config
+            needed |= {config.template, config.template_digest}
         except (PerdureError, OSError) as error:
             swept.unreadable.setdefault(digest, str(error))
     return None if swept.unreadable else needed
@@ -78,8 +80,16 @@ def _unneeded(folder: Path, needed: set[str]) -> Iterator[Path]:
         if path.name.endswith(_NEW):
             if not _is_locked(path.with_name(path.name.removesuffix(_NEW) + ".lock")):
                 yield path
-        elif path.name.endswith(_GONE) or path.name not in needed:
+        elif path.name.endswith(_GONE) or not {path.name, _digest(folder, path.name)} & needed:
             yield path
+
+
+def _digest(folder: Path, name: str) -> str:
+    """Of its content: a template that came from another machine may have another name here."""
+    try:
+        return described(folder, name)[0]
+    except (PerdureError, OSError):
+        return name
 
 
 def _is_locked(path: Path) -> bool:

@@ -255,6 +255,13 @@ def test_templates_in_use_and_being_built_stay(bench: Bench, line: list[Snapshot
     assert len(unknown.forgotten) == 4
 
 
+def test_a_template_under_another_name_stays_for_its_content(bench: Bench, line: list[Snapshot]) -> None:
+    """One that came from another machine is in a folder of its own; snapshots name it as it was called there."""
+    (bench.templates / "warm").rename(bench.templates / "warm-0123456789abcdef")
+    assert collect(bench, line[3]).templates == []
+    assert (bench.templates / "warm-0123456789abcdef").exists()
+
+
 def test_notes_on_layers_kept_elsewhere_go_with_them(bench: Bench, line: list[Snapshot]) -> None:
     folder = bench.store.folder / "remotes"
     folder.mkdir(exist_ok=True)
