@@ -108,6 +108,7 @@ class _Verifier:
         self._needed: set[str] = set()
         self._snapshots = self._restored = 0
         self._orphans = (0, 0)
+        self._laid: dict[tuple[int, bytes], tuple[list[str], list[Run]]] = {}  # the last chain of each base, flattened
 
     def report(self) -> Verification:
         self._progress("Verifying", 1, 1)
@@ -293,11 +294,26 @@ class _Verifier:
             self._blame(f"{name} map of {what}", error, LOST)
             return
         if len(maps) == len(record.layers) and below is not None:
-            expected = _laid_over(below, maps)
+            expected = self._laid_over(kind, base, record, below, maps)
             if flat != expected:
                 first = min(run.first for run in set(flat) ^ set(expected))
                 problem = f"from block {first} on it does not say what the layers say"
                 self._find(f"{name} map of {what}", problem, hint="A restore would read wrong blocks. " + LOST)
+
+    def _laid_over(
+        self, kind: int, base: bytes, record: Space, below: Sequence[Run], maps: Sequence[BlockMap]
+    ) -> list[Run]:
+        """The maps of the layers over each other. The next snapshot of a line goes on from the one before it."""
+        chain = [layer.digest for layer in record.layers]
+        known, flat = self._laid.get((kind, base), ([], []))
+        if not known or known != chain[: len(known)]:
+            known, flat = [], list(below)
+        for number in range(len(known), len(maps)):
+            runs = maps[number].runs
+            upper = [run if run.source == ZERO else run._replace(source=LAYER + number) for run in runs]
+            flat = blockmap.laid_over(flat, upper)
+        self._laid[kind, base] = (chain, flat)
+        return flat
 
 
 def _flat_map(data: bytes, record: Space, kind: int, base: bytes) -> list[Run]:
@@ -307,11 +323,3 @@ def _flat_map(data: bytes, record: Space, kind: int, base: bytes) -> list[Run]:
     if flat.base != base:
         raise SnapshotInvalid(f"it was made over {flat.base.hex()}, not over {base.hex()}: wrong base")
     return flat.runs
-
-
-def _laid_over(below: Sequence[Run], maps: Sequence[BlockMap]) -> list[Run]:
-    flat = list(below)
-    for number, held in enumerate(maps):
-        upper = [run if run.source == ZERO else run._replace(source=LAYER + number) for run in held.runs]
-        flat = blockmap.laid_over(flat, upper)
-    return flat
