@@ -32,6 +32,7 @@ MAGIC = b"PDBM"
 HEADER = struct.Struct("<4sHBBBBHIII32sII")
 NO_BASE = bytes(32)  # the base is zeros
 BLOCKS_MAX = 1 << 31
+COLUMNS_BYTES_MAX = 64 << 20  # decompressed; a guest of 64 GiB of which every second block changed needs 33 MB
 
 
 class Run(NamedTuple):
@@ -153,6 +154,8 @@ def decode(data: bytes) -> BlockMap:
         raise SnapshotInvalid("the block map's header has values that are not defined")
     if not 0 < blocks <= BLOCKS_MAX or count > blocks or length > count * 20 or (role == ROLE_LAYER and layers != 1):
         raise SnapshotInvalid("the block map's sizes contradict each other")
+    if length > COLUMNS_BYTES_MAX:
+        raise SnapshotInvalid(f"the block map's columns have {length} bytes, more than any map of ours")
     runs = _decode_columns(_plain(body, length), count, LAYER + layers)
     if runs and runs[-1].first + runs[-1].length > blocks:
         raise SnapshotInvalid("the block map reaches beyond the end of its space")

@@ -60,15 +60,16 @@ class Snapshots:
     # -- finding ------------------------------------------------------------------------------------------------------
     async def _find(self, request: web.Request) -> str:
         """The digest that REF means: itself, a tag, a sandbox (its newest snapshot), or a unique beginning."""
-        return await asyncio.to_thread(self._digest, request.match_info["ref"])
+        digests, tags = await asyncio.to_thread(lambda: (self._store.digests(), self._store.tags()))
+        return self._digest(request.match_info["ref"], digests, tags)
 
-    def _digest(self, ref: str) -> str:
-        digests, hexadecimal = self._store.digests(), ref.removeprefix("sha256:")
+    def _digest(self, ref: str, digests: _Texts, tags: dict[str, str]) -> str:
+        hexadecimal = ref.removeprefix("sha256:")
         exact = f"sha256:{hexadecimal}"
         if exact in digests:
             return exact
-        if self._store.tags().get(ref) in digests:
-            return self._store.tags()[ref]
+        if tags.get(ref) in digests:
+            return tags[ref]
         matches = [digest for digest in digests if hexadecimal and digest.startswith(exact)]
         sandbox = None if ref.startswith("sha256:") else self._sandbox(ref)
         if sandbox is not None and ref not in (sandbox.id, sandbox.name) and matches:
@@ -113,16 +114,16 @@ class Snapshots:
 
     def _summaries(self) -> _Summaries:
         names, tags = self._names(), _by_digest(self._store.tags())
-        found = []
+        found: list[SnapshotSummary] = []
+        replaced: dict[str, str] = {}
         for digest in self._store.digests():
             try:
-                found.append(self._summary(self._store.get(digest), names, tags))
-            except NotFound as error:
-                if self._store.blob_path(digest).exists() or digest in self._store.digests():
-                    found.append(SnapshotSummary(digest=digest, problem=error.message))  # else: removed meanwhile
+                snapshot = self._store.get(digest)
+                found.append(self._summary(snapshot, names, tags))
+                replaced |= dict.fromkeys(snapshot.config.replaces, digest)
             except (PerdureError, OSError) as error:
                 found.append(SnapshotSummary(digest=digest, problem=getattr(error, "message", str(error))))
-        return found
+        return [msgspec.structs.replace(one, parent=replaced.get(one.parent, one.parent)) for one in found]
 
     def _summary(self, snapshot: Snapshot, names: dict[str, str], tags: dict[str, _Texts]) -> SnapshotSummary:
         config = snapshot.config
@@ -236,22 +237,20 @@ class Snapshots:
             )
         else:
             freed = await asyncio.to_thread(self._store.remove, [digest])
+            if digest in await asyncio.to_thread(self._store.digests):
+                raise Conflict(f"snapshot {digest} is being read", hint="Try again when that is done.")
         self._sandboxes.tell("snapshot.removed", digest=digest, freed_bytes=freed)
         return ok({"digest": digest, "freed_bytes": freed})
 
     async def collect(self, request: web.Request) -> web.StreamResponse:
         wish = await body(request, _Collect)
 
-        def in_use() -> set[str] | None:
-            current = self._sandboxes.ground.templates_in_use()
-            return current and current | {sandbox.record.template for sandbox in self._sandboxes.all()}
-
         def work(progress: Progress) -> Any:
             return garbage.collect(
                 self._store,
                 named=self._sandboxes.names,
                 templates=self._home.templates,
-                templates_in_use=in_use,
+                templates_in_use=self._sandboxes.templates_in_use,
                 dry_run=wish.dry_run,
                 progress=progress,
             )

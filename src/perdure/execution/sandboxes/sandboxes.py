@@ -176,7 +176,14 @@ class Sandboxes:
             return True  # whose it is does not read: it is looked at again when nobody is busy
 
     def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
-        return any(one.record.names(digest) for one in self._sandboxes.values() if one.id != sandbox_id)
+        return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
+
+    def templates_in_use(self) -> set[str] | None:
+        """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
+        current = self.ground.templates_in_use()
+        if current is None:
+            return None
+        return current | {sandbox.record.template for sandbox in list(self._sandboxes.values())}
 
     @property
     def store(self) -> Store:

@@ -192,6 +192,23 @@ async def test_unnamed_ones_are_dropped_at_a_start_unless_a_fork_names_them(
     assert lost.digest not in bench.store.digests()
 
 
+@pytest.mark.parametrize(
+    ("current", "expected"), [(None, None), (set(), {"warm", "old"}), ({"new"}, {"warm", "old", "new"})]
+)
+async def test_templates_in_use(every: Sandboxes, make: Make, line: Any, current: Any, expected: Any) -> None:
+    """A running sandbox has no snapshot that names its template; without any of today's it is needed all the same."""
+
+    class Ground:
+        def templates_in_use(self) -> Any:
+            return current
+
+    ground: Any = Ground()
+    every.ground = ground
+    make(BOX, line, template="warm")
+    make(FORK, line, template="old", state=SandboxState.RUNNING)
+    assert every.templates_in_use() == expected
+
+
 async def test_removal_waits_for_a_sweep_and_not_the_other_way(make: Make, bench: Bench, line: Any) -> None:
     """No two of them wait for each other, whatever they hold."""
     box = make(BOX, line)

@@ -10,7 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from perdure.errors import PerdureError
@@ -46,10 +46,11 @@ def collect(
 
     swept = store.sweep(unneeded, dry_run=dry_run)
     if templates is not None and templates.is_dir():
+        there = sorted(templates.iterdir())  # first: one that is built from now on is not looked at
         in_use = templates_in_use()
         needed = _needed_templates(store, swept)
         if in_use is not None and needed is not None:
-            for path in _unneeded(templates, in_use | needed):
+            for path in _unneeded(there, in_use | needed):
                 progress("Collecting garbage", 0, 0)
                 swept.templates.append(path.name)
                 swept.template_bytes += _size(path)
@@ -73,23 +74,23 @@ def _needed_templates(store: Store, swept: Swept) -> set[str] | None:
     return None if swept.unreadable else needed
 
 
-def _unneeded(folder: Path, needed: set[str]) -> Iterator[Path]:
-    for path in sorted(folder.iterdir()):
+def _unneeded(there: Iterable[Path], needed: set[str]) -> Iterator[Path]:
+    for path in there:
         if not path.is_dir():
             continue
         if path.name.endswith(_NEW):
             if not _is_locked(path.with_name(path.name.removesuffix(_NEW) + ".lock")):
                 yield path
-        elif path.name.endswith(_GONE) or not {path.name, _digest(folder, path.name)} & needed:
+        elif path.name.endswith(_GONE) or not {path.name, _digest(path)} & needed:
             yield path
 
 
-def _digest(folder: Path, name: str) -> str:
-    """Of its content: a template that came from another machine may have another name here."""
+def _digest(template: Path) -> str:
+    """Of its content: one that came from another machine may have another name here."""
     try:
-        return described(folder, name)[0]
+        return described(template.parent, template.name)[0]
     except (PerdureError, OSError):
-        return name
+        return template.name
 
 
 def _is_locked(path: Path) -> bool:
