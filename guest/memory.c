@@ -55,7 +55,9 @@ static int largest(struct process *kept) {
     snprintf(path, sizeof path, "%s/cgroup.procs", guestd.cgroup);
     if (!read_file(path, listed, sizeof listed))
         return 0;
-    char *at = listed;
+    char *end = strrchr(listed, '\n'), *at = listed;
+    if (end)
+        *end = 0;  // the last number may be cut off
     for (long pid; seen < LOOKED_AT && (pid = strtol(at, &at, 10)) > 0; seen++) {
         struct process process;
         if (!look_at(pid, &process))

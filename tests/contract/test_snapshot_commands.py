@@ -174,7 +174,7 @@ def test_tree(node: Node) -> None:
 
 
 def test_verify(node: Node) -> None:
-    assert node.said("verify", "box").startswith("box: sound: 1 snapshots, ")
+    assert node.said("verify", "box").startswith("box: sound: 1 snapshot, ")
     assert node.said("verify").startswith("the store: sound: 4 snapshots, ")
     assert node.said("verify", "-q") == ""
     path = node.bench.store.blob_path(node.line[0].memory.layers[0].digest)
@@ -276,7 +276,7 @@ def test_gc(node: Node) -> None:
     node.bench.store.add(b"left by a crash", "x/y")
     dry = node.said("gc", "--dry-run")
     assert dry.splitlines()[0] == short(unnamed)
-    assert "Would delete: 1 snapshots, 5 blobs" in dry
+    assert "Would delete: 1 snapshot, 5 blobs" in dry
     assert node.bench.store.get(unnamed.digest) == unnamed
     assert json.loads(node.said("gc", "--dry-run", "--format", "json"))["forgotten"] == [unnamed.digest]
     assert node.said("gc", "-q") == f"{short(unnamed)}\n"

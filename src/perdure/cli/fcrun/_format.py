@@ -94,3 +94,8 @@ def ago(moment: float | None, clock: Callable[[], float] = time.time) -> str:
 def digest(name: str, *, short: bool = True) -> str:
     """A digest as lists show it: its first twelve digits, or all of it. Other names stay as they are."""
     return name.removeprefix("sha256:")[:12] if short and name.startswith("sha256:") else name
+
+
+def count(number: int, what: str) -> str:
+    """So many of a thing: "1 layer", "2 layers"."""
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -51,13 +51,13 @@ def _report(swept: Swept, *, dry_run: bool) -> None:
     for digest in swept.leased:
         print(f"{_format.digest(digest)} is being read: the next time")
     counts = {
-        "snapshots": len(swept.forgotten),
-        "blobs": swept.blobs,
-        "working sets": swept.working_sets,
-        "unfinished files": swept.left_over,
-        "templates": len(swept.templates),
+        "snapshot": len(swept.forgotten),
+        "blob": swept.blobs,
+        "working set": swept.working_sets,
+        "unfinished file": swept.left_over,
+        "template": len(swept.templates),
     }
-    listed = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    listed = ", ".join(_format.count(number, what) for what, number in counts.items() if number)
     done = "Would delete" if dry_run else "Deleted"
     freed = _format.size(swept.blob_bytes + swept.template_bytes)
     print(f"{done}: {listed or 'nothing'}. {'It would free' if dry_run else 'Freed'} {freed}.")

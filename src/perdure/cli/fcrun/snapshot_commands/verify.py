@@ -58,13 +58,13 @@ def _line(finding: Finding) -> str:
 
 def _summary(ref: str | None, report: Verification) -> str:
     what = "the store" if ref is None else ref
-    verdict = f"{len(report.findings)} findings" if report.findings else "sound"
-    read = f"{report.snapshots} snapshots, {report.blobs} blobs ({_format.size(report.blob_bytes)})"
+    verdict = _format.count(len(report.findings), "finding") if report.findings else "sound"
+    read = f"{_format.count(report.snapshots, 'snapshot')}, {report.blobs} blobs ({_format.size(report.blob_bytes)})"
     text = f"{what}: {verdict}: {read}, {report.frames} frames ({_format.size(report.content_bytes)}) read"
     if report.restored:
         text += f", {report.restored} restored"
     if report.remote:
-        text += f"; {len(report.remote)} layers are kept elsewhere and were not read"
+        text += f"; not read, as they are kept elsewhere: {_format.count(len(report.remote), 'layer')}"
     if report.orphans:
-        text += f"; {report.orphans} blobs ({_format.size(report.orphan_bytes)}) that nobody needs: fcrun snapshot gc"
+        text += f"; nobody needs {_format.count(report.orphans, 'blob')} ({_format.size(report.orphan_bytes)}): fcrun snapshot gc"
     return text
