@@ -66,5 +66,6 @@ def _summary(ref: str | None, report: Verification) -> str:
     if report.remote:
         text += f"; not read, as they are kept elsewhere: {_format.count(len(report.remote), 'layer')}"
     if report.orphans:
-        text += f"; nobody needs {_format.count(report.orphans, 'blob')} ({_format.size(report.orphan_bytes)}): fcrun snapshot gc"
+        orphans = f"{_format.count(report.orphans, 'blob')} ({_format.size(report.orphan_bytes)})"
+        text += f"; nobody needs {orphans}: fcrun snapshot gc"
     return text
