@@ -4,7 +4,7 @@
 //   requests.c  requests are done once              process.c  processes and their streams
 //   calls.c     the HTTP door and its calls         spawn.c    the child's side: user, cwd, PATH, exec
 //   http.c      parser of HTTP/1.1 requests         files.c    file tools, run as children
-//   frames.c bytes.c loop.c                         the pieces below all that
+//   memory.c    who has the machine's memory        frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -85,6 +85,9 @@ bool drives_ready(void);
 int root_open(const char *path, int flags, mode_t mode);  // a path inside the workload's root, whatever links it holds
 void identity_write(const char *hostname, const char *machine_id);
 void network_files(const char *hostname);
+
+// memory.c
+size_t memory_report(char *out, size_t size);  // its length; 0: nothing is known
 
 // system.c
 void system_configure(struct reader *frame);

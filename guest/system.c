@@ -17,7 +17,7 @@
 
 #include "guestd.h"
 
-enum { POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200 };
+enum { REPORT = 240, FLAGS_END = 8, POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200 };
 
 static bool write_to(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -91,7 +91,9 @@ static struct {
     int64_t deadline_ms;
     uint32_t done;
     pid_t child;
-    struct watch progress;  // the child writes the flag of each thing that it has done
+    struct watch progress;  // the child writes the flag of each thing that it has done, then its report
+    char report[REPORT];
+    size_t reported;
     struct timer timer;
 } quiescing = {.progress.fd = -1};
 
@@ -134,13 +136,18 @@ static void quiesce_deadline(struct timer *timer) {
 
 static void quiesce_progress(struct watch *watch, uint32_t events) {
     (void)events;
-    uint8_t flag;
-    ssize_t count = read(watch->fd, &flag, 1);
-    if (count == 1) {
-        quiescing.done |= flag;
-    } else if (count == 0) {
+    uint8_t data[REPORT];
+    ssize_t count = read(watch->fd, data, sizeof data);
+    for (ssize_t i = 0; i < count; i++) {
+        if (data[i] < FLAGS_END)  // no byte of the report is that small
+            quiescing.done |= data[i];
+        else if (quiescing.reported < REPORT - 1)
+            quiescing.report[quiescing.reported++] = (char)data[i];
+    }
+    if (count == 0) {
         quiescing.child = 0;
-        quiesce_end(REPLY_OK, "");
+        quiescing.report[quiescing.reported] = 0;
+        quiesce_end(REPLY_OK, quiescing.report);
     }
 }
 
@@ -153,6 +160,8 @@ static _Noreturn void clean(int report) {
     flag = QUIESCED_DROPPED;
     if (!guestd.test && write_to("/proc/sys/vm/drop_caches", "3"))
         (void)!write(3, &flag, 1);
+    char text[REPORT];
+    (void)!write(3, text, memory_report(text, sizeof text));
     _exit(0);
 }
 
@@ -189,6 +198,7 @@ void system_quiesce(struct reader *frame) {
     quiescing.deadline_ms = now_ms() + budget_ms;
     quiescing.done = 0;
     quiescing.child = 0;
+    quiescing.reported = 0;
     freeze(true);
     quiesce_step(&quiescing.timer);
 }

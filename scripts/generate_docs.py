@@ -5,7 +5,6 @@ With ``--check`` nothing is written: a page that differs from the code is named,
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -22,9 +21,8 @@ HEADER = "<!-- Written by `make docs` from the code; do not edit. -->\n\n"
 def commands_page(program: ModuleType, title: str, intro: str) -> str:
     """One page for a command line: every command's help as it prints it."""
     page = [HEADER, f"# {title}\n\n{intro}\n"]
-    for name in program.command_names():
-        parser: argparse.ArgumentParser = program.parser_of(program.command_module(name))
-        page.append(f"\n## {parser.prog}\n\n```text\n{parser.format_help().rstrip()}\n```\n")
+    for name, text in program.PROGRAM.pages():
+        page.append(f"\n## {name}\n\n```text\n{text.rstrip()}\n```\n")
     return "".join(page)
 
 

@@ -110,6 +110,26 @@ class LogPosition(Frozen, frozen=True, kw_only=True):
     epoch: int
 
 
+class ProcessMemory(Frozen, frozen=True, kw_only=True):
+    """What one process in a guest has of its memory for itself."""
+
+    pid: int
+    name: str  # as the kernel has it: at most 15 bytes
+    anonymous_kib: int
+
+
+class MemoryUse(Frozen, frozen=True, kw_only=True):
+    """Who had a guest's memory when it was captured, as the guest's kernel counts it (proc_meminfo(5))."""
+
+    total_kib: int
+    free_kib: int
+    page_cache_kib: int  # Cached and Buffers, without Shmem
+    shared_kib: int  # Shmem: tmpfs and shared memory
+    anonymous_kib: int  # AnonPages: of all processes
+    kernel_kib: int  # Slab, PageTables, KernelStack
+    processes: list[ProcessMemory] = []  # the largest, the largest first
+
+
 class SnapshotInfo(Frozen, frozen=True, kw_only=True):
     """A snapshot, as lists and answers show it. Sizes are of what it stored beyond its parent."""
 

@@ -2,6 +2,8 @@
 
 A command's module has ``NAME``, ``HELP`` (one line), ``GROUP``, ``configure(parser)`` and ``run(options)``, which gives
 the exit status; it imports what is heavy inside ``run``. Modules whose names begin with ``_`` are no commands.
+
+A module with ``PROGRAM`` instead of ``configure`` and ``run`` is a group: its commands are those of that program.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import importlib
 import keyword
 import os
 import sys
+from collections.abc import Iterator
 from types import ModuleType
 from typing import NoReturn
 
@@ -62,6 +65,17 @@ class Program:
         command.configure(parser)
         return parser
 
+    def pages(self) -> Iterator[tuple[str, str]]:
+        """(full name, help) of every command, those of groups after the group's own."""
+        for name in self.command_names():
+            command = self.command_module(name)
+            if (group := _group(command)) is not None:
+                yield group.name, group.overview()
+                yield from group.pages()
+            else:
+                parser = self.parser_of(command)
+                yield parser.prog, parser.format_help()
+
     def _status(self, usual: int) -> int:
         """The exit status of a failure of our own."""
         return DOCKER_FAILED if self._docker and usual not in (126, 127) else usual
@@ -73,7 +87,7 @@ class Program:
         if argv[:1] == ["help"] and len(argv) > 1 and argv[1] in names:
             argv = [argv[1], "--help"]
         if not argv or argv[0] in ("-h", "--help", "help"):
-            sys.stdout.write(self._overview())
+            sys.stdout.write(self.overview())
             return 0
         if argv[0] in ("-v", "--version") or (argv[0] == "version" and "version" not in names):
             from perdure import __version__
@@ -83,6 +97,8 @@ class Program:
         if argv[0] not in names:
             return self._unknown(argv[0], names)
         command = self.command_module(argv[0])
+        if (group := _group(command)) is not None:
+            return group.main(argv[1:])
         sys.unraisablehook = _unraisable
         try:
             options = self.parser_of(command).parse_args(argv[1:])
@@ -116,7 +132,8 @@ class Program:
         sys.stderr.write(f"{self.name}: '{name}' is not a {self.name} command\n  {hint}\n")
         return self._status(2)
 
-    def _overview(self) -> str:
+    def overview(self) -> str:
+        """What it prints when it is given no command."""
         commands = [self.command_module(name) for name in self.command_names()]
         text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
         for group in self.groups:
@@ -124,3 +141,8 @@ class Program:
             text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<10}  {command.HELP}\n" for command in members))
         text.append(f"\nRun '{self.name} COMMAND --help' for more on a command.\n")
         return "".join(text)
+
+
+def _group(command: ModuleType) -> Program | None:
+    found = getattr(command, "PROGRAM", None)
+    return found if isinstance(found, Program) else None

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.errors import PerdureError, Unavailable, from_json
 from perdure.formats.logs import STDERR as STDERR
@@ -109,6 +110,8 @@ class NodeClient:
             service="the node daemon (fcrund)",
             hint=f"its log is {home.run / 'fcrund.log'}; any fcrun command starts it again",
         )
+
+        self.store = StoreClient(self._http, progress)
 
     # -- the node ---------------------------------------------------------------------------------------------------
     def system(self, timeout_s: float | None = None) -> dict[str, Any]:

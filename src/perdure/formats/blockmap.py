@@ -2,6 +2,9 @@
 
 Two roles share one encoding. In a *layer*'s map a run is data of this layer or explicit zeros, and a block in no run
 is the parent's. In a *flat* map runs name the template or one of several layers, and a block in no run is zeros.
+
+Version 2 is only for layers whose data is not in the order of its blocks (a compacted one is in the order of first
+touch). Everything else is written as version 1, which older programs read.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ LAYER = 2  # layer i is LAYER + i; in a layer's own map: itself
 
 MEMORY, DISK = 1, 2  # kinds
 ROLE_LAYER, ROLE_FLAT = 1, 2
-VERSION = 1
+IN_ORDER, MOVED = 1, 2  # versions
 BLOCK_SHIFT = 12
 MAGIC = b"PDBM"
 # magic, version, kind, role, block shift, -, layers, blocks, runs, packed blocks, base, length of columns, crc32
 HEADER = struct.Struct("<4sHBBBBHIII32sII")
 NO_BASE = bytes(32)  # the base is zeros
 BLOCKS_MAX = 1 << 31
+COLUMNS_BYTES_MAX = 64 << 20  # decompressed; a guest of 64 GiB of which every second block changed needs 33 MB
 
 
 class Run(NamedTuple):
@@ -102,22 +106,29 @@ def laid_over(lower: Sequence[Run], upper: Sequence[Run]) -> list[Run]:
 
 
 def encode(runs: Sequence[Run], *, kind: int, role: int, blocks: int, layers: int, base: bytes = NO_BASE) -> bytes:
-    """The bytes of a map. Runs are in order of their blocks and do not overlap."""
+    """The bytes of a map. Runs are in order of their blocks and do not overlap.
+
+    In a layer's map they may name its data in any order, and several may name the same, but all of it is named.
+    """
     columns = (bytearray(), bytearray(), bytearray(), bytearray())  # gap, count, source, at
     expected: dict[int, int] = {}
     end = packed = 0
+    version = IN_ORDER
     for run in runs:
         _put(columns[0], run.first - end)
         _put(columns[1], run.length)
         _put(columns[2], run.source)
         if run.source >= LAYER:
-            _put(columns[3], _zigzag(run.at - expected.get(run.source, 0)))
+            move = run.at - expected.get(run.source, 0)
+            if move and role == ROLE_LAYER:
+                version = MOVED
+            _put(columns[3], _zigzag(move))
             expected[run.source] = run.at + run.length
-            packed += run.length
+            packed = max(packed, run.at + run.length)
         end = run.first + run.length
     plain = b"".join(columns)
     body = zstandard.ZstdCompressor(level=3, write_checksum=False).compress(plain)
-    fields = (MAGIC, VERSION, kind, role, BLOCK_SHIFT, 0, layers, blocks, len(runs))
+    fields = (MAGIC, version, kind, role, BLOCK_SHIFT, 0, layers, blocks, len(runs))
     packed = packed if role == ROLE_LAYER else 0
     unsummed = HEADER.pack(*fields, packed, base, len(plain), 0)
     return HEADER.pack(*fields, packed, base, len(plain), zlib.crc32(body, zlib.crc32(unsummed))) + body
@@ -131,9 +142,9 @@ def decode(data: bytes) -> BlockMap:
     magic, version, kind, role, shift, unused, layers, blocks, count, packed, base, length, checksum = fields
     if magic != MAGIC:
         raise SnapshotInvalid("this is not a block map of ours")
-    if version != VERSION:
+    if version not in (IN_ORDER, MOVED):
         raise SnapshotInvalid(
-            f"the block map has format version {version}; this program reads version {VERSION}",
+            f"the block map has format version {version}; this program reads versions {IN_ORDER} and {MOVED}",
             hint="Update Perdure: the snapshot was made by a newer version.",
         )
     body = data[HEADER.size :]
@@ -143,20 +154,30 @@ def decode(data: bytes) -> BlockMap:
         raise SnapshotInvalid("the block map's header has values that are not defined")
     if not 0 < blocks <= BLOCKS_MAX or count > blocks or length > count * 20 or (role == ROLE_LAYER and layers != 1):
         raise SnapshotInvalid("the block map's sizes contradict each other")
+    if length > COLUMNS_BYTES_MAX:
+        raise SnapshotInvalid(f"the block map's columns have {length} bytes, more than any map of ours")
     runs = _decode_columns(_plain(body, length), count, LAYER + layers)
     if runs and runs[-1].first + runs[-1].length > blocks:
         raise SnapshotInvalid("the block map reaches beyond the end of its space")
     if role == ROLE_LAYER:
-        data_at = 0
-        for run in runs:
-            if run.source == BASE or (run.source == LAYER and run.at != data_at):
-                raise SnapshotInvalid("the block map's data is not in the order of its blocks")
-            data_at += run.length if run.source == LAYER else 0
-        if data_at != packed:
-            raise SnapshotInvalid("the block map does not name as many blocks as the layer holds")
-    elif packed or any(run.source == ZERO for run in runs):
+        _check_data(runs, packed, in_order=version == IN_ORDER)
+    elif packed or version != IN_ORDER or any(run.source == ZERO for run in runs):
         raise SnapshotInvalid("a flat map with data or explicit zeros of its own")
     return BlockMap(kind, role, blocks, layers, packed, base, runs)
+
+
+def _check_data(runs: Sequence[Run], packed: int, *, in_order: bool) -> None:
+    """All data of the layer, and nothing else, is named; in version 1 once, in the order of the blocks."""
+    named = [(run.at, run.at + run.length) for run in runs if run.source == LAYER]
+    if any(run.source == BASE for run in runs):
+        raise SnapshotInvalid("a layer's block map with blocks of the template")
+    data_at = 0
+    for at, end in named if in_order else sorted(named):
+        if at > data_at or (in_order and at != data_at):
+            raise SnapshotInvalid("the block map's data is not in the order of its blocks, or not all of it is named")
+        data_at = max(data_at, end)
+    if data_at != packed:
+        raise SnapshotInvalid("the block map does not name as many blocks as the layer holds")
 
 
 def _plain(body: bytes, length: int) -> bytes:

@@ -11,7 +11,7 @@ import hashlib
 import msgspec
 
 from perdure.errors import SnapshotInvalid
-from perdure.model import Frozen, LogPosition, SandboxSpec, SnapshotInfo
+from perdure.model import Frozen, LogPosition, MemoryUse, SandboxSpec, SnapshotInfo
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 ARTIFACT = "application/vnd.perdure.snapshot.v1"
@@ -89,6 +89,8 @@ class Config(Frozen, frozen=True, kw_only=True):
     state_bytes: int = 0
     pause_s: float = 0.0
     origin: Origin | None = None  # None: made before there were forks
+    memory_use: MemoryUse | None = None
+    replaces: list[str] = msgspec.field(default_factory=list)  # of the same content: compacted from them
 
 
 class Snapshot(Frozen, frozen=True, kw_only=True):
@@ -171,7 +173,27 @@ def decode(manifest: bytes, config: bytes) -> Snapshot:
     )
 
 
+def artifact_of(manifest: bytes) -> str:
+    """The artifact type that an OCI image manifest carries; raises ``SnapshotInvalid`` when it is no such manifest."""
+    return _parse(manifest).artifact_type
+
+
+def blobs_of(manifest: bytes) -> list[Descriptor]:
+    """All blobs that an OCI image manifest names, of whatever artifact; raises ``SnapshotInvalid``."""
+    parsed = _parse(manifest)
+    return [parsed.config, *parsed.layers]
+
+
 def _decode_manifest(data: bytes) -> _Manifest:
+    manifest = _parse(data)
+    if manifest.artifact_type != ARTIFACT:
+        ours = manifest.artifact_type.startswith(ARTIFACT.removesuffix("1"))
+        kind = f"of type {manifest.artifact_type or '(none)'}, not {ARTIFACT}"
+        raise SnapshotInvalid(f"the manifest is {kind}", hint=_NEWER if ours else "It is not a snapshot of Perdure.")
+    return manifest
+
+
+def _parse(data: bytes) -> _Manifest:
     if len(data) > LIMIT_BYTES:
         raise SnapshotInvalid(f"a manifest of {len(data)} bytes: the limit is {LIMIT_BYTES}")
     try:
@@ -180,10 +202,6 @@ def _decode_manifest(data: bytes) -> _Manifest:
         raise SnapshotInvalid(f"the manifest does not read: {error}") from None
     if manifest.schema_version != 2 or manifest.media_type != MANIFEST:
         raise SnapshotInvalid("the manifest is not an OCI image manifest (schema version 2)")
-    if manifest.artifact_type != ARTIFACT:
-        ours = manifest.artifact_type.startswith(ARTIFACT.removesuffix("1"))
-        kind = f"of type {manifest.artifact_type or '(none)'}, not {ARTIFACT}"
-        raise SnapshotInvalid(f"the manifest is {kind}", hint=_NEWER if ours else "It is not a snapshot of Perdure.")
     for descriptor in (manifest.config, *manifest.layers):
         check_digest(descriptor.digest)
         if descriptor.size < 0:

@@ -29,6 +29,7 @@ from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
 from perdure.node.answers import NDJSON, body, errors_as_json, long, number, ok, stream
+from perdure.node.snapshots import Snapshots
 from perdure.node.templates import TemplatesApi
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
@@ -110,6 +111,7 @@ class Api:
                 *TemplatesApi(self._templates).routes(),
             ]
         )
+        app.add_routes(Snapshots(self._home, self._sandboxes).routes())
         return app
 
     def _find(self, request: web.Request) -> Sandbox:

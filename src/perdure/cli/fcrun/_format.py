@@ -89,3 +89,13 @@ def ago(moment: float | None, clock: Callable[[], float] = time.time) -> str:
         if seconds >= length:
             return f"About {'an' if unit == 'hour' else 'a'} {unit}"
     return f"{seconds} second{'s' * (seconds != 1)}"
+
+
+def digest(name: str, *, short: bool = True) -> str:
+    """A digest as lists show it: its first twelve digits, or all of it. Other names stay as they are."""
+    return name.removeprefix("sha256:")[:12] if short and name.startswith("sha256:") else name
+
+
+def count(number: int, what: str) -> str:
+    """So many of a thing: "1 layer", "2 layers"."""
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -27,8 +27,8 @@ from perdure.errors import (
 from perdure.execution.guest.call import GuestCall
 from perdure.execution.guest.files import FileEntry, GuestFiles
 from perdure.execution.guest.process import Process
-from perdure.formats import channel
-from perdure.model import ExecSpec
+from perdure.formats import channel, memoryreport
+from perdure.model import ExecSpec, MemoryUse
 
 __all__ = ["FileEntry", "GuestCall", "GuestFiles", "GuestInfo", "GuestSession", "Identity", "Process", "Quiesced"]
 
@@ -68,6 +68,7 @@ class Quiesced:
     frozen: bool
     synced: bool
     dropped: bool  # page cache given back
+    memory_use: MemoryUse | None = None  # who has the memory that is left; an older or a slow guest does not tell
 
 
 @dataclass
@@ -206,6 +207,7 @@ class GuestSession:
             frozen=bool(done & channel.QUIESCED_FROZEN),
             synced=bool(done & channel.QUIESCED_SYNCED),
             dropped=bool(done & channel.QUIESCED_DROPPED),
+            memory_use=memoryreport.parse(reply.message),
         )
 
     async def thaw(self) -> None:

@@ -23,7 +23,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.manifest import Origin, Snapshot
-from perdure.model import LogPosition, SnapshotInfo
+from perdure.model import LogPosition, MemoryUse, SnapshotInfo
 
 QUIESCE_BUDGET_S = 2.0
 
@@ -59,6 +59,7 @@ class Captured:
     pause_s: float
     overlay: Path  # of that moment
     origin: Origin  # of that moment too
+    memory_use: MemoryUse | None = None  # who had the guest's memory, as the guest told before
 
 
 def origin_of(life: Life) -> Origin:
@@ -118,6 +119,7 @@ def _pack(
             pause_s=captured.pause_s,
             working_set=working_set,
             origin=captured.origin,
+            memory_use=captured.memory_use,
         )
     except OSError as error:
         raise Unavailable(

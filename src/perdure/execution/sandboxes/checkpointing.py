@@ -30,7 +30,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     try:
         folder = life.folder.new_capture()
         target = folder / "overlay"
-        await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        quiesced = await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
         phases.end("quiesce")
         with disk.Copy(overlay, target) as copy:
             await asyncio.to_thread(copy.begin)
@@ -44,7 +44,9 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
                 await copying
             origin = capturing.origin_of(life)
             await machine.request("continue")
-        captured = capturing.Captured(folder, answer["kind"], time.monotonic() - still, target, origin)
+        captured = capturing.Captured(
+            folder, answer["kind"], time.monotonic() - still, target, origin, quiesced.memory_use
+        )
         phases.end("capture")
         await machine.outlives(life.wake(session))
         phases.end("wake")

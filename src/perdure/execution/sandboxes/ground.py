@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Collection
 
-from perdure.errors import PerdureError
+from perdure.errors import NotFound, PerdureError
 from perdure.execution.images.image import Image
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import disk
-from perdure.execution.snapshots import warming
+from perdure.execution.snapshots import templates, warming
 from perdure.execution.snapshots.templates import Template
 from perdure.host import assets, below
 from perdure.host.assets import Assets
@@ -92,6 +93,40 @@ class Ground:
                 if status.running and not status.answers and status.address == launcher.address:
                     _log.error("the emulated host is ended, as it hangs: %s", error)
                     await asyncio.to_thread(below.stop, self._home)
+
+    async def facts(self) -> dict[str, object]:
+        """What is known of this machine without starting anything, by the names of a snapshot's facts."""
+        found: dict[str, object] = {}
+        parts = self._assets or await asyncio.to_thread(assets.recorded, self._home)
+        if parts is not None:
+            found["firecracker"] = parts.firecracker_version
+        if self._launcher is not None:
+            try:
+                found["cpu_vendor"], found["cpu_family"] = await warming.cpu(self._launcher)
+            except PerdureError as error:
+                _log.info("the CPU below the line is not known: %s", error)
+        return found
+
+    def templates_in_use(self, images: Collection[str]) -> set[str] | None:
+        """The names of templates that the next start of one of these images (digests) may take; None: it is not known.
+
+        Blocking.
+        """
+        parts = self._assets or assets.recorded(self._home)
+        if parts is None:
+            return None
+        current = (parts.firecracker_version, *warming.kernel_digests(parts))
+        names = {template.name for template in self._templates.values()}
+        for path in self._home.templates.iterdir():
+            try:
+                _, facts, image = templates.described(self._home.templates, path.name)
+                if (facts.firecracker, facts.kernel, facts.guestd) == current and (not image or image in images):
+                    names.add(path.name)
+            except NotFound:
+                continue  # no template, or one that is being built
+            except (PerdureError, OSError):
+                names.add(path.name)  # of another kind: not ours to judge
+        return names
 
     async def stand(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> tuple[Launcher, Template]:
         """A launcher that answers, and the warm template of this shape. Raises MachineFailed, Unavailable …"""

@@ -54,7 +54,7 @@ class Rooms:
     store: Store
     answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
-    named_elsewhere: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox names the snapshot
+    named_by_others: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox needs the snapshot
 
 
 class Life(ABC):

@@ -31,6 +31,7 @@ class KeptSnapshot(Frozen, frozen=True, kw_only=True):
     stdout: int = 0
     stderr: int = 0
     started: float | None = None
+    formerly: list[str] = msgspec.field(default_factory=list)  # digests that it had before it was compacted
 
     @classmethod
     def of(cls, info: SnapshotInfo, origin: Origin | None) -> KeptSnapshot:
@@ -70,9 +71,16 @@ class Record(Frozen, frozen=True, kw_only=True):
         return digest == self.parent or any(kept.info.digest == digest for kept in self.snapshots)
 
     def snapshot(self, digest: str) -> KeptSnapshot | None:
-        """The snapshot with this digest, or a unique beginning of it (with or without ``sha256:``)."""
+        """The snapshot with this digest, or a unique beginning of it (with or without ``sha256:``).
+
+        A compacted one is found by its former digests too: who wrote one down goes on using it.
+        """
         wanted = digest.removeprefix("sha256:")
-        found = [kept for kept in self.snapshots if kept.info.digest.removeprefix("sha256:").startswith(wanted)]
+        found = [
+            kept
+            for kept in self.snapshots
+            if any(one.removeprefix("sha256:").startswith(wanted) for one in (kept.info.digest, *kept.formerly))
+        ]
         return found[0] if len(found) == 1 and wanted else None
 
 

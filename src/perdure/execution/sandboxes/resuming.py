@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import shutil
@@ -37,6 +38,20 @@ async def resume(
     life.check(event)
     phases = Phases()
     kept = _choose(life, wanted)
+    with contextlib.ExitStack() as held:  # until the pager has its files open, nobody sweeps them away
+        await asyncio.to_thread(held.enter_context, life.rooms.store.reading(kept.info.digest))
+        await _resume(life, kept, event, calls, progress, ready, phases)
+
+
+async def _resume(
+    life: Life,
+    kept: KeptSnapshot,
+    event: str,
+    calls: CallsEndpoint | None,
+    progress: Progress,
+    ready: restore.RestoreFiles | None,
+    phases: Phases,
+) -> None:
     stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)

@@ -11,7 +11,16 @@ from contextlib import asynccontextmanager
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
 from perdure.execution.guest.session import GuestFiles, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import adopting, checkpointing, resuming, starting, suspending, workload
+from perdure.execution.sandboxes import (
+    adopting,
+    checkpointing,
+    compacting,
+    forgetting,
+    resuming,
+    starting,
+    suspending,
+    workload,
+)
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.host.progress import Progress, silent
@@ -51,6 +60,16 @@ class Sandbox(Life):
         async with self.moving:
             await resuming.resume(self, snapshot, calls, progress, ready)
             return self.info()
+
+    async def compact(self, snapshot: str, progress: Progress = silent) -> compacting.Compacted:
+        """Rewrite one of its snapshots (a digest, a former one, or a unique beginning) as one layer per space."""
+        async with self.moving:
+            return await compacting.compact(self, snapshot, progress)
+
+    async def forget(self, snapshot: str, *, force: bool = False) -> int:
+        """Give one of its snapshots up; the bytes freed. force: also the one that it is suspended to."""
+        async with self.moving:
+            return await forgetting.forget(self, snapshot, force=force)
 
     async def reconcile(self, launcher: Launcher | None) -> None:
         """After a restart of the node."""
@@ -138,8 +157,8 @@ class Sandbox(Life):
             self.move("remove")
             if self.session is not None:
                 self.session.close(NotFound(f"sandbox {self.name} was removed"))
-            named = (kept.info.digest for kept in self.record.snapshots)
-            digests = [digest for digest in named if not self.rooms.named_elsewhere(digest, self.id)]
+            every = [kept.info.digest for kept in self.record.snapshots]
+            digests = [digest for digest in every if not self.rooms.named_by_others(digest, self.id)]
             await asyncio.to_thread(self.rooms.store.remove, digests)
             self.log.close()
             await asyncio.to_thread(self.folder.remove)

@@ -53,7 +53,7 @@ class Sandboxes:
         self.images = images
         self.ground = ground
         self._home = home
-        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit, self._named_elsewhere)
+        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit, self._named_by_others)
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
@@ -214,11 +214,6 @@ class Sandboxes:
         self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=record.spec.image)
         return sandbox
 
-    def _named_elsewhere(self, digest: str, sandbox_id: str) -> bool:
-        return any(
-            sandbox.record.names(digest) for sandbox in self._sandboxes.values() if sandbox.record.id != sandbox_id
-        )
-
     def users_of(self, image_digest: str) -> list[Sandbox]:
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.image_digest == image_digest]
 
@@ -251,13 +246,44 @@ class Sandboxes:
                 if kept.sandbox_id not in self._sandboxes:
                     await end_stray(launcher, kept.sandbox_id)
 
+    def names(self, digest: str) -> bool:
+        """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
+
+        Asked while nothing is written to the store: what a capture has stored by then is written down before the use
+        case ends that holds ``moving``.
+        """
+        every = list(self._sandboxes.values())
+        busy = {sandbox.id for sandbox in every if sandbox.moving.locked()}  # first: a record is read after it
+        if any(sandbox.record.names(digest) for sandbox in every):
+            return True
+        if not busy:
+            return False
+        try:
+            return self._rooms.store.get(digest).config.sandbox_id in busy
+        except (PerdureError, OSError):
+            return True  # whose it is does not read: it is looked at again when nobody is busy
+
+    def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
+        return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
+
+    def templates_in_use(self) -> set[str] | None:
+        """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
+        current = self.ground.templates_in_use({image.digest for image in self.images.list()})
+        if current is None:
+            return None
+        return current | {sandbox.record.template for sandbox in list(self._sandboxes.values())}
+
+    @property
+    def store(self) -> Store:
+        return self._rooms.store
+
     def _drop_unnamed(self) -> None:
         """Snapshots that a suspend stored and did not live to write down: its sandbox went on, or died."""
         forking.sweep(self._home.run)
         unnamed = [
             digest
             for digest, owner in self._rooms.store.owners().items()
-            if owner in self._sandboxes and not self._named_elsewhere(digest, "")
+            if owner in self._sandboxes and not self._named_by_others(digest, "")
         ]
         if unnamed:
             _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))

@@ -30,7 +30,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     life.move("suspend", full_next=True)
     snapshot: Snapshot | None = None
     try:
-        await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        quiesced = await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
         phases.end("quiesce")
         folder = life.folder.new_capture()
         answer = await machine.request("capture", kind=kind)
@@ -41,6 +41,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
             float(answer["pause_s"]),
             life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
             capturing.origin_of(life),
+            quiesced.memory_use,
         )
         snapshot = await capturing.store(life, captured, parent, position)
         phases.end("store")

@@ -22,7 +22,7 @@ from perdure.formats import blockmap, manifest
 from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, ROLE_FLAT, ZERO, Run
 from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Origin, Snapshot
 from perdure.linux import sparse
-from perdure.model import LogPosition
+from perdure.model import LogPosition, MemoryUse
 
 _STEP = 1024  # blocks that are compared at a time
 _ZERO_BLOCK = bytes(BLOCK)
@@ -42,13 +42,14 @@ def pack(
     pause_s: float = 0.0,
     working_set: Sequence[int] = (),
     origin: Origin | None = None,
+    memory_use: MemoryUse | None = None,
 ) -> Snapshot:
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
     ``folder`` holds Firecracker's ``state`` and sparse ``memory``, ``overlay`` is the sandbox's disk; neither is
     changed. ``kind``: whether a hole in ``memory`` is the parent's ("diff") or zeros ("full"). ``working_set``: what
-    its pager recorded; it makes the next restore faster. Raises NoSpace, InvalidValue (files of another size),
-    SnapshotInvalid (the parent does not verify).
+    its pager recorded; it makes the next restore faster. ``memory_use``: what its guest told.
+    Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent does not verify).
     """
     if isinstance(parent, Template):
         template, before = parent, None
@@ -79,6 +80,7 @@ def pack(
             state_bytes=_new(old, [state]),
             pause_s=pause_s,
             origin=origin,
+            memory_use=memory_use,
         )
         snapshot = store.register(
             Snapshot(

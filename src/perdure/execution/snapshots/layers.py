@@ -29,7 +29,7 @@ _MEDIA_TYPES = {blockmap.MEMORY: MEMORY_LAYER, blockmap.DISK: DISK_LAYER}
 def write(
     store: Store, runs: Sequence[Run], data: Iterable[bytes], *, kind: int, blocks: int, base: bytes, workers: int = 0
 ) -> Descriptor | None:
-    """Store a layer. ``data`` gives the contents of the data runs in order, in pieces of any whole number of blocks.
+    """Store a layer. ``data`` gives its packed blocks in order, in pieces of any whole number of blocks.
 
     ``runs`` is read only once ``data`` has ended, so that whoever makes the data may fill it meanwhile. No run: no
     layer is needed, and None is returned. Compresses on all cores (``workers`` limits them). Raises NoSpace; then

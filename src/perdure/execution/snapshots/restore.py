@@ -53,7 +53,7 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
         spaces.memory_of(store, snapshot, template) as memory,
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,
     ):
-        state = _state(store, snapshot)
+        state = device_state(store, snapshot)
         held = memorymap.encode(memory_map(memory, template, store.working_set(snapshot.digest)))
         _write(files.state, lambda file: _write_all(file, state))
         _write(files.memory_map, lambda file: _write_all(file, held))
@@ -133,7 +133,8 @@ def memory_map(memory: Space, template: Template, working_set: list[int]) -> Mem
     )
 
 
-def _state(store: Store, snapshot: Snapshot) -> bytes:
+def device_state(store: Store, snapshot: Snapshot) -> bytes:
+    """Firecracker's device state, verified. Raises NotFound, SnapshotInvalid."""
     data = store.read(snapshot.state)
     try:
         size = zstandard.frame_content_size(data)

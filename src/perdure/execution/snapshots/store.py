@@ -4,6 +4,8 @@
            blobs/sha256/HEX                 every blob, immutable
            ingest/                          what is being written
            working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
+           leases/HEX                       locked by whoever reads that snapshot
+           remotes/HEX                      where a layer is kept that is not here
            lock                             held shared by whoever writes, exclusive by whoever deletes or sweeps
 
 A blob is written beside, synced, and renamed to its digest; a snapshot exists from the moment ``index.json`` names
@@ -22,19 +24,22 @@ import secrets
 import threading
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
+from perdure.execution.snapshots import sweep
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
+from perdure.reports import Swept
 
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
 WORKING_SET_MAX = 1 << 15  # blocks
+TAG = "org.opencontainers.image.ref.name"
 
 
 class _Index(msgspec.Struct, rename="camel"):
@@ -109,7 +114,7 @@ class Store:
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._guard = threading.Lock()
         with space_checked(str(folder)):
-            for part in ("blobs/sha256", "ingest", "working-sets"):
+            for part in ("blobs/sha256", "ingest", "working-sets", "leases", "remotes"):
                 (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
             if not (folder / "oci-layout").exists():
                 with self.writing():
@@ -204,16 +209,28 @@ class Store:
 
     def snapshots(self, sandbox_id: str | None = None) -> list[Snapshot]:
         """All snapshots, or those of one sandbox, oldest first."""
-        found = [self.get(entry.digest) for entry in self._index().manifests]
+        found = [self.get(digest) for digest in self.digests()]
         return [snapshot for snapshot in found if sandbox_id in (None, snapshot.config.sandbox_id)]
 
     def owners(self) -> dict[str, str]:
         """The sandbox (id) of each snapshot (digest) that reads."""
         found = {}
-        for entry in self._index().manifests:
+        for digest in self.digests():
             with contextlib.suppress(PerdureError, OSError):
-                found[entry.digest] = self.get(entry.digest).config.sandbox_id
+                found[digest] = self.get(digest).config.sandbox_id
         return found
+
+    def digests(self) -> list[str]:
+        """The digests of all snapshots, oldest first, also of those that do not read."""
+        found = dict.fromkeys(entry.digest for entry in self._index().manifests)
+        return [digest for digest in found if self._artifact(digest) in (manifest.ARTIFACT, "")]
+
+    def _artifact(self, digest: str) -> str:
+        """What kind of artifact a manifest is; empty: it does not read."""
+        try:
+            return manifest.artifact_of(self.blob_path(digest).read_bytes())
+        except (PerdureError, OSError):
+            return ""
 
     def register(self, snapshot: Snapshot) -> Snapshot:
         """Make the snapshot exist, all its blobs being stored: the last step of a capture. Its digest is filled in."""
@@ -227,28 +244,19 @@ class Store:
                 self._replace(self.folder / "index.json", msgspec.json.encode(index))
         return self.get(descriptor.digest)
 
-    def remove(self, digests: Iterable[str]) -> int:
-        """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
-        unwanted = set(digests)
-        if not unwanted:
-            return 0
-        with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
+    def tag(self, name: str, manifest: Descriptor) -> None:
+        """Let ``name`` mean a manifest that is stored, from now on. Use it within ``writing``."""
+        with self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
-            index.manifests = [entry for entry in index.manifests if entry.digest not in unwanted]
+            index.manifests = [entry for entry in index.manifests if entry.annotations.get(TAG) != name]
+            index.manifests.append(msgspec.structs.replace(manifest, annotations={TAG: name}))
             self._replace(self.folder / "index.json", msgspec.json.encode(index))
-            for digest in unwanted:
-                self._working_set_path(digest).unlink(missing_ok=True)
-            needed = set()
-            for entry in index.manifests:
-                try:
-                    config = manifest.config_of(self.blob_path(entry.digest).read_bytes())
-                    kept = self.get(entry.digest)
-                except (PerdureError, OSError) as error:
-                    # what it needs is not known any more: nothing is deleted while it is there
-                    _log.warning("no blobs are deleted: snapshot %s does not read: %s", entry.digest, error)
-                    return 0
-                needed |= {entry.digest, config.digest, *(descriptor.digest for descriptor in kept.descriptors)}
-            return self._delete_others({digest.removeprefix("sha256:") for digest in needed})
+
+    def tags(self) -> dict[str, str]:
+        """The digest that each tag means."""
+        return {entry.annotations[TAG]: entry.digest for entry in self._index().manifests if TAG in entry.annotations}
+
+    # What is needed, and what is not
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -256,13 +264,32 @@ class Store:
         with self._locked("lock", fcntl.LOCK_SH):
             yield
 
-    def _delete_others(self, needed: set[str]) -> int:
-        freed = 0
-        for path in (self.folder / "blobs" / "sha256").iterdir():
-            if path.name not in needed:
-                freed += path.stat().st_size
-                path.unlink()
-        return freed
+    @contextlib.contextmanager
+    def reading(self, digest: str) -> Iterator[None]:
+        """While a snapshot is being read: no sweep of any process takes it or its blobs. One who dies lets go of it."""
+        with contextlib.ExitStack() as held:
+            with self.writing():  # a sweep does not look for leases in this moment
+                held.enter_context(self._locked(f"leases/{check_digest(digest)}", fcntl.LOCK_SH))
+            yield
+
+    def remove(self, digests: Iterable[str]) -> int:
+        """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
+        unwanted = set(digests)
+        return self.sweep(lambda digest: digest in unwanted).blob_bytes if unwanted else 0
+
+    def sweep(self, unneeded: Callable[[str], bool], *, dry_run: bool = False) -> Swept:
+        """Forget the manifests for whose digest ``unneeded`` says so, and delete all that no other one needs.
+
+        Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
+        """
+        with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
+            index = self._index()
+
+            def keep(manifests: list[Descriptor]) -> None:
+                index.manifests = manifests
+                self._replace(self.folder / "index.json", msgspec.json.encode(index))
+
+            return sweep.sweep(self.folder, index.manifests, unneeded, keep=None if dry_run else keep)
 
     def _index(self) -> _Index:
         try:

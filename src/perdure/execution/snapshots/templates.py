@@ -63,6 +63,7 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: str
     facts: Facts
+    image: str = ""  # digest of the image that is attached
 
 
 _seen: dict[Path, tuple[object, ...]] = {}  # templates whose content was hashed, and what their files were then
@@ -99,11 +100,26 @@ def load(folder: Path, name: str) -> Template:
     return template
 
 
-def seal(captured: Path, target: Path, facts: Facts) -> None:
+def described(folder: Path, name: str) -> tuple[str, Facts, str]:
+    """(digest, what it was made with, image that is attached or "") of a template, its content not looked at.
+
+    Raises NotFound, SnapshotInvalid.
+    """
+    path = folder / name / "template.json"
+    try:
+        record = msgspec.json.decode(path.read_bytes(), type=_Record)
+        return record.digest, record.facts, record.image
+    except FileNotFoundError:
+        raise NotFound(f"template {name} is not in {folder}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise SnapshotInvalid(f"{path} does not read: {error}") from None
+
+
+def seal(captured: Path, target: Path, facts: Facts, image: str = "") -> None:
     """Make a template of the folder that ``state`` and the full ``memory`` were captured into; they are used up.
 
-    A file ``overlay`` in it is the disk that is mounted in it. The template is durable and complete, or not there.
-    Raises NoSpace, MachineFailed (memory of another size).
+    A file ``overlay`` in it is the disk that is mounted in it, with the image of digest ``image``. The template is
+    durable and complete, or not there. Raises NoSpace, MachineFailed (memory of another size).
     """
     # A folder that nobody has looked into: the kernel below the line remembers for a while which file a name was.
     fresh = target.with_name(f"{target.name}.{secrets.token_hex(4)}.new")
@@ -117,7 +133,7 @@ def seal(captured: Path, target: Path, facts: Facts) -> None:
             blocks = (facts.memory_mib << 20) // BLOCK
             held = blockmap.encode(runs, kind=MEMORY, role=ROLE_FLAT, blocks=blocks, layers=0)
             (fresh / "map").write_bytes(held)
-            record = _Record(version=VERSION, digest=_content_digest(fresh, runs), facts=facts)
+            record = _Record(version=VERSION, digest=_content_digest(fresh, runs), facts=facts, image=image)
             (fresh / "template.json").write_bytes(msgspec.json.encode(record))
             for path in (*fresh.iterdir(), fresh):
                 _sync(path)

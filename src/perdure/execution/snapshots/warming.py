@@ -63,7 +63,7 @@ async def ensure(
     boot), NoSpace.
     """
     check_supported(assets.firecracker_version, memory_mib)
-    vendor, family = await _cpu(launcher)
+    vendor, family = await cpu(launcher)
     parts = f"{templates.VERSION} {assets.digest} {vendor} {family} {vcpus} {memory_mib} {BOOT_ARGS}"
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
 
@@ -71,14 +71,15 @@ async def ensure(
         progress("Booting the template", 0, 3)
         await _boot(launcher, assets, folder, name, vcpus=vcpus, memory_mib=memory_mib, progress=progress)
         progress("Booting the template", 3, 3)
+        kernel, guestd = await asyncio.to_thread(kernel_digests, assets)
         return Facts(
             firecracker=assets.firecracker_version,
             cpu_vendor=vendor,
             cpu_family=family,
             vcpus=vcpus,
             memory_mib=memory_mib,
-            kernel=await asyncio.to_thread(templates.file_digest, assets.vmlinux),
-            guestd=await asyncio.to_thread(templates.file_digest, assets.guest_initrd),
+            kernel=kernel,
+            guestd=guestd,
         )
 
     return await _made(home, name, make)
@@ -110,10 +111,10 @@ async def attach(
         await asyncio.to_thread(_lay_over, base.memory, folder / "memory")
         return base.facts
 
-    return await _made(home, hashlib.sha256(parts.encode()).hexdigest()[:16], make)
+    return await _made(home, hashlib.sha256(parts.encode()).hexdigest()[:16], make, image_digest)
 
 
-async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Facts]]) -> Template:
+async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Facts]], image: str = "") -> Template:
     """The template of this name; if there is none, what ``make`` captures into the folder that it is given."""
     try:
         return await asyncio.to_thread(templates.load, home.templates, name)
@@ -131,7 +132,7 @@ async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Fac
         folder.mkdir(mode=0o700)
         try:
             facts = await make(folder, name)
-            await asyncio.to_thread(templates.seal, folder, home.templates / name, facts)
+            await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
         return await asyncio.to_thread(templates.load, home.templates, name)
@@ -145,6 +146,11 @@ def check_supported(firecracker: str, memory_mib: int) -> None:
             f"Firecracker {firecracker} cannot take diff snapshots of a guest with {memory_mib} MiB of memory",
             hint=f"Use at most {DIFF_LIMIT_MIB} MiB, or Firecracker 1.15 or newer (fcrun setup).",
         )
+
+
+def kernel_digests(assets: Assets) -> tuple[str, str]:
+    """(kernel, guestd) as the facts of a template have them."""
+    return templates.file_digest(assets.vmlinux), templates.file_digest(assets.guest_initrd)
 
 
 async def _boot(
@@ -292,7 +298,7 @@ async def _alone(path: Path) -> AsyncIterator[None]:
         os.close(descriptor)
 
 
-async def _cpu(launcher: Launcher) -> tuple[str, int]:
+async def cpu(launcher: Launcher) -> tuple[str, int]:
     """(vendor, family) of the CPU below the line (proc_cpuinfo(5)); on Arm the implementer and the part."""
     known = _cpus.get(launcher.address)
     if known is None:

@@ -1,0 +1,1 @@
+"""The commands of ``fcrun snapshot``, one module each (see ``cli.program``)."""

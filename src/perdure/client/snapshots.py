@@ -1,0 +1,63 @@
+"""The client of a node's store: its snapshots, and the care of them (``NodeClient.store``)."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from perdure.client.transport import Progress, Transport
+from perdure.reports import Compaction, Explanation, SnapshotSummary, Swept, TreeNode, Verification
+
+_Summaries = list[SnapshotSummary]  # StoreClient.list hides the builtin inside the class
+_Nodes = list[TreeNode]
+
+
+class StoreClient:
+    """``ref`` is a snapshot's digest, a unique beginning of it, a tag, or a sandbox: its newest snapshot."""
+
+    def __init__(self, http: Transport, progress: Progress | None) -> None:
+        self._http = http
+        self._progress = progress
+
+    def list(self, *, sandbox: str | None = None) -> _Summaries:
+        """All snapshots of the node, or those of one sandbox, newest first."""
+        return msgspec.convert(self._http.call("GET", "/v1/snapshots", query={"sandbox": sandbox}), _Summaries)
+
+    def inspect(self, ref: str) -> dict[str, Any]:
+        """Its config, layers and maps, and who names it."""
+        answer: dict[str, Any] = self._http.call("GET", _path(ref))
+        return answer
+
+    def tree(self) -> _Nodes:
+        """All snapshots, in the order in which their tree is drawn."""
+        return msgspec.convert(self._http.call("GET", "/v1/store/tree"), _Nodes)
+
+    def verify(self, ref: str | None = None, *, thorough: bool = False) -> Verification:
+        """One snapshot, or the whole store. thorough: each is also restored for real. Findings are no error."""
+        path = "/v1/store/verify" if ref is None else f"{_path(ref)}/verify"
+        return msgspec.convert(self._long(path, {"thorough": thorough}), Verification)
+
+    def explain(self, ref: str) -> Explanation:
+        """Where its bytes are."""
+        return msgspec.convert(self._long(f"{_path(ref)}/explain"), Explanation)
+
+    def compact(self, ref: str) -> Compaction:
+        """Rewrite it in one layer per space; its sandbox then names the new one. Not while that sandbox runs."""
+        return msgspec.convert(self._long(f"{_path(ref)}/compact"), Compaction)
+
+    def remove(self, ref: str, *, force: bool = False) -> int:
+        """Give it up; the bytes freed. force: also the one that its sandbox is suspended to."""
+        return int(self._http.call("DELETE", _path(ref), query={"force": int(force)})["freed_bytes"])
+
+    def collect(self, *, dry_run: bool = False) -> Swept:
+        """Delete what no sandbox and no tag needs."""
+        return msgspec.convert(self._long("/v1/store/collect", {"dry_run": dry_run}), Swept)
+
+    def _long(self, path: str, body: Any = None) -> Any:
+        return self._http.call("POST", path, json_body=body, progress=self._progress)
+
+
+def _path(ref: str) -> str:
+    return f"/v1/snapshots/{quote(ref, safe='')}"

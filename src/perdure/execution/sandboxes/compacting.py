@@ -1,0 +1,67 @@
+"""A snapshot of a sandbox is rewritten: the new one takes its place in the record, then the old one goes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+import msgspec
+
+from perdure.errors import Conflict, NotFound
+from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.snapshots.care import compact as compaction
+from perdure.formats.manifest import Snapshot
+from perdure.host.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """The snapshot before and after (the same one where nothing would change), and what that freed."""
+
+    before: Snapshot
+    after: Snapshot
+    freed_bytes: int
+
+
+async def compact(life: Life, wanted: str, progress: Progress) -> Compacted:
+    """Raises NotFound, Conflict (a machine runs over the layers), SnapshotInvalid, NoSpace; nothing is changed then.
+
+    A crash after the new one is stored and before it is written down leaves the old one named; the next start of the
+    node drops the new one.
+    """
+    if life.state in LIVE:
+        raise Conflict(
+            f"sandbox {life.name} is {life.state}: a machine may read the layers of its snapshots",
+            hint=f"Suspend it first: fcrun suspend {life.name}",
+        )
+    kept = life.record.snapshot(wanted)
+    if kept is None:
+        raise NotFound(f"sandbox {life.name} has no snapshot {wanted}", hint=f"fcrun snapshot ls {life.name}")
+    store, old = life.rooms.store, kept.info.digest
+    before = await asyncio.to_thread(store.get, old)
+    after = await asyncio.to_thread(
+        lambda: compaction.compact(store, old, templates_folder=life.rooms.home.templates, progress=progress)
+    )
+    if after.digest == old:
+        return Compacted(before, after, 0)
+    fresh = msgspec.structs.replace(kept, info=after.info(total_s=kept.info.total_s), formerly=[*kept.formerly, old])
+    try:
+        life.save(
+            snapshots=[fresh if one is kept else one for one in life.record.snapshots],
+            parent=after.digest if life.record.parent == old else life.record.parent,
+        )
+    except BaseException:
+        await asyncio.to_thread(store.remove, [after.digest])
+        raise
+    if life.session_parent == old:
+        life.session_parent = after.digest
+    freed = 0
+    if not life.rooms.named_by_others(old, life.id):
+        freed = await asyncio.to_thread(store.remove, [old])
+    _log.info("%s compacted %s to %s, %d bytes freed", life.id, old, after.digest, freed)
+    life.emit("compacted", before=old, after=after.digest, freed_bytes=freed)
+    return Compacted(before, after, freed)

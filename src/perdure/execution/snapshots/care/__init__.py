@@ -1,0 +1,1 @@
+"""The care of stored snapshots: verified, explained, drawn as a tree, compacted, and the garbage collected."""

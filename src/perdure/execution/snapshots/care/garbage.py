@@ -1,0 +1,121 @@
+"""Mark and sweep: what no sandbox, no tag and no reader needs goes. Blocking: run it in a thread.
+
+The roots are the snapshots that the caller names, asked while nobody can write, and every tagged manifest. It is safe
+beside captures (they hold ``Store.writing``) and restores (they hold ``Store.reading``), of other processes too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from perdure.errors import PerdureError
+from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import described
+from perdure.host.progress import Progress, silent
+from perdure.reports import Swept
+
+_GONE = ".gone"  # a template on its way out: renamed first, so that a crash leaves it whole or out of the way
+_NEW = ".new"  # one that is being built, under NAME.lock
+
+
+def collect(
+    store: Store,
+    *,
+    named: Callable[[str], bool],
+    templates: Path | None = None,
+    templates_in_use: Callable[[], set[str] | None] = lambda: None,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Swept:
+    """Delete what nobody needs, or with ``dry_run`` only say what that is.
+
+    named: whether somebody names the snapshot of this digest. It is asked while nothing is written, so whoever has
+    stored a snapshot and not yet written its name down must be counted as naming it.
+    templates: ``home.templates``. A template goes when no snapshot that stays lies over it and it is not among
+    ``templates_in_use`` (names; None: not known, and all stay).
+    """
+    progress("Collecting garbage", 0, 0)
+
+    def unneeded(digest: str) -> bool:
+        return not named(digest) and digest not in store.tags().values()
+
+    swept = store.sweep(unneeded, dry_run=dry_run)
+    if templates is not None and templates.is_dir():
+        there = sorted(templates.iterdir())  # first: one that is built from now on is not looked at
+        in_use = templates_in_use()
+        needed = _needed_templates(store, swept)
+        if in_use is not None and needed is not None:
+            for path in _unneeded(there, in_use | needed):
+                progress("Collecting garbage", 0, 0)
+                swept.templates.append(path.name)
+                swept.template_bytes += _size(path)
+                if not dry_run:
+                    _remove(path)
+    progress("Collecting garbage", 1, 1)
+    return swept
+
+
+def _needed_templates(store: Store, swept: Swept) -> set[str] | None:
+    """Names and digests of those that snapshots lie over which stay; None: one does not read, so it is not known."""
+    needed = set()
+    for digest in store.digests():
+        if digest in swept.forgotten:
+            continue  # in a dry run it is still there
+        try:
+            config = store.get(digest).config
+            needed |= {config.template, config.template_digest}
+        except (PerdureError, OSError) as error:
+            swept.unreadable.setdefault(digest, str(error))
+    return None if swept.unreadable else needed
+
+
+def _unneeded(there: Iterable[Path], needed: set[str]) -> Iterator[Path]:
+    for path in there:
+        if not path.is_dir():
+            continue
+        if path.name.endswith(_NEW):
+            if not _is_locked(path.with_name(path.name.removesuffix(_NEW) + ".lock")):
+                yield path
+        elif path.name.endswith(_GONE) or not {path.name, _digest(path)} & needed:
+            yield path
+
+
+def _digest(template: Path) -> str:
+    """Of its content: one that came from another machine may have another name here."""
+    try:
+        return described(template.parent, template.name)[0]
+    except (PerdureError, OSError):
+        return template.name
+
+
+def _is_locked(path: Path) -> bool:
+    """Somebody builds this template now."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _remove(path: Path) -> None:
+    if not path.name.endswith((_GONE, _NEW)):
+        path = path.rename(path.with_name(path.name + _GONE))
+    shutil.rmtree(path, ignore_errors=True)  # what stays of it is taken the next time
+
+
+def _size(folder: Path) -> int:
+    """Bytes on the disk: memory is sparse."""
+    total = 0
+    for root, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                total += (Path(root) / name).stat().st_blocks * 512
+    return total

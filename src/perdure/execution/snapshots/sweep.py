@@ -1,0 +1,88 @@
+"""Mark and sweep over a store's folder, for ``Store.sweep``, which holds its locks: nobody writes meanwhile.
+
+What is being read stays, as does every blob while a manifest that stays does not read: what it needs is not known. The
+index is written before anything goes: a crash leaves blobs that nobody needs, which the next sweep takes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from perdure.errors import PerdureError, SnapshotInvalid
+from perdure.formats import manifest
+from perdure.formats.manifest import Descriptor, check_digest, digest_of
+from perdure.reports import Swept
+
+_log = logging.getLogger(__name__)
+
+
+def sweep(
+    folder: Path,
+    manifests: Sequence[Descriptor],
+    unneeded: Callable[[str], bool],
+    *,
+    keep: Callable[[list[Descriptor]], None] | None,
+) -> Swept:
+    """``keep`` replaces the index by the manifests that stay; None: a dry run, nothing is changed."""
+    dry_run = keep is None
+    swept = Swept(left_over=_delete(folder / "ingest", set(), dry_run)[0])
+    going = [digest for digest in dict.fromkeys(entry.digest for entry in manifests) if unneeded(digest)]
+    swept.leased = [digest for digest in going if _is_read(folder / "leases" / digest.removeprefix("sha256:"))]
+    swept.forgotten = [digest for digest in going if digest not in swept.leased]
+    staying = [entry for entry in manifests if entry.digest not in swept.forgotten]
+    if keep is not None and swept.forgotten:
+        keep(staying)
+    kept = {entry.digest for entry in staying}
+    needed = _mark(folder, kept, swept)
+    swept.working_sets, _ = _delete(folder / "working-sets", _names(kept), dry_run)
+    _delete(folder / "leases", {path.name for path in (folder / "leases").iterdir() if _is_read(path)}, dry_run)
+    if swept.unreadable:
+        _log.warning("no blobs are deleted: these snapshots do not read: %s", swept.unreadable)
+        return swept
+    swept.blobs, swept.blob_bytes = _delete(folder / "blobs" / "sha256", _names(needed), dry_run)
+    _delete(folder / "remotes", _names(needed), dry_run)
+    return swept
+
+
+def _mark(folder: Path, kept: Iterable[str], swept: Swept) -> set[str]:
+    """The digests of all blobs that these manifests need, themselves included."""
+    needed = set()
+    for digest in kept:
+        try:
+            data = (folder / "blobs" / "sha256" / check_digest(digest)).read_bytes()
+            if digest_of(data) != digest:
+                raise SnapshotInvalid("it does not have its digest: it was damaged or changed")
+            needed |= {digest, *(blob.digest for blob in manifest.blobs_of(data))}
+        except (PerdureError, OSError) as error:
+            swept.unreadable[digest] = str(error)
+    return needed
+
+
+def _is_read(lease: Path) -> bool:
+    """Somebody holds it. Nobody can take one while the store's lock is held exclusively."""
+    if not lease.exists():
+        return False
+    with lease.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def _delete(folder: Path, but: set[str], dry_run: bool) -> tuple[int, int]:
+    """(number, bytes) of the files that are deleted: all but those of these names."""
+    count = size = 0
+    for path in folder.iterdir():
+        if path.name not in but:
+            count, size = count + 1, size + path.stat().st_size
+            if not dry_run:
+                path.unlink()
+    return count, size
+
+
+def _names(digests: Iterable[str]) -> set[str]:
+    return {digest.removeprefix("sha256:") for digest in digests}

@@ -1,0 +1,233 @@
+"""What a sandbox does with its snapshots between machines: compacted, given up, named by others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.errors import Conflict, NoSpace, NotFound
+from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.care import garbage
+from perdure.formats.manifest import Snapshot
+from perdure.host.paths import Home
+from perdure.model import NodeEvent, SandboxSpec, SandboxState
+from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+
+BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
+DISK = blocks_of(range(10))
+Make = Callable[..., Sandbox]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def line(bench: Bench) -> list[Snapshot]:
+    template = bench.template(blocks_of([1] * BLOCKS))
+    found: list[Snapshot] = []
+    for number in range(2):
+        changed = {place: block(100 * number + place) for place in range(10, 40)}
+        found.append(bench.capture(found[-1] if found else template, changed, DISK, sandbox_id=BOX))
+    return found
+
+
+@pytest.fixture
+async def every(bench: Bench, tmp_path: Path) -> Sandboxes:
+    nothing: Any = None
+    return Sandboxes(Home(tmp_path, tmp_path / "cache").make(), nothing, nothing, bench.store, nothing)
+
+
+@pytest.fixture
+def make(every: Sandboxes, tmp_path: Path) -> Make:
+    """A sandbox with these snapshots."""
+
+    def made(sandbox_id: str, snapshots: list[Snapshot], **more: Any) -> Sandbox:
+        folder = Folder(tmp_path / "sandboxes" / sandbox_id)
+        folder.root.mkdir()
+        values: dict[str, Any] = {"state": SandboxState.SUSPENDED, "parent": snapshots[-1].digest} | more
+        record = Record(
+            id=sandbox_id,
+            name=sandbox_id[:3],
+            spec=SandboxSpec(image="i"),
+            image_digest="",
+            created=1.0,
+            snapshots=[KeptSnapshot(info=one.info(total_s=2.5), stdout=7) for one in snapshots],
+            **values,
+        )
+        folder.save(record)
+        sandbox = Sandbox(every._rooms, folder, record)
+        every._sandboxes[sandbox_id] = sandbox
+        return sandbox
+
+    return made
+
+
+def events(every: Sandboxes) -> list[NodeEvent]:
+    return list(every._events)
+
+
+async def test_the_compacted_one_is_written_down(every: Sandboxes, make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line)
+    box.session_parent = line[1].digest
+    done = await box.compact(line[1].digest)
+    record = box.folder.load()
+    assert record == box.record
+    assert (record.parent, box.session_parent) == (done.after.digest, done.after.digest)
+    assert record.snapshots[0].info.digest == line[0].digest
+    kept = record.snapshots[1]
+    assert (kept.info.digest, kept.info.total_s, kept.stdout) == (done.after.digest, 2.5, 7)
+    assert kept.formerly == [line[1].digest]
+    assert record.snapshot(line[1].digest) == kept == record.snapshot(line[1].digest[:20])
+    assert bench.store.digests() == [line[0].digest, done.after.digest]
+    assert done.freed_bytes > 0
+    assert [event.kind for event in events(every)] == ["sandbox.compacted"]
+    again = await box.compact(line[1].digest)  # by its former name
+    assert (again.after.digest, again.freed_bytes) == (done.after.digest, 0)
+    older = await box.compact(line[0].digest)
+    assert box.record.parent == done.after.digest != older.after.digest
+
+
+@pytest.mark.parametrize("state", [SandboxState.RUNNING, SandboxState.STARTING, SandboxState.RESUMING])
+async def test_not_while_a_machine_may_read_the_layers(make: Make, line: Any, state: SandboxState) -> None:
+    box = make(BOX, line, state=state)
+    with pytest.raises(Conflict, match="may read the layers") as caught:
+        await box.compact(line[1].digest)
+    assert "fcrun suspend" in caught.value.hint
+    with pytest.raises(NotFound, match="has no snapshot"):
+        await make(FORK, line).compact("sha256:" + "0" * 64)
+
+
+async def test_a_full_disk_leaves_the_old_one(make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line)
+
+    def full(record: Record) -> None:
+        raise NoSpace("no space left")
+
+    box.folder.save = full  # type: ignore[method-assign]
+    with pytest.raises(NoSpace):
+        await box.compact(line[1].digest)
+    assert box.record.parent == line[1].digest
+    assert bench.store.digests() == [one.digest for one in line]
+    assert bench.left_over() == []
+
+
+async def test_what_a_fork_names_stays(make: Make, bench: Bench, line: Any) -> None:
+    box, fork = make(BOX, line), make(FORK, line[:1])
+    await box.compact(line[0].digest)
+    assert line[0].digest in bench.store.digests()
+    assert await box.forget(line[1].digest, force=True) > 0
+    await box.remove()
+    assert line[0].digest in bench.store.digests()
+    assert fork.record.names(line[0].digest)
+    await fork.remove()
+    assert bench.store.digests() == []
+
+
+async def test_giving_one_up(make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line)
+    with pytest.raises(Conflict, match="is suspended to") as caught:
+        await box.forget(line[1].digest)
+    assert "--force" in caught.value.hint
+    assert await box.forget(line[0].digest) >= 0
+    with pytest.raises(Conflict, match="all that there is") as caught:
+        await box.forget(line[1].digest, force=True)
+    assert "fcrun rm" in caught.value.hint
+    with pytest.raises(NotFound):
+        await box.forget(line[0].digest)
+    assert bench.store.digests() == [line[1].digest]
+
+
+async def test_giving_up_while_it_runs(make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line, state=SandboxState.RUNNING)
+    with pytest.raises(Conflict, match="runs over snapshot"):
+        await box.forget(line[1].digest, force=True)
+    await box.forget(line[0].digest)
+    assert bench.store.get(line[1].digest) == line[1]
+    ended = make(FORK, line[1:], state=SandboxState.EXITED)
+    await ended.forget(line[1].digest)  # nothing goes on from it but by a wish
+    assert (ended.record.parent, ended.record.snapshots) == (None, [])
+    assert bench.store.get(line[1].digest) == line[1]  # the other one runs over it
+
+
+async def test_who_names_what(every: Sandboxes, make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line[:1])
+    assert every.names(line[0].digest)
+    assert not every.names(line[1].digest)  # stored by a suspend that did not live to write it down
+    async with box.moving:  # … or that is about to
+        assert every.names(line[1].digest)
+    make(FORK, line[:1], parent=line[1].digest)
+    assert every.names(line[1].digest)
+
+
+async def test_a_collection_waits_for_no_use_case_and_takes_nothing_of_it(
+    every: Sandboxes, make: Make, bench: Bench, line: Any
+) -> None:
+    """The snapshot is registered, its record not yet saved: a sweep in this moment leaves it."""
+    box = make(BOX, line[:1])
+    async with box.moving:
+        swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.names))
+        assert swept.forgotten == []
+        box.save(snapshots=[*box.record.snapshots, KeptSnapshot(info=line[1].info())], parent=line[1].digest)
+    swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.names))
+    assert swept.forgotten == []
+
+
+async def test_unnamed_ones_are_dropped_at_a_start_unless_a_fork_names_them(
+    every: Sandboxes, make: Make, bench: Bench, line: Any
+) -> None:
+    make(BOX, line[:1])
+    lost = bench.capture(line[1], {3: block(4)}, DISK, sandbox_id=BOX)
+    make(FORK, line[:1], parent=line[1].digest)
+    await asyncio.to_thread(every._drop_unnamed)
+    assert bench.store.digests() == [line[0].digest, line[1].digest]
+    assert lost.digest not in bench.store.digests()
+
+
+@pytest.mark.parametrize(
+    ("current", "expected"), [(None, None), (set(), {"warm", "old"}), ({"new"}, {"warm", "old", "new"})]
+)
+async def test_templates_in_use(every: Sandboxes, make: Make, line: Any, current: Any, expected: Any) -> None:
+    """A running sandbox has no snapshot that names its template; without any of today's it is needed all the same."""
+
+    class Ground:
+        def templates_in_use(self) -> Any:
+            return current
+
+    ground: Any = Ground()
+    every.ground = ground
+    make(BOX, line, template="warm")
+    make(FORK, line, template="old", state=SandboxState.RUNNING)
+    assert every.templates_in_use() == expected
+
+
+async def test_removal_waits_for_a_sweep_and_not_the_other_way(make: Make, bench: Bench, line: Any) -> None:
+    """No two of them wait for each other, whatever they hold."""
+    box = make(BOX, line)
+    asked, go_on = threading.Event(), threading.Event()
+
+    def named(digest: str) -> bool:
+        asked.set()
+        assert go_on.wait(20)
+        return box.record.names(digest)
+
+    sweeping = asyncio.create_task(asyncio.to_thread(lambda: garbage.collect(bench.store, named=named)))
+    await asyncio.to_thread(asked.wait, 20)
+    changed = box.changed.next
+    removing = asyncio.create_task(box.remove())
+    async with asyncio.timeout(20):
+        await changed.wait()
+    assert box.state is SandboxState.REMOVING  # it holds ``moving``, and now waits for the store
+    go_on.set()
+    async with asyncio.timeout(20):
+        await sweeping
+        await removing
+    assert bench.store.digests() == []

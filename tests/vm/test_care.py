@@ -1,0 +1,83 @@
+"""The care of snapshots on the real Firecracker: a compacted one is the same machine, and explain knows its guest."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from perdure.client.node import NodeClient
+from perdure.errors import Conflict
+from perdure.model import SandboxInfo
+
+pytestmark = pytest.mark.vm
+Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
+Start = Callable[..., SandboxInfo]
+Converse = Callable[..., Any]
+
+# Changes some of its memory with each line, and says the digest of all of it before and after.
+TURNER = r"""
+import hashlib, os, sys
+memory = bytearray(os.urandom(4 << 20))
+print("up", flush=True)
+for number, line in enumerate(sys.stdin):
+    said = hashlib.sha256(memory).hexdigest()
+    for page in range(number % 3, 1024, 3):
+        memory[page * 4096] ^= 1 + number % 255
+    print(repr((os.getpid(), said, hashlib.sha256(memory).hexdigest())), flush=True)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_compacted_snapshot_goes_on(start: Start, client: NodeClient, converse: Converse, fcrun: Fcrun) -> None:
+    ref = start("python3", "-c", TURNER, stdin=True).id
+    talk = converse(client.attach(ref, logs=True))
+    assert talk.hear() == "up"
+    pid, _, memory = ast.literal_eval(talk.ask("0"))
+    for turn in range(1, 4):
+        client.suspend(ref)
+        client.resume(ref)
+        now = ast.literal_eval(talk.ask(str(turn)))
+        assert now[:2] == (pid, memory)
+        memory = now[2]
+    with pytest.raises(Conflict, match="may read the layers"):
+        client.store.compact(ref)
+    old = client.suspend(ref)
+    assert client.store.verify().findings == []
+
+    before = client.store.explain(ref)
+    use = before.memory_use
+    assert use is not None
+    assert "python3" in {process.name for process in use.processes}
+    assert use.total_kib > use.anonymous_kib > 4096
+    assert sum(process.anonymous_kib for process in use.processes) <= use.anonymous_kib
+    assert before.working_set.blocks > 0
+    done = fcrun("snapshot", "compact", "--format", "json", ref)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    new = told["after"]["digest"]
+    assert told["before"]["digest"] == old.digest != new
+    after = client.store.explain(ref)
+    assert after.working_set.blocks == before.working_set.blocks
+    assert after.working_set.reads <= 1
+    assert (len(after.memory.layers), len(after.disk.layers)) == (1, 1)
+    assert client.store.verify().findings == []
+
+    client.resume(ref)  # over a layer whose data is in the order of first touch
+    now = ast.literal_eval(talk.ask("again"))
+    assert now[:2] == (pid, memory)
+    client.suspend(ref)  # a difference to the compacted one
+    client.resume(ref)
+    assert ast.literal_eval(talk.ask("once more"))[:2] == (pid, now[2])
+    client.resume(ref, snapshot=old.digest)  # by its former name: who wrote it down goes on using it
+    session = converse(client.attach(ref))
+    assert ast.literal_eval(session.ask("back"))[:2] == (pid, memory)
+    assert "Deleted" in fcrun("snapshot", "gc").stdout
+    assert client.store.verify().findings == []
+    tree = fcrun("snapshot", "tree").stdout
+    assert new.removeprefix("sha256:")[:12] in tree
+    assert "is gone" not in tree
