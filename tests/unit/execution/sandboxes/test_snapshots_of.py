@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from perdure.errors import Conflict, NoSpace, NotFound
+from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
@@ -195,15 +196,18 @@ async def test_unnamed_ones_are_dropped_at_a_start_unless_a_fork_names_them(
 @pytest.mark.parametrize(
     ("current", "expected"), [(None, None), (set(), {"warm", "old"}), ({"new"}, {"warm", "old", "new"})]
 )
-async def test_templates_in_use(every: Sandboxes, make: Make, line: Any, current: Any, expected: Any) -> None:
+async def test_templates_in_use(
+    every: Sandboxes, make: Make, line: Any, current: Any, expected: Any, tmp_path: Path
+) -> None:
     """A running sandbox has no snapshot that names its template; without any of today's it is needed all the same."""
 
     class Ground:
-        def templates_in_use(self) -> Any:
+        def templates_in_use(self, images: Any) -> Any:
             return current
 
     ground: Any = Ground()
     every.ground = ground
+    every.images = ImageLibrary(tmp_path / "images")
     make(BOX, line, template="warm")
     make(FORK, line, template="old", state=SandboxState.RUNNING)
     assert every.templates_in_use() == expected
