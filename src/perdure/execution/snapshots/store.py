@@ -269,7 +269,12 @@ class Store:
         """While a snapshot is being read: no sweep of any process takes it or its blobs. One who dies lets go of it."""
         with contextlib.ExitStack() as held:
             with self.writing():  # a sweep does not look for leases in this moment
-                held.enter_context(self._locked(f"leases/{check_digest(digest)}", fcntl.LOCK_SH))
+                try:
+                    held.enter_context(self._locked(f"leases/{check_digest(digest)}", fcntl.LOCK_SH))
+                except OSError as error:
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    held.enter_context(self.writing())  # no room for a lease: every sweep waits
             yield
 
     def remove(self, digests: Iterable[str]) -> int:
