@@ -66,6 +66,7 @@ class Host:
     below: Path
     firecracker: Path
     address: LauncherAddress
+    pager: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> subprocess.Popen[bytes]:
@@ -85,6 +86,7 @@ class Host:
         (self.folder / "memory").touch()
         return {
             "firecracker": str(self.firecracker),
+            "pager": str(self.pager),
             "state": str(self.folder / "state"),
             "memory": {"kind": "file", "path": str(self.folder / "memory")},
             "drives": {},
@@ -122,13 +124,15 @@ def processes_under(folder: Path) -> list[int]:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(pager_program: Path) -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="perdure-keeper-", dir="/dev/shm"))
     (folder / "token").write_text(TOKEN)
     stand_in = folder / "firecracker"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
-    host = Host(folder, folder / "below", stand_in, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")))
+    host = Host(
+        folder, folder / "below", stand_in, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")), pager_program
+    )
     try:
         yield host
         left = processes_under(host.below)
