@@ -123,11 +123,9 @@ void hot_open(const struct map *opened) {
 // The next window that nobody has filled.
 static bool take_window(struct job *job) {
     while (next_window < window_count) {
-        uint32_t end, first = work_window(windows[next_window++].block, &end);
-        if (bit_of(work.claimed, first))
+        if (!work_take_window(windows[next_window++].block, job))
             continue;
-        bit_set(work.claimed, first);
-        *job = (struct job){.kind = JOB_WINDOW, .number = first, .end = end, .hot = true};
+        job->hot = true;
         return true;
     }
     return false;

@@ -99,7 +99,10 @@ static void arrived(uint32_t frame) {
         return;
     work.frame[frame] = FRAME_IDLE;
     outstanding--;
-    ring_put(urgent[frame] ? &work.arrived : &work.ahead, frame);
+    if (urgent[frame])
+        ring_put(&work.arrived, frame);
+    else if (map->frame_runs[frame] < map->frame_runs[frame + 1])
+        ring_put(&work.ahead, map->first[map->by_frame[map->frame_runs[frame]]]);
 }
 
 void wanted_have(uint32_t layer, uint64_t number) {

@@ -13,7 +13,7 @@ enum { WORKERS_MAX = 4, AHEAD_LEAST = 4, AHEAD_MOST = 64, IDLE_MS = 500, WANTED_
 
 struct work work = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
-static struct {  // frames that were brought ahead of a reader in order: [from, next)
+static struct {  // what was brought ahead of a reader in order: blocks [from, next), in so many frames and windows
     uint32_t from, next, size;
 } stream;
 
@@ -35,27 +35,49 @@ void work_open(const struct map *map) {
 
 // Choosing: all of this is locked ------------------------------------------------------------------------------------
 
-static void bring_ahead(uint32_t from, uint32_t count) {
-    stream.from = from;
-    stream.next = work.map->frames - from > count ? from + count : work.map->frames;
-    for (uint32_t frame = from; frame < stream.next; frame++)
-        if (work.frame[frame] == FRAME_IDLE)
-            ring_put(&work.ahead, frame);
+uint32_t work_window(uint32_t block, uint32_t *end) {
+    uint32_t run = map_run(work.map, block);
+    uint32_t size = work.map->source[run] == SOURCE_ZERO ? ZERO_WINDOW : TEMPLATE_WINDOW;
+    uint32_t low = block / size * size, high = low + size;
+    *end = high < map_end(work.map, run) ? high : map_end(work.map, run);
+    return low > work.map->first[run] ? low : work.map->first[run];
+}
+
+// Whether a block is in memory, or on its way.
+static bool is_begun(uint32_t block) {
+    uint32_t source = work.map->source[map_run(work.map, block)], end;
+    if (source < SOURCE_FRAME)
+        return bit_of(work.claimed, work_window(block, &end));
+    return work.frame[source - SOURCE_FRAME] == FRAME_BUSY || work.frame[source - SOURCE_FRAME] == FRAME_PLACED;
+}
+
+// Frames and windows from a block on are wanted soon.
+static void bring_ahead(uint32_t block, uint32_t units) {
+    const struct map *map = work.map;
+    stream.from = block;
+    for (; units && block < map->blocks; units--) {
+        uint32_t run = map_run(map, block), end = map_end(map, run);
+        if (map->source[run] < SOURCE_FRAME)
+            work_window(block, &end);
+        ring_put(&work.ahead, block);
+        block = end;
+    }
+    stream.next = block;
     pthread_cond_broadcast(&work.ready);
 }
 
-// A fault came for this frame. Where its predecessor is in memory a reader goes through in order: bring what follows,
+// A fault came for this block. Where the block before it is there a reader goes through in order: bring what follows,
 // the more the longer that goes on, and again before it has reached the end of it.
-static void read_ahead(uint32_t frame) {
-    if (frame >= stream.from && frame < stream.next) {
-        if (stream.next - frame > stream.size / 2)
+static void read_ahead(uint32_t block) {
+    if (block >= stream.from && block < stream.next) {
+        if (block - stream.from < (stream.next - stream.from) / 2)
             return;
         stream.size = 2 * stream.size < AHEAD_MOST ? 2 * stream.size : AHEAD_MOST;
         bring_ahead(stream.next, stream.size);
-    } else if (frame && (work.frame[frame - 1] == FRAME_PLACED || work.frame[frame - 1] == FRAME_BUSY)) {
-        stream.size = frame == stream.next && 2 * stream.size >= AHEAD_LEAST ? 2 * stream.size : AHEAD_LEAST;
-        stream.size = stream.size < AHEAD_MOST ? stream.size : AHEAD_MOST;
-        bring_ahead(frame + 1, stream.size);
+    } else if (block && !is_begun(block) && is_begun(block - 1)) {
+        stream.size = block == stream.next ? 2 * stream.size : AHEAD_LEAST;
+        stream.size = stream.size < AHEAD_LEAST ? AHEAD_LEAST : stream.size < AHEAD_MOST ? stream.size : AHEAD_MOST;
+        bring_ahead(block, stream.size + 1);
     }
 }
 
@@ -63,7 +85,6 @@ static void read_ahead(uint32_t frame) {
 static bool for_frame(uint32_t frame, uint32_t block, struct job *job, bool *stale) {
     enum frame_state state = work.frame[frame];
     *stale = state == FRAME_PLACED;
-    read_ahead(frame);
     if (state == FRAME_IDLE && wanted_is_absent(frame)) {
         touched_add(block);
         wanted_ask(frame, true);
@@ -82,14 +103,6 @@ static bool for_frame(uint32_t frame, uint32_t block, struct job *job, bool *sta
     return false;
 }
 
-uint32_t work_window(uint32_t block, uint32_t *end) {
-    uint32_t run = map_run(work.map, block);
-    uint32_t size = work.map->source[run] == SOURCE_ZERO ? ZERO_WINDOW : TEMPLATE_WINDOW;
-    uint32_t low = block / size * size, high = low + size;
-    *end = high < map_end(work.map, run) ? high : map_end(work.map, run);
-    return low > work.map->first[run] ? low : work.map->first[run];
-}
-
 static bool take_fault(struct job *job) {
     uint32_t block;
     while (ring_take(&work.faults, &block)) {
@@ -100,18 +113,17 @@ static bool take_fault(struct job *job) {
             *job = (struct job){.kind = JOB_BLOCK, .number = block};
             return true;
         }
+        read_ahead(block);
         if (source >= SOURCE_FRAME) {
             if (for_frame(source - SOURCE_FRAME, block, job, &stale))
                 return true;
         } else {
-            uint32_t end, first = work_window(block, &end);
-            if (!bit_of(work.claimed, first)) {
-                bit_set(work.claimed, first);
+            uint32_t end;
+            if (work_take_window(block, job)) {
                 touched_add(block);
-                *job = (struct job){.kind = JOB_WINDOW, .number = first, .end = end};
                 return true;
             }
-            stale = bit_of(work.filled, first);
+            stale = bit_of(work.filled, work_window(block, &end));
             work.figures.stale_faults += !stale;
         }
         if (!stale)
@@ -128,18 +140,42 @@ static bool take_fault(struct job *job) {
     return false;
 }
 
-static bool take_frame(struct ring *ring, struct job *job) {
+// A frame that nobody is at yet.
+static bool take_frame(uint32_t frame, struct job *job) {
+    if (work.frame[frame] != FRAME_IDLE)
+        return false;
+    if (wanted_is_absent(frame)) {
+        wanted_ask(frame, false);
+        return false;
+    }
+    work.frame[frame] = FRAME_BUSY;
+    *job = (struct job){.kind = JOB_FRAME, .number = frame};
+    return true;
+}
+
+bool work_take_window(uint32_t block, struct job *job) {
+    uint32_t end, first = work_window(block, &end);
+    if (bit_of(work.claimed, first))
+        return false;
+    bit_set(work.claimed, first);
+    *job = (struct job){.kind = JOB_WINDOW, .number = first, .end = end};
+    return true;
+}
+
+static bool take_arrived(struct job *job) {
     uint32_t frame;
-    while (ring_take(ring, &frame)) {
-        if (work.frame[frame] != FRAME_IDLE)
-            continue;
-        if (wanted_is_absent(frame)) {
-            wanted_ask(frame, false);
-            continue;
-        }
-        work.frame[frame] = FRAME_BUSY;
-        *job = (struct job){.kind = JOB_FRAME, .number = frame};
-        return true;
+    while (ring_take(&work.arrived, &frame))
+        if (take_frame(frame, job))
+            return true;
+    return false;
+}
+
+static bool take_ahead(struct job *job) {
+    uint32_t block;
+    while (ring_take(&work.ahead, &block)) {
+        uint32_t source = work.map->source[map_run(work.map, block)];
+        if (source < SOURCE_FRAME ? work_take_window(block, job) : take_frame(source - SOURCE_FRAME, job))
+            return true;
     }
     return false;
 }
@@ -150,23 +186,17 @@ static bool take_rest(struct job *job) {
         uint32_t run = work.populate_run, source = map->source[run], end;
         uint32_t block = work.populate_block > map->first[run] ? work.populate_block : map->first[run];
         if (source == SOURCE_TEMPLATE && block < map_end(map, run)) {
-            uint32_t first = work_window(block, &end);
+            work_window(block, &end);
             work.populate_block = end;
-            if (bit_of(work.claimed, first))
-                continue;
-            bit_set(work.claimed, first);
-            *job = (struct job){.kind = JOB_WINDOW, .number = first, .end = end};
-            return true;
+            if (work_take_window(block, job))
+                return true;
+            continue;
         }
         if (source >= SOURCE_FRAME) {
             uint32_t frame = source - SOURCE_FRAME;
-            if (work.frame[frame] == FRAME_IDLE && wanted_is_absent(frame)) {
-                if (wanted_count() >= WANTED_MOST)
-                    return false;  // what the node fetches first is wanted first
-                wanted_ask(frame, false);
-            } else if (work.frame[frame] == FRAME_IDLE) {
-                work.frame[frame] = FRAME_BUSY;
-                *job = (struct job){.kind = JOB_FRAME, .number = frame};
+            if (work.frame[frame] == FRAME_IDLE && wanted_is_absent(frame) && wanted_count() >= WANTED_MOST)
+                return false;  // what the node fetches first is wanted first
+            if (take_frame(frame, job)) {
                 work.populate_run++;
                 return true;
             }
@@ -177,7 +207,7 @@ static bool take_rest(struct job *job) {
 }
 
 static bool choose(struct job *job) {
-    if (work.serving && (take_fault(job) || take_frame(&work.arrived, job) || take_frame(&work.ahead, job)))
+    if (work.serving && (take_fault(job) || take_arrived(job) || take_ahead(job)))
         return true;
     return hot_take(job) || (work.serving && work.populating && take_rest(job));
 }
@@ -274,7 +304,7 @@ void work_urgent(struct lane *lane) {
     struct job job;
     for (;;) {
         pthread_mutex_lock(&work.lock);
-        bool found = work.serving && (take_fault(&job) || take_frame(&work.arrived, &job));
+        bool found = work.serving && (take_fault(&job) || take_arrived(&job));
         pthread_mutex_unlock(&work.lock);
         if (!found)
             return;

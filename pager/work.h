@@ -43,7 +43,7 @@ struct work {
     uint64_t *woken;                // blocks whose fault was answered though their content was there before
     struct ring faults;             // blocks
     struct ring arrived;            // frames for which faults waited until the node had fetched them
-    struct ring ahead;              // frames that will be wanted next
+    struct ring ahead;              // blocks that will be wanted next
     bool serving;                   // the machine's memory is known
     bool populating;
     uint32_t populate_run, populate_block;  // how far that has come
@@ -58,6 +58,7 @@ void work_start(void);              // the worker threads
 void work_serve(void);              // the machine's memory is known
 void work_faults(const uint32_t *blocks, uint32_t count);
 void work_populate(void);
+bool work_take_window(uint32_t block, struct job *job);  // locked: the window that holds a block; false: somebody has it
 uint32_t work_window(uint32_t block, uint32_t *end);  // the window that holds a block: its first block, and its end
 bool work_is_complete(void);        // populating, and nothing is left
 void work_frame(struct lane *lane, uint32_t frame, const uint8_t *content, bool hot);  // not locked; it is FRAME_BUSY

@@ -24,6 +24,7 @@ from pathlib import Path
 import zstandard
 
 from perdure.execution.snapshots import restore, spaces, templates
+from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.host import assets
@@ -154,7 +155,8 @@ def main() -> None:
             served.end()
 
             # All of it is the working set, from the moment at which the pager learns of it.
-            every = range(0, blocks, 4)
+            table = memorymap.decode(served.map.read_bytes())
+            every = [table.first[table.by_frame[start]] for start in table.frame_runs[:-1]]
             bench.store.keep_working_set(snapshot.digest, every)
             served = Served(program, peer, bench, snapshot)
             served.ask("sum 0 0")  # it is up
@@ -162,7 +164,7 @@ def main() -> None:
             served.say(op="serve", map=str(served.map))
             served.tell("connect")
             while (figures := served.stat())["frames"] < figures["frames_total"]:
-                pass
+                time.sleep(0.001)
             pushed = max(pushed, figures["copied_bytes"] / (time.perf_counter() - began))
             bench.store.keep_working_set(snapshot.digest, [])
             time.sleep(SETTLE_S)
