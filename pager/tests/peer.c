@@ -5,6 +5,7 @@
 //   touch FIRST COUNT THREADS   read every block in order; several threads take turns. Answers with the seconds it took
 //   scatter SEED THREADS        each thread reads every block, in an order of its own. Answers with the seconds
 //   sum FIRST COUNT             answers with the FNV-1a hash of all the bytes
+//   unmap                       take the memory away from under the pager; it is told
 //   flood ROUNDS THREADS        half of the threads remove blocks (those with number % 4 == 1) and look that they are
 //                               zeros afterwards, the others read the rest. Answers with the number of wrong blocks
 #define _GNU_SOURCE
@@ -42,12 +43,13 @@ static void map_memory(void) {
     int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
     uffd = device >= 0 ? ioctl(device, USERFAULTFD_IOC_NEW, O_CLOEXEC | O_NONBLOCK) : (int)syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
     need(uffd >= 0, "userfaultfd");
-    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE};
+    struct uffdio_api api = {.api = UFFD_API, .features = UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP};
     need(!ioctl(uffd, UFFDIO_API, &api), "UFFDIO_API");
-    void *data = mmap(NULL, blocks * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    size_t size = (blocks + 1) * BLOCK;  // the last one is registered, but the pager is not told of it
+    void *data = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     need(data != MAP_FAILED, "mmap");
-    madvise(data, blocks * BLOCK, MADV_NOHUGEPAGE);
-    struct uffdio_register range = {.range = {(uintptr_t)data, blocks * BLOCK}, .mode = UFFDIO_REGISTER_MODE_MISSING};
+    madvise(data, size, MADV_NOHUGEPAGE);
+    struct uffdio_register range = {.range = {(uintptr_t)data, size}, .mode = UFFDIO_REGISTER_MODE_MISSING};
     need(!ioctl(uffd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER");
     memory = data;
 }
@@ -165,6 +167,8 @@ int main(int argc, char **argv) {
             printf("%.6f\n", in_threads(touch, (struct part){.first = a, .count = b, .threads = c}));
         else if (!strcmp(op, "scatter"))
             printf("%.6f\n", in_threads(scatter, (struct part){.seed = a, .threads = b}));
+        else if (!strcmp(op, "unmap"))
+            munmap((void *)memory, blocks * BLOCK);
         else if (!strcmp(op, "sum"))
             printf("%016llx\n", (unsigned long long)sum(a, b));
         else if (!strcmp(op, "flood")) {
