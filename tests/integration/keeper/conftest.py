@@ -14,12 +14,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from perdure.errors import Unavailable
+from perdure.execution.machine.remote import Launcher
 from perdure.model import LauncherAddress
 
 TOKEN = "00112233445566778899aabbccddeeff"
@@ -44,6 +47,8 @@ while True:
         if len(rest) < length:
             break
         body, data = rest[:length], rest[length:]
+        if b"wait-here" in body:
+            open("wait").read()
         if b"refuse-me" in body:
             connection.sendall(b"HTTP/1.1 400 Bad\\r\\nContent-Length: 23\\r\\n\\r\\n" + b'{{"fault_message":"no!"}}')
         else:
@@ -92,6 +97,17 @@ class Host:
             "drives": {},
             **more,
         }
+
+
+async def connected(host: Host) -> Launcher:
+    """A launcher that answers, started a moment ago."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return await Launcher.connect(host.address)
+        except Unavailable:
+            assert time.monotonic() < deadline, host.log()
+            await asyncio.sleep(0.01)
 
 
 async def gone(pid: int) -> bool:
