@@ -8,6 +8,7 @@
 //   unmap                       take the memory away from under the pager; it is told
 //   flood ROUNDS THREADS        half of the threads remove blocks (those with number % 4 == 1) and look that they are
 //                               zeros afterwards, the others read the rest. Answers with the number of wrong blocks
+//   race PAUSE                  removes blocks at the moment at which they are filled. Answers in the same way
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
@@ -30,7 +31,7 @@ enum { BLOCK = 4096, THREADS_MAX = 64 };
 static volatile uint8_t *memory;
 static size_t blocks;
 static int uffd = -1, connection = -1;
-static atomic_size_t wrong;
+static atomic_size_t wrong, turn, done;
 
 static void need(int condition, const char *what) {
     if (!condition) {
@@ -111,9 +112,15 @@ static void *scatter(void *argument) {
     return NULL;
 }
 
+static void remove_block(size_t block) {
+    static const uint8_t zeros[BLOCK];
+    uint8_t *place = (uint8_t *)memory + block * BLOCK;
+    madvise(place, BLOCK, MADV_DONTNEED);
+    wrong += memcmp(place, zeros, BLOCK) != 0;
+}
+
 static void *flood(void *argument) {
     struct part *part = argument;
-    static const uint8_t zeros[BLOCK];
     size_t removers = (part->threads + 1) / 2;
     if (part->number >= removers) {
         for (size_t block = part->number - removers; block < blocks; block += part->threads - removers)
@@ -123,12 +130,32 @@ static void *flood(void *argument) {
     }
     for (size_t round = 0; round < part->count; round++)
         for (size_t block = 1 + 4 * part->number; block < blocks; block += 4 * removers) {
-            uint8_t *place = (uint8_t *)memory + block * BLOCK;
             if (round % 2)
                 (void)memory[block * BLOCK];  // so that there is something to remove
-            madvise(place, BLOCK, MADV_DONTNEED);
-            wrong += memcmp(place, zeros, BLOCK) != 0;
+            remove_block(block);
         }
+    return NULL;
+}
+
+// Two threads: one touches the first of every 16 blocks, the other removes one of those that come with it at that moment.
+static void *race(void *argument) {
+    struct part *part = argument;
+    for (size_t i = 0; i < blocks / 16; i++) {
+        size_t first = i * 7919 % (blocks / 16) * 16;  // no order in which anybody would read ahead
+        if (part->number == 0) {
+            atomic_store(&turn, i + 1);
+            (void)memory[first * BLOCK];
+            while (atomic_load(&done) < i + 1)
+                ;
+        } else {
+            while (atomic_load(&turn) < i + 1)
+                ;
+            for (volatile size_t pause = 0; pause < i % 64 * part->count; pause++)
+                ;
+            remove_block(first + 13);
+            atomic_store(&done, i + 1);
+        }
+    }
     return NULL;
 }
 
@@ -171,7 +198,10 @@ int main(int argc, char **argv) {
             munmap((void *)memory, blocks * BLOCK);
         else if (!strcmp(op, "sum"))
             printf("%016llx\n", (unsigned long long)sum(a, b));
-        else if (!strcmp(op, "flood")) {
+        else if (!strcmp(op, "race")) {
+            in_threads(race, (struct part){.count = a, .threads = 2});
+            printf("%zu\n", (size_t)wrong);
+        } else if (!strcmp(op, "flood")) {
             in_threads(flood, (struct part){.count = a, .threads = b});
             printf("%zu\n", (size_t)wrong);
         }

@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from perdure.execution.snapshots import restore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.formats.memorymap import MemoryMap
 from perdure.linux import userfaultfd
 from perdure.testing.pagers import Peer, Serve, Served, fnv
-from perdure.testing.snapshots import BLOCKS, Bench
+from perdure.testing.snapshots import BLOCKS, Bench, facts
 
 try:
     os.close(userfaultfd.open_descriptor())
@@ -257,6 +258,21 @@ def test_a_flood_of_removals_beside_faults(serve: Serve, chain: tuple[Snapshot, 
             for number in range(1, BLOCKS, 4):
                 expected[number * BLOCK : (number + 1) * BLOCK] = bytes(BLOCK)
             assert peer.ask(f"sum 0 {BLOCKS}") == fnv(bytes(expected))
+
+
+@pytest.mark.parametrize("pause", [2000, 4000, 8000])
+def test_a_removal_while_its_block_is_filled(tmp_path: Path, pager_build: Path, pause: int) -> None:
+    """What a worker is about to copy is removed: it must not come back. No sanitizers: it is about microseconds."""
+    blocks = 1 << 14
+    bench = Bench(tmp_path, blocks)
+    held = {number: (b"%d " % number * BLOCK)[:BLOCK] for number in range(blocks)}
+    snapshot = bench.capture(bench.template(bytes(blocks * BLOCK)), held, bytes(BLOCK))
+    files = restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=facts(blocks))
+    with (
+        Served(pager_build / "pager", bench.root / "p.sock", files.memory_map) as served,
+        Peer(pager_build / "peer", served.path, blocks) as peer,
+    ):
+        assert peer.ask(f"race {pause}") == "0"
 
 
 def test_a_spare_waits_until_it_is_told_what_to_serve(bench: Bench, pager_program: Path) -> None:
