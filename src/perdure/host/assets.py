@@ -1,4 +1,4 @@
-"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs.
+"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs, pager.
 
 The first ``ensure`` fetches and builds for about a minute; every later one compares sizes and times of change.
 ``recorded`` only looks.
@@ -18,6 +18,7 @@ from perdure.host.progress import Progress, silent
 from perdure.host.vault import Part, Vault, file_digest, open_vault
 
 GUESTD, GUEST_INITRD = "guestd", "guest-initrd"
+PAGER = "pager"
 EMULATED_INIT, HOST_INITRD = "emulated-init", "host-initrd"
 
 
@@ -27,7 +28,8 @@ class Assets:
 
     ``digest`` (64 hex digits) covers all parts that a template depends on: Firecracker, vmlinux and the guest's
     initramfs (guestd and modules). ``host_initrd`` boots the emulated host, with the same vmlinux; ``host_init`` is the
-    init in it, which also measures this machine's TSC (emulated_init.c). Both are None on aarch64.
+    init in it, which also measures this machine's TSC (emulated_init.c). Both are None on aarch64. ``pager``
+    serves page faults; no template depends on it.
     """
 
     firecracker: Path
@@ -35,6 +37,7 @@ class Assets:
     vmlinux: Path
     guest_initrd: Path
     guestd: Path
+    pager: Path
     host_init: Path | None
     host_initrd: Path | None
     firecracker_version: str
@@ -53,11 +56,12 @@ def ensure(home: Home, progress: Progress | None = None) -> Assets:
         firecracker = binaries.ensure(vault, machine.architecture, report)
         linux = kernel.ensure(vault, machine, report)
         guestd = static_build.ensure_guestd(vault, machine.architecture, report)
+        pager = static_build.ensure_pager(vault, machine.architecture, report)
         guest_initrd = _initrd(
             vault, GUEST_INITRD, guestd.files[GUESTD], guestd.digests[GUESTD], linux, "guest-modules.cpio"
         )
         host_init, host_initrd = _host_parts(vault, machine, linux, report)
-    return _assets(firecracker, linux, guestd, guest_initrd, host_init, host_initrd)
+    return _assets(firecracker, linux, guestd, guest_initrd, pager, host_init, host_initrd)
 
 
 def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
@@ -71,16 +75,24 @@ def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
     with open_vault(home.cache) as vault:
         found = {name: vault.get(name, thorough=thorough) for name in vault.names()}
     firecracker, linux = found.get(binaries.PART), found.get(kernel.PART)
-    guestd, guest_initrd = found.get(GUESTD), found.get(GUEST_INITRD)
-    if firecracker is None or linux is None or guestd is None or guest_initrd is None:
+    guestd, guest_initrd, pager = found.get(GUESTD), found.get(GUEST_INITRD), found.get(PAGER)
+    if firecracker is None or linux is None or guestd is None or guest_initrd is None or pager is None:
         return None
     if guestd.key != static_build.guestd_key(machine.architecture):
         return None
-    return _assets(firecracker, linux, guestd, guest_initrd, found.get(EMULATED_INIT), found.get(HOST_INITRD))
+    if pager.key != static_build.pager_key(machine.architecture):
+        return None
+    return _assets(firecracker, linux, guestd, guest_initrd, pager, found.get(EMULATED_INIT), found.get(HOST_INITRD))
 
 
 def _assets(
-    firecracker: Part, linux: Part, guestd: Part, guest_initrd: Part, host_init: Part | None, host_initrd: Part | None
+    firecracker: Part,
+    linux: Part,
+    guestd: Part,
+    guest_initrd: Part,
+    pager: Part,
+    host_init: Part | None,
+    host_initrd: Part | None,
 ) -> Assets:
     digest = hashlib.sha256()
     for part, name in ((firecracker, "firecracker"), (linux, "vmlinux"), (guest_initrd, "initrd.cpio")):
@@ -91,6 +103,7 @@ def _assets(
         vmlinux=linux.files["vmlinux"],
         guest_initrd=guest_initrd.files["initrd.cpio"],
         guestd=guestd.files["guestd"],
+        pager=pager.files[PAGER],
         host_init=host_init.files[EMULATED_INIT] if host_init else None,
         host_initrd=host_initrd.files["initrd.cpio"] if host_initrd else None,
         firecracker_version=firecracker.facts["version"],

@@ -13,6 +13,7 @@ import socket
 from collections import deque
 
 from perdure.errors import InvalidValue, PerdureError, ProtocolError
+from perdure.execution.machine import configuration
 from perdure.execution.machine.states import MachineState
 from perdure.keeper import line
 from perdure.keeper.channel import Channel
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.keeper.folder import Below
+    from perdure.keeper.pager import Frames
 
 _FLUSH_TIMEOUT_S = 5.0
 
@@ -35,7 +37,7 @@ class Keeper:
         self.sandbox = sandbox
         self.folder = below.machine(sandbox)
         self._loop = Loop()
-        self._machine = Machine(self._loop, below, self._exited)
+        self._machine = Machine(self._loop, below, self._exited, self._want)
         self._channel = Channel(self._loop)
         self._node: Stream | None = None
         self._decoder = line.Decoder()
@@ -109,6 +111,8 @@ class Keeper:
         self._decoder = line.Decoder()
         node = self._node = Stream(self._loop, fd, self._from_node, self._node_down)
         node.write(line.encode_control({"ok": self._stat()}))
+        if self._machine.wanted:
+            self._want(self._machine.wanted)  # the node before it may not have fetched them
         if not node.closed:
             self._channel.node_up(node)
 
@@ -125,7 +129,11 @@ class Keeper:
         try:
             for kind, payload in self._decoder.feed(data):
                 if kind == line.CONTROL:
-                    self._requests.append((node, line.decode_control(payload)))
+                    request = line.decode_control(payload)
+                    if str(request.get("op")).startswith("pager-"):
+                        self._handle(node, request)  # at once: the request before it may wait for these very pages
+                    else:
+                        self._requests.append((node, request))
                 else:
                     self._channel.frame(kind, payload)
         except ProtocolError as error:
@@ -168,6 +176,16 @@ class Keeper:
             return collected
         if op == "stat":
             return self._stat()
+        if op == "pager-have":
+            self._machine.pager_have(_frames(request))
+            return {}
+        if op == "pager-lost":
+            message = configuration.text(request, "message")
+            self._machine.pager_lost(message, str(request.get("hint") or ""))
+            return {}
+        if op == "pager-populate":
+            self._machine.pager_populate()
+            return {}
         if op == "end":
             self._ended = True
             self._release()  # before the answer: the node may want a new keeper at once
@@ -177,8 +195,22 @@ class Keeper:
     def _stat(self) -> dict[str, Any]:
         return {"pid": os.getpid(), **self._machine.stat(), "exit": self._exit}
 
+    def _want(self, frames: Frames) -> None:
+        if self._node is not None:
+            self._node.write(line.encode_control({"event": "pager-want", "frames": frames}))
+
     def _exited(self, cause: str, detail: str) -> None:
         self._channel.close()
         self._exit = self.folder.record_exit(cause, detail)
         if self._node is not None:
             self._node.write(line.encode_control({"event": "exited", **self._exit}))
+
+
+def _frames(request: dict[str, Any]) -> Frames:
+    frames = request.get("frames")
+    if isinstance(frames, list) and all(
+        isinstance(frame, list) and len(frame) == 2 and all(type(number) is int and number >= 0 for number in frame)
+        for frame in frames
+    ):
+        return [(layer, number) for layer, number in frames]
+    raise InvalidValue("the parameter 'frames' must be a list of pairs: number of the layer, number of the frame in it")

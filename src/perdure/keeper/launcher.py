@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from perdure.linux.cgroup import Cgroup
     from perdure.linux.process import Process
 
-_WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "zstandard", "perdure.execution.snapshots.pager")
+_WARM = ("perdure.keeper.keeper", "perdure.keeper.program")
 _HELLO_TIMEOUT_S = 10.0
 _MACHINES_TIMEOUT_S = 60.0
 _LOOK_S = 0.02

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.keeper.folder import Below
+    from perdure.keeper.pager import Frames
 
 _START_TIMEOUT_S = 30.0
 _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that machine's end
@@ -36,12 +37,17 @@ _CAPTURED = ("capture.state", "capture.memory")
 
 
 class Machine:
-    """Firecracker and what serves it. ``on_exit(cause, detail)`` when it ends by itself after it came up."""
+    """Firecracker and what serves it. ``on_exit(cause, detail)`` when it ends by itself after it came up.
 
-    def __init__(self, loop: Loop, below: Below, on_exit: Callable[[str, str], None]) -> None:
+    ``on_want(frames)``: its pager needs these frames of its layers (``keeper.pager``).
+    """
+
+    def __init__(
+        self, loop: Loop, below: Below, on_exit: Callable[[str, str], None], on_want: Callable[[Frames], None]
+    ) -> None:
         self.state = MachineState.EMPTY
         self.backend = ""  # what its memory came from: "boot", "file" or "uffd"
-        self._loop, self._below, self._on_exit = loop, below, on_exit
+        self._loop, self._below, self._on_exit, self._on_want = loop, below, on_exit, on_want
         self._firecracker: process.Process | None = None
         self._pager: Pager | None = None
         self._console: Console | None = None
@@ -54,10 +60,32 @@ class Machine:
         return {
             "state": str(self.state),
             "firecracker_pid": self._firecracker.pid if self._firecracker else 0,
-            "pager_pid": self._pager.process.pid if self._pager else 0,
+            "pager_pid": self._pager.process.pid if self._pager and not self._pager.resident else 0,
             "backend": self.backend,
             "pager": self._pager.stat() if self._pager else {},
+            "resident": self._pager is None or self._pager.resident,
+            "wanted": self.wanted,
         }
+
+    @property
+    def wanted(self) -> Frames:
+        """What the pager waits for."""
+        return list(self._pager.wanted) if self._pager else []
+
+    def pager_have(self, frames: Frames) -> None:
+        """Frames that the node has fetched. Does not block, nor do the two that follow; without a pager: nothing."""
+        if self._pager:
+            self._pager.have(frames)
+
+    def pager_lost(self, message: str, hint: str) -> None:
+        """What the pager waits for cannot be had: the machine ends with that cause."""
+        if self._pager:
+            self._pager.lost(message, hint)
+
+    def pager_populate(self) -> None:
+        """Bring the rest of the memory; then the pager goes away, and the machine lives on."""
+        if self._pager:
+            self._pager.populate()
 
     # Start
 
@@ -97,7 +125,8 @@ class Machine:
             template = self._nearer(memory)
             if memory["kind"] == "layers":
                 backend, source = "Uffd", configuration.PAGER_PATH
-                self._pager = Pager(self._loop, configuration.text(memory, "map"), template, self._pager_ended)
+                self._pager = Pager(self._loop, configuration.text(params, "pager"), self._pager_ended, self._on_want)
+                self._pager.serve(configuration.text(memory, "map"), template)
             else:
                 backend, source = "File", template or configuration.text(memory, "path")
             prepared = time.monotonic()
@@ -291,7 +320,7 @@ class Machine:
         ended = self._pager
 
         def check() -> None:
-            if self._pager is ended:
+            if self._pager is ended and not (ended is not None and ended.resident):
                 self._kill_for(("pager-died", detail or "the pager ended while its machine was alive"))
 
         if detail:

@@ -1,7 +1,7 @@
-"""The keeper's side of the pager: a forked child that serves page faults, and the lines of JSON that it reports.
+"""The keeper's side of the pager: the program that serves page faults (``pager/``), and the lines of JSON between them.
 
-The child runs ``execution.snapshots.pager.serve``, which describes those lines. A pager that dies while its machine
-lives would freeze it for ever, so its end is watched like Firecracker's.
+What is said: docs/design/0004-native-pager.md. A pager that dies while its machine lives would freeze it for ever, so
+its end is watched like Firecracker's. It may be started before it is known what it will serve.
 """
 
 from __future__ import annotations
@@ -10,29 +10,38 @@ import json
 import os
 import socket
 
-from perdure.errors import PerdureError
 from perdure.execution.machine.configuration import PAGER_PATH
 from perdure.keeper.loop import READ, Loop, Stream
 from perdure.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
+
+    Frames = list[tuple[int, int]]  # (number of the layer, number of the frame in it)
 
 _STAT_TIMEOUT_S = 5.0
 _LINE_MAX = 16 << 20
 
 
 class Pager:
-    """One running pager. ``on_end(detail)`` is called when it ends before ``close``; empty: its peer ended first."""
+    """One running pager. It serves whoever connects to ``PAGER_PATH`` in the working directory.
 
-    def __init__(self, loop: Loop, map_path: str, template: str | None, on_end: Callable[[str], None]) -> None:
-        """Fork it; it serves whoever connects to ``PAGER_PATH`` in the working directory. Raises OSError."""
-        self._loop, self._on_end = loop, on_end
+    ``on_end(detail)`` is called when it ends before ``close``; empty: its peer ended first, or everything is in memory
+    (then ``resident``). ``on_want(frames)``: these must be fetched into the files of their layers.
+    """
+
+    def __init__(
+        self, loop: Loop, program: str, on_end: Callable[[str], None], on_want: Callable[[Frames], None]
+    ) -> None:
+        """Start it. Raises OSError."""
+        self._loop, self._on_end, self._on_want = loop, on_end, on_want
         self._lines = bytearray()
         self.failure: dict[str, Any] = {}  # why it failed, as an error's JSON
         self.report: dict[str, Any] = {}  # its newest "stat"
+        self.wanted: dict[tuple[int, int], None] = {}  # frames that it waits for, in the order in which it asked
+        self.resident = False
         self._answers = 0
         with socket.socket(socket.AF_UNIX) as listener:
             if os.path.exists(PAGER_PATH):
@@ -41,19 +50,38 @@ class Pager:
             listener.listen(1)
             ours, theirs = socket.socketpair()
             with theirs:
-                self.process = process.fork(
-                    lambda: _serve(listener, map_path, theirs, template), keep=(listener.fileno(), theirs.fileno())
+                passed = (listener.fileno(), theirs.fileno())
+                self.process = process.spawn(
+                    [program, *map(str, passed)], cwd=".", env={}, output=2, keep=passed, huge_pages=False
                 )
         self._stream = Stream(loop, ours.detach(), self._heard, lambda: None)
         loop.watch(self.process.pidfd, READ, self._ended)
+
+    def serve(self, map_path: str, template: str | None) -> None:
+        """What it serves from now on. ``template``: a copy of the template's memory nearer than the map's own path."""
+        self._say({"op": "serve", "map": map_path, "template": template or ""})
 
     def stat(self) -> dict[str, Any]:
         """Ask for its figures; the newest that it gave when it does not answer."""
         before = self._answers
         if not self._stream.closed:
-            self._stream.write(b'{"op":"stat"}\n')
+            self._say({"op": "stat"})
             self._loop.run_until(lambda: self._answers > before or self._stream.closed, _STAT_TIMEOUT_S)
         return self.report
+
+    def have(self, frames: Iterable[tuple[int, int]]) -> None:
+        """These frames are in their layers' files now."""
+        for frame in frames:
+            self.wanted.pop(frame, None)
+        self._say({"op": "have", "frames": list(frames)})
+
+    def lost(self, message: str, hint: str) -> None:
+        """What it waits for cannot be fetched: it fails with this reason, and its machine ends."""
+        self._say({"op": "lost", "message": message, "hint": hint})
+
+    def populate(self) -> None:
+        """Bring the whole rest in the background, then let go of the memory and end: ``resident``."""
+        self._say({"op": "populate"})
 
     def close(self) -> None:
         """Kill it and forget it."""
@@ -62,6 +90,9 @@ class Pager:
         self.process.kill()
         self.process.wait()
         self.process.close()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._stream.write(json.dumps(message).encode() + b"\n")
 
     def _heard(self, data: bytes) -> None:
         self._lines += data
@@ -72,11 +103,18 @@ class Pager:
                 message = json.loads(text)
             except ValueError:
                 continue
-            if message.get("event") == "stat":
-                self.report = {name: value for name, value in message.items() if name != "event"}
+            event = message.pop("event", "")
+            if event == "stat":
+                self.report = message
                 self._answers += 1
-            elif message.get("event") == "failed":
-                self.failure = {name: value for name, value in message.items() if name != "event"}
+            elif event == "failed":
+                self.failure = message
+            elif event == "resident":
+                self.resident = True
+            elif event == "want":
+                frames = [(int(layer), int(number)) for layer, number in message["frames"]]
+                self.wanted.update(dict.fromkeys(frames))
+                self._on_want(frames)
 
     def _ended(self, _mask: int) -> None:
         status = self.process.poll()
@@ -95,13 +133,3 @@ class Pager:
         self._on_end(
             "" if status == 0 else f"the pager ended with {ended}: {self.failure.get('message') or 'it gave no reason'}"
         )
-
-
-def _serve(listener: socket.socket, map_path: str, report: socket.socket, template: str | None) -> None:
-    from perdure.execution.snapshots import pager
-
-    listener.setblocking(True)
-    try:
-        pager.serve(listener, map_path, report, template=template)
-    except (PerdureError, OSError):
-        raise SystemExit(1) from None  # it has reported why

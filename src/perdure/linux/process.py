@@ -120,11 +120,13 @@ def spawn(
     cwd: str,
     env: Mapping[str, str],
     output: int,
+    keep: Sequence[int] = (),
     new_session: bool = False,
     huge_pages: bool = True,
 ) -> Process:
     """Execute a program that dies with this process: stdin is /dev/null, stdout and stderr are ``output``.
 
+    It inherits the descriptors ``keep`` too, under their numbers, and those of ours that do not close on exec.
     Raises OSError when it cannot be executed: what failed in the child is reported here.
     """
     parent = os.getpid()
@@ -140,6 +142,8 @@ def spawn(
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(output, 1)
             os.dup2(output, 2)
+            for fd in keep:
+                os.set_inheritable(fd, True)
             os.chdir(cwd)
             signal.signal(signal.SIGPIPE, signal.SIG_DFL)
             os.execvpe(argv[0], list(argv), dict(env))

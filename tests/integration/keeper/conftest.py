@@ -14,12 +14,15 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from perdure.errors import Unavailable
+from perdure.execution.machine.remote import Launcher
 from perdure.model import LauncherAddress
 
 TOKEN = "00112233445566778899aabbccddeeff"
@@ -44,6 +47,8 @@ while True:
         if len(rest) < length:
             break
         body, data = rest[:length], rest[length:]
+        if b"wait-here" in body:
+            open("wait").read()
         if b"refuse-me" in body:
             connection.sendall(b"HTTP/1.1 400 Bad\\r\\nContent-Length: 23\\r\\n\\r\\n" + b'{{"fault_message":"no!"}}')
         else:
@@ -66,6 +71,7 @@ class Host:
     below: Path
     firecracker: Path
     address: LauncherAddress
+    pager: Path
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, *more: str) -> subprocess.Popen[bytes]:
@@ -85,11 +91,23 @@ class Host:
         (self.folder / "memory").touch()
         return {
             "firecracker": str(self.firecracker),
+            "pager": str(self.pager),
             "state": str(self.folder / "state"),
             "memory": {"kind": "file", "path": str(self.folder / "memory")},
             "drives": {},
             **more,
         }
+
+
+async def connected(host: Host) -> Launcher:
+    """A launcher that answers, started a moment ago."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return await Launcher.connect(host.address)
+        except Unavailable:
+            assert time.monotonic() < deadline, host.log()
+            await asyncio.sleep(0.01)
 
 
 async def gone(pid: int) -> bool:
@@ -122,13 +140,15 @@ def processes_under(folder: Path) -> list[int]:
 
 
 @pytest.fixture
-def host() -> Iterator[Host]:
+def host(pager_program: Path) -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="perdure-keeper-", dir="/dev/shm"))
     (folder / "token").write_text(TOKEN)
     stand_in = folder / "firecracker"
     stand_in.write_text(STAND_IN)
     stand_in.chmod(0o755)
-    host = Host(folder, folder / "below", stand_in, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")))
+    host = Host(
+        folder, folder / "below", stand_in, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")), pager_program
+    )
     try:
         yield host
         left = processes_under(host.below)

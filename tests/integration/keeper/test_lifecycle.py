@@ -8,29 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, SnapshotInvalid, Unavailable
+from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, SnapshotInvalid
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.model import LauncherAddress
 
-from .conftest import DEADLINE_S, Host, gone
+from .conftest import DEADLINE_S, Host, connected, gone
 
 SANDBOX = "0123456789ab"
-
-
-async def connected(host: Host) -> Launcher:
-    """A launcher that answers, started a moment ago."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            return await Launcher.connect(host.address)
-        except Unavailable:
-            assert time.monotonic() < deadline, host.log()
-            await asyncio.sleep(0.01)
 
 
 async def running(host: Host, launcher: Launcher, **more: object) -> tuple[Keeper, int]:

@@ -30,6 +30,7 @@ def maps(draw: st.DrawFn) -> MemoryMap:
         blocks=blocks,
         template=draw(st.text()),
         layers=layers,
+        partial=[True for _ in layers],
         first=column(first),
         source=column(source),
         at=column(some(u32, len(first))),
@@ -39,6 +40,7 @@ def maps(draw: st.DrawFn) -> MemoryMap:
         frame_blocks=column(some(u32, frames)),
         frame_checksum=column(some(u32, frames)),
         frame_number=column(some(u32, frames)),
+        frame_present=column(some(st.integers(0, 1), frames)),
         frame_runs=column(starts),
         by_frame=column(by_frame),
         hot=column(draw(st.lists(u32, max_size=9))),
@@ -80,6 +82,7 @@ def test_indexes_out_of_bounds_are_refused(value: MemoryMap) -> None:
         value._replace(by_frame=column([*value.by_frame, len(value.first)])),
         value._replace(first=column([1, *value.first[1:]])),
         value._replace(blocks=value.first[-1]),
+        value._replace(partial=[*value.partial, False]),
     ):
         with pytest.raises(SnapshotInvalid):
             memorymap.decode(memorymap.encode(broken))

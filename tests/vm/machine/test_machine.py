@@ -60,6 +60,7 @@ class Bench:
         return await keeper.request(
             "restore",
             firecracker=str(self.assets.firecracker),
+            pager=str(self.assets.pager),
             state=str(state),
             memory={"kind": "file", "path": str(memory)} if isinstance(memory, Path) else memory,
             drives={},
@@ -266,8 +267,8 @@ async def test_a_machine_on_its_pager(bench: Bench, base: Base) -> None:
     blocks = base.memory.stat().st_size // 4096
     column, wide = memorymap.column, memorymap.wide_column
     whole = memorymap.MemoryMap(
-        blocks, str(base.memory), [], column([0]), column([memorymap.TEMPLATE]), column([0]), column(), wide(),
-        column(), column(), column(), column(), column([0]), column(), column(),
+        blocks, str(base.memory), [], [], column([0]), column([memorymap.TEMPLATE]), column([0]), column(), wide(),
+        column(), column(), column(), column(), column(), column([0]), column(), column(),
     )  # fmt: skip
     path = bench.folder / "memory.map"
     path.write_bytes(memorymap.encode(whole))

@@ -101,9 +101,11 @@ async def _restore(
     session = life.session if life.session is not None and goes_on else life.new_session()
     machine = await life.spawn(launcher, session)
     phases.end("keeper")
+    assets = await life.rooms.ground.assets()
     answer = await machine.request(
         "restore",
-        firecracker=str((await life.rooms.ground.assets()).firecracker),
+        firecracker=str(assets.firecracker),
+        pager=str(assets.pager),
         state=str(prepared.state),
         memory={
             "kind": "layers",
