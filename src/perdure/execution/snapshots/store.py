@@ -35,6 +35,7 @@ _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
 WORKING_SET_MAX = 1 << 15  # blocks
+TAG = "org.opencontainers.image.ref.name"
 
 
 class _Index(msgspec.Struct, rename="camel"):
@@ -211,6 +212,18 @@ class Store:
                 index.manifests.append(descriptor)
                 self._replace(self.folder / "index.json", msgspec.json.encode(index))
         return self.get(descriptor.digest)
+
+    def tag(self, name: str, manifest: Descriptor) -> None:
+        """Let ``name`` mean a manifest that is stored, from now on. Use it within ``writing``."""
+        with self._locked("index.lock", fcntl.LOCK_EX):
+            index = self._index()
+            index.manifests = [entry for entry in index.manifests if entry.annotations.get(TAG) != name]
+            index.manifests.append(msgspec.structs.replace(manifest, annotations={TAG: name}))
+            self._replace(self.folder / "index.json", msgspec.json.encode(index))
+
+    def tags(self) -> dict[str, str]:
+        """The digest that each tag means."""
+        return {entry.annotations[TAG]: entry.digest for entry in self._index().manifests if TAG in entry.annotations}
 
     def remove(self, digests: Iterable[str]) -> int:
         """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
