@@ -53,6 +53,7 @@ class Bench:
         *,
         state: bytes = b"device state",
         working_set: tuple[int, ...] = (),
+        image: str = IMAGE,
     ) -> Snapshot:
         """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
@@ -69,7 +70,7 @@ class Bench:
             parent=parent,
             templates=self.templates,
             sandbox_id="0123456789ab",
-            image_digest=IMAGE,
+            image_digest=image,
             working_set=working_set,
         )
 

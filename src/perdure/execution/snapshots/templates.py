@@ -42,7 +42,7 @@ from perdure.formats.manifest import Facts
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.linux import sparse
+from perdure.linux import durable, sparse
 from perdure.model import LauncherAddress
 
 BOOT_TIMEOUT_S = 120.0
@@ -144,11 +144,15 @@ def check_supported(firecracker: str, memory_mib: int) -> None:
         )
 
 
-def load(folder: Path, name: str) -> Template:
+def load(folder: Path, name: str, digest: str = "") -> Template:
     """The template NAME in ``home.templates``; its content is hashed when it is new or has changed.
 
+    ``digest``: the content that is meant. Machines that boot the same parts make templates of one name and different
+    contents, and one that came from another machine is in a folder of its own (``adopted_name``).
     Raises NotFound, SnapshotInvalid.
     """
+    if digest:
+        name = next((each for each in _names(name, digest) if _digest_in(folder / each) == digest), name)
     place = folder / name
     try:
         record = msgspec.json.decode((place / "template.json").read_bytes(), type=_Record)
@@ -171,6 +175,22 @@ def load(folder: Path, name: str) -> Template:
             )
         _seen[place] = signature
     return template
+
+
+def adopted_name(name: str, digest: str) -> str:
+    """The name of a template that was made on another machine, so that it is never taken for one made here."""
+    return f"{name.partition('-')[0]}-{digest[:16]}"
+
+
+def _names(name: str, digest: str) -> list[str]:
+    return [name, name.partition("-")[0], adopted_name(name, digest)]
+
+
+def _digest_in(place: Path) -> str:
+    try:
+        return msgspec.json.decode((place / "template.json").read_bytes(), type=_Record).digest
+    except (OSError, msgspec.MsgspecError):
+        return ""
 
 
 async def _boot(
@@ -257,9 +277,9 @@ def seal(captured: Path, target: Path, facts: Facts) -> None:
         record = _Record(version=VERSION, digest=_content_digest(captured, runs), facts=facts)
         (captured / "template.json").write_bytes(msgspec.json.encode(record))
         for path in (*captured.iterdir(), captured):
-            _sync(path)
+            durable.sync(path)
         captured.rename(target)
-        _sync(target.parent)
+        durable.sync(target.parent)
 
 
 def _without_zeros(source: Path, target: Path, size: int) -> list[Run]:
@@ -304,14 +324,6 @@ def _content_digest(folder: Path, runs: list[Run]) -> str:
 def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _empty(folder: Path) -> None:

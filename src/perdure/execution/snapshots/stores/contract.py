@@ -6,9 +6,7 @@ is only ever added to; what no tag leads to is the store's own to collect.
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -16,14 +14,13 @@ from perdure.errors import InvalidValue, SnapshotInvalid
 from perdure.formats.manifest import Descriptor, digest_of
 
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # as the OCI distribution specification has it
-CHUNK = 1 << 20
 
 
 class RemoteStore(Protocol):
     """Blocking and thread-safe. ``url`` opens it again.
 
     Every method raises Unavailable (no answer, or a broken one, after retries), NoRights (it refuses us) and
-    SnapshotInvalid (what it gave is not what was asked for).
+    SnapshotInvalid (what it gave is not what was asked for). Bytes that ``read`` gives are the caller's to verify.
     """
 
     @property
@@ -66,17 +63,3 @@ def checked(name: str, data: bytes) -> bytes:
     if name.startswith("sha256:") and digest_of(data) != name:
         raise SnapshotInvalid(f"manifest {name}: the store gave one with the digest {digest_of(data)}")
     return data
-
-
-def pieces(store: RemoteStore, descriptor: Descriptor) -> Iterator[bytes]:
-    """A whole blob in order, verified at its end. Raises SnapshotInvalid, NotFound, Unavailable."""
-    found = hashlib.sha256()
-    for offset in range(0, descriptor.size, 8 * CHUNK):
-        data = store.read(descriptor, offset, min(8 * CHUNK, descriptor.size - offset))
-        found.update(data)
-        yield data
-    if "sha256:" + found.hexdigest() != descriptor.digest:
-        raise SnapshotInvalid(
-            f"{store.url}: blob {descriptor.digest} ({descriptor.media_type}) has the digest sha256:{found.hexdigest()}: "
-            "it was damaged or changed"
-        )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.errors import NoRights, NotFound, PerdureError, SnapshotInvalid, Unavailable
-from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores.contract import CHUNK, check_tag, checked
+from perdure.execution.snapshots.store import TAG, Store
+from perdure.execution.snapshots.stores.contract import check_tag, checked
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
+
+CHUNK_BYTES = 1 << 20
 
 
 class FolderStore:
@@ -18,10 +22,12 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder.absolute()
+        self._guard = threading.Lock()
+        self._opened: Store | None = None
 
     @property
     def url(self) -> str:
-        return f"file://{self.folder}"
+        return self.folder.as_uri()
 
     def has(self, descriptor: Descriptor) -> bool:
         with self._told():
@@ -42,7 +48,7 @@ class FolderStore:
                 os.close(file)
         if len(data) != length:
             raise SnapshotInvalid(
-                f"{self.url}: blob {descriptor.digest} ends at byte {offset + len(data)} of {descriptor.size}: truncated"
+                f"{self.url}: blob {descriptor.digest} is truncated: {offset + len(data)} of {descriptor.size} bytes"
             )
         return data
 
@@ -50,30 +56,35 @@ class FolderStore:
         if self.has(descriptor):
             return
         with self._told(), source.open("rb") as file:
-            store = Store(self.folder)
+            store = self._store()
             with store.writing(), store.writer(descriptor.media_type) as out:
-                while data := file.read(CHUNK):
+                while data := file.read(CHUNK_BYTES):
                     out.write(data)
+                if out.digest != descriptor.digest:
+                    raise SnapshotInvalid(f"{source} does not have the digest {descriptor.digest}: it was changed")
                 out.commit(descriptor.media_type)
 
     def tag(self, name: str, manifest: bytes, descriptor: Descriptor) -> None:
         check_tag(name)
         with self._told():
-            store = Store(self.folder)
+            store = self._store()
             with store.writing():
-                store.add(manifest, descriptor.media_type)
+                store.add(checked(descriptor.digest, manifest), descriptor.media_type)
                 store.tag(name, descriptor)
 
     def manifest(self, name: str) -> bytes:
-        digest = name if name.startswith("sha256:") else self._tagged().get(name, "")
+        digest = name if name.startswith("sha256:") else self._tagged().get(check_tag(name), "")
         if not digest:
             raise NotFound(f"{self.url} has no tag {name}")
         with self._told():
             try:
                 with self._blob(digest).open("rb") as file:
-                    return checked(digest, file.read(LIMIT_BYTES + 1))
+                    data = file.read(LIMIT_BYTES + 1)
             except FileNotFoundError:
                 raise NotFound(f"{self.url} has no manifest {digest}") from None
+        if len(data) > LIMIT_BYTES:
+            raise SnapshotInvalid(f"{self.url}: manifest {name} has more than {LIMIT_BYTES} bytes")
+        return checked(digest, data)
 
     def tags(self) -> list[str]:
         return sorted(self._tagged())
@@ -81,11 +92,23 @@ class FolderStore:
     def close(self) -> None:
         pass
 
+    def _store(self) -> Store:
+        """Made when something is first written: a folder that is only read is left as it is."""
+        with self._guard:
+            if self._opened is None:
+                self._opened = Store(self.folder)
+            return self._opened
+
     def _tagged(self) -> dict[str, str]:
         with self._told():
-            if not (self.folder / "oci-layout").exists():
-                raise NotFound(f"{self.folder} is not an OCI image layout (it has no file oci-layout)")
-            return Store(self.folder).tags()
+            try:  # not through Store, which writes: the folder may be mounted read-only
+                index = json.loads((self.folder / "index.json").read_bytes())
+                tagged = [entry for entry in index["manifests"] if TAG in entry.get("annotations", {})]
+                return {str(entry["annotations"][TAG]): str(entry["digest"]) for entry in tagged}
+            except FileNotFoundError:
+                return {}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise SnapshotInvalid(f"{self.folder / 'index.json'} does not read: {error!r}") from None
 
     def _blob(self, digest: str) -> Path:
         return self.folder / "blobs" / "sha256" / check_digest(digest)
@@ -99,4 +122,4 @@ class FolderStore:
         except PermissionError as error:
             raise NoRights(f"{self.url}: {error.strerror}: {error.filename}") from error
         except OSError as error:
-            raise Unavailable(f"{self.url}: {error}") from error
+            raise Unavailable(f"{self.url}: {error}", hint="Look after the folder, then try again.") from error
