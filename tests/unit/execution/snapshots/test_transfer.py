@@ -16,7 +16,6 @@ from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import memorymap
-from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.testing.snapshots import BLOCKS, facts
 from perdure.testing.stores import Counting, Node, block
@@ -117,14 +116,16 @@ def test_what_is_there_is_sent_and_brought_only_once(place: Place) -> None:
 def test_progress_ends_at_its_total(place: Place) -> None:
     told: list[Any] = []
     here, there = place.here, place.there
-    transfer.push(
-        here.store, here.templates, here.images, place.snapshot, place.remote, progress=lambda *w: told.append(w)
-    )
+
+    def tell(*what: object) -> None:
+        told.append(what)
+
+    transfer.push(here.store, here.templates, here.images, place.snapshot, place.remote, progress=tell)
     assert told[0][:2] == ("Pushing", 0)
     assert told[-1][1] == told[-1][2] > 0
     told.clear()
     reference = transfer.tag_of(place.snapshot.digest)
-    transfer.pull(there.store, there.templates, there.images, place.remote, reference, lambda *w: told.append(w))
+    transfer.pull(there.store, there.templates, there.images, place.remote, reference, tell)
     assert {what for what, _, _ in told} == {"Pulling"}
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
 

@@ -15,7 +15,8 @@ FORMS = "/PATH, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or oci+http://HOST/REP
 def open_store(url: str, patience: Patience = PATIENCE) -> RemoteStore:
     """The store at ``url``; nothing is asked of it yet.
 
-    Its libraries are imported here, where a store of its kind is wanted, and nowhere else. Raises InvalidValue with the forms that are understood.
+    Its libraries are imported here, where a store of its kind is wanted, and nowhere else.
+    Raises InvalidValue with the forms that are understood.
     """
     parts = urlsplit(url)
     path = parts.path.strip("/")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,11 +19,14 @@ import obstore
 from obstore import exceptions
 from obstore.store import S3Store
 
-from perdure.errors import InvalidValue, NoRights, NotFound, SnapshotInvalid
+from perdure.errors import InvalidValue, NoRights, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots.stores.contract import check_tag, checked
-from perdure.execution.snapshots.stores.retry import REQUEST_TIMEOUT_S, Transient, retried
+from perdure.execution.snapshots.stores.retry import PATIENCE, Patience, Transient, retried
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
 
+_LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # Amazon's rules for general purpose buckets
+_PREFIX = re.compile(r"[A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*")  # its "safe characters"
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
 Result = TypeVar("Result")
 
@@ -30,35 +34,36 @@ Result = TypeVar("Result")
 class BucketStore:
     """``bucket/prefix`` of the S3 server that the environment names."""
 
-    def __init__(self, bucket: str, prefix: str = "") -> None:
-        if not bucket:
-            raise InvalidValue("an S3 store needs a bucket", hint="Write it as s3://BUCKET/PREFIX.")
+    def __init__(self, bucket: str, prefix: str = "", patience: Patience = PATIENCE) -> None:
+        if not _BUCKET.fullmatch(bucket) or (prefix and not _PREFIX.fullmatch(prefix)):
+            raise InvalidValue(
+                f"{bucket}/{prefix} is not a place in an S3 server",
+                hint="Write it as s3://BUCKET/PREFIX, the bucket in small letters.",
+            )
         self.url = f"s3://{bucket}/{prefix}" if prefix else f"s3://{bucket}"
-        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        self._patience = patience
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
         options: dict[str, Any] = {"endpoint": endpoint} if endpoint else {}
         self._store = S3Store(
             bucket,
             prefix=prefix or None,
             client_options={
-                "timeout": timedelta(seconds=REQUEST_TIMEOUT_S * 6),
-                "connect_timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-                "read_timeout": timedelta(seconds=REQUEST_TIMEOUT_S),
-                "allow_http": bool(endpoint and endpoint.startswith("http://")),
+                "connect_timeout": timedelta(seconds=patience.request_timeout_s),
+                "read_timeout": timedelta(seconds=patience.request_timeout_s),
+                "timeout": timedelta(seconds=patience.request_timeout_s * patience.answer_factor),
+                "allow_http": endpoint.startswith("http://"),
             },
-            retry_config={
-                "max_retries": 0,
-                "retry_timeout": timedelta(seconds=0),
-            },  # ``retried`` does it, as everywhere
+            # ``retried`` does it, as everywhere
+            retry_config={"max_retries": 0, "retry_timeout": timedelta(seconds=0)},
             **options,
         )
 
     def has(self, descriptor: Descriptor) -> bool:
         try:
-            return bool(
-                self._asked(lambda: obstore.head(self._store, _key(descriptor.digest)))["size"] == descriptor.size
-            )
-        except FileNotFoundError:
+            found = self._asked(lambda: obstore.head(self._store, _key(descriptor.digest)))
+        except NotFound:
             return False
+        return bool(found["size"] == descriptor.size)
 
     def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
         what = f"blob {descriptor.digest} ({descriptor.media_type})"
@@ -69,11 +74,11 @@ class BucketStore:
                 raise Transient(f"{what}: {len(data)} bytes came where {length} were asked for")
             return data
 
-        if length == 0:
+        if length <= 0:
             return b""
         try:
             return self._asked(part)
-        except FileNotFoundError:
+        except NotFound:
             raise NotFound(f"{self.url} has no {what}") from None
 
     def put(self, descriptor: Descriptor, source: Path) -> None:
@@ -82,9 +87,8 @@ class BucketStore:
 
     def tag(self, name: str, manifest: bytes, descriptor: Descriptor) -> None:
         check_tag(name)
-        layout = b'{"imageLayoutVersion":"1.0.0"}'
         entry = {"mediaType": descriptor.media_type, "digest": descriptor.digest, "size": descriptor.size}
-        self._asked(lambda: obstore.put(self._store, "oci-layout", layout))
+        self._asked(lambda: obstore.put(self._store, "oci-layout", _LAYOUT))
         self._asked(lambda: obstore.put(self._store, _key(descriptor.digest), manifest))
         self._asked(lambda: obstore.put(self._store, f"tags/{name}", json.dumps(entry).encode()))
 
@@ -98,8 +102,8 @@ class BucketStore:
                 except (ValueError, KeyError, TypeError) as error:
                     raise SnapshotInvalid(f"{self.url}: tag {name} does not read: {error!r}") from None
             return checked(digest, self._small(_key(digest)))
-        except FileNotFoundError:
-            raise NotFound(f"{self.url} has no {'manifest' if digest == name else 'tag'} {name}") from None
+        except NotFound:
+            raise NotFound(f"{self.url} has no {'manifest' if name.startswith('sha256:') else 'tag'} {name}") from None
 
     def tags(self) -> list[str]:
         def listed() -> list[str]:
@@ -109,28 +113,28 @@ class BucketStore:
         return self._asked(listed)
 
     def close(self) -> None:
-        pass
+        pass  # its connections end with it
 
     def _small(self, key: str) -> bytes:
         def whole() -> bytes:
             result = obstore.get(self._store, key)
             if result.meta["size"] > LIMIT_BYTES:
-                raise SnapshotInvalid(
-                    f"{self.url}: {key} has {result.meta['size']} bytes: too many for what it should be"
-                )
+                raise SnapshotInvalid(f"{self.url}: {key} has {result.meta['size']} bytes, more than {LIMIT_BYTES}")
             return bytes(result.bytes())
 
         return self._asked(whole)
 
     def _asked(self, action: Callable[[], Result]) -> Result:
-        """Raises FileNotFoundError for a key that is not there, else as the contract says."""
+        """Raises NotFound for a key (or a bucket) that is not there, else as the contract says."""
 
         def once() -> Result:
             try:
                 return action()
+            except (PerdureError, Transient):
+                raise
             except (FileNotFoundError, exceptions.NotFoundError) as error:
-                raise FileNotFoundError(str(error)) from None
-            except _REFUSED as error:
+                raise NotFound(f"{self.url}: {_first_line(error)}") from None
+            except (PermissionError, *_REFUSED) as error:
                 raise NoRights(
                     f"{self.url} refuses us: {_first_line(error)}",
                     hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may use this bucket.",
@@ -138,7 +142,7 @@ class BucketStore:
             except (exceptions.BaseError, OSError) as error:
                 raise Transient(_first_line(error)) from error
 
-        return retried(self.url, once)
+        return retried(self.url, once, self._patience)
 
 
 def _key(digest: str) -> str:
