@@ -15,21 +15,9 @@ from perdure.errors import InvalidValue, NotFound, SnapshotInvalid
 from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats.manifest import MANIFEST, Descriptor, digest_of
-from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
+from perdure.testing.servers import BUCKET, S3_ENVIRONMENT
 
 _numbers = iter(range(1 << 30))
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with registry_server(tmp_path_factory.mktemp("registry")) as host:
-        yield host
 
 
 @pytest.fixture(params=["folder", "s3", "registry"])

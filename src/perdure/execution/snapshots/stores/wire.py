@@ -104,7 +104,9 @@ class Wire:
 
     def done(self, answer: Response) -> None:
         """Keep the connection if the answer was read to its end, else hang up."""
-        if answer.length_remaining:
+        if answer.length_remaining == 0:
+            answer.drain_conn()  # reads nothing; without it the connection is not ready for another request
+        else:
             answer.close()
         answer.release_conn()
 
