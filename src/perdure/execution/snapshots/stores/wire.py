@@ -148,8 +148,8 @@ class Wire:
             if scheme.lower() == "bearer":
                 ticket = self._token(dict(_CHALLENGE.findall(rest)), scope, basic)
             else:
-                ticket = basic if scheme.lower() == "basic" else ""
-            if not ticket or ticket == refused:
+                ticket = basic if scheme.lower() == "basic" and basic != refused else ""
+            if not ticket:
                 return False
             self._tickets[scope] = ticket
         self.done(answer)
