@@ -98,6 +98,7 @@ class FrameCache:
         self._closed = False
         self._look_at = 0  # bytes arrived, when the limit is looked at next
         self._arrived = 0
+        self._is_over = False
 
     def __enter__(self) -> FrameCache:
         return self
@@ -162,15 +163,20 @@ class FrameCache:
         raise AssertionError  # not reached
 
     def release(self, file: CacheFile) -> None:
-        """A user of the file is done with it."""
-        if file.unsaved_bytes:
-            with contextlib.suppress(NoSpace, OSError):  # what is not recorded is fetched again, nothing worse
-                file.save()
+        """A user of the file is done with it; the last one records what arrived."""
         with self._guard:
             file.users -= 1
-            if not file.users:
-                del self._files[file.path.name]
-                file.close()
+            if file.users:
+                return
+            del self._files[file.path.name]
+        try:
+            if file.unsaved_bytes:
+                file.save()
+        except (NoSpace, OSError):
+            pass  # what is not recorded is fetched again, nothing worse
+        finally:
+            file.close()  # until here its lock keeps it from being evicted
+        self._keep_limit(0)
 
     def request(self, file: CacheFile, numbers: Iterable[int]) -> list[Future[None]]:
         """What ends when the frames are there; nothing for frames that are."""
@@ -233,12 +239,14 @@ class FrameCache:
                 file.write(begin, part)
 
     def _keep_limit(self, arrived_bytes: int) -> None:
+        """After bytes have arrived, or (0) a file is not used any more."""
         with self._guard:
             self._arrived += arrived_bytes
-            due = self._arrived >= self._look_at
+            due = self._arrived >= self._look_at or (self._is_over and not arrived_bytes)
         if due:
             total = self._make_room(self.limit_bytes)
             with self._guard:  # while what is in use is over the limit, not at each frame
+                self._is_over = total > self.limit_bytes
                 self._look_at = self._arrived + max(self.limit_bytes - total, self.limit_bytes // 64)
 
     def _make_room(self, limit_bytes: int) -> int:

@@ -70,8 +70,14 @@ class Wire:
         for is_second in (False, True):
             ticket = self._tickets.get(scope, "")
             answer = self._followed(method, url, dict(headers or {}), ticket, body)
-            if answer.status != 401 or is_second or not self._log_in(answer, scope, ticket):
+            if answer.status != 401 or is_second:
                 break
+            try:
+                if not self._log_in(answer, scope, ticket):
+                    break
+            except BaseException:
+                self.done(answer)
+                raise
         if answer.status in accept:
             return answer
         said = f"{method} {url} was answered with {answer.status}: {self._words(answer)}"
