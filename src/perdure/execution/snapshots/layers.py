@@ -79,7 +79,8 @@ class Layer:
     """An open layer: its map, its frames, and their contents. A context manager.
 
     ``starts``: the first packed block of each frame, and the number of packed blocks at the end. Here all frames are
-    in the file at ``path``; ``cache.CachedLayer`` brings them there when they are wanted.
+    in the file at ``path``; ``cache.CachedLayer`` brings them there when they are wanted. ``frame`` is for one thread
+    at a time, the rest for any.
     """
 
     def __init__(self, path: Path) -> None:

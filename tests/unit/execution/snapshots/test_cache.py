@@ -187,14 +187,15 @@ def test_two_machines_that_want_the_same_cause_one_read(shelf: Shelf) -> None:
     with shelf.open(descriptor) as one, shelf.open(descriptor) as two, ThreadPoolExecutor(8) as pool:
         shelf.remote.ranges.clear()
         shelf.remote.gate.clear()
-        first = pool.submit(one.frame, 5)
+        first = pool.submit(one.fetch, [5])
         assert shelf.remote.reached.acquire(timeout=DEADLINE_S)
         assert shelf.remote.reached.acquire(timeout=DEADLINE_S)  # that of the index came before
-        others = [pool.submit(layer.frame, 5) for layer in (one, two) for _ in range(3)]
-        flights = two.request([5])
-        assert len(flights) == 1
+        others = [pool.submit(layer.fetch, [5]) for layer in (one, two) for _ in range(3)]
+        assert len(two.request([5])) == 1
         shelf.remote.gate.set()
-        assert {first.result(), *(other.result() for other in others)} == {frame_of(content, 5)}
+        for each in (first, *others):
+            each.result(DEADLINE_S)
+        assert one.frame(5) == two.frame(5) == frame_of(content, 5)
     assert len(shelf.remote.ranges) == 1
 
 
