@@ -107,6 +107,7 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     owner: FaultingProxy
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # its answers are two writes, and the latency is to be ours
 
     def handle_one(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)

@@ -11,12 +11,12 @@ import re
 import tempfile
 from array import array
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.snapshots import cachefile, image_artifact, spaces, template_artifact, templates
-from perdure.execution.snapshots.layers import open_layer
 from perdure.execution.snapshots.store import WORKING_SET_MAX, Store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.download import Download
@@ -28,6 +28,7 @@ from perdure.formats.manifest import MANIFEST, Descriptor, Snapshot, check_diges
 from perdure.host.progress import Progress, silent
 
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_INDEXES = 8  # at once
 _ROUNDS = 5  # of downloads, while removals of other snapshots take what just came
 _GONE = "It is being removed while it is transferred. Try again."
 
@@ -148,6 +149,7 @@ def _bring(
         template = template_artifact.fetch(templates_folder, facts.template, facts.template_digest, download)
         if facts.image_digest:
             image_artifact.fetch(images, facts.image_digest, download)
+        _bring_indexes(store, lazy, remote)
         for _ in range(_ROUNDS):
             download.into_store(store, _missing(store, wanted))
             with store.writing():  # from here on nothing is removed
@@ -156,7 +158,6 @@ def _bring(
                 for layer in lazy:
                     if not store.blob_path(layer.digest).exists():
                         store.note(layer, remote.url)
-                        open_layer(store, layer).close()  # its index comes
                 with (
                     spaces.memory_of(store, snapshot, template),
                     spaces.disk_of(store, snapshot, snapshot.disk.size),
@@ -168,6 +169,16 @@ def _bring(
             raise Conflict(f"blobs of snapshot {snapshot.digest} are removed as they come", hint=_GONE)
         _bring_working_set(store, snapshot, download)
     return store.get(snapshot.digest)
+
+
+def _bring_indexes(store: Store, lazy: Sequence[Descriptor], remote: RemoteStore) -> None:
+    """All at once, and before the store is locked: each costs a round trip or two."""
+    absent = [layer for layer in lazy if not store.blob_path(layer.digest).exists()]
+    elsewhere = store.elsewhere
+    if not absent or elsewhere is None:  # ``attach`` has refused the latter
+        return
+    with ThreadPoolExecutor(min(_INDEXES, len(absent))) as pool:
+        list(pool.map(lambda layer: elsewhere.open(layer, remote.url).close(), absent))
 
 
 def _checked(snapshot: Snapshot, remote: RemoteStore) -> Snapshot:
