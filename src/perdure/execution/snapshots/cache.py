@@ -39,13 +39,14 @@ class CachedLayer(Layer):
     def __init__(self, cache: FrameCache, file: CacheFile) -> None:
         self._cache = cache
         self._cached = file
+        self._is_open = False  # a constructor that fails releases nothing: whoever called it does
         super().__init__(file.path)
-        self._closed = False
+        self._is_open = True
 
     def close(self) -> None:
         super().close()
-        if not getattr(self, "_closed", True):
-            self._closed = True
+        if self._is_open:
+            self._is_open = False
             self._cache.release(self._cached)
 
     @property
@@ -136,6 +137,7 @@ class FrameCache:
             file = self._files.get(name)
             if file is None:
                 file = self._files[name] = CacheFile(self.folder / name, descriptor.size, read)
+            file.read = read  # the store that was named last
             file.users += 1
         try:
             return self._opened(file, url)

@@ -19,6 +19,7 @@ from perdure.errors import NotFound, SnapshotInvalid
 from perdure.execution.snapshots import layers, templates
 from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.store import Store, space_checked
+from perdure.execution.snapshots.stores.contract import checked
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.upload import Parcel
 from perdure.execution.snapshots.templates import Template
@@ -40,19 +41,29 @@ def tag_of(name: str, digest: str) -> str:
 def parcel(template: Template) -> Parcel:
     """The template, packed. It is packed once, and kept packed beside its memory. Raises SnapshotInvalid, NoSpace."""
     tag = tag_of(template.name, template.digest)
-    folder = template.memory.parent
-    store = Store(folder / "packed")
-    digest = store.tags().get(tag)
-    if digest is None:
+    folder = template.memory.with_name("packed")
+    with _alone(template.memory.with_name("packed.lock")):
+        try:
+            return _packed(Store(folder), tag)
+        except (NotFound, SnapshotInvalid):
+            shutil.rmtree(folder)  # not yet, or damaged
+        store = Store(folder)
         with store.writing():
-            digest = _pack(store, template, tag)
-    manifest = store.blob_path(digest).read_bytes()
-    held = artifact.decode(manifest, TEMPLATE)
-    blobs = [(blob, store.blob_path(blob.digest)) for blob in (held.config, *held.layers)]
-    return Parcel(tag, manifest, blobs)
+            _pack(store, template, tag)
+        return _packed(store, tag)
 
 
-def _pack(store: Store, template: Template, tag: str) -> str:
+def _packed(store: Store, tag: str) -> Parcel:
+    """Raises NotFound, SnapshotInvalid."""
+    digest = store.tags().get(tag, "")
+    if not digest:
+        raise NotFound(f"{store.folder} holds no {tag}")
+    manifest = store.blob_path(digest).read_bytes() if store.blob_path(digest).exists() else b""
+    held = artifact.decode(checked(digest, manifest), TEMPLATE)
+    return Parcel(tag, manifest, [(blob, store.verified(blob)) for blob in (held.config, *held.layers)])
+
+
+def _pack(store: Store, template: Template, tag: str) -> None:
     runs = template.runs()
     packed, named = 0, []
     for run in runs:
@@ -68,9 +79,7 @@ def _pack(store: Store, template: Template, tag: str) -> str:
     ]
     config = store.add(template.memory.with_name("template.json").read_bytes(), TEMPLATE_CONFIG)
     manifest = artifact.encode(Artifact(kind=TEMPLATE, config=config, layers=blobs))
-    descriptor = store.add(manifest, MANIFEST)
-    store.tag(tag, descriptor)
-    return descriptor.digest
+    store.tag(tag, store.add(manifest, MANIFEST))
 
 
 def _contents(template: Template, runs: list[Run]) -> Iterator[bytes]:

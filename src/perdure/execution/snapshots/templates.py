@@ -152,7 +152,12 @@ def load(folder: Path, name: str, digest: str = "") -> Template:
     Raises NotFound, SnapshotInvalid.
     """
     if digest:
-        name = next((each for each in _names(name, digest) if _digest_in(folder / each) == digest), name)
+        for each in _names(name, digest):
+            try:
+                if _digest_in(folder / each) == digest:
+                    return load(folder, each)
+            except SnapshotInvalid:
+                pass  # that one is damaged: perhaps another one is not
     place = folder / name
     try:
         record = msgspec.json.decode((place / "template.json").read_bytes(), type=_Record)

@@ -195,12 +195,14 @@ def _checked(snapshot: Snapshot, remote: RemoteStore) -> Snapshot:
 
 
 def _missing(store: Store, descriptors: Sequence[Descriptor]) -> list[Descriptor]:
-    """Those that are not here in full length. Of a blob that was damaged here the digest tells, when it is opened."""
-    return [
-        blob
-        for blob in {blob.digest: blob for blob in descriptors}.values()
-        if not (path := store.blob_path(blob.digest)).exists() or path.stat().st_size != blob.size
-    ]
+    """Those that are not here, or not whole: a blob that was damaged here is brought again."""
+    missing = []
+    for blob in {blob.digest: blob for blob in descriptors}.values():
+        try:
+            store.verified(blob)
+        except (NotFound, SnapshotInvalid):
+            missing.append(blob)
+    return missing
 
 
 def _snapshot_parcel(store: Store, snapshot: Snapshot, remote: RemoteStore, tag: str) -> Parcel:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import memorymap
+from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.testing.snapshots import BLOCKS, facts
 from perdure.testing.stores import Counting, Node, block
@@ -262,6 +264,60 @@ def test_a_damaged_blob_is_not_pushed_and_the_tag_stays(place: Place) -> None:
     path.write_bytes(whole)
     place.push(tag="v1")
     assert "v1" in place.remote.tags()
+
+
+def flip(path: Path, at: int = 0) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+
+
+def test_what_was_damaged_here_is_brought_again(place: Place) -> None:
+    place.push()
+    place.pull()
+    store = place.there.store
+    (template,) = [path for path in place.there.templates.iterdir() if path.is_dir()]
+    damaged = [store.blob_path(place.snapshot.memory.layers[0].digest), store.blob_path(place.snapshot.state.digest)]
+    for path in (*damaged, template / "memory"):
+        flip(path, BLOCK if path.name == "memory" else 0)
+    assert restored(place.there, place.pull()) == (place.content, DISK)
+
+
+def test_a_damaged_template_is_replaced_by_a_whole_one_beside_it(place: Place) -> None:
+    place.push()
+    flip(place.here.templates / "warm" / "memory", BLOCK)
+    with pytest.raises(SnapshotInvalid, match="template"):
+        place.push()
+    pulled = place.pull(place.here)
+    assert restored(place.here, pulled) == (place.content, DISK)
+    place.push()
+
+
+@pytest.mark.parametrize("damage", ["layer", "manifest", "gone"])
+def test_a_packed_template_that_was_damaged_is_packed_again(place: Place, tmp_path: Path, damage: str) -> None:
+    place.push()
+    packed = Store(place.here.templates / "warm" / "packed")
+    manifest = packed.blob_path(next(iter(packed.tags().values())))
+    path = manifest
+    if damage == "layer":
+        path = max((packed.folder / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
+    if damage == "gone":
+        path.unlink()
+    else:
+        flip(path)
+    place.remote = Counting(FolderStore(tmp_path / "another"))
+    place.push()
+    assert restored(place.there, place.pull()) == (place.content, DISK)
+
+
+def test_two_pushes_and_two_pulls_at_once(place: Place) -> None:
+    def both(action: Callable[[], Any]) -> list[Any]:
+        with ThreadPoolExecutor(2) as pool:
+            return [each.result() for each in [pool.submit(action) for _ in range(2)]]
+
+    both(place.push)
+    assert both(place.pull) == [place.snapshot] * 2
+    assert restored(place.there, place.snapshot) == (place.content, DISK)
+    assert place.there.left_over() == []
 
 
 def test_what_cannot_be(place: Place, tmp_path: Path) -> None:
