@@ -35,7 +35,7 @@ class Bench:
         self.blocks = blocks
         self.templates = root / "templates"
         self.store = Store(root / "store")
-        self.templates.mkdir(parents=True)
+        self.templates.mkdir(parents=True, exist_ok=True)
 
     def template(self, memory: bytes, name: str = "warm") -> Template:
         folder = self.root / "building"

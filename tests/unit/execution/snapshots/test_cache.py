@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.errors import InvalidValue, NotFound, SnapshotInvalid, Unavailable
+from perdure.errors import InvalidValue, NoSpace, NotFound, SnapshotInvalid, Unavailable
 from perdure.execution.snapshots import cache, cachefile, layers, transfer
 from perdure.execution.snapshots.cache import GAP_BYTES, REQUEST_BYTES, CachedLayer, FrameCache
 from perdure.execution.snapshots.fetching import Fetcher
@@ -339,6 +340,46 @@ def test_the_layer_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> N
     held = sum(path.stat().st_blocks * 512 for path in (tmp_path / "cache").iterdir())
     assert held <= shelf.limit_bytes
     shelf.cache.close()
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[], bool]) -> None:
+    """The cache's writes fail while it is."""
+    real = cachefile.write_at
+
+    def write_at(file: int, offset: int, data: bytes) -> None:
+        if is_full():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file, offset, data)
+
+    monkeypatch.setattr(cachefile, "write_at", write_at)
+
+
+def test_a_full_disk_evicts_what_is_not_used(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle, used = shelf.layer(1)[0], shelf.layer(2)
+    with shelf.open(idle) as layer:
+        layer.fetch(range(8))
+    shelf.settle()
+    with shelf.open(used[0]) as layer:
+        full_disk(monkeypatch, lambda: shelf.path(idle).exists())
+        assert layer.frame(2) == frame_of(used[1], 2)
+    assert not shelf.path(idle).exists()
+
+
+def test_a_disk_that_stays_full_is_told_and_nothing_counts(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor, content = shelf.layer(1)
+    full = [True]
+    full_disk(monkeypatch, lambda: full[0])
+    with pytest.raises(NoSpace):
+        shelf.open(descriptor)
+    assert list((shelf.root / "cache").iterdir()) == []
+    full[0] = False
+    with shelf.open(descriptor) as layer:
+        full[0] = True
+        with pytest.raises(NoSpace):
+            layer.fetch([3])
+        assert not layer.present(3)
+        full[0] = False
+        assert layer.frame(3) == frame_of(content, 3)
 
 
 def test_what_another_process_uses_is_not_evicted(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from perdure.errors import Conflict, InvalidValue, NotFound, SnapshotInvalid
+from perdure.errors import Conflict, InvalidValue, NoSpace, NotFound, SnapshotInvalid
 from perdure.execution.snapshots import restore, spaces, templates, transfer
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.folder import FolderStore
@@ -306,6 +309,66 @@ def test_a_packed_template_that_was_damaged_is_packed_again(place: Place, tmp_pa
         flip(path)
     place.remote = Counting(FolderStore(tmp_path / "another"))
     place.push()
+    assert restored(place.there, place.pull()) == (place.content, DISK)
+
+
+KILLED = """
+import os, signal, sys, threading
+from pathlib import Path
+from perdure.execution.snapshots import transfer
+from perdure.execution.snapshots.stores.folder import FolderStore
+from perdure.testing.stores import Counting, Node
+
+class Deadly(Counting):
+    def read(self, *what):
+        data = super().read(*what)
+        if len(self.ranges) >= int(sys.argv[5]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+root, remote, how, reference = Path(sys.argv[1]), Deadly(FolderStore(Path(sys.argv[2]))), sys.argv[3], sys.argv[4]
+node = Node(root)
+node.connect = lambda url: remote
+node.cache._connect = node.connect
+getattr(transfer, how)(node.store, node.templates, node.images, remote, reference)
+"""
+
+
+@pytest.mark.parametrize("how", ["pull", "attach"])
+@pytest.mark.parametrize("reads", [1, 2, 4, 6, 8, 9, 10, 11])
+def test_killed_at_any_read_it_goes_on(place: Place, tmp_path: Path, how: str, reads: int) -> None:
+    place.push()
+    reference = transfer.tag_of(place.snapshot.digest)
+    argv = [sys.executable, "-c", KILLED, place.there.root, tmp_path / "remote", how, reference, str(reads)]
+    killed = subprocess.run(argv, check=False, capture_output=True)
+    assert (killed.returncode, killed.stderr) == (-signal.SIGKILL, b"")
+    place.there.store = Store(place.there.store.folder, place.there.cache)  # as the next node opens it
+    assert place.there.left_over() == []
+    came = place.pull() if how == "pull" else place.attach()
+    assert restored(place.there, came) == (place.content, DISK)
+    assert [path for path in place.there.templates.iterdir() if path.name.endswith(".new")] == []
+    place.there.images.sweep()
+    assert not list((place.there.root / "images").glob("new-*"))
+
+
+def test_a_full_disk_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.push()
+    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - stands for the disk; closed below
+    real = Store.writer
+
+    def writer(store: Store, what: str) -> object:
+        made = real(store, what)
+        made._file.close()
+        made._file = full
+        return made
+
+    monkeypatch.setattr(Store, "writer", writer)
+    with pytest.raises(NoSpace):
+        place.pull()
+    full.close()
+    monkeypatch.undo()
+    assert place.there.left_over() == []
+    assert place.there.store.snapshots() == []
     assert restored(place.there, place.pull()) == (place.content, DISK)
 
 

@@ -60,11 +60,10 @@ def test_what_is_not_transient_is_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "low", "high"),
     [
-        ("", 0, 0), ("7", 7, 7), ("0.5", 0.5, 0.5), ("-3", 0, 0), ("soon", 0, 0), ("nan", 0, 0), ("inf", 0, 5),
+        ("", 0, 0), ("7", 7, 7), ("0.5", 0.5, 0.5), ("-3", 0, 0), ("soon", 0, 0), ("nan", 0, 0),
         (email.utils.formatdate(time.time() + 100, usegmt=True), 50, 101),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
     ],
 )  # fmt: skip
 def test_retry_after(text: str, low: float, high: float) -> None:
-    answer = urllib3.HTTPResponse(headers={"Retry-After": text})
-    assert low <= min(_retry_after_s(answer), 101 if high > 5 else max(high, 0)) <= high
+    assert low <= _retry_after_s(urllib3.HTTPResponse(headers={"Retry-After": text})) <= high
