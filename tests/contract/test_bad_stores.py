@@ -195,6 +195,16 @@ def test_a_login_that_is_refused(bad: Bad, tmp_path: Path) -> None:
     assert len(bad.proxy.asked) == 1
 
 
+def test_no_keys_for_a_bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in S3_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
+    store = open_store(f"s3://{BUCKET}/none", Patience(tries=TRIES, request_timeout_s=0.3))
+    with pytest.raises(NoRights, match="there are no keys") as caught:
+        store.tags()
+    assert "AWS_ACCESS_KEY_ID" in caught.value.hint
+
+
 def test_it_goes_404_half_way(bad: Bad, tmp_path: Path) -> None:
     descriptor = bad.put(DATA, tmp_path)
     assert bad.store.read(descriptor, 0, 10) == DATA[:10]

@@ -28,6 +28,8 @@ _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")  # Amazon's rules for general purpose buckets
 _PREFIX = re.compile(r"[A-Za-z0-9!_.*'()-]+(/[A-Za-z0-9!_.*'()-]+)*")  # its "safe characters"
 _REFUSED = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError)
+_INSTANCE = "169.254.169.254"  # where a machine of Amazon's is told its keys
+_KEYS = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may use this bucket."
 Result = TypeVar("Result")
 
 
@@ -137,9 +139,11 @@ class BucketStore:
             except (PermissionError, *_REFUSED) as error:
                 raise NoRights(
                     f"{self.url} refuses us: {_first_line(error)}",
-                    hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to keys that may use this bucket.",
+                    hint=_KEYS,
                 ) from error
             except (exceptions.BaseError, OSError) as error:
+                if _INSTANCE in str(error):  # no keys are set, and this is no machine of Amazon's that has a role
+                    raise NoRights(f"there are no keys for {self.url}", hint=_KEYS) from error
                 raise Transient(_first_line(error)) from error
 
         return retried(self.url, once, self._patience)

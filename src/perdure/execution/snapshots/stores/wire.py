@@ -46,7 +46,6 @@ class Wire:
             timeout=urllib3.Timeout(connect=patience.request_timeout_s, read=patience.request_timeout_s),
             retries=False,
         )
-        self._guard = threading.Lock()
         self._logging_in = threading.Lock()
         self._tickets: dict[str, str] = {}  # the Authorization header of each scope
 
