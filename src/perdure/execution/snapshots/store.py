@@ -25,17 +25,14 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
 from perdure.errors import NoSpace, NotFound, PerdureError, SnapshotInvalid
+from perdure.execution.snapshots.elsewhere import Elsewhere, Place
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 from perdure.linux import durable
-
-if TYPE_CHECKING:
-    from perdure.execution.snapshots.layers import Layer
 
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
@@ -48,21 +45,6 @@ class _Index(msgspec.Struct, rename="camel"):
     schema_version: int = 2
     media_type: str = "application/vnd.oci.image.index.v1+json"
     manifests: list[Descriptor] = []
-
-
-class Place(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """``remotes/HEX``: the store that holds a layer which is not here."""
-
-    url: str
-    size: int
-    media_type: str
-
-
-class Elsewhere(Protocol):
-    """What opens layers whose bytes are beyond this machine: ``cache.FrameCache``."""
-
-    def open(self, descriptor: Descriptor, url: str) -> Layer:
-        """Raises Unavailable, NotFound, NoRights, SnapshotInvalid, NoSpace."""
 
 
 @contextlib.contextmanager
