@@ -58,7 +58,10 @@ def bad(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     upstream = request.getfixturevalue(request.param).removeprefix("http://")
     name = f"bad/place-{next(_numbers)}"
     pauses: list[float] = []
-    patience = Patience(tries=TRIES, request_timeout_s=0.5, answer_factor=3, pause=pauses.append)
+    # Short where something stalls, and long enough elsewhere for a machine that has much else to do.
+    fault = request.node.callspec.params.get("fault", Fault("none"))
+    timeout_s = 0.6 if fault.kind.startswith("stall") else 10.0
+    patience = Patience(tries=TRIES, request_timeout_s=timeout_s, answer_factor=2, pause=pauses.append)
     with FaultingProxy(upstream) as proxy:
         if request.param == "s3":
             for key, value in S3_ENVIRONMENT.items():
@@ -317,7 +320,7 @@ def test_round_trips_are_made_side_by_side(two: Two) -> None:
     """Behind latency, what is wanted together costs one round trip, not one for each frame."""
     two.push(two.bad.straight)
     attached = two.attach()
-    two.bad.proxy.latency_s = 0.1
+    two.bad.proxy.latency_s = 0.3
     with two.there.cache.open(attached.memory.layers[0], two.bad.store.url) as layer:
         frames = range(0, len(layer.frames), 2)
         before = len(two.bad.proxy.asked)
@@ -326,4 +329,4 @@ def test_round_trips_are_made_side_by_side(two: Two) -> None:
         took_s = time.monotonic() - began
         requests = len(two.bad.proxy.asked) - before
     assert requests == len(frames) == REQUESTS  # frames of noise: each gap is larger than what is read along
-    assert took_s < len(frames) * 0.1 / 2
+    assert took_s < len(frames) * 0.3 / 2

@@ -42,7 +42,6 @@ Progress = Callable[[str, int, int], None]
 _FORMAT = 1
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 
-
 Listing = list[Image]
 Names = list[str]  # the name "list" is a method below
 
