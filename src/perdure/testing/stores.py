@@ -1,4 +1,4 @@
-"""Nodes that share nothing but a store, and a store that counts what is asked of it."""
+"""Nodes that share nothing but a store, stores that count and wait, a cache before one."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from pathlib import Path
 import msgspec
 
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.snapshots.cache import LIMIT_BYTES, FrameCache
+from perdure.execution.snapshots import layers
+from perdure.execution.snapshots.cache import LIMIT_BYTES, CachedLayer, FrameCache
+from perdure.execution.snapshots.layers import FRAME_BLOCKS
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.contract import RemoteStore
-from perdure.formats.blockmap import BLOCK
+from perdure.execution.snapshots.stores.folder import FolderStore
+from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, NO_BASE, Run
 from perdure.formats.manifest import Descriptor
 from perdure.testing.snapshots import BLOCKS, Bench
+
+DEADLINE_S = 20.0
 
 
 class Counting:
@@ -98,3 +103,68 @@ class Node(Bench):
 def block(seed: int) -> bytes:
     """A block that does not compress; seed 0 is zeros."""
     return random.Random(seed).randbytes(BLOCK) if seed else bytes(BLOCK)
+
+
+class Held(Counting):
+    """A store whose reads wait while ``gate`` is closed, and fail as they are told."""
+
+    def __init__(self, inner: RemoteStore) -> None:
+        super().__init__(inner)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reached = threading.Semaphore(0)
+        self.failures: list[BaseException] = []
+
+    def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        self.reached.release()
+        assert self.gate.wait(DEADLINE_S)
+        if self.failures:
+            raise self.failures.pop()
+        return super().read(descriptor, offset, length)
+
+
+class Shelf:
+    """A folder with layers, and a cache before it."""
+
+    def __init__(self, root: Path, limit_bytes: int = 1 << 30) -> None:
+        self.root = root
+        self.folder = FolderStore(root / "remote")
+        self.remote = Held(self.folder)
+        self.limit_bytes = limit_bytes
+        self.cache = self.opened()
+
+    def opened(self) -> FrameCache:
+        """Another cache over the same folder, as of another process."""
+        return FrameCache(self.root / "cache", limit_bytes=self.limit_bytes, connect=lambda url: self.remote)
+
+    def settle(self) -> None:
+        """What the cache does after a frame has come: the limit, the record. Then as after a restart of the node."""
+        self.cache._pool.shutdown(wait=True)
+        self.cache.close()
+        self.cache = self.opened()
+
+    def layer(self, seed: int, frames: int = 8) -> tuple[Descriptor, bytes]:
+        """A layer of noise; its content."""
+        content = random.Random(seed).randbytes(frames * FRAME_BLOCKS * BLOCK)
+        store = Store(self.root / "remote")
+        runs = [Run(0, frames * FRAME_BLOCKS, LAYER, 0)]
+        with store.writing():
+            made = layers.write(store, runs, [content], kind=MEMORY, blocks=1 << 20, base=NO_BASE)
+        assert made is not None
+        return made, content
+
+    def open(self, descriptor: Descriptor) -> CachedLayer:
+        return self.cache.open(descriptor, self.folder.url)
+
+    def path(self, descriptor: Descriptor) -> Path:
+        return self.root / "cache" / descriptor.digest.removeprefix("sha256:")
+
+    def record(self, descriptor: Descriptor) -> Path:
+        path = self.path(descriptor)
+        return path.with_name(path.name + ".present")
+
+
+def frame_of(content: bytes, number: int) -> bytes:
+    """Of a layer of ``Shelf``."""
+    size = FRAME_BLOCKS * BLOCK
+    return content[number * size : (number + 1) * size]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perdure.testing.snapshots import Bench
+from perdure.testing.stores import Shelf
 
 
 @pytest.fixture
@@ -24,3 +25,11 @@ def new_bench(tmp_path: Path) -> Callable[[], Bench]:
         return Bench(tmp_path / str(next(count)))
 
     return make
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    shelf = Shelf(tmp_path)
+    yield shelf
+    shelf.remote.gate.set()
+    shelf.cache.close()

@@ -2,108 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import errno
 import random
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.errors import InvalidValue, NoSpace, NotFound, SnapshotInvalid, Unavailable
-from perdure.execution.snapshots import cache, cachefile, layers, transfer
-from perdure.execution.snapshots.cache import GAP_BYTES, REQUEST_BYTES, CachedLayer, FrameCache
-from perdure.execution.snapshots.fetching import Fetcher
-from perdure.execution.snapshots.layers import FRAME_BLOCKS, Layer
+from perdure.errors import NotFound, SnapshotInvalid, Unavailable
+from perdure.execution.snapshots import cache, cachefile
+from perdure.execution.snapshots.cache import GAP_BYTES, REQUEST_BYTES
+from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores.contract import RemoteStore
-from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats import presence
-from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, NO_BASE, Run
-from perdure.formats.manifest import Descriptor
 from perdure.formats.seekable import Frame
-from perdure.testing.snapshots import BLOCKS
-from perdure.testing.stores import Counting, Node, block
-
-DEADLINE_S = 20.0
-
-
-class Held(Counting):
-    """A store whose reads wait while ``gate`` is closed, and fail as they are told."""
-
-    def __init__(self, inner: RemoteStore) -> None:
-        super().__init__(inner)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.reached = threading.Semaphore(0)
-        self.failures: list[BaseException] = []
-
-    def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        self.reached.release()
-        assert self.gate.wait(DEADLINE_S)
-        if self.failures:
-            raise self.failures.pop()
-        return super().read(descriptor, offset, length)
-
-
-class Shelf:
-    """A folder with layers, and a cache before it."""
-
-    def __init__(self, root: Path, limit_bytes: int = 1 << 30) -> None:
-        self.root = root
-        self.folder = FolderStore(root / "remote")
-        self.remote = Held(self.folder)
-        self.limit_bytes = limit_bytes
-        self.cache = self.opened()
-
-    def opened(self) -> FrameCache:
-        return FrameCache(self.root / "cache", limit_bytes=self.limit_bytes, connect=lambda url: self.remote)
-
-    def settle(self) -> None:
-        """What the cache does after a frame has come: the limit, the record. Then as after a restart of the node."""
-        self.cache._pool.shutdown(wait=True)
-        self.cache.close()
-        self.cache = self.opened()
-
-    def layer(self, seed: int, frames: int = 8) -> tuple[Descriptor, bytes]:
-        """A layer of noise; its content."""
-        content = random.Random(seed).randbytes(frames * FRAME_BLOCKS * BLOCK)
-        store = Store(self.root / "remote")
-        runs = [Run(0, frames * FRAME_BLOCKS, LAYER, 0)]
-        with store.writing():
-            made = layers.write(store, runs, [content], kind=MEMORY, blocks=1 << 20, base=NO_BASE)
-        assert made is not None
-        return made, content
-
-    def open(self, descriptor: Descriptor) -> CachedLayer:
-        return self.cache.open(descriptor, self.folder.url)
-
-    def path(self, descriptor: Descriptor) -> Path:
-        return self.root / "cache" / descriptor.digest.removeprefix("sha256:")
-
-    def record(self, descriptor: Descriptor) -> Path:
-        path = self.path(descriptor)
-        return path.with_name(path.name + ".present")
-
-
-@pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
-    shelf = Shelf(tmp_path)
-    yield shelf
-    shelf.remote.gate.set()
-    shelf.cache.close()
-
-
-def frame_of(content: bytes, number: int) -> bytes:
-    size = FRAME_BLOCKS * BLOCK
-    return content[number * size : (number + 1) * size]
+from perdure.testing.stores import DEADLINE_S, Shelf, frame_of
 
 
 def test_a_cached_layer_reads_as_a_local_one(shelf: Shelf) -> None:
@@ -321,84 +238,6 @@ def test_an_index_that_does_not_verify_leaves_nothing(shelf: Shelf) -> None:
         assert layer.frame(0) == frame_of(content, 0)
 
 
-def test_the_layer_that_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, limit_bytes=3 * 9 * 64 << 10)
-    made = [shelf.layer(seed)[0] for seed in range(5)]
-    with shelf.cache.open(made[0], shelf.folder.url) as pinned:
-        pinned.fetch(range(8))
-        for descriptor in made[1:]:
-            with shelf.open(descriptor) as layer:
-                layer.fetch(range(8))
-            shelf.settle()
-        assert [shelf.path(descriptor).exists() for descriptor in made] == [True, False, False, True, True]
-        assert [shelf.record(descriptor).exists() for descriptor in made] == [True, False, False, True, True]
-        assert all(map(pinned.present, range(8)))
-    with shelf.open(made[1]) as layer:  # it comes again, and now the first one may go
-        layer.fetch(range(8))
-    shelf.settle()
-    assert shelf.path(made[1]).exists()
-    held = sum(path.stat().st_blocks * 512 for path in (tmp_path / "cache").iterdir())
-    assert held <= shelf.limit_bytes
-    shelf.cache.close()
-
-
-def full_disk(monkeypatch: pytest.MonkeyPatch, is_full: Callable[[], bool]) -> None:
-    """The cache's writes fail while it is."""
-    real = cachefile.write_at
-
-    def write_at(file: int, offset: int, data: bytes) -> None:
-        if is_full():
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(file, offset, data)
-
-    monkeypatch.setattr(cachefile, "write_at", write_at)
-
-
-def test_a_full_disk_evicts_what_is_not_used(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    idle, used = shelf.layer(1)[0], shelf.layer(2)
-    with shelf.open(idle) as layer:
-        layer.fetch(range(8))
-    shelf.settle()
-    with shelf.open(used[0]) as layer:
-        full_disk(monkeypatch, lambda: shelf.path(idle).exists())
-        assert layer.frame(2) == frame_of(used[1], 2)
-    assert not shelf.path(idle).exists()
-
-
-def test_a_disk_that_stays_full_is_told_and_nothing_counts(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
-    descriptor, content = shelf.layer(1)
-    full = [True]
-    full_disk(monkeypatch, lambda: full[0])
-    with pytest.raises(NoSpace):
-        shelf.open(descriptor)
-    assert list((shelf.root / "cache").iterdir()) == []
-    full[0] = False
-    with shelf.open(descriptor) as layer:
-        full[0] = True
-        with pytest.raises(NoSpace):
-            layer.fetch([3])
-        assert not layer.present(3)
-        full[0] = False
-        assert layer.frame(3) == frame_of(content, 3)
-
-
-def test_what_another_process_uses_is_not_evicted(tmp_path: Path) -> None:
-    shelf = Shelf(tmp_path, limit_bytes=1)
-    other = shelf.opened()
-    descriptor, content = shelf.layer(1)
-    another, _ = shelf.layer(2)
-    with other.open(descriptor, shelf.folder.url) as used:
-        used.fetch([0])
-        with shelf.open(another) as layer:
-            layer.fetch([0])
-        shelf.settle()
-        assert not shelf.path(another).exists()
-        assert shelf.path(descriptor).exists()
-        assert used.frame(0) == frame_of(content, 0)
-    other.close()
-    shelf.cache.close()
-
-
 def test_two_processes_keep_what_both_fetched(shelf: Shelf) -> None:
     descriptor, _ = shelf.layer(1)
     other = shelf.opened()
@@ -427,53 +266,3 @@ def test_closing_the_cache_ends_those_who_wait(shelf: Shelf) -> None:
         with pytest.raises(Unavailable, match="closed"):
             layer.fetch([4])
         shelf.remote.gate.set()
-
-
-# A pager's view
-
-
-@pytest.fixture
-def attached(tmp_path: Path) -> Iterator[tuple[Node, Fetcher, bytes]]:
-    with Node(tmp_path / "here") as here, Node(tmp_path / "there") as there:
-        remote = FolderStore(tmp_path / "remote")
-        template = here.template(bytes(BLOCKS * BLOCK))
-        content = b"".join(block(seed + 1) for seed in range(BLOCKS))
-        changed = {place: block(place + 1) for place in range(BLOCKS)}
-        snapshot = here.capture(template, changed, block(1) * 4, image=here.image())
-        transfer.push(here.store, here.templates, here.images, snapshot, remote)
-        reference = transfer.tag_of(snapshot.digest)
-        transfer.attach(there.store, there.templates, there.images, remote, reference)
-        with Fetcher(there.store, snapshot) as fetcher:
-            yield there, fetcher, content
-
-
-async def test_a_pager_gets_the_frames_that_it_wants(attached: tuple[Node, Fetcher, bytes]) -> None:
-    node, fetcher, content = attached
-    assert fetcher.partial
-    await asyncio.wait_for(asyncio.gather(*(fetcher.want([(0, n), (0, 15 - n)]) for n in range(8))), DEADLINE_S)
-    assert not fetcher.partial
-    (path,) = [path for path in (node.root / "cache").iterdir() if len(path.name) == 64]
-    with Layer(path) as layer:  # what the pager opens
-        assert b"".join(map(layer.frame, range(16))) == content
-
-
-async def test_whoever_stops_waiting_stops_nobody_else(attached: tuple[Node, Fetcher, bytes]) -> None:
-    _, fetcher, _ = attached
-    impatient = asyncio.create_task(fetcher.want([(0, 3)]))
-    patient = asyncio.create_task(fetcher.want([(0, 3)]))
-    await asyncio.sleep(0)
-    impatient.cancel()
-    await asyncio.wait_for(patient, DEADLINE_S)
-    with pytest.raises(asyncio.CancelledError):
-        await impatient
-
-
-async def test_what_a_pager_cannot_want(attached: tuple[Node, Fetcher, bytes]) -> None:
-    node, fetcher, _ = attached
-    for frame in ((1, 0), (-1, 0), (0, 16), (0, -1)):
-        with pytest.raises(InvalidValue, match="has no frame"):
-            await fetcher.want([frame])
-    node.counted.clear()
-    node.cache.close()
-    with pytest.raises(Unavailable):
-        await fetcher.want([(0, 0)])

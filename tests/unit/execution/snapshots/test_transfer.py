@@ -353,19 +353,17 @@ def test_killed_at_any_read_it_goes_on(place: Place, tmp_path: Path, how: str, r
 
 def test_a_full_disk_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     place.push()
-    full = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - stands for the disk; closed below
     real = Store.writer
 
     def writer(store: Store, what: str) -> object:
         made = real(store, what)
         made._file.close()
-        made._file = full
+        made._file = Path("/dev/full").open("wb", buffering=0)  # stands for the disk
         return made
 
     monkeypatch.setattr(Store, "writer", writer)
     with pytest.raises(NoSpace):
         place.pull()
-    full.close()
     monkeypatch.undo()
     assert place.there.left_over() == []
     assert place.there.store.snapshots() == []
