@@ -358,7 +358,7 @@ def test_a_full_disk_leaves_nothing(place: Place, monkeypatch: pytest.MonkeyPatc
     def writer(store: Store, what: str) -> object:
         made = real(store, what)
         made._file.close()
-        made._file = Path("/dev/full").open("wb", buffering=0)  # stands for the disk
+        made._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115 - stands for the disk
         return made
 
     monkeypatch.setattr(Store, "writer", writer)
