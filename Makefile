@@ -20,6 +20,11 @@ build/system-packages.done: scripts/system-packages
 	scripts/system-packages
 	@touch $@
 
+build/test-packages.done: scripts/system-packages
+	@mkdir -p build
+	scripts/system-packages --tests
+	@touch $@
+
 .venv/base.done: pyproject.toml | build/system-packages.done
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[build,offline]'
@@ -35,10 +40,10 @@ setup: .venv/base.done ## system packages, virtual environment, package, assets
 demo: setup ## a durable agent end to end: suspended, killed, recovered; with its proof
 	$(SUDO) $(BIN)/python scripts/demo.py
 
-test: .venv/dev.done setup ## every test, on the real Firecracker (KVM or the emulated host)
+test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
 	$(SUDO) $(BIN)/python -m pytest
 
-unit: .venv/dev.done ## only the tests that need no VM
+unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -m 'not vm'
 
 check: .venv/dev.done ## ruff, strict types, import rules, generated docs

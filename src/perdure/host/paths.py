@@ -4,6 +4,7 @@
         run/                    sockets, pid files, locks, daemon logs
         host/                   the emulated host: its pids, logs and launcher address
         images/ templates/ store/ sandboxes/ perdure.db
+        frames/                 of layers that are beyond this machine: a cache, which may be deleted
     CACHE/                      PERDURE_CACHE; /var/cache/perdure or ~/.cache/perdure: assets, by digest
 
 Everything below the dotted line (keepers, Firecracker) sees HOME at the same absolute path, also inside the
@@ -63,6 +64,10 @@ class Home:
     @property
     def store(self) -> Path:
         return self.root / "store"
+
+    @property
+    def frames(self) -> Path:
+        return self.root / "frames"
 
     @property
     def sandboxes(self) -> Path:

@@ -22,6 +22,7 @@ from perdure.errors import AlreadyRunning
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
 from perdure.node.api import Api
@@ -42,9 +43,10 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     forwarder, images, ground = Forwarder(), ImageLibrary(home.images), Ground(home)
+    frames = FrameCache(home.frames)
     _sweep(home)
     await asyncio.to_thread(images.sweep)
-    sandboxes = Sandboxes(home, ground, images, Store(home.store), forwarder.answer)
+    sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer)
     listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
     await sandboxes.load()
     runner = web.AppRunner(Api(home, sandboxes, over.set).application(), access_log=None)
@@ -65,6 +67,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
         _log.warning("ending while sandboxes start, suspend or resume: the next node reconciles them")
     await runner.cleanup()
     await forwarder.close()
+    frames.close()
 
 
 def _listen(path: Path) -> socket.socket:

@@ -47,7 +47,7 @@ class Bench:
         self.blocks = blocks
         self.templates = root / "templates"
         self.store = Store(root / "store")
-        self.templates.mkdir(parents=True)
+        self.templates.mkdir(parents=True, exist_ok=True)
 
     def template(self, memory: bytes, name: str = "warm") -> Template:
         folder = self.root / "building"
@@ -66,6 +66,7 @@ class Bench:
         state: bytes = b"device state",
         working_set: tuple[int, ...] = (),
         sandbox_id: str = "0123456789ab",
+        image: str = IMAGE,
     ) -> Snapshot:
         """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
@@ -82,7 +83,7 @@ class Bench:
             parent=parent,
             templates=self.templates,
             sandbox_id=sandbox_id,
-            image_digest=IMAGE,
+            image_digest=image,
             working_set=working_set,
         )
 

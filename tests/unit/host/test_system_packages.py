@@ -14,6 +14,7 @@ STUBS = {
     "apt-cache": 'test -e $STATE/lists || exit 1; [ "$2" != virtiofsd ] || test -e $STATE/virtiofsd',
     "apt-get": 'echo "$*" >>$STATE/calls; case $1 in update) touch $STATE/lists;; install) test -e $STATE/works;; esac',
     "sudo": 'echo sudo >>$STATE/calls; exec "$@"',
+    "systemctl": "",
     "uname": "case $1 in -s) echo ${SYSTEM:-Linux};; -m) echo ${MACHINE:-x86_64};; esac",
     "id": "echo ${USER_ID:-0}",
 }
@@ -55,6 +56,23 @@ def test_nothing_is_done_when_nothing_is_missing(state: Path) -> None:
     (state / "installed").write_text(run(state, "--print").stdout)
     assert run(state, "--print").stdout == "nothing is missing\n"
     assert run(state).returncode == 0
+    assert calls(state) == []
+
+
+def test_what_only_tests_need_is_asked_for(state: Path) -> None:
+    (state / "lists").touch()
+    needed = run(state, "--print").stdout.split()
+    assert "docker-registry" not in needed
+    assert run(state, "--print", "--tests").stdout.split() == [*needed, "docker-registry"]
+    (state / "lists").unlink()
+    assert run(state, "--tests").returncode == 0  # and through the second try, with fresh lists
+    (install,) = [line for line in (state / "calls").read_text().splitlines() if line.startswith("install")]
+    assert "docker-registry" in install.split()
+
+
+def test_a_word_that_it_does_not_know(state: Path) -> None:
+    done = run(state, "--test")
+    assert (done.returncode, done.stderr) == (2, "system-packages: what is --test?\n")
     assert calls(state) == []
 
 

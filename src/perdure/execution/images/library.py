@@ -35,12 +35,12 @@ from perdure.execution.images.layers import Layer, merge
 from perdure.execution.images.packages import bootstrap
 from perdure.execution.images.references import full_name
 from perdure.execution.images.squashfs import pack
+from perdure.linux import durable
 from perdure.model import Frozen
 
 Progress = Callable[[str, int, int], None]
 _FORMAT = 1
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
-
 
 Listing = list[Image]
 Names = list[str]  # the name "list" is a method below
@@ -124,6 +124,18 @@ class ImageLibrary:
         digest, found = self._find(index, name)
         return self._image(digest, found, index.images[digest])
 
+    def export(self, digest: str) -> tuple[Path, Path]:
+        """The two files that an image consists of: (config.json, image.squashfs). Raises NotFound, ProtocolError."""
+        image = self.get(digest)
+        return image.squashfs.with_name("config.json"), image.squashfs
+
+    def adopt(self, digest: str, fill: Callable[[Path], None]) -> Image:
+        """An image made elsewhere, whose two files ``fill`` writes. It gets no name. Raises ImageInvalid, NoSpace."""
+        with self._new() as folder:
+            fill(folder)
+            _check_whole(folder, digest)
+            return self._publish([(folder, [])])[0]
+
     def list(self) -> Listing:
         """Every image once for each of its names (once with an empty name where it has none), newest first.
 
@@ -206,7 +218,7 @@ class ImageLibrary:
                     place.mkdir(mode=0o700)
                     for part in ("image.squashfs", "config.json"):
                         (folder / part).rename(place / part)
-                    _sync(place)
+                    durable.sync(place)
                     size_bytes = (place / "image.squashfs").stat().st_size
                     record = _Record(created=time.time(), size_bytes=size_bytes)
                 for other, theirs in index.images.items():  # a name belongs to one image
@@ -285,7 +297,7 @@ class ImageLibrary:
                     new = self._folder / "index.json.new"
                     _write(new, msgspec.json.format(msgspec.json.encode(index, order="sorted")))
                     new.rename(self._folder / "index.json")
-                    _sync(self._folder)
+                    durable.sync(self._folder)
                 except OSError as error:
                     raise _disk_error(error, self._folder) from error
 
@@ -353,6 +365,17 @@ def _disk_error(error: OSError, folder: Path) -> PerdureError:
     return ImageInvalid(f"cannot read or write: {error}", hint="Check the file and the rights on it.")
 
 
+def _check_whole(folder: Path, digest: str) -> None:
+    found = {}
+    for part in ("config.json", "image.squashfs"):
+        with (folder / part).open("rb") as file:
+            found[part] = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    document = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document)
+    if found != {"config.json": digest, "image.squashfs": document.squashfs}:
+        raise ImageInvalid(f"these are not the files of image {digest}", hint=_AGAIN)
+
+
 def _is_held(folder: Path) -> bool:
     """Whether a living maker has this folder."""
     try:
@@ -370,14 +393,6 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

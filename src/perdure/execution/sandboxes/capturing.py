@@ -35,7 +35,7 @@ def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | 
     another one may be newest). Raises NotFound, SnapshotInvalid."""
     if record.parent is not None:
         return store.get(record.parent)
-    template = templates.load(templates_folder, record.template)
+    template = templates.load(templates_folder, record.template, record.template_digest)
     if template.digest != record.template_digest:
         raise SnapshotInvalid(
             f"sandbox {record.name} was started from template {record.template_digest}, but {template.name} is "

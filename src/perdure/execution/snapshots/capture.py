@@ -54,7 +54,7 @@ def pack(
     if isinstance(parent, Template):
         template, before = parent, None
     else:
-        template, before = load(templates, parent.config.template), parent
+        template, before = load(templates, parent.config.template, parent.config.template_digest), parent
     with store.writing():
         with spaces.memory_of(store, before, template) as memory:
             memory_map, memory_layers = _add(store, memory, folder / "memory", holes_are_zeros=kind == "full")

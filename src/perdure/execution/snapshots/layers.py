@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zstandard
 
-from perdure.errors import SnapshotInvalid
+from perdure.errors import NotFound, SnapshotInvalid
 from perdure.execution.snapshots.store import Store
 from perdure.formats import blockmap, seekable
 from perdure.formats.blockmap import BLOCK, ROLE_LAYER, BlockMap, Run
@@ -78,7 +78,9 @@ def _frames(data: Iterable[bytes], size: int) -> Iterator[bytes]:
 class Layer:
     """An open layer: its map, its frames, and their contents. A context manager.
 
-    ``starts``: the first packed block of each frame, and the number of packed blocks at the end.
+    ``starts``: the first packed block of each frame, and the number of packed blocks at the end. Here all frames are
+    in the file at ``path``; ``cache.CachedLayer`` brings them there when they are wanted. ``frame`` is for one thread
+    at a time, the rest for any.
     """
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +104,18 @@ class Layer:
 
     def close(self) -> None:
         self._file.close()
+
+    @property
+    def partial(self) -> bool:
+        """Whether frames are missing from the file at ``path``."""
+        return False
+
+    def present(self, number: int) -> bool:
+        """Whether the frame is in the file at ``path``, at its own offset."""
+        return True
+
+    def fetch(self, numbers: Iterable[int]) -> None:
+        """Bring these frames into the file. Raises Unavailable, NotFound, NoRights, SnapshotInvalid, NoSpace."""
 
     def _read_index(self) -> None:
         file = self._file.fileno()
@@ -143,12 +157,24 @@ class Layer:
             ) from None
 
 
+def open_layer(store: Store, descriptor: Descriptor) -> Layer:
+    """A layer, verified, wherever its bytes are: in the store, or beyond this machine, where the store notes it.
+
+    Of one beyond this machine only map and seek table are verified here, and each frame as it comes.
+    """
+    if not store.blob_path(descriptor.digest).exists() and (url := store.place(descriptor)):
+        if store.elsewhere is None:
+            raise NotFound(f"layer {descriptor.digest} is not in the store {store.folder}, it is in {url}")
+        return store.elsewhere.open(descriptor, url)
+    return Layer(store.verified(descriptor))
+
+
 def open_chain(store: Store, descriptors: Sequence[Descriptor], *, kind: int, blocks: int, base: bytes) -> list[Layer]:
     """Open and verify layers, oldest first, each a difference to the one before it and the first one to ``base``."""
     opened: list[Layer] = []
     try:
         for descriptor in descriptors:
-            layer = Layer(store.verified(descriptor))
+            layer = open_layer(store, descriptor)
             opened.append(layer)
             held = layer.map
             if held.kind != kind or held.blocks != blocks:

@@ -47,7 +47,7 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
     Raises SnapshotInvalid (anything that does not verify, with layer, frame and reason), NotFound, NoSpace.
     """
     check_facts(snapshot, facts)
-    template = load(templates, snapshot.config.template)
+    template = load(templates, snapshot.config.template, snapshot.config.template_digest)
     files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template)
     with (
         spaces.memory_of(store, snapshot, template) as memory,

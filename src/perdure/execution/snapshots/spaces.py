@@ -79,8 +79,9 @@ class Space:
     def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, bytes | None]]:
         """(first block, end block, content) over blocks first..end, without gaps; None: zeros.
 
-        Raises SnapshotInvalid that names layer and frame.
+        Raises SnapshotInvalid that names layer and frame; for layers beyond this machine Unavailable too.
         """
+        self._fetch(first, end)
         seen = first
         for number in range(max(0, bisect_right(self._firsts, first) - 1), len(self.runs)):
             run = self.runs[number]
@@ -101,6 +102,23 @@ class Space:
         return b"".join(
             bytes((stop - at) * BLOCK) if data is None else data for at, stop, data in self.pieces(first, end)
         )
+
+    def _fetch(self, first: int, end: int) -> None:
+        """All frames that blocks first..end need and that are not here yet, at once instead of one after the other."""
+        if not any(layer.partial for layer in self.layers):
+            return
+        wanted: dict[int, set[int]] = {}
+        for number in range(max(0, bisect_right(self._firsts, first) - 1), len(self.runs)):
+            run = self.runs[number]
+            if run.first >= end:
+                break
+            if run.source >= LAYER and run.first + run.length > first:
+                part = blockmap.cut(run, first, end)
+                starts = self.layers[run.source - LAYER].starts
+                low, high = bisect_right(starts, part.at) - 1, bisect_right(starts, part.at + part.length - 1)
+                wanted.setdefault(run.source - LAYER, set()).update(range(low, high))
+        for index, numbers in wanted.items():
+            self.layers[index].fetch(numbers)
 
     def _content(self, run: Run) -> Iterator[tuple[int, int, bytes | None]]:
         if run.source == BASE:

@@ -5,7 +5,7 @@
            ingest/                          what is being written
            working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
            leases/HEX                       locked by whoever reads that snapshot
-           remotes/HEX                      where a layer is kept that is not here
+           remotes/HEX                      where a memory layer is whose bytes are not here
            lock                             held shared by whoever writes, exclusive by whoever deletes or sweeps
 
 A blob is written beside, synced, and renamed to its digest; a snapshot exists from the moment ``index.json`` names
@@ -31,8 +31,10 @@ import msgspec
 
 from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots import sweep
+from perdure.execution.snapshots.elsewhere import Elsewhere, Place
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
+from perdure.linux import durable
 from perdure.reports import Swept
 
 _CHUNK = 1 << 20
@@ -94,23 +96,32 @@ class BlobWriter:
     def size(self) -> int:
         return self._size
 
+    @property
+    def digest(self) -> str:
+        """Of what was written so far."""
+        return "sha256:" + self._hash.hexdigest()
+
     def commit(self, media_type: str) -> Descriptor:
         """Make it durable under its digest."""
-        digest = "sha256:" + self._hash.hexdigest()
+        digest = self.digest
         with space_checked(self._what):
             self._file.flush()
             os.fsync(self._file.fileno())
             target = self._store.blob_path(digest)
             self._path.rename(target)
-            _sync_folder(target.parent)
+            durable.sync(target.parent)
         return Descriptor(media_type=media_type, digest=digest, size=self._size)
 
 
 class Store:
-    """``Store(home.store)``. Thread-safe, and several processes may use one folder."""
+    """``Store(home.store)``. Thread-safe, and several processes may use one folder.
 
-    def __init__(self, folder: Path) -> None:
+    ``elsewhere`` opens the layers that are only noted here, not held.
+    """
+
+    def __init__(self, folder: Path, elsewhere: Elsewhere | None = None) -> None:
         self.folder = folder
+        self.elsewhere = elsewhere
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._guard = threading.Lock()
         with space_checked(str(folder)):
@@ -234,7 +245,10 @@ class Store:
 
     def register(self, snapshot: Snapshot) -> Snapshot:
         """Make the snapshot exist, all its blobs being stored: the last step of a capture. Its digest is filled in."""
-        data, config = manifest.encode(snapshot)
+        return self.adopt(*manifest.encode(snapshot))
+
+    def adopt(self, data: bytes, config: bytes) -> Snapshot:
+        """``register`` for a snapshot that another store gave: its manifest and config, byte for byte."""
         self.add(config, manifest.CONFIG)
         descriptor = self.add(data, manifest.MANIFEST)
         with self._locked("index.lock", fcntl.LOCK_EX):
@@ -304,6 +318,39 @@ class Store:
         except msgspec.MsgspecError as error:
             raise SnapshotInvalid(f"{self.folder / 'index.json'} does not read: {error}") from None
 
+    # Layers elsewhere
+
+    def note(self, descriptor: Descriptor, url: str) -> None:
+        """From now on a layer that is not here is read from the store at ``url``. Use it within ``writing``."""
+        place = Place(url=url, size=descriptor.size, media_type=descriptor.media_type)
+        self._replace(self._note_path(descriptor.digest), msgspec.json.encode(place))
+
+    def place(self, descriptor: Descriptor) -> str:
+        """The URL of the store that holds a layer which is not here; empty: none is noted. Raises SnapshotInvalid."""
+        path = self._note_path(descriptor.digest)
+        try:
+            place = msgspec.json.decode(path.read_bytes(), type=Place)
+        except FileNotFoundError:
+            return ""
+        except msgspec.MsgspecError as error:
+            hint = "Pull or attach the snapshot again."
+            raise SnapshotInvalid(f"{path} does not read: {error}", hint=hint) from None
+        return place.url
+
+    def drop(self, descriptors: Iterable[Descriptor], url: str) -> int:
+        """Delete the copies here of layers that the store at ``url`` holds, and note so; the bytes freed."""
+        freed = 0
+        with self._locked("lock", fcntl.LOCK_EX):
+            for descriptor in descriptors:
+                self.note(descriptor, url)
+                path = self.blob_path(descriptor.digest)
+                freed += path.stat().st_size if path.exists() else 0
+                path.unlink(missing_ok=True)
+        return freed
+
+    def _note_path(self, digest: str) -> Path:
+        return self.folder / "remotes" / check_digest(digest)
+
     # Working sets
 
     def keep_working_set(self, digest: str, blocks: Iterable[int]) -> None:
@@ -335,7 +382,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
                 temporary.rename(path)
-                _sync_folder(path.parent)
+                durable.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -360,11 +407,3 @@ class Store:
 
 def _damaged(descriptor: Descriptor, path: Path) -> str:
     return f"{path} ({descriptor.media_type}) does not have the digest {descriptor.digest}: it was damaged or changed"
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -30,7 +30,7 @@ from perdure.execution.snapshots.store import space_checked
 from perdure.formats import blockmap
 from perdure.formats.blockmap import BASE, BLOCK, MEMORY, ROLE_FLAT, Run
 from perdure.formats.manifest import Facts
-from perdure.linux import sparse
+from perdure.linux import durable, sparse
 
 VERSION = 1
 _STEP = 256  # blocks read at a time
@@ -63,21 +63,32 @@ class _Record(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     digest: str
     facts: Facts
-    image: str = ""  # digest of the image that is attached
+    image: str = ""  # digest of the image that is attached,
+    overlay: str = ""  # and of the disk that is mounted in it, which a template from another machine does not have
 
 
 _seen: dict[Path, tuple[object, ...]] = {}  # templates whose content was hashed, and what their files were then
 
 
-def load(folder: Path, name: str) -> Template:
+def load(folder: Path, name: str, digest: str = "") -> Template:
     """The template NAME in ``home.templates``; its content is hashed when it is new or has changed.
 
+    ``digest``: the content that is meant. Machines that boot the same parts make templates of one name and different
+    contents, and one that came from another machine is in a folder of its own (``adopted_name``).
     Raises NotFound, SnapshotInvalid.
     """
+    if digest:
+        for each in _names(name, digest):
+            try:
+                if _digest_in(folder / each) == digest:
+                    return load(folder, each)
+            except SnapshotInvalid:
+                pass  # that one is damaged: perhaps another one is not
     place = folder / name
     try:
         record = msgspec.json.decode((place / "template.json").read_bytes(), type=_Record)
-        parts = [place / "state", place / "memory", place / "map", *place.glob("overlay")]
+        overlay = place / "overlay" if record.overlay and (place / "overlay").exists() else None
+        parts = [place / "state", place / "memory", place / "map", *([overlay] if overlay else [])]
         files = [part.stat() for part in parts]
     except FileNotFoundError:
         raise NotFound(
@@ -88,16 +99,35 @@ def load(folder: Path, name: str) -> Template:
     if record.version != VERSION:
         raise SnapshotInvalid(f"template {name} has format version {record.version}, not {VERSION}")
     size = record.facts.memory_mib << 20
-    overlay = place / "overlay" if len(parts) > 3 else None
     template = Template(name, place / "state", place / "memory", size, record.digest, record.facts, overlay)
     signature = (record.digest, *((file.st_ino, file.st_size, file.st_mtime_ns) for file in files))
     if _seen.get(place) != signature:
-        if files[1].st_size != size or _content_digest(place, template.runs()) != record.digest:
+        if (
+            files[1].st_size != size
+            or _content_digest(place, template.runs()) != record.digest
+            or (overlay is not None and _disk_digest(overlay) != record.overlay)
+        ):
             raise SnapshotInvalid(
                 f"template {name} does not have the content that it was made with: it was damaged or changed"
             )
         _seen[place] = signature
     return template
+
+
+def adopted_name(name: str, digest: str) -> str:
+    """The name of a template that was made on another machine, so that it is never taken for one made here."""
+    return f"{name.partition('-')[0]}-{digest[:16]}"
+
+
+def _names(name: str, digest: str) -> list[str]:
+    return [name, name.partition("-")[0], adopted_name(name, digest)]
+
+
+def _digest_in(place: Path) -> str:
+    try:
+        return msgspec.json.decode((place / "template.json").read_bytes(), type=_Record).digest
+    except (OSError, msgspec.MsgspecError):
+        return ""
 
 
 def described(folder: Path, name: str) -> tuple[str, Facts, str]:
@@ -133,12 +163,18 @@ def seal(captured: Path, target: Path, facts: Facts, image: str = "") -> None:
             blocks = (facts.memory_mib << 20) // BLOCK
             held = blockmap.encode(runs, kind=MEMORY, role=ROLE_FLAT, blocks=blocks, layers=0)
             (fresh / "map").write_bytes(held)
-            record = _Record(version=VERSION, digest=_content_digest(fresh, runs), facts=facts, image=image)
+            record = _Record(
+                version=VERSION,
+                digest=_content_digest(fresh, runs),
+                facts=facts,
+                image=image,
+                overlay=_disk_digest(fresh / "overlay") if image else "",
+            )
             (fresh / "template.json").write_bytes(msgspec.json.encode(record))
             for path in (*fresh.iterdir(), fresh):
-                _sync(path)
+                durable.sync(path)
             fresh.rename(target)
-            _sync(target.parent)
+            durable.sync(target.parent)
         finally:
             shutil.rmtree(fresh, ignore_errors=True)
 
@@ -179,23 +215,20 @@ def _content_digest(folder: Path, runs: list[Run]) -> str:
             for first in range(run.first, run.first + run.length, _STEP):
                 count = min(_STEP, run.first + run.length - first)
                 found.update(os.pread(file.fileno(), count * BLOCK, first * BLOCK))
-    if (folder / "overlay").exists():
-        with (folder / "overlay").open("rb", buffering=0) as file:
-            for at, length in sparse.extents(file.fileno()):
-                found.update(at.to_bytes(8, "little"))
-                for start in range(at, at + length, _STEP * BLOCK):
-                    found.update(os.pread(file.fileno(), min(_STEP * BLOCK, at + length - start), start))
+    return found.hexdigest()
+
+
+def _disk_digest(path: Path) -> str:
+    """Of a sparse file's data and where it is."""
+    found = hashlib.sha256()
+    with path.open("rb", buffering=0) as file:
+        for at, length in sparse.extents(file.fileno()):
+            found.update(at.to_bytes(8, "little"))
+            for start in range(at, at + length, _STEP * BLOCK):
+                found.update(os.pread(file.fileno(), min(_STEP * BLOCK, at + length - start), start))
     return found.hexdigest()
 
 
 def file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -116,13 +116,20 @@ async def attach(
 
 async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Facts]], image: str = "") -> Template:
     """The template of this name; if there is none, what ``make`` captures into the folder that it is given."""
+
+    def load() -> Template:
+        template = templates.load(home.templates, name)
+        if image and template.overlay is None:
+            raise SnapshotInvalid(f"template {name} has lost its disk")
+        return template
+
     try:
-        return await asyncio.to_thread(templates.load, home.templates, name)
+        return await asyncio.to_thread(load)
     except (NotFound, SnapshotInvalid):
         pass  # made below
     async with _alone(home.templates / f"{name}.lock"):
         try:
-            return await asyncio.to_thread(templates.load, home.templates, name)
+            return await asyncio.to_thread(load)
         except NotFound:
             pass
         except SnapshotInvalid:  # nothing can start from it, and nothing over it can be restored
@@ -135,7 +142,7 @@ async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Fac
             await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
-        return await asyncio.to_thread(templates.load, home.templates, name)
+        return await asyncio.to_thread(load)
 
 
 def check_supported(firecracker: str, memory_mib: int) -> None:

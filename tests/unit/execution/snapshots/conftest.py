@@ -17,6 +17,7 @@ from perdure.formats.manifest import Snapshot
 from perdure.formats.memorymap import MemoryMap
 from perdure.testing.pagers import Serve, Served
 from perdure.testing.snapshots import BLOCKS, Bench, facts
+from perdure.testing.stores import Shelf
 
 
 @pytest.fixture
@@ -80,3 +81,11 @@ def serve(bench: Bench, pager_program: Path) -> Serve:
             yield held
 
     return begin
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    shelf = Shelf(tmp_path)
+    yield shelf
+    shelf.remote.gate.set()
+    shelf.cache.close()

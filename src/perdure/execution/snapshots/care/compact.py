@@ -37,7 +37,7 @@ def compact(store: Store, digest: str, *, templates_folder: Path, progress: Prog
     """
     with store.writing(), store.reading(digest):
         snapshot = store.get(digest)
-        template = templates.load(templates_folder, snapshot.config.template)
+        template = templates.load(templates_folder, snapshot.config.template, snapshot.config.template_digest)
         hot = store.working_set(digest)
         with spaces.memory_of(store, snapshot, template) as now, spaces.memory_of(store, None, template) as below:
             memory = _rewritten(store, now, below, hot, template, progress)

@@ -26,7 +26,7 @@ def explain(store: Store, digest: str, *, templates_folder: Path, progress: Prog
     """``templates_folder`` is ``home.templates``. Raises NotFound, SnapshotInvalid (something does not verify)."""
     with store.reading(digest):
         snapshot = store.get(digest)
-        template = templates.load(templates_folder, snapshot.config.template)
+        template = templates.load(templates_folder, snapshot.config.template, snapshot.config.template_digest)
         with (
             spaces.memory_of(store, snapshot, template) as memory,
             spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,
@@ -56,7 +56,7 @@ def due(store: Store, snapshot: Snapshot, *, templates_folder: Path) -> bool:
     """Compaction would help its restore (more than 8 layers in a space) or save bytes (more than half of them dead)."""
     if max(len(snapshot.memory.layers), len(snapshot.disk.layers)) > LAYERS_MAX:
         return True
-    template = templates.load(templates_folder, snapshot.config.template)
+    template = templates.load(templates_folder, snapshot.config.template, snapshot.config.template_digest)
     with (
         spaces.memory_of(store, snapshot, template) as memory,
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,

@@ -103,8 +103,8 @@ class _Verifier:
         self._progress = progress
         self._findings: list[Finding] = []
         self._blobs = Blobs(store, self._findings, progress)
-        self._templates: dict[str, Template | None] = {}
-        self._template_runs: dict[str, list[Run]] = {}
+        self._templates: dict[tuple[str, str], Template | None] = {}  # by name and digest
+        self._template_runs: dict[tuple[str, str], list[Run]] = {}
         self._needed: set[str] = set()
         self._snapshots = self._restored = 0
         self._orphans = (0, 0)
@@ -218,7 +218,7 @@ class _Verifier:
             made, here = getattr(config.facts, name), self._facts.get(name)
             if here is not None and here != made:
                 self._find(what, f"{name} was {made}, is {here} here", hint="Restore it where that is the same.")
-        template = self._template(config.template)
+        template = self._template(config.template, config.template_digest)
         if template is not None and template.digest != config.template_digest:
             problem = (
                 f"it was made over template {config.template_digest}, but {template.name} is {template.digest} now"
@@ -226,7 +226,7 @@ class _Verifier:
             self._find(what, problem + ": wrong base", hint=_REBUILD)
         elif template is not None and template.size != found.memory.size:
             self._find(what, f"it has {found.memory.size} bytes of memory, its template {template.size}")
-        runs = self._template_runs.get(config.template)
+        runs = self._template_runs.get((config.template, config.template_digest))
         base = bytes.fromhex(config.template_digest) if len(config.template_digest) == 64 else b""
         self._space(what, found.memory, MEMORY, base, runs)
         self._space(what, found.disk, DISK, NO_BASE, [])
@@ -236,16 +236,17 @@ class _Verifier:
             except (PerdureError, OSError) as error:
                 self._blame(what, error, LOST)
 
-    def _template(self, name: str) -> Template | None:
-        if name not in self._templates:
+    def _template(self, name: str, digest: str) -> Template | None:
+        key = (name, digest)
+        if key not in self._templates:
             found = None
             try:
-                found = templates.load(self._folder, name)
-                self._template_runs[name] = found.runs()
+                found = templates.load(self._folder, name, digest)
+                self._template_runs[key] = found.runs()
             except (PerdureError, OSError) as error:
                 self._blame(f"template {name}", error, _REBUILD)
-            self._templates[name] = found
-        return self._templates[name]
+            self._templates[key] = found
+        return self._templates[key]
 
     def _working_set(self, what: str, digest: str) -> None:
         path = self._store.folder / "working-sets" / digest.removeprefix("sha256:")
@@ -255,7 +256,9 @@ class _Verifier:
     def _restore(self, what: str, found: Snapshot, real: RealRestore) -> None:
         self._progress("Restoring", 0, 0)
         try:
-            with spaces.memory_of(self._store, found, templates.load(self._folder, found.config.template)) as memory:
+            with spaces.memory_of(
+                self._store, found, templates.load(self._folder, found.config.template, found.config.template_digest)
+            ) as memory:
                 expected = content.digest(memory)
             restored = real(found)
         except (PerdureError, OSError) as error:

@@ -1,0 +1,216 @@
+"""HTTP to one registry: logs in when it is asked to, follows redirects, and tells what may pass from what stays.
+
+One call of ``ask`` is one try; ``retry.retried`` makes several of it. Answers are streamed: whoever asked reads as
+much as it wants, and no more is taken from a registry that sends more.
+"""
+
+from __future__ import annotations
+
+import base64
+import email.utils
+import json
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+
+from perdure.errors import NoRights, Unavailable
+from perdure.execution.snapshots.stores.credentials import credentials
+from perdure.execution.snapshots.stores.retry import Patience, Transient
+
+Response = urllib3.BaseHTTPResponse
+CONNECTIONS = 16
+REDIRECTS_MAX = 5
+TOKEN_BYTES_MAX = 1 << 20
+WORDS_BYTES_MAX = 4 << 10
+_TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+_REDIRECTS = {301, 302, 303, 307, 308}
+_CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
+
+
+class Wire:
+    """To the registry at ``host``; ``name`` is the store's URL, for errors. Thread-safe."""
+
+    def __init__(self, host: str, name: str, *, tls: bool, patience: Patience) -> None:
+        self.origin = f"http{'s' if tls else ''}://{host}"
+        self.patience = patience
+        self._host = host
+        self._name = name
+        self._pool = urllib3.PoolManager(
+            maxsize=CONNECTIONS,
+            timeout=urllib3.Timeout(connect=patience.request_timeout_s, read=patience.request_timeout_s),
+            retries=False,
+        )
+        self._logging_in = threading.Lock()
+        self._tickets: dict[str, str] = {}  # the Authorization header of each scope
+
+    def close(self) -> None:
+        self._pool.clear()
+
+    def ask(
+        self,
+        method: str,
+        url: str,
+        *,
+        scope: str,
+        accept: tuple[int, ...],
+        headers: Mapping[str, str] | None = None,
+        body: bytes | Path | None = None,
+    ) -> Response:
+        """An answer whose status is one of ``accept``, its body not read yet (``whole``, ``part``, ``done``).
+
+        Raises Transient, NoRights, Unavailable.
+        """
+        for is_second in (False, True):
+            ticket = self._tickets.get(scope, "")
+            answer = self._followed(method, url, dict(headers or {}), ticket, body)
+            if answer.status != 401 or is_second:
+                break
+            try:
+                if not self._log_in(answer, scope, ticket):
+                    break
+            except BaseException:
+                self.done(answer)
+                raise
+        if answer.status in accept:
+            return answer
+        said = f"{method} {url} was answered with {answer.status}: {self._words(answer)}"
+        if answer.status in _TRANSIENT or "DIGEST_INVALID" in said:  # the bytes changed on their way
+            raise Transient(said, _retry_after_s(answer))
+        if answer.status in (401, 403):
+            raise NoRights(f"{self._name} refuses us: {said}", hint=f"Log in first: docker login {self._host}")
+        raise Unavailable(f"{self._name}: {said}", hint="Look after the registry: it should not answer so.")
+
+    def whole(self, answer: Response, limit_bytes: int) -> bytes:
+        """The body, and the connection is free again. One byte more than the limit tells that it is longer."""
+        data = self.part(answer, limit_bytes + 1)
+        self.done(answer)
+        return data
+
+    def part(self, answer: Response, length: int) -> bytes:
+        """The next bytes of the body: as many, or fewer at its end. Raises Transient."""
+        deadline = time.monotonic() + self.patience.request_timeout_s * self.patience.answer_factor
+        held = bytearray()
+        try:
+            while len(held) < length and (data := answer.read(min(1 << 16, length - len(held)))):
+                held += data
+                if time.monotonic() > deadline:
+                    answer.close()
+                    raise Transient(f"an answer took longer than {deadline:.0f} s, {len(held)} bytes of it came")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            answer.close()
+            raise Transient(f"an answer broke off after {len(held)} bytes: {_reason(error)}") from error
+        return bytes(held)
+
+    def done(self, answer: Response) -> None:
+        """Keep the connection if the answer was read to its end, else hang up."""
+        if answer.length_remaining == 0:
+            answer.drain_conn()  # reads nothing; without it the connection is not ready for another request
+        else:
+            answer.close()
+        answer.release_conn()
+
+    def _followed(
+        self, method: str, url: str, headers: dict[str, str], ticket: str, body: bytes | Path | None
+    ) -> Response:
+        for _ in range(REDIRECTS_MAX + 1):
+            # Who we are is told to the registry itself only, not to where it sends us for the bytes.
+            ours = {"Authorization": ticket} if ticket and _origin(url) == self.origin else {}
+            answer = self._once(method, url, headers | ours, body)
+            location = answer.headers.get("Location")
+            if method not in ("GET", "HEAD") or answer.status not in _REDIRECTS or not location:
+                return answer
+            self.done(answer)
+            url = urljoin(url, location)
+            self._refuse_plain(url)
+        raise Transient(f"{method} {url}: more than {REDIRECTS_MAX} redirects")
+
+    def _once(self, method: str, url: str, headers: dict[str, str], body: bytes | Path | None) -> Response:
+        try:
+            if isinstance(body, Path):
+                with body.open("rb") as file:
+                    headers = headers | {"Content-Length": str(body.stat().st_size)}
+                    return self._pool.request(method, url, headers=headers, body=file, preload_content=False)
+            return self._pool.request(method, url, headers=headers, body=body, preload_content=False)
+        except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
+            raise Transient(f"{method} {url}: {_reason(error)}") from error
+
+    def _log_in(self, answer: Response, scope: str, refused: str) -> bool:
+        """Get what the challenge asks for. False: there is no way."""
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        with self._logging_in:
+            if self._tickets.get(scope, "") != refused:
+                self.done(answer)
+                return True  # another thread was faster
+            known = credentials(self._host)
+            basic = f"Basic {base64.b64encode(':'.join(known).encode()).decode()}" if known else ""
+            scheme, _, rest = challenge.partition(" ")
+            if scheme.lower() == "bearer":
+                ticket = self._token(dict(_CHALLENGE.findall(rest)), scope, basic)
+            else:
+                ticket = basic if scheme.lower() == "basic" and basic != refused else ""
+            if not ticket:
+                return False
+            self._tickets[scope] = ticket
+        self.done(answer)
+        return True
+
+    def _token(self, challenge: dict[str, str], scope: str, basic: str) -> str:
+        """A bearer token (distribution's token authentication). Empty: the token service refuses us."""
+        realm = challenge.get("realm", "")
+        self._refuse_plain(realm)
+        fields = {"service": challenge.get("service", ""), "scope": scope}
+        headers = {"Authorization": basic} if basic else {}
+        try:
+            answer = self._pool.request("GET", realm, fields=fields, headers=headers, preload_content=False)
+        except urllib3.exceptions.HTTPError as error:
+            raise Transient(f"the token service {realm}: {_reason(error)}") from error
+        data = self.whole(answer, TOKEN_BYTES_MAX)
+        if answer.status in _TRANSIENT:
+            raise Transient(f"the token service {realm} answers {answer.status}", _retry_after_s(answer))
+        if answer.status != 200:
+            return ""
+        try:
+            held: Any = json.loads(data)
+            return f"Bearer {held.get('token') or held['access_token']}"
+        except (ValueError, KeyError, AttributeError) as error:
+            raise Transient(f"the token service {realm} gives no token: {error!r}") from None
+
+    def _refuse_plain(self, url: str) -> None:
+        if self.origin.startswith("https:") and not url.startswith("https://"):
+            raise Unavailable(
+                f"{self._name} sends us from https to {url}", hint="Nothing was sent there. Look after the registry."
+            )
+
+    def _words(self, answer: Response) -> str:
+        try:
+            return self.whole(answer, WORDS_BYTES_MAX)[:300].decode(errors="replace").strip() or (answer.reason or "")
+        except Transient:
+            return answer.reason or ""
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _retry_after_s(answer: Response) -> float:
+    """Seconds, or a date (RFC 9110, 10.2.3)."""
+    text = answer.headers.get("Retry-After", "")
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error)[:300]
