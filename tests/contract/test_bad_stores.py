@@ -60,7 +60,7 @@ def bad(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     pauses: list[float] = []
     # Short where something stalls, and long enough elsewhere for a machine that has much else to do.
     fault = request.node.callspec.params.get("fault", Fault("none"))
-    timeout_s = 0.6 if fault.kind.startswith("stall") else 10.0
+    timeout_s = 0.6 if fault.kind.startswith(("stall", "trickle")) else 10.0
     patience = Patience(tries=TRIES, request_timeout_s=timeout_s, answer_factor=2, pause=pauses.append)
     with FaultingProxy(upstream) as proxy:
         if request.param == "s3":
@@ -108,7 +108,7 @@ def test_a_read_is_tried_again(bad: Bad, fault: Fault, tmp_path: Path) -> None:
         assert 0 < bad.pauses[0] < bad.pauses[1]
 
 
-@pytest.mark.parametrize("fault", TRANSIENT, ids=name_of)
+@pytest.mark.parametrize("fault", [*TRANSIENT, Fault("trickle")], ids=name_of)
 def test_a_store_that_stays_bad_is_told_and_a_later_try_works(bad: Bad, fault: Fault, tmp_path: Path) -> None:
     descriptor = bad.put(DATA, tmp_path)
     bad.proxy.always = [replace(fault, fits=bad.is_blob)]

@@ -16,6 +16,7 @@ from typing import Any
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "date", "server"}
 STALL_DEADLINE_S = 60.0
+TRICKLE_S = 0.1
 _CHUNK = 1 << 16
 
 
@@ -36,9 +37,9 @@ class Fault:
     """What happens to a request that ``fits``.
 
     ``kind``: "stall" (no answer), "short" (half the body, then the connection ends), "stall-half" (half the body, then
-    nothing), "close" (the connection ends at once), "flip" (one bit of the answer's body is another), "flip-sent" (one
-    bit of the request's body is), "status" (``status`` with ``headers`` instead of an answer), "huge" (a body of
-    ``length`` bytes of spaces).
+    nothing), "trickle" (a byte now and then), "close" (the connection ends at once), "flip" (one bit of the answer's
+    body is another), "flip-sent" (one bit of the request's body is), "status" (``status`` with ``headers`` instead of
+    an answer), "huge" (a body of ``length`` bytes of spaces).
     """
 
     kind: str
@@ -141,7 +142,14 @@ class _Handler(BaseHTTPRequestHandler):
         kept = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP_BY_HOP]
         if kind == "flip" and data:
             data = _flipped(data)
-        if kind in ("short", "stall-half"):
+        if kind == "trickle":
+            self._answer(answer.status, kept, data, sent=0)
+            for place in range(len(data)):
+                self.wfile.write(data[place : place + 1])
+                if self.owner.over.wait(TRICKLE_S):
+                    break
+            self.close_connection = True
+        elif kind in ("short", "stall-half"):
             self._answer(answer.status, kept, data, sent=len(data) // 2)
             self.wfile.flush()
             if kind == "stall-half":

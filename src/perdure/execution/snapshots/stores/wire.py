@@ -94,14 +94,15 @@ class Wire:
 
     def part(self, answer: Response, length: int) -> bytes:
         """The next bytes of the body: as many, or fewer at its end. Raises Transient."""
-        deadline = time.monotonic() + self.patience.request_timeout_s * self.patience.answer_factor
+        limit_s = self.patience.request_timeout_s * self.patience.answer_factor
+        deadline = time.monotonic() + limit_s
         held = bytearray()
         try:
-            while len(held) < length and (data := answer.read(min(1 << 16, length - len(held)))):
+            while len(held) < length and (data := answer.read1(min(1 << 16, length - len(held)))):  # what is there
                 held += data
                 if time.monotonic() > deadline:
                     answer.close()
-                    raise Transient(f"an answer took longer than {deadline:.0f} s, {len(held)} bytes of it came")
+                    raise Transient(f"an answer took longer than {limit_s:g} s, {len(held)} bytes of it came")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             answer.close()
             raise Transient(f"an answer broke off after {len(held)} bytes: {_reason(error)}") from error
