@@ -62,6 +62,11 @@ size_t layer_read(uint32_t layer, uint64_t offset, uint8_t *bytes, size_t size) 
     return done;
 }
 
+void layer_changed(uint32_t layer, uint64_t offset, size_t size) {
+    uint64_t first = offset / PAGE * PAGE, end = (offset + size + PAGE - 1) / PAGE * PAGE;
+    posix_fadvise(files[layer], (off_t)first, (off_t)(end - first), POSIX_FADV_DONTNEED);
+}
+
 void frame_decompress(struct lane *lane, uint32_t frame, const uint8_t *bytes, size_t got, uint8_t *content) {
     const char *wrong = "the file ends within it";
     if (!lane->zstd)
