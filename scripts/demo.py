@@ -36,6 +36,7 @@ from perdure.host.paths import Home
 from perdure.host.processes import whole
 from perdure.model import Entry, RunInfo, RunState
 from perdure.runs.states import TERMINAL
+from perdure.testing import belowline
 
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
@@ -181,19 +182,8 @@ def below_the_line(home: Home, *argv: str) -> tuple[int, str]:
 
 
 def firecrackers(home: Home) -> list[int]:
-    """The pids of all Firecracker processes in that kernel that belong to this home."""
-    _, output = below_the_line(
-        home, "sh", "-c", "ls -l /proc/[0-9]*/exe /proc/[0-9]*/cwd"
-    )  # one program: forks are slow
-    links = dict(line.split("/proc/", 1)[1].split(" -> ", 1) for line in output.splitlines() if " -> " in line)
-    mine = str(home.below_line_folder)
-    return [
-        int(name.removesuffix("/exe"))
-        for name, target in links.items()
-        if name.endswith("/exe")
-        and target.endswith("/firecracker")
-        and links.get(name.replace("/exe", "/cwd"), "").startswith(mine)
-    ]
+    """The pids of all Firecracker processes in that kernel that run a machine of this home."""
+    return belowline.machines(home, below_the_line(home, *belowline.LOOK)[1])
 
 
 def size(count: float) -> str:

@@ -26,6 +26,7 @@ from perdure.client.node import NodeClient, Session, ensure_running
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo, SandboxSpec
+from perdure.testing import belowline
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "perdure-test"
@@ -89,8 +90,15 @@ def kept_below(home: Home) -> list[str]:
     """What is left below the line: keepers, and machine folders."""
     found: list[str] = []
     folder = home.below_line_folder / "m"
-    below_run(home, ["/bin/sh", "-c", f"ls {folder}; pgrep -x firecracker"], found.append)
-    return [line for text in found for line in text.split()]
+    below_run(home, ["/bin/ls", str(folder)], found.append)
+    return [line for text in found for line in text.split()] + [str(pid) for pid in machines_below(home)]
+
+
+def machines_below(home: Home) -> list[int]:
+    """The pids of the Firecrackers that run a machine."""
+    said: list[str] = []
+    below_run(home, list(belowline.LOOK), said.append)
+    return belowline.machines(home, "".join(said))
 
 
 def below_run(home: Home, argv: list[str], output: Callable[[str], object]) -> int:
@@ -122,14 +130,8 @@ def kill_below(home: Home) -> Callable[[int], None]:
 
 @pytest.fixture
 def firecrackers(home: Home) -> Callable[[], list[int]]:
-    """The pids of the Firecrackers below the line."""
-
-    def find() -> list[int]:
-        said: list[str] = []
-        below_run(home, ["/bin/sh", "-c", "pgrep -x firecracker"], said.append)
-        return [int(word) for text in said for word in text.split()]
-
-    return find
+    """The pids of the Firecrackers that run a machine."""
+    return lambda: machines_below(home)
 
 
 @pytest.fixture

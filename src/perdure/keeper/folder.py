@@ -5,6 +5,7 @@ BELOW/                    mode 0700, on tmpfs
     m/SANDBOX/            Firecracker's working directory (its content: docs/design/0001-contracts.md, 3)
         keeper.sock       the keeper's control socket: it listens there as long as it lives
         exit.json         {"cause", "detail", "time"}: the machine ended, and nobody has read it yet
+    spares/NAME/          the same for a keeper that was started ahead and is nobody's yet
     templates/NAME        raw memory of a template, mapped by every machine made from it
 """
 
@@ -41,15 +42,24 @@ class Below:
     def __init__(self, path: str) -> None:
         self.path = path
         self.machines = f"{path}/m"
+        self.spares = f"{path}/spares"
         self.templates = f"{path}/templates"
 
     def make(self) -> None:
-        for folder in (self.path, self.machines, self.templates):
+        for folder in (self.path, self.machines, self.spares, self.templates):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         os.chmod(self.path, 0o700)
 
     def machine(self, sandbox: str) -> MachineFolder:
         return MachineFolder(f"{self.machines}/{sandbox}")
+
+    def spare(self, name: str) -> MachineFolder:
+        return MachineFolder(f"{self.spares}/{name}")
+
+    def clear_spares(self) -> None:
+        """Remove what the spares of a launcher that died left: they died with it."""
+        for name in os.listdir(self.spares):
+            self.spare(name).remove()
 
     def sandboxes(self) -> list[str]:
         """All that have a machine folder, sorted."""
@@ -105,6 +115,11 @@ class MachineFolder:
         """Remove everything in it, but on request the record and the control socket."""
         kept = ([self._exit] if keep_record else []) + ([self.control] if keep_control else [])
         _remove_below(self.path, kept)
+
+    def become(self, other: MachineFolder) -> None:
+        """Take the name of another folder, of which nothing stays. Whose working directory this is stays in it."""
+        other.remove()
+        os.rename(self.path, other.path)
 
     def remove(self) -> None:
         self.clear()

@@ -22,20 +22,22 @@ from perdure.keeper.machine import Machine, failure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
-    from perdure.keeper.folder import Below
+    from perdure.keeper.folder import Below, MachineFolder
     from perdure.keeper.pager import Frames
 
 _FLUSH_TIMEOUT_S = 5.0
+_NAME_MAX = 64
 
 
 class Keeper:
     """The one keeper of this process; ``run`` returns when it has nothing left to keep."""
 
-    def __init__(self, below: Below, sandbox: str) -> None:
-        self.sandbox = sandbox
-        self.folder = below.machine(sandbox)
+    def __init__(self, below: Below, sandbox: str, folder: MachineFolder | None = None) -> None:
+        self.sandbox, self._below = sandbox, below
+        self.folder = folder or below.machine(sandbox)
         self._loop = Loop()
         self._machine = Machine(self._loop, below, self._exited, self._want)
         self._channel = Channel(self._loop)
@@ -45,9 +47,30 @@ class Keeper:
         self._exit: dict[str, Any] | None = None
         self._ended = False  # the node said ``end``: nothing of the sandbox stays here
         self._control: socket.socket | None = None
+        self._on_become: Callable[[str, list[int]], None] | None = None  # while it is a spare
 
     def run(self, node_fd: int) -> None:
         """Take over the connection of the node that asked for this keeper, and keep."""
+        self._settle()
+        self._node_up(node_fd)
+        self._keep()
+
+    def run_spare(self, firecracker: str, pager: str, on_become: Callable[[str, list[int]], None]) -> None:
+        """Start the programs, wait until a launcher hands over a sandbox's connection, and keep.
+
+        ``on_become(sandbox, pids)``: this process is that sandbox's from now on, as are its children.
+        """
+        self._settle()
+        self._on_become = on_become
+        self._machine.start_ahead(firecracker, pager)
+        while self._node is None:
+            if not self._machine.is_ahead:
+                self._close()
+                return  # one of the programs died: it is of no use
+            self._loop.turn()
+        self._keep()
+
+    def _settle(self) -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.umask(0o077)
@@ -58,7 +81,8 @@ class Keeper:
         self._control.listen(16)
         self._control.setblocking(False)
         self._loop.watch(self._control.fileno(), READ, self._handed_over)
-        self._node_up(node_fd)
+
+    def _keep(self) -> None:
         while not self._ended and (self._node is not None or self._machine_lives):
             self._loop.turn()
             while self._requests:
@@ -99,11 +123,21 @@ class Keeper:
         with accepted:
             accepted.settimeout(1.0)  # a launcher sends at once; one that only looks whether we live closes at once
             try:
-                _, fds, _, _ = socket.recv_fds(accepted, 1, 1)
+                said, fds, _, _ = socket.recv_fds(accepted, _NAME_MAX, 1)
             except OSError:
                 return
+        if fds and said != b"\0":
+            self._become(said.decode())
         if fds:
             self._node_up(fds[0])
+
+    def _become(self, sandbox: str) -> None:
+        if self._on_become is not None:
+            self.sandbox, folder = sandbox, self._below.machine(sandbox)
+            self.folder.become(folder)
+            self.folder = folder
+            self._on_become(sandbox, [os.getpid(), *self._machine.pids])
+            self._on_become = None
 
     def _node_up(self, fd: int) -> None:
         """A node's connection, which has said its hello and waits: it replaces the one before."""

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.keeper.program import Program
+    from perdure.keeper.spares import Spares
     from perdure.linux.cgroup import Cgroup
     from perdure.linux.process import Process
 
-_WARM = ("perdure.keeper.keeper", "perdure.keeper.program")
+_WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "perdure.keeper.spares")
 _HELLO_TIMEOUT_S = 10.0
 _MACHINES_TIMEOUT_S = 60.0
 _LOOK_S = 0.02
@@ -51,6 +52,7 @@ class Launcher:
         self._callers: set[_Caller] = set()
         self._cold = list(_WARM)
         self._cgroups = f"perdure-{os.path.basename(below.path)}"
+        self._spare_keepers: Spares | None = None
 
     def run(self) -> None:
         self._listener.setblocking(False)
@@ -59,6 +61,7 @@ class Launcher:
             self._loop.turn(0)
             self._warm_up()
         self._adopt()
+        self._below.clear_spares()
         while True:
             self._loop.turn()
 
@@ -162,11 +165,19 @@ class Launcher:
                 self._forget(_sandbox(hello))
                 caller.answer({})
             elif want == "spawn":
-                self._spawn(caller, _sandbox(hello))
+                self._spawn(caller, _sandbox(hello), _parts(hello))
             elif want == "attach":
                 self._attach(caller, _sandbox(hello))
             else:
                 raise InvalidValue(f"the launcher does not know the wish {want!r}")
+
+    @property
+    def _spares(self) -> Spares:
+        from perdure.keeper.spares import Spares
+
+        if self._spare_keepers is None:
+            self._spare_keepers = Spares(self._loop, self._below, self._be_spare)
+        return self._spare_keepers
 
     def _list(self) -> list[dict[str, Any]]:
         self._adopt()
@@ -196,7 +207,7 @@ class Launcher:
             raise AlreadyRunning(f"sandbox {sandbox} has a living keeper", hint="End its machine first.")
         self._below.machine(sandbox).remove()
 
-    def _spawn(self, caller: _Caller, sandbox: str) -> None:
+    def _spawn(self, caller: _Caller, sandbox: str, parts: tuple[str, str] | None) -> None:
         from perdure.linux import process
 
         self._await_machines()
@@ -206,10 +217,14 @@ class Launcher:
             return
         fd = caller.detach()
         try:
-            keeper = process.fork(lambda: self._be_keeper(sandbox, fd), keep=(fd,), die_with_parent=False)
+            keeper = self._spares.take(parts, sandbox, fd) if parts else None
+            if keeper is None:
+                keeper = process.fork(lambda: self._be_keeper(sandbox, fd), keep=(fd,), die_with_parent=False)
         finally:
             os.close(fd)
         self._watch(sandbox, keeper)
+        if parts:
+            self._spares.wish(parts)
 
     def _await_machines(self) -> None:
         deadline = time.monotonic() + _MACHINES_TIMEOUT_S
@@ -231,6 +246,20 @@ class Launcher:
         if cgroup is not None:
             cgroup.enter()
         Keeper(self._below, sandbox).run(fd)
+
+    def _be_spare(self, name: str, parts: tuple[str, str]) -> None:
+        from perdure.keeper.keeper import Keeper
+        from perdure.linux.cgroup import Cgroup
+        from perdure.linux.process import live_on
+
+        def become(sandbox: str, pids: list[int]) -> None:
+            live_on()
+            cgroup = Cgroup.make(f"{self._cgroups}/{sandbox}")
+            if cgroup is not None:
+                cgroup.enter(pids)
+
+        os.setsid()
+        Keeper(self._below, name, self._below.spare(name)).run_spare(*parts, become)
 
     def _attach(self, caller: _Caller, sandbox: str) -> None:
         if not self._lives(sandbox):
@@ -314,6 +343,12 @@ class _Caller:
 
 def _sandbox(hello: dict[str, Any]) -> str:
     return checked_name(hello.get("sandbox"), "a sandbox id")
+
+
+def _parts(hello: dict[str, Any]) -> tuple[str, str] | None:
+    """The programs that a spawn names, so that they can be started ahead the next time."""
+    named = (hello.get("firecracker"), hello.get("pager"))
+    return (str(named[0]), str(named[1])) if all(isinstance(path, str) and path for path in named) else None
 
 
 def _options(argv: list[str]) -> dict[str, str]:

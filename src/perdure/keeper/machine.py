@@ -55,6 +55,7 @@ class Machine:
         self._death: tuple[str, str] | None = None  # why the machine ended, once it has
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
         self._drop_zeros = False  # of the capture that waits to be collected
+        self._ahead: tuple[str, str] | None = None  # the programs (Firecracker, pager) that were started ahead
 
     def stat(self) -> dict[str, Any]:
         return {
@@ -89,12 +90,41 @@ class Machine:
 
     # Start
 
+    def start_ahead(self, firecracker: str, pager: str) -> None:
+        """Start the programs of a restore that is still to come. Raises what ``restore`` raises for them."""
+        try:
+            self._pager = Pager(self._loop, pager, self._pager_ended, self._on_want)
+            self._start(firecracker, huge_pages=False)
+            self._ahead = (firecracker, pager)
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def is_ahead(self) -> bool:
+        return self._ahead is not None
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the programs that run."""
+        programs = (self._firecracker, self._pager.process if self._pager else None)
+        return [program.pid for program in programs if program is not None]
+
+    def _take_ahead(self, firecracker: str, pager: str) -> bool:
+        """Whether these programs run already; any others that do are ended."""
+        fits = self._ahead == (firecracker, pager)
+        if self._ahead is not None and not fits:
+            self._release()
+        self._ahead = None
+        return fits
+
     def boot(self, params: dict[str, Any]) -> dict[str, Any]:
         """Start a guest from its kernel. Parameters and answer: docs/design/0001-contracts.md, 3."""
         requests = configuration.boot_requests(params)
         drives = configuration.drive_paths(params)
 
         def come_up() -> dict[str, Any]:
+            self._take_ahead("", "")  # a boot is of another kind
             for name, path in drives.items():
                 _link(name, path)
             api = self._start(configuration.text(params, "firecracker"))
@@ -114,6 +144,7 @@ class Machine:
         if not isinstance(memory, dict) or memory.get("kind") not in ("file", "layers"):
             raise InvalidValue("the parameter 'memory' must be an object whose 'kind' is 'file' or 'layers'")
         firecracker = configuration.text(params, "firecracker")
+        pager = configuration.text(params, "pager") if memory["kind"] == "layers" or "pager" in params else ""
 
         def come_up() -> dict[str, Any]:
             began = time.monotonic()
@@ -123,16 +154,21 @@ class Machine:
             for name, path in drives.items():
                 _link(name, _PLACEHOLDER if swap else path)
             template = self._nearer(memory)
+            is_ahead = self._take_ahead(firecracker, pager)
             if memory["kind"] == "layers":
                 backend, source = "Uffd", configuration.PAGER_PATH
-                self._pager = Pager(self._loop, configuration.text(params, "pager"), self._pager_ended, self._on_want)
+                if self._pager is None:
+                    self._pager = Pager(self._loop, pager, self._pager_ended, self._on_want)
                 self._pager.serve(configuration.text(memory, "map"), template)
             else:
                 backend, source = "File", template or configuration.text(memory, "path")
+                if self._pager is not None:
+                    self._pager.close()
+                    self._pager = None
             prepared = time.monotonic()
             # Before the kernel tells of a missing page, it clears a huge one that it will not use. Where clearing takes
             # longer than the guest's timer tick (an emulated host), a vCPU does nothing else for ever.
-            api = self._start(firecracker, huge_pages=backend == "File")
+            api = self._living() if is_ahead else self._start(firecracker, huge_pages=False)
             started = time.monotonic()
             api.load_snapshot(state, backend, source)
             if swap:
@@ -304,6 +340,9 @@ class Machine:
     def _firecracker_ended(self, _mask: int) -> None:
         if self._firecracker is None:
             return
+        if self._ahead is not None:
+            self._lose_ahead()
+            return
         status = self._firecracker.poll()
         if status is None:
             return
@@ -316,7 +355,15 @@ class Machine:
         if self.state is not MachineState.STARTING:  # else who starts it sees the death and releases
             self._died()
 
+    def _lose_ahead(self) -> None:
+        """One of the programs that wait has died: the next restore starts both."""
+        self._ahead = None
+        self._release()
+
     def _pager_ended(self, detail: str) -> None:
+        if self._ahead is not None:
+            self._lose_ahead()
+            return
         ended = self._pager
 
         def check() -> None:

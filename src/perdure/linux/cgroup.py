@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 ROOT = "/sys/fs/cgroup"
 
 
@@ -31,10 +35,11 @@ class Cgroup:
         path = f"{ROOT}/{name}"
         return Cgroup(path) if os.path.exists(f"{path}/cgroup.procs") else None
 
-    def enter(self) -> bool:
-        """Move this process in. False: the kernel refused."""
+    def enter(self, pids: Sequence[int] = (0,)) -> bool:
+        """Move processes in (0: this one). False: the kernel refused."""
         try:
-            self._write("cgroup.procs", "0")
+            for pid in pids:
+                self._write("cgroup.procs", str(pid))
         except OSError:
             return False
         return True

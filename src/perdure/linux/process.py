@@ -31,6 +31,12 @@ def die_with(parent: int) -> None:
         os._exit(128 + signal.SIGKILL)
 
 
+def live_on() -> None:
+    """Take back what ``die_with`` asked for."""
+    if _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
 def no_huge_pages() -> None:
     """Transparent huge pages are not for this process, nor for what it executes."""
     if _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:

@@ -151,8 +151,12 @@ def host(pager_program: Path) -> Iterator[Host]:
     )
     try:
         yield host
-        left = processes_under(host.below)
+        left = processes_under(host.below / "m")
         assert not [pid for pid in left if not is_gone(pid)], f"processes left behind: {left}\n{host.log()}"
+        for launcher in host.processes:
+            launcher.kill()
+        left = processes_under(host.below)
+        assert not [pid for pid in left if not is_gone(pid)], f"spares left behind: {left}\n{host.log()}"
     finally:
         for pid in processes_under(host.below):
             os.kill(pid, signal.SIGKILL)

@@ -66,9 +66,15 @@ class Launcher:
         """Remove the record that a dead machine of this sandbox left. None there: nothing happens."""
         await self._ask({"want": "forget", "sandbox": sandbox_id}, timeout_s)
 
-    async def spawn(self, sandbox_id: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Keeper:
-        """A new keeper for this sandbox. Raises AlreadyRunning when one lives."""
-        return await self._keeper("spawn", sandbox_id, timeout_s)
+    async def spawn(
+        self, sandbox_id: str, *, firecracker: str = "", pager: str = "", timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> Keeper:
+        """A new keeper for this sandbox. Raises AlreadyRunning when one lives.
+
+        ``firecracker``, ``pager``: what its restore will name; a keeper that has started them ahead takes it over then.
+        """
+        parts = {"firecracker": firecracker, "pager": pager} if firecracker and pager else {}
+        return await self._keeper("spawn", sandbox_id, timeout_s, parts)
 
     async def attach(self, sandbox_id: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Keeper:
         """The living keeper of this sandbox; a connection that another node has to it is ended.
@@ -110,8 +116,11 @@ class Launcher:
         finally:
             wire.close()
 
-    async def _keeper(self, want: str, sandbox_id: str, timeout_s: float) -> Keeper:
-        wire = await _Wire.open(self.address, {"want": want, "sandbox": sandbox_id}, timeout_s=timeout_s)
+    async def _keeper(
+        self, want: str, sandbox_id: str, timeout_s: float, more: Mapping[str, str] | None = None
+    ) -> Keeper:
+        hello = {"want": want, "sandbox": sandbox_id, **(more or {})}
+        wire = await _Wire.open(self.address, hello, timeout_s=timeout_s)
         try:
             facts = await wire.answer(timeout_s)
         except BaseException:

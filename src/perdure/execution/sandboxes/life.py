@@ -180,11 +180,13 @@ class Life(ABC):
 
     async def spawn(self, launcher: Launcher, session: GuestSession) -> Machine:
         """A keeper for this sandbox, joined to the session; no machine yet."""
+        assets = await self.rooms.ground.assets()
+        firecracker, pager = str(assets.firecracker), str(assets.pager)
         try:
-            keeper = await launcher.spawn(self.id)
+            keeper = await launcher.spawn(self.id, firecracker=firecracker, pager=pager)
         except AlreadyRunning:
             await end_stray(launcher, self.id)  # of an end that was not heard
-            keeper = await launcher.spawn(self.id)
+            keeper = await launcher.spawn(self.id, firecracker=firecracker, pager=pager)
         return self.hold(launcher, keeper, session)
 
     def hold(self, launcher: Launcher, keeper: Keeper, session: GuestSession) -> Machine:

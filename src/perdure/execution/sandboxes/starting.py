@@ -83,9 +83,11 @@ async def _restore_template(
     session = life.new_session()
     machine = await life.spawn(launcher, session)
     phases.end("keeper")
+    assets = await life.rooms.ground.assets()
     answer = await machine.request(
         "restore",
-        firecracker=str((await life.rooms.ground.assets()).firecracker),
+        firecracker=str(assets.firecracker),
+        pager=str(assets.pager),
         state=str(template.state),
         memory={"kind": "file", "path": str(template.memory), "name": template.name},
         drives={
