@@ -236,7 +236,7 @@ async def test_requests_that_a_state_does_not_allow(host: Host) -> None:
         ("pause", {}, "illegal-transition"),
         ("capture", {"kind": "diff"}, "illegal-transition"),
         ("capture", {"kind": "half"}, "invalid-value"),
-        ("collect", {"folder": "/tmp"}, "invalid-value"),
+        ("collect", {"folder": "/tmp", "collector": "/bin/true"}, "invalid-value"),
         ("restore", {**host.restore(), "memory": 7}, "invalid-value"),
         ("restore", {**host.restore(), "drives": {"../x": "/y"}}, "invalid-value"),
         ("boot", {}, "invalid-value"),

@@ -55,7 +55,6 @@ class Captured:
     """What stands still, or stood still when it was captured."""
 
     folder: Path  # where its files are collected
-    kind: str  # of the memory file: "diff" or "full"
     pause_s: float
     overlay: Path  # of that moment
     origin: Origin  # of that moment too
@@ -77,7 +76,8 @@ def origin_of(life: Life) -> Origin:
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
     """Collect what was captured and pack it; durable when this returns. Raises what ``pack`` does, Unavailable."""
     began = time.monotonic()
-    collected = await life.need_machine().request("collect", folder=str(captured.folder))
+    collector = (await life.rooms.ground.assets()).collector
+    collected = await life.need_machine().request("collect", collector=str(collector), folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
     packing = time.monotonic()
     snapshot = await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
@@ -114,7 +114,6 @@ def _pack(
             templates=life.rooms.home.templates,
             sandbox_id=life.id,
             image_digest=life.record.image_digest,
-            kind=captured.kind,
             position=position,
             pause_s=captured.pause_s,
             working_set=working_set,

@@ -39,14 +39,12 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await machine.request("pause")
             copying = asyncio.create_task(asyncio.to_thread(copy.finish))
             try:
-                answer = await machine.request("capture", kind=kind)
+                await machine.request("capture", kind=kind)
             finally:
                 await copying
             origin = capturing.origin_of(life)
             await machine.request("continue")
-        captured = capturing.Captured(
-            folder, answer["kind"], time.monotonic() - still, target, origin, quiesced.memory_use
-        )
+        captured = capturing.Captured(folder, time.monotonic() - still, target, origin, quiesced.memory_use)
         phases.end("capture")
         await machine.outlives(life.wake(session))
         phases.end("wake")

@@ -87,7 +87,12 @@ async def _restore_template(
         "restore",
         firecracker=str((await life.rooms.ground.assets()).firecracker),
         state=str(template.state),
-        memory={"kind": "file", "path": str(template.memory), "name": template.name},
+        memory={
+            "kind": "file",
+            "path": str(template.memory),
+            "name": template.name,
+            "digest": template.digest,
+        },
         drives={
             "image": str(life.image.squashfs),
             "overlay": str(life.folder.machine(life.record.generation) / "overlay"),

@@ -37,7 +37,6 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
         phases.end("capture")
         captured = capturing.Captured(
             folder,
-            answer["kind"],
             float(answer["pause_s"]),
             life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
             capturing.origin_of(life),
