@@ -6,7 +6,7 @@ enum { SLICES = 8 };
 
 static uint32_t table[SLICES][256];
 
-static void prepare(void) {
+void crc32_prepare(void) {
     for (uint32_t byte = 0; byte < 256; byte++) {
         uint32_t crc = byte;
         for (int bit = 0; bit < 8; bit++)
@@ -19,8 +19,6 @@ static void prepare(void) {
 }
 
 uint32_t crc32_of(uint32_t crc, const uint8_t *data, size_t size) {
-    if (!table[0][1])
-        prepare();
     crc = ~crc;
     for (; size >= SLICES; data += SLICES, size -= SLICES) {
         uint64_t word;

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "crc32.h"
+#include "crew.h"
 #include "report.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "what is written is as it is in memory");
@@ -83,6 +84,30 @@ static void put(struct output *out, const uint8_t *data, size_t size) {
     }
 }
 
+struct task {
+    struct output *out;
+    const struct runs *runs;
+    const uint8_t *memory;
+    uint32_t checksum;
+};
+
+// The two halves of the work on the data, which a crew does at the same time: 0 its checksum, 1 writing it.
+static void do_half(void *context, size_t half) {
+    struct task *task = context;
+    for (size_t i = 0; i < task->runs->count; i++) {
+        const struct run *run = &task->runs->run[i];
+        if (run->source != SOURCE_DATA)
+            continue;
+        const uint8_t *data = task->memory + (size_t)run->first * BLOCK;
+        if (half)
+            put(task->out, data, (size_t)run->length * BLOCK);
+        else
+            task->checksum = crc32_of(task->checksum, data, (size_t)run->length * BLOCK);
+    }
+    if (half)
+        flush(task->out);
+}
+
 uint64_t output_write(const char *path, const struct runs *runs, const uint8_t *memory, uint32_t blocks,
                       const uint8_t digest[DIGEST]) {
     size_t runs_size = runs->count * sizeof *runs->run;
@@ -94,28 +119,26 @@ uint64_t output_write(const char *path, const struct runs *runs, const uint8_t *
     if (!head || out.fd < 0)
         fail("making the file of the capture");
     go_direct(out.fd);
+    out.at = head_size;
+    struct task task = {&out, runs, memory, 0};
+    crew_do(2, do_half, &task);
+    uint64_t size = out.at;
     struct header header = {
         .magic = "PDCF", .version = VERSION, .block_shift = 12, .blocks = blocks,
-        .runs = (uint32_t)runs->count, .data_blocks = (uint32_t)runs->data_blocks,
+        .runs = (uint32_t)runs->count, .data_blocks = (uint32_t)runs->data_blocks, .data_checksum = task.checksum,
     };
     memcpy(header.digest, digest, DIGEST);
-    for (size_t i = 0; i < runs->count; i++)
-        if (runs->run[i].source == SOURCE_DATA)
-            header.data_checksum = crc32_of(header.data_checksum, memory + (size_t)runs->run[i].first * BLOCK,
-                                            (size_t)runs->run[i].length * BLOCK);
     memset(head, 0, head_size);
     memcpy(head, &header, sizeof header);
     if (runs_size)
         memcpy(head + sizeof header, runs->run, runs_size);
     header.checksum = crc32_of(0, head, head_size);
     memcpy(head, &header, sizeof header);
+    out.at = 0;  // the head last: without it nobody takes the file for whole
     put(&out, head, head_size);
-    for (size_t i = 0; i < runs->count; i++)
-        if (runs->run[i].source == SOURCE_DATA)
-            put(&out, memory + (size_t)runs->run[i].first * BLOCK, (size_t)runs->run[i].length * BLOCK);
     flush(&out);
     if (close(out.fd) < 0)
         fail("closing the file of the capture");
     free(head);
-    return out.at;
+    return size;
 }

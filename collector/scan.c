@@ -2,14 +2,21 @@
 #include "scan.h"
 
 #include <errno.h>
-#include <string.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "crew.h"
 #include "report.h"
 
-enum { BLOCKS_MAX = 1 << 28 };
+enum { BLOCKS_MAX = 1 << 28, PART = 8 << 20 };  // a part: bytes that one thread takes at a time
+
+struct scan {
+    const struct memory *memory, *template;
+    bool holes_are_zeros;
+    struct runs *part;
+};
 
 struct extent {  // the extent of data that holds a place, or the first one after it
     uint64_t begin, end;
@@ -67,26 +74,47 @@ static bool is_same(const uint8_t *one, const uint8_t *other) {
     return true;
 }
 
-void scan(const struct memory *memory, const struct memory *template, bool holes_are_zeros, struct runs *runs) {
+static uint32_t source_of(const struct scan *scan, uint64_t at, struct extent *base) {
+    const uint8_t *block = scan->memory->data + at;
+    if (is_zero(block))
+        return SOURCE_ZERO;
+    if (!scan->template)
+        return SOURCE_DATA;
+    find(scan->template, at, base);
+    bool held = at >= base->begin && at < base->end;
+    return held && is_same(block, scan->template->data + at) ? SOURCE_TEMPLATE : SOURCE_DATA;
+}
+
+static void scan_part(void *context, size_t number) {
+    const struct scan *scan = context;
+    uint64_t seen = number * PART, stop = seen + PART < scan->memory->size ? seen + PART : scan->memory->size;
     struct extent data = {0}, base = {0};
-    uint64_t seen = 0;
-    for (find(memory, 0, &data);; find(memory, data.end, &data)) {
-        if (holes_are_zeros && data.begin > seen)
-            runs_put(runs, (uint32_t)(seen / BLOCK), (uint32_t)((data.begin - seen) / BLOCK), SOURCE_ZERO);
-        if (data.begin == data.end)
-            return;
-        for (uint64_t at = data.begin; at < data.end; at += BLOCK) {
-            const uint8_t *block = memory->data + at;
-            uint32_t source = SOURCE_DATA;
-            if (is_zero(block)) {
-                source = SOURCE_ZERO;
-            } else if (template) {
-                find(template, at, &base);
-                if (at >= base.begin && at < base.end && is_same(block, template->data + at))
-                    source = SOURCE_TEMPLATE;
-            }
-            runs_put(runs, (uint32_t)(at / BLOCK), 1, source);
-        }
-        seen = data.end;
+    while (seen < stop) {
+        find(scan->memory, seen, &data);
+        uint64_t begin = data.begin > seen ? data.begin : seen, end = data.end;
+        if (begin > stop)
+            begin = stop;
+        if (end > stop)
+            end = stop;
+        if (scan->holes_are_zeros && begin > seen)
+            runs_put(&scan->part[number], (uint32_t)(seen / BLOCK), (uint32_t)((begin - seen) / BLOCK), SOURCE_ZERO);
+        for (uint64_t at = begin; at < end; at += BLOCK)
+            runs_put(&scan->part[number], (uint32_t)(at / BLOCK), 1, source_of(scan, at, &base));
+        seen = end;
     }
+}
+
+void scan(const struct memory *memory, const struct memory *template, bool holes_are_zeros, struct runs *runs) {
+    size_t parts = (size_t)((memory->size + PART - 1) / PART);
+    struct scan scan = {memory, template, holes_are_zeros, calloc(parts, sizeof *scan.part)};
+    if (!scan.part)
+        fail("there is no memory for the map of a capture");
+    crew_do(parts, scan_part, &scan);
+    for (size_t number = 0; number < parts; number++) {
+        const struct runs *part = &scan.part[number];
+        for (size_t i = 0; i < part->count; i++)
+            runs_put(runs, part->run[i].first, part->run[i].length, part->run[i].source);
+        free(part->run);
+    }
+    free(scan.part);
 }

@@ -13,4 +13,5 @@ struct memory {  // a file, mapped; where it has holes the mapping is not touche
 struct memory memory_map(int fd, const char *what);
 
 // `template`: of the same size, or NULL where there is none. `holes_are_zeros`: then every block is in a run.
+// On all threads of the crew (crew.h).
 void scan(const struct memory *memory, const struct memory *template, bool holes_are_zeros, struct runs *runs);

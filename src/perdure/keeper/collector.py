@@ -1,7 +1,7 @@
 """The keeper's side of the collector: the program (``collector/``) that makes one file of what a capture left in tmpfs.
 
-In Python it took half a second in the emulated host, for some 1500 pieces of 4 KiB and more that were copied one by one
-through virtiofs. While it works the keeper goes on relaying.
+Python took half a second for it in the emulated host, where some 1500 pieces were copied one by one through virtiofs
+(docs/design/0009-collector.md). While the program works the keeper goes on relaying.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 
 from perdure.errors import MachineFailed, NoSpace, PerdureError
-from perdure.keeper.loop import READ, Loop
+from perdure.keeper.loop import READ, Loop, Stream
 from perdure.linux import process
 
 CAPTURED = ("capture.state", "capture.memory")  # what Firecracker writes, in the working directory
 
 _TIMEOUT_S = 600.0
-_LAST_WORDS_BYTES = 4096
 _COPY_BYTES = 1 << 20
 
 
@@ -34,81 +34,76 @@ class Ground:
         os.close(self.fd)
 
 
-def collect(loop: Loop, program: str, folder: str, ground: Ground | None, *, holes_are_zeros: bool) -> int:
-    """Make ``state`` and ``memory`` (a capture file) in a folder of the captured files, which stay; their bytes.
+class Collector:
+    """One running collector. It may be started while Firecracker still writes, and makes one file."""
 
-    Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine along.
-    Raises NoSpace, MachineFailed; then nothing is left in the folder that was not there before.
-    """
-    made: list[str] = []
-    try:
-        for name in ("state", "memory"):
-            # never onto a file that is there: it could be the memory of a running machine
-            if os.path.lexists(f"{folder}/{name}"):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-        made += [f"{folder}/state", f"{folder}/memory"]
-        argv = [program, "full" if holes_are_zeros else "diff", CAPTURED[1], made[1]]
-        if ground is not None:
-            argv += [str(ground.fd), ground.digest]
-        running = _Running(loop, argv, () if ground is None else (ground.fd,))
-        try:
-            size = _copy(CAPTURED[0], made[0])  # meanwhile
-            return size + running.wait()
-        finally:
-            running.close()
-    except BaseException as error:
-        remove(*made)
-        if isinstance(error, OSError):
-            raise _not_written(folder, error) from error
-        raise
-
-
-class _Running:
-    def __init__(self, loop: Loop, argv: list[str], keep: tuple[int, ...]) -> None:
+    def __init__(self, loop: Loop, program: str, ground: Ground | None) -> None:
+        """Start it. Raises OSError."""
         self._loop = loop
-        self._said, writing = os.pipe2(os.O_CLOEXEC)
+        self._heard = bytearray()
+        ours, theirs = socket.socketpair()
         try:
-            self._process = process.spawn(argv, cwd=".", env={}, output=writing, keep=keep)
+            with theirs:
+                argv, keep = [program, str(theirs.fileno())], [theirs.fileno()]
+                if ground is not None:
+                    argv += [str(ground.fd), ground.digest]
+                    keep.append(ground.fd)
+                self._process = process.spawn(argv, cwd=".", env={}, output=2, keep=keep)
         except BaseException:
-            os.close(self._said)
+            ours.close()
             raise
-        finally:
-            os.close(writing)
-        self._ended = False
-        loop.watch(self._process.pidfd, READ, self._end)
+        self._stream = Stream(loop, ours.detach(), self._heard.extend, lambda: None)
 
-    def wait(self) -> int:
-        """The bytes that it wrote. Raises OSError as it did, MachineFailed."""
-        if not self._loop.run_until(lambda: self._ended, _TIMEOUT_S):
+    def collect(self, folder: str, *, holes_are_zeros: bool) -> int:
+        """Make ``state`` and ``memory`` (a capture file) in a folder of the captured files, which stay; their bytes.
+
+        Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine along.
+        Raises NoSpace, MachineFailed; then nothing is left in the folder that was not there before.
+        """
+        state, memory = f"{folder}/state", f"{folder}/memory"
+        made: list[str] = []
+        try:
+            for path in (state, memory):
+                # never onto a file that is there: it could be the memory of a running machine
+                if os.path.lexists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
+            made += [state, memory]
+            words = ("full" if holes_are_zeros else "diff", CAPTURED[1], memory)
+            self._stream.write(b"".join(os.fsencode(word) + b"\0" for word in words))
+            size = _copy(CAPTURED[0], state)  # meanwhile
+            return size + self._written()
+        except BaseException as error:
+            self._process.kill()
+            self._process.wait()  # so that it does not make what is removed now
+            remove(*made)
+            if isinstance(error, OSError):
+                raise _not_written(folder, error) from error
+            raise
+
+    def close(self) -> None:
+        """Kill it, if it runs. It is reaped when it has ended: letting go of its mappings takes a while."""
+        self._stream.close()
+        self._process.kill()
+        self._loop.watch(self._process.pidfd, READ, self._reap)
+
+    def _reap(self, _mask: int) -> None:
+        if self._process.poll() is not None:
+            self._loop.forget(self._process.pidfd)
+            self._process.close()
+
+    def _written(self) -> int:
+        """The bytes that it says it has written. Raises OSError as it did, MachineFailed."""
+        if not self._loop.run_until(lambda: self._heard.endswith(b"\n") or self._stream.closed, _TIMEOUT_S):
             raise MachineFailed(f"the collector did not end within {_TIMEOUT_S:g} s")
-        status = self._process.wait()
-        os.set_blocking(self._said, False)  # should something that it started still have it open
         try:
-            words = os.read(self._said, _LAST_WORDS_BYTES)
-        except BlockingIOError:
-            words = b""
-        try:
-            said = json.loads(words)
-            if status == 0:
+            said = json.loads(self._heard)
+            if "bytes" in said:
                 return int(said["bytes"])
             raise OSError(int(said["errno"]), str(said["message"]))
         except (ValueError, KeyError, TypeError):
+            status = self._process.wait()
             how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-            last = words.decode(errors="replace").strip()
-            raise MachineFailed(f"the collector {how}" + (f": {last}" if last else "")) from None
-
-    def close(self) -> None:
-        """Kill it, if it runs."""
-        self._loop.forget(self._process.pidfd)
-        self._process.kill()
-        self._process.wait()
-        self._process.close()
-        os.close(self._said)
-
-    def _end(self, _mask: int) -> None:
-        if self._process.poll() is not None:
-            self._ended = True
-            self._loop.forget(self._process.pidfd)
+            raise MachineFailed(f"the collector {how}, it gave no reason") from None
 
 
 def remove(*paths: str) -> None:

@@ -14,7 +14,7 @@ from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError, f
 from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
-from perdure.keeper.collector import CAPTURED, Ground, collect, remove
+from perdure.keeper.collector import CAPTURED, Collector, Ground, remove
 from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
@@ -56,6 +56,7 @@ class Machine:
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
         self._holes_are_zeros = False  # of the capture that waits to be collected
         self._ground: Ground | None = None  # the template that its memory stands on
+        self._collector: Collector | None = None  # of the capture that is made, or waits to be collected
 
     def stat(self) -> dict[str, Any]:
         return {
@@ -220,18 +221,21 @@ class Machine:
         if params.get("kind") not in ("full", "diff"):
             raise InvalidValue("the parameter 'kind' must be 'full' or 'diff'")
         kind = "full" if self._diff_lost else str(params["kind"])
+        program = configuration.text(params, "collector")
         was_running = self.state is MachineState.RUNNING
         began = time.monotonic()
         if was_running:
             self.pause()
         elif self.state is not MachineState.PAUSED:
             after(self.state, MachineEvent.PAUSE)  # raises
-        remove(*CAPTURED)
+        self._forget_capture()
+        starting = self._loop.after(0, lambda: self._start_collector(program, early=True))  # while Firecracker writes
         try:
             self._diff_lost = True
             self._living().create_snapshot(kind.capitalize(), *CAPTURED)
+            self._start_collector(program)
         except BaseException as error:
-            remove(*CAPTURED)
+            self._forget_capture()
             if was_running and self.state is MachineState.PAUSED:
                 self.resume()
             if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
@@ -239,6 +243,8 @@ class Machine:
                     "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
                 ) from error
             raise
+        finally:
+            self._loop.cancel(starting)
         # what was asked for decides what a hole means: in a diff it is as before, and a full one that stands in for a
         # lost diff has none
         self._holes_are_zeros = params["kind"] == "full"
@@ -251,15 +257,15 @@ class Machine:
         With ``end`` it is killed after it: one that stayed paused has then not run since. When it fails nothing of the
         files is left, and the next capture takes all memory.
         """
-        folder, program = configuration.text(params, "folder"), configuration.text(params, "collector")
-        if not os.path.exists(CAPTURED[0]):
+        folder = configuration.text(params, "folder")
+        if self._collector is None:
             raise InvalidValue("there is no capture to collect", hint="Node and launcher differ in version.")
         began = time.monotonic()
         try:
-            size = collect(self._loop, program, folder, self._ground, holes_are_zeros=self._holes_are_zeros)
+            size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros)
             self._diff_lost = False
         finally:
-            remove(*CAPTURED)
+            self._forget_capture()
         report = self._pager.stat() if self._pager else {}
         if params.get("end"):
             self.end()
@@ -271,9 +277,23 @@ class Machine:
             "pager": report,
         }
 
+    def _start_collector(self, program: str, *, early: bool = False) -> None:
+        try:
+            self._collector = self._collector or Collector(self._loop, program, self._ground)
+        except OSError as error:
+            if not early:  # else it is tried again
+                raise MachineFailed(f"the collector {program} cannot be started: {error.strerror}") from error
+
+    def _forget_capture(self) -> None:
+        remove(*CAPTURED)
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
+
     def end(self) -> None:
         """Kill the machine and release everything, in any state."""
         self.state = after(self.state, MachineEvent.END)
+        self._forget_capture()
         self._release()
 
     # Death

@@ -76,8 +76,7 @@ def origin_of(life: Life) -> Origin:
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
     """Collect what was captured and pack it; durable when this returns. Raises what ``pack`` does, Unavailable."""
     began = time.monotonic()
-    collector = (await life.rooms.ground.assets()).collector
-    collected = await life.need_machine().request("collect", collector=str(collector), folder=str(captured.folder))
+    collected = await life.need_machine().request("collect", folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
     packing = time.monotonic()
     snapshot = await asyncio.to_thread(_pack, life, captured, parent, position, working_set)

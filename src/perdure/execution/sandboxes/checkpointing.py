@@ -23,6 +23,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     overlay = life.folder.machine(life.record.generation) / "overlay"
     disk.admit(life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
+    collector = str((await life.rooms.ground.assets()).collector)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
     life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
@@ -39,7 +40,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await machine.request("pause")
             copying = asyncio.create_task(asyncio.to_thread(copy.finish))
             try:
-                await machine.request("capture", kind=kind)
+                await machine.request("capture", kind=kind, collector=collector)
             finally:
                 await copying
             origin = capturing.origin_of(life)

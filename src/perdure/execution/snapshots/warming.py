@@ -231,9 +231,8 @@ async def _attach(
 
 
 async def _capture(keeper: Keeper, assets: Assets, kind: str, folder: Path) -> None:
-    await keeper.request("capture", kind=kind, timeout_s=BOOT_TIMEOUT_S)
-    collector = str(assets.collector)
-    await keeper.request("collect", collector=collector, folder=str(folder), end=True, timeout_s=BOOT_TIMEOUT_S)
+    await keeper.request("capture", kind=kind, collector=str(assets.collector), timeout_s=BOOT_TIMEOUT_S)
+    await keeper.request("collect", folder=str(folder), end=True, timeout_s=BOOT_TIMEOUT_S)
 
 
 @contextlib.asynccontextmanager
