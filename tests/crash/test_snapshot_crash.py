@@ -21,7 +21,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.testing import dying
-from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of, facts, sparse_file
+from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of, captured, facts, sparse_file
 
 DISK_SEEDS = list(range(24))
 STEPS_MAX = 200
@@ -42,7 +42,7 @@ class World:
             held = {number: block(seed) for number, seed in changed.items()}
             self.line.append(self.bench.capture(parent, held, blocks_of(DISK_SEEDS), working_set=(20, 3)))
         self.memory, self.disk = blocks_of(memory.values()), blocks_of(DISK_SEEDS)
-        sparse_file(root / "captured" / "memory", {5: block(999), 6: bytes(BLOCK)}, BLOCKS)
+        (root / "captured" / "memory").write_bytes(captured({5: block(999), 6: bytes(BLOCK)}, BLOCKS))
         sparse_file(root / "overlay", {2: block(888)}, len(DISK_SEEDS))
 
     def at(self, root: Path) -> Bench:
@@ -130,7 +130,7 @@ def test_the_disk_is_full_at_every_page(world: World, small: Path, action: str) 
     shutil.copytree(world.bench.root, root)
     bench, last = world.at(root), world.line[-1]
 
-    def captured() -> None:
+    def packed() -> None:
         from perdure.execution.snapshots import capture
 
         capture.pack(
@@ -148,7 +148,7 @@ def test_the_disk_is_full_at_every_page(world: World, small: Path, action: str) 
             shutil.rmtree(target)
 
     acts: dict[str, Callable[[], object]] = {
-        "capture": captured,
+        "capture": packed,
         "compact": lambda: compact.compact(bench.store, last.digest, templates_folder=bench.templates),
         "restore": restored,
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import zstandard
@@ -42,6 +42,12 @@ class Run(NamedTuple):
     length: int
     source: int
     at: int = 0
+
+    def steps(self, blocks: int) -> Iterator[Run]:
+        """Its parts, each of at most so many blocks."""
+        for done in range(0, self.length, blocks):
+            at = self.at + done if self.source != ZERO else 0
+            yield Run(self.first + done, min(blocks, self.length - done), self.source, at)
 
 
 class BlockMap(NamedTuple):

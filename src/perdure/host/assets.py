@@ -1,4 +1,5 @@
-"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs, pager.
+"""Everything that a microVM is made of, in this machine's cache: Firecracker, jailer, kernel, guestd, initramfs, pager,
+collector.
 
 The first ``ensure`` fetches and builds for about a minute; every later one compares sizes and times of change.
 ``recorded`` only looks.
@@ -18,7 +19,7 @@ from perdure.host.progress import Progress, silent
 from perdure.host.vault import Part, Vault, file_digest, open_vault
 
 GUESTD, GUEST_INITRD = "guestd", "guest-initrd"
-PAGER = "pager"
+PAGER, COLLECTOR = "pager", "collector"
 EMULATED_INIT, HOST_INITRD = "emulated-init", "host-initrd"
 
 
@@ -29,7 +30,7 @@ class Assets:
     ``digest`` (64 hex digits) covers all parts that a template depends on: Firecracker, vmlinux and the guest's
     initramfs (guestd and modules). ``host_initrd`` boots the emulated host, with the same vmlinux; ``host_init`` is the
     init in it, which also measures this machine's TSC (emulated_init.c). Both are None on aarch64. ``pager``
-    serves page faults; no template depends on it.
+    serves page faults and ``collector`` makes one file of what a capture left; no template depends on them.
     """
 
     firecracker: Path
@@ -38,6 +39,7 @@ class Assets:
     guest_initrd: Path
     guestd: Path
     pager: Path
+    collector: Path
     host_init: Path | None
     host_initrd: Path | None
     firecracker_version: str
@@ -57,11 +59,12 @@ def ensure(home: Home, progress: Progress | None = None) -> Assets:
         linux = kernel.ensure(vault, machine, report)
         guestd = static_build.ensure_guestd(vault, machine.architecture, report)
         pager = static_build.ensure_pager(vault, machine.architecture, report)
+        collector = static_build.ensure_collector(vault, machine.architecture, report)
         guest_initrd = _initrd(
             vault, GUEST_INITRD, guestd.files[GUESTD], guestd.digests[GUESTD], linux, "guest-modules.cpio"
         )
         host_init, host_initrd = _host_parts(vault, machine, linux, report)
-    return _assets(firecracker, linux, guestd, guest_initrd, pager, host_init, host_initrd)
+    return _assets(firecracker, linux, guestd, guest_initrd, pager, collector, host_init, host_initrd)
 
 
 def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
@@ -75,14 +78,20 @@ def recorded(home: Home, *, thorough: bool = False) -> Assets | None:
     with open_vault(home.cache) as vault:
         found = {name: vault.get(name, thorough=thorough) for name in vault.names()}
     firecracker, linux = found.get(binaries.PART), found.get(kernel.PART)
-    guestd, guest_initrd, pager = found.get(GUESTD), found.get(GUEST_INITRD), found.get(PAGER)
-    if firecracker is None or linux is None or guestd is None or guest_initrd is None or pager is None:
+    guestd, guest_initrd = found.get(GUESTD), found.get(GUEST_INITRD)
+    pager, collector = found.get(PAGER), found.get(COLLECTOR)
+    if firecracker is None or linux is None or guestd is None or guest_initrd is None:
+        return None
+    if pager is None or collector is None:
         return None
     if guestd.key != static_build.guestd_key(machine.architecture):
         return None
     if pager.key != static_build.pager_key(machine.architecture):
         return None
-    return _assets(firecracker, linux, guestd, guest_initrd, pager, found.get(EMULATED_INIT), found.get(HOST_INITRD))
+    if collector.key != static_build.collector_key(machine.architecture):
+        return None
+    host_init, host_initrd = found.get(EMULATED_INIT), found.get(HOST_INITRD)
+    return _assets(firecracker, linux, guestd, guest_initrd, pager, collector, host_init, host_initrd)
 
 
 def _assets(
@@ -91,6 +100,7 @@ def _assets(
     guestd: Part,
     guest_initrd: Part,
     pager: Part,
+    collector: Part,
     host_init: Part | None,
     host_initrd: Part | None,
 ) -> Assets:
@@ -104,6 +114,7 @@ def _assets(
         guest_initrd=guest_initrd.files["initrd.cpio"],
         guestd=guestd.files["guestd"],
         pager=pager.files[PAGER],
+        collector=collector.files[COLLECTOR],
         host_init=host_init.files[EMULATED_INIT] if host_init else None,
         host_initrd=host_initrd.files["initrd.cpio"] if host_initrd else None,
         firecracker_version=firecracker.facts["version"],

@@ -14,10 +14,11 @@ from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError, f
 from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
+from perdure.keeper.collector import CAPTURED, Collector, Ground, remove
 from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
-from perdure.linux import process, sparse
+from perdure.linux import process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that ma
 _DEATH_TIMEOUT_S = 5.0  # between a connection that breaks and the end of the process
 _POLL_S = 0.002  # Firecracker does not say when its API socket is there
 _PLACEHOLDER = "placeholder"
-_CAPTURED = ("capture.state", "capture.memory")
 
 
 class Machine:
@@ -54,7 +54,9 @@ class Machine:
         self._api: Api | None = None
         self._death: tuple[str, str] | None = None  # why the machine ended, once it has
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
-        self._drop_zeros = False  # of the capture that waits to be collected
+        self._holes_are_zeros = False  # of the capture that waits to be collected
+        self._ground: Ground | None = None  # the template that its memory stands on
+        self._collector: Collector | None = None  # of the capture that is made, or waits to be collected
         self._ahead: tuple[str, str] | None = None  # the programs (Firecracker, pager) that were started ahead
 
     def stat(self) -> dict[str, Any]:
@@ -155,6 +157,8 @@ class Machine:
                 _link(name, _PLACEHOLDER if swap else path)
             template = self._nearer(memory)
             is_ahead = self._take_ahead(firecracker, pager)
+            if template is not None and memory.get("digest"):
+                self._ground = Ground(template, configuration.text(memory, "digest"))
             if memory["kind"] == "layers":
                 backend, source = "Uffd", configuration.PAGER_PATH
                 if self._pager is None:
@@ -253,18 +257,21 @@ class Machine:
         if params.get("kind") not in ("full", "diff"):
             raise InvalidValue("the parameter 'kind' must be 'full' or 'diff'")
         kind = "full" if self._diff_lost else str(params["kind"])
+        program = configuration.text(params, "collector")
         was_running = self.state is MachineState.RUNNING
         began = time.monotonic()
         if was_running:
             self.pause()
         elif self.state is not MachineState.PAUSED:
             after(self.state, MachineEvent.PAUSE)  # raises
-        _remove(*_CAPTURED)
+        self._forget_capture()
+        starting = self._loop.after(0, lambda: self._start_collector(program, early=True))  # while Firecracker writes
         try:
             self._diff_lost = True
-            self._living().create_snapshot(kind.capitalize(), *_CAPTURED)
+            self._living().create_snapshot(kind.capitalize(), *CAPTURED)
+            self._start_collector(program)
         except BaseException as error:
-            _remove(*_CAPTURED)
+            self._forget_capture()
             if was_running and self.state is MachineState.PAUSED:
                 self.resume()
             if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
@@ -272,31 +279,29 @@ class Machine:
                     "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
                 ) from error
             raise
+        finally:
+            self._loop.cancel(starting)
         # what was asked for decides what a hole means: in a diff it is as before, and a full one that stands in for a
         # lost diff has none
-        self._drop_zeros = params["kind"] == "full"
+        self._holes_are_zeros = params["kind"] == "full"
         return {"kind": kind, "pause_s": round(time.monotonic() - began, 4)}
 
     def collect(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Move the files of the last capture into a folder, while the machine runs on or stays paused.
+        """Make a capture file of the last capture's memory in a folder, beside its state; the machine runs on or stays
+        paused meanwhile.
 
         With ``end`` it is killed after it: one that stayed paused has then not run since. When it fails nothing of the
         files is left, and the next capture takes all memory.
         """
         folder = configuration.text(params, "folder")
-        if not os.path.exists(_CAPTURED[0]):
+        if self._collector is None:
             raise InvalidValue("there is no capture to collect", hint="Node and launcher differ in version.")
         began = time.monotonic()
-        made: list[str] = []
         try:
-            size = self._move(_CAPTURED[0], f"{folder}/state", made, drop_zeros=False)
-            size += self._move(_CAPTURED[1], f"{folder}/memory", made, drop_zeros=self._drop_zeros)
+            size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros)
             self._diff_lost = False
-        except BaseException as error:
-            _remove(*_CAPTURED, *made)
-            if isinstance(error, OSError):
-                raise _not_written(folder, error) from error
-            raise
+        finally:
+            self._forget_capture()
         report = self._pager.stat() if self._pager else {}
         if params.get("end"):
             self.end()
@@ -308,31 +313,23 @@ class Machine:
             "pager": report,
         }
 
-    def _move(self, source: str, target: str, made: list[str], *, drop_zeros: bool) -> int:
-        """Copy the data of a file to a new one in the shared folder and remove it here; the bytes copied.
-
-        Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine along.
-        """
-        reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    def _start_collector(self, program: str, *, early: bool = False) -> None:
         try:
-            # never onto a file that is there: it could be the memory of a running machine
-            writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            made.append(target)
-            try:
-                size = 0
-                for copied in sparse.copy(reading, writing, drop_zeros=drop_zeros):
-                    size += copied
-                    self._loop.turn(0)
-            finally:
-                os.close(writing)
-        finally:
-            os.close(reading)
-        os.unlink(source)
-        return size
+            self._collector = self._collector or Collector(self._loop, program, self._ground)
+        except OSError as error:
+            if not early:  # else it is tried again
+                raise MachineFailed(f"the collector {program} cannot be started: {error.strerror}") from error
+
+    def _forget_capture(self) -> None:
+        remove(*CAPTURED)
+        if self._collector is not None:
+            self._collector.close()
+            self._collector = None
 
     def end(self) -> None:
         """Kill the machine and release everything, in any state."""
         self.state = after(self.state, MachineEvent.END)
+        self._forget_capture()
         self._release()
 
     # Death
@@ -440,7 +437,10 @@ class Machine:
         if self._console is not None:
             self._console.close()
             self._console = None
-        _remove(configuration.API_PATH, configuration.VSOCK_PATH, configuration.PAGER_PATH)
+        if self._ground is not None:
+            self._ground.close()
+            self._ground = None
+        remove(configuration.API_PATH, configuration.VSOCK_PATH, configuration.PAGER_PATH)
 
 
 def failure(error: BaseException) -> PerdureError:
@@ -449,26 +449,10 @@ def failure(error: BaseException) -> PerdureError:
 
 
 def _link(name: str, path: str) -> None:
-    _remove(name)
+    remove(name)
     os.symlink(path, name)
-
-
-def _remove(*paths: str) -> None:
-    for path in paths:
-        try:
-            os.unlink(path)
-        except FileNotFoundError:
-            pass
 
 
 def _free_bytes(path: str) -> int:
     facts = os.statvfs(path)
     return facts.f_bavail * facts.f_frsize
-
-
-def _not_written(folder: str, error: OSError) -> PerdureError:
-    import errno
-
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"no space left for a snapshot in {folder}", hint="Free disk space, then suspend again.")
-    return MachineFailed(f"the snapshot could not be written to {folder}: {error}")

@@ -10,7 +10,8 @@ from pathlib import Path
 from perdure.execution.snapshots import capture, templates
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
-from perdure.formats.blockmap import BLOCK
+from perdure.formats import capturefile
+from perdure.formats.blockmap import BLOCK, LAYER, ZERO, Run, joined
 from perdure.formats.manifest import Facts, Snapshot
 
 BLOCKS = 256  # of guest memory, where nothing else is said: 1 MiB
@@ -52,7 +53,8 @@ class Bench:
     def template(self, memory: bytes, name: str = "warm") -> Template:
         folder = self.root / "building"
         folder.mkdir(exist_ok=True)
-        (folder / "memory").write_bytes(memory)
+        held = {place: memory[place * BLOCK : (place + 1) * BLOCK] for place in range(len(memory) // BLOCK)}
+        (folder / "memory").write_bytes(captured(held, self.blocks))
         (folder / "state").write_bytes(b"state of the template")
         templates.seal(folder, self.templates / name, facts(self.blocks))
         return templates.load(self.templates, name)
@@ -68,10 +70,10 @@ class Bench:
         sandbox_id: str = "0123456789ab",
         image: str = IMAGE,
     ) -> Snapshot:
-        """``memory``: the blocks that Firecracker's diff holds; ``disk``: all of it, its blocks of zeros are holes."""
+        """``memory``: the blocks that the capture holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
         folder.mkdir(exist_ok=True)
-        sparse_file(folder / "memory", memory, self.blocks)
+        (folder / "memory").write_bytes(captured(memory, self.blocks))
         blocks = {at // BLOCK: disk[at : at + BLOCK] for at in range(0, len(disk), BLOCK)}
         held = {block: data for block, data in blocks.items() if data != bytes(BLOCK)}
         sparse_file(self.root / "overlay", held, len(blocks))
@@ -90,6 +92,17 @@ class Bench:
     def left_over(self) -> list[str]:
         """What should not be there after anything."""
         return [str(path) for path in (self.store.folder / "ingest").iterdir()]
+
+
+def captured(memory: dict[int, bytes], count: int) -> bytes:
+    """A capture file of these blocks, without a template."""
+    runs: list[Run] = []
+    data: list[bytes] = []
+    for place, content in sorted(memory.items()):
+        zeros = content == bytes(BLOCK)
+        runs.append(Run(place, 1, ZERO if zeros else LAYER, 0 if zeros else len(data)))
+        data += [] if zeros else [content]
+    return capturefile.encode(count, joined(runs), b"".join(data))
 
 
 def sparse_file(path: Path, blocks: dict[int, bytes], count: int) -> None:

@@ -234,7 +234,7 @@ async def test_requests_that_a_state_does_not_allow(host: Host) -> None:
     keeper = await launcher.spawn(SANDBOX)
     for op, params, kind in [
         ("pause", {}, "illegal-transition"),
-        ("capture", {"kind": "diff"}, "illegal-transition"),
+        ("capture", {"kind": "diff", "collector": "/bin/true"}, "illegal-transition"),
         ("capture", {"kind": "half"}, "invalid-value"),
         ("collect", {"folder": "/tmp"}, "invalid-value"),
         ("restore", {**host.restore(), "memory": 7}, "invalid-value"),

@@ -55,7 +55,6 @@ class Captured:
     """What stands still, or stood still when it was captured."""
 
     folder: Path  # where its files are collected
-    kind: str  # of the memory file: "diff" or "full"
     pause_s: float
     overlay: Path  # of that moment
     origin: Origin  # of that moment too
@@ -114,7 +113,6 @@ def _pack(
             templates=life.rooms.home.templates,
             sandbox_id=life.id,
             image_digest=life.record.image_digest,
-            kind=captured.kind,
             position=position,
             pause_s=captured.pause_s,
             working_set=working_set,

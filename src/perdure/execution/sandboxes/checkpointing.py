@@ -23,6 +23,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     overlay = life.folder.machine(life.record.generation) / "overlay"
     disk.admit(life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
+    collector = str((await life.rooms.ground.assets()).collector)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
     life.save(full_next=True)  # until it is packed: a lost diff cannot be taken again
@@ -39,14 +40,12 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await machine.request("pause")
             copying = asyncio.create_task(asyncio.to_thread(copy.finish))
             try:
-                answer = await machine.request("capture", kind=kind)
+                await machine.request("capture", kind=kind, collector=collector)
             finally:
                 await copying
             origin = capturing.origin_of(life)
             await machine.request("continue")
-        captured = capturing.Captured(
-            folder, answer["kind"], time.monotonic() - still, target, origin, quiesced.memory_use
-        )
+        captured = capturing.Captured(folder, time.monotonic() - still, target, origin, quiesced.memory_use)
         phases.end("capture")
         await machine.outlives(life.wake(session))
         phases.end("wake")

@@ -112,6 +112,7 @@ async def _restore(
             "map": str(prepared.memory_map),
             "name": prepared.template.name,
             "template": str(prepared.template.memory),
+            "digest": prepared.template.digest,
         },
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,

@@ -89,7 +89,12 @@ async def _restore_template(
         firecracker=str(assets.firecracker),
         pager=str(assets.pager),
         state=str(template.state),
-        memory={"kind": "file", "path": str(template.memory), "name": template.name},
+        memory={
+            "kind": "file",
+            "path": str(template.memory),
+            "name": template.name,
+            "digest": template.digest,
+        },
         drives={
             "image": str(life.image.squashfs),
             "overlay": str(life.folder.machine(life.record.generation) / "overlay"),

@@ -24,6 +24,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     phases = Phases()
     disk.admit(life.rooms.home.store, 0, "a suspend")
     parent = await capturing.parent_of(life)
+    collector = str((await life.rooms.ground.assets()).collector)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
     # until it is packed, the next capture is a full one: a lost diff cannot be taken again
@@ -33,11 +34,10 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
         quiesced = await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
         phases.end("quiesce")
         folder = life.folder.new_capture()
-        answer = await machine.request("capture", kind=kind)
+        answer = await machine.request("capture", kind=kind, collector=collector)
         phases.end("capture")
         captured = capturing.Captured(
             folder,
-            answer["kind"],
             float(answer["pause_s"]),
             life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
             capturing.origin_of(life),

@@ -13,19 +13,23 @@ from pathlib import Path
 
 import zstandard
 
-from perdure.errors import InvalidValue
+from perdure.errors import InvalidValue, SnapshotInvalid
 from perdure.execution.snapshots import layers, spaces
+from perdure.execution.snapshots.collected import opened
 from perdure.execution.snapshots.spaces import Space
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template, load
 from perdure.formats import blockmap, manifest
-from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, ROLE_FLAT, ZERO, Run
+from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, ZERO, Run
+from perdure.formats.capturefile import CaptureFile
 from perdure.formats.manifest import DISK_MAP, MEMORY_MAP, STATE, Config, Descriptor, Origin, Snapshot
 from perdure.linux import sparse
 from perdure.model import LogPosition, MemoryUse
 
 _STEP = 1024  # blocks that are compared at a time
 _ZERO_BLOCK = bytes(BLOCK)
+
+Piece = tuple[int, int, bytes | None]  # first block, end, content; None: zeros
 
 
 def pack(
@@ -37,7 +41,6 @@ def pack(
     templates: Path,
     sandbox_id: str,
     image_digest: str,
-    kind: str = "diff",
     position: LogPosition | None = None,
     pause_s: float = 0.0,
     working_set: Sequence[int] = (),
@@ -46,10 +49,10 @@ def pack(
 ) -> Snapshot:
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
-    ``folder`` holds Firecracker's ``state`` and sparse ``memory``, ``overlay`` is the sandbox's disk; neither is
-    changed. ``kind``: whether a hole in ``memory`` is the parent's ("diff") or zeros ("full"). ``working_set``: what
-    its pager recorded; it makes the next restore faster. ``memory_use``: what its guest told.
-    Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent does not verify).
+    ``folder`` holds Firecracker's ``state`` and a capture file ``memory``, ``overlay`` is the sandbox's disk; neither
+    is changed. ``working_set``: what its pager recorded; it makes the next restore faster. ``memory_use``: what its
+    guest told. Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent or the capture file
+    does not verify).
     """
     if isinstance(parent, Template):
         template, before = parent, None
@@ -57,9 +60,13 @@ def pack(
         template, before = load(templates, parent.config.template, parent.config.template_digest), parent
     with store.writing():
         with spaces.memory_of(store, before, template) as memory:
-            memory_map, memory_layers = _add(store, memory, folder / "memory", holes_are_zeros=kind == "full")
-        with spaces.disk_of(store, before, overlay.stat().st_size) as disk:
-            disk_map, disk_layers = _add(store, disk, overlay, holes_are_zeros=True)
+            captured = opened(folder / "memory", memory.blocks)
+            memory_map, memory_layers = _add(store, memory, _of_memory(captured, memory))
+        size = overlay.stat().st_size
+        with spaces.disk_of(store, before, size) as disk, overlay.open("rb", buffering=0) as file:
+            if size != disk.blocks * BLOCK:
+                raise InvalidValue(f"{overlay} has {size} bytes where the snapshot before it has {disk.blocks * BLOCK}")
+            disk_map, disk_layers = _add(store, disk, _of_disk(file.fileno(), disk))
         state = store.add(_compressed((folder / "state").read_bytes()), STATE)
         old = {descriptor.digest for descriptor in before.descriptors} if before else set()
         config = Config(
@@ -96,24 +103,12 @@ def pack(
     return snapshot
 
 
-def _add(store: Store, before: Space, path: Path, *, holes_are_zeros: bool) -> tuple[Descriptor, list[Descriptor]]:
-    """(flattened map, layers) of the space after what ``path`` holds was laid over it."""
-    with path.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size != before.blocks * BLOCK:
-            raise InvalidValue(f"{path} has {size} bytes where the snapshot before it has {before.blocks * BLOCK}")
-        changed = [(at // BLOCK, -(-(at + length) // BLOCK)) for at, length in sparse.extents(file.fileno())]
-        if holes_are_zeros:
-            changed += ((run.first, run.first + run.length) for run in before.runs)
-        runs: list[Run] = []
-        layer = layers.write(
-            store,
-            runs,
-            _difference(file.fileno(), _united(changed), before, runs),
-            kind=before.kind,
-            blocks=before.blocks,
-            base=before.top,
-        )
+def _add(store: Store, before: Space, changed: Iterable[Piece]) -> tuple[Descriptor, list[Descriptor]]:
+    """(flattened map, layers) of the space after ``changed`` was laid over it."""
+    runs: list[Run] = []
+    layer = layers.write(
+        store, runs, _difference(changed, before, runs), kind=before.kind, blocks=before.blocks, base=before.top
+    )
     chain = before.descriptors
     flat = before.runs
     if layer is not None:
@@ -127,6 +122,31 @@ def _add(store: Store, before: Space, path: Path, *, holes_are_zeros: bool) -> t
     return store.add(data, MEMORY_MAP if before.kind == MEMORY else DISK_MAP), chain
 
 
+def _of_memory(captured: CaptureFile, before: Space) -> Iterator[Piece]:
+    """What may differ from ``before``: what is the template's in both, or zeros in both, is not looked at."""
+    if captured.base not in (NO_BASE, before.base_digest):
+        raise SnapshotInvalid(
+            f"the memory was captured over template {captured.base.hex()}, not over {before.base_digest.hex()}"
+        )
+    for whole in captured.runs:
+        for run in whole.steps(_STEP):
+            if run.source == LAYER:
+                yield run.first, run.first + run.length, bytes(captured.content(run))
+                continue
+            for part in before.parts(run.first, run.first + run.length):
+                if part.source != run.source:
+                    end = part.first + part.length
+                    yield part.first, end, None if run.source == ZERO else before.base(part.first, end)
+
+
+def _of_disk(file: int, before: Space) -> Iterator[Piece]:
+    """The same of a sparse file, in which a hole is zeros."""
+    changed = [(at // BLOCK, -(-(at + length) // BLOCK)) for at, length in sparse.extents(file)]
+    for first, end in _united(changed + [(run.first, run.first + run.length) for run in before.runs]):
+        for run in Run(first, end - first, LAYER).steps(_STEP):
+            yield run.first, run.first + run.length, os.pread(file, run.length * BLOCK, run.first * BLOCK)
+
+
 def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     out: list[tuple[int, int]] = []
     for first, end in sorted(ranges):
@@ -137,28 +157,29 @@ def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
     return out
 
 
-def _difference(file: int, changed: Sequence[tuple[int, int]], before: Space, runs: list[Run]) -> Iterator[bytes]:
-    """The blocks within ``changed`` that differ from ``before`` and are not zeros; ``runs`` becomes their map."""
+def _difference(changed: Iterable[Piece], before: Space, runs: list[Run]) -> Iterator[bytes]:
+    """The blocks of ``changed`` that differ from ``before`` and are not zeros; ``runs`` becomes their map."""
     packed = 0
-    for first, end in changed:
-        for start in range(first, end, _STEP):
-            stop = min(end, start + _STEP)
-            now = os.pread(file, (stop - start) * BLOCK, start * BLOCK)
-            for low, high, old in before.pieces(start, stop):
-                new = now[(low - start) * BLOCK : (high - start) * BLOCK]
-                if new == (bytes(len(new)) if old is None else old):
+    for first, end, new in changed:
+        if new is None:
+            new = bytes((end - first) * BLOCK)
+        for low, high, old in before.pieces(first, end):
+            place = (low - first) * BLOCK
+            if old is None:
+                old = bytes((high - low) * BLOCK)
+            if new.startswith(old, place):  # compares without a copy
+                continue
+            for block in range(low, high):
+                at, place = (block - low) * BLOCK, (block - first) * BLOCK
+                content = new[place : place + BLOCK]
+                if old.startswith(content, at):
                     continue
-                for block in range(low, high):
-                    place = (block - low) * BLOCK
-                    content = new[place : place + BLOCK]
-                    if content == (_ZERO_BLOCK if old is None else old[place : place + BLOCK]):
-                        continue
-                    if content == _ZERO_BLOCK:
-                        runs.append(Run(block, 1, ZERO))
-                        continue
-                    runs.append(Run(block, 1, LAYER, packed))
-                    packed += 1
-                    yield content
+                if content == _ZERO_BLOCK:
+                    runs.append(Run(block, 1, ZERO))
+                    continue
+                runs.append(Run(block, 1, LAYER, packed))
+                packed += 1
+                yield content
 
 
 def _compressed(data: bytes) -> bytes:

@@ -18,7 +18,7 @@ from perdure.execution.snapshots.layers import KIND_NAMES
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import blockmap
-from perdure.formats.blockmap import BASE, BLOCK, DISK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, Run
+from perdure.formats.blockmap import BASE, BLOCK, DISK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, ZERO, Run
 from perdure.formats.manifest import Descriptor, Snapshot
 from perdure.formats.manifest import Space as SpaceRecord
 
@@ -76,12 +76,8 @@ class Space:
         if self._base is not None:
             self._base.close()
 
-    def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, bytes | None]]:
-        """(first block, end block, content) over blocks first..end, without gaps; None: zeros.
-
-        Raises SnapshotInvalid that names layer and frame; for layers beyond this machine Unavailable too.
-        """
-        self._fetch(first, end)
+    def parts(self, first: int, end: int) -> Iterator[Run]:
+        """Where blocks first..end are, without gaps: zeros are runs of ZERO."""
         seen = first
         for number in range(max(0, bisect_right(self._firsts, first) - 1), len(self.runs)):
             run = self.runs[number]
@@ -91,11 +87,28 @@ class Space:
                 continue
             part = blockmap.cut(run, first, end)
             if part.first > seen:
-                yield seen, part.first, None
-            yield from self._content(part)
+                yield Run(seen, part.first - seen, ZERO)
+            yield part
             seen = part.first + part.length
         if seen < end:
-            yield seen, end, None
+            yield Run(seen, end - seen, ZERO)
+
+    def base(self, first: int, end: int) -> bytes:
+        """The template's blocks first..end, whatever this space has there."""
+        assert self._base is not None
+        return self._base[first * BLOCK : end * BLOCK]
+
+    def pieces(self, first: int, end: int) -> Iterator[tuple[int, int, bytes | None]]:
+        """(first block, end block, content) over blocks first..end, without gaps; None: zeros.
+
+        Raises SnapshotInvalid that names layer and frame; for layers beyond this machine Unavailable too.
+        """
+        self._fetch(first, end)
+        for part in self.parts(first, end):
+            if part.source == ZERO:
+                yield part.first, part.first + part.length, None
+            else:
+                yield from self._content(part)
 
     def read(self, first: int, end: int) -> bytes:
         """The bytes of blocks first..end."""

@@ -12,6 +12,7 @@ another template. The old one stays: snapshots may lie over it. ``warming`` make
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -22,19 +23,20 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import (
+    InvalidValue,
     MachineFailed,
     NotFound,
     SnapshotInvalid,
 )
+from perdure.execution.snapshots.collected import opened
 from perdure.execution.snapshots.store import space_checked
 from perdure.formats import blockmap
-from perdure.formats.blockmap import BASE, BLOCK, MEMORY, ROLE_FLAT, Run
+from perdure.formats.blockmap import BASE, BLOCK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, Run
 from perdure.formats.manifest import Facts
 from perdure.linux import durable, sparse
 
 VERSION = 1
 _STEP = 256  # blocks read at a time
-_ZERO_BLOCK = bytes(BLOCK)
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,10 @@ def described(folder: Path, name: str) -> tuple[str, Facts, str]:
         raise SnapshotInvalid(f"{path} does not read: {error}") from None
 
 
-def seal(captured: Path, target: Path, facts: Facts, image: str = "") -> None:
-    """Make a template of the folder that ``state`` and the full ``memory`` were captured into; they are used up.
+def seal(captured: Path, target: Path, facts: Facts, image: str = "", base: Template | None = None) -> None:
+    """Make a template of the folder that ``state`` and ``memory`` (a capture file) were collected into; used up.
+
+    ``base``: what the machine started from, and the memory is a difference to; without one it is the whole memory.
 
     A file ``overlay`` in it is the disk that is mounted in it, with the image of digest ``image``. The template is
     durable and complete, or not there. Raises NoSpace, MachineFailed (memory of another size).
@@ -156,7 +160,7 @@ def seal(captured: Path, target: Path, facts: Facts, image: str = "") -> None:
     with space_checked(str(target)):
         fresh.mkdir(mode=0o700)
         try:
-            runs = _without_zeros(captured / "memory", fresh / "memory", facts.memory_mib << 20)
+            runs = _lay_over(base, captured / "memory", fresh / "memory", facts.memory_mib << 20)
             (captured / "memory").unlink()
             for part in (captured / "state", *captured.glob("overlay")):
                 part.rename(fresh / part.name)
@@ -179,32 +183,33 @@ def seal(captured: Path, target: Path, facts: Facts, image: str = "") -> None:
             shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _without_zeros(source: Path, target: Path, size: int) -> list[Run]:
-    """Copy the blocks that are not zeros; their runs."""
-    runs: list[Run] = []
-    with source.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new:
-        if os.fstat(old.fileno()).st_size != size:
-            raise MachineFailed(f"Firecracker captured {os.fstat(old.fileno()).st_size} bytes of memory, not {size}")
-        new.truncate(size)
-        for place, length in list(sparse.extents(old.fileno())):
-            for start in range(place, place + length, _STEP * BLOCK):
-                data = os.pread(old.fileno(), min(_STEP * BLOCK, place + length - start), start)
-                if data == bytes(len(data)):
-                    continue
-                runs += (
-                    Run((start + at) // BLOCK, 1, BASE, (start + at) // BLOCK)
-                    for at in range(0, len(data), BLOCK)
-                    if data[at : at + BLOCK] != _ZERO_BLOCK
-                )
-        runs = blockmap.joined(runs)
+def _lay_over(base: Template | None, difference: Path, target: Path, size: int) -> list[Run]:
+    """Write the whole memory, blocks of zeros as holes; the runs of the others."""
+    try:
+        captured = opened(difference, size // BLOCK)
+    except (SnapshotInvalid, InvalidValue) as error:
+        raise MachineFailed(f"what was captured for a template is not whole: {error.message}") from None
+    if base is None and sum(run.length for run in captured.runs) != captured.blocks:
+        raise MachineFailed("what was captured for a template is not all of its memory")
+    if captured.base not in (NO_BASE, bytes.fromhex(base.digest) if base else NO_BASE):
+        raise MachineFailed(f"the memory for a template was captured over template {captured.base.hex()}")
+    runs = blockmap.laid_over(base.runs() if base else [], captured.runs)
+    with contextlib.ExitStack() as stack:
+        new = stack.enter_context(target.open("xb", buffering=0)).fileno()
+        old = stack.enter_context(base.memory.open("rb", buffering=0)).fileno() if base else -1
+        os.ftruncate(new, size)
         for run in runs:
-            for first in range(run.first, run.first + run.length, _STEP):
-                count = min(_STEP, run.first + run.length - first)
-                data = os.pread(old.fileno(), count * BLOCK, first * BLOCK)
-                while data:
-                    written = os.pwrite(new.fileno(), data, first * BLOCK)
-                    data, first = data[written:], first + written // BLOCK
-    return runs
+            for part in run.steps(_STEP):
+                own = part.source == LAYER
+                data = captured.content(part) if own else os.pread(old, part.length * BLOCK, part.first * BLOCK)
+                _write(new, data, part.first * BLOCK)
+    return blockmap.joined(Run(run.first, run.length, BASE, run.first) for run in runs)
+
+
+def _write(file: int, data: bytes | memoryview, place: int) -> None:
+    while data:
+        written = os.pwrite(file, data, place)
+        data, place = data[written:], place + written
 
 
 def _content_digest(folder: Path, runs: list[Run]) -> str:

@@ -36,7 +36,6 @@ from perdure.formats.manifest import Facts
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.linux import sparse
 from perdure.model import ExecSpec, LauncherAddress
 
 BOOT_TIMEOUT_S = 120.0
@@ -108,14 +107,20 @@ async def attach(
         progress("Attaching the image", 0, 3)
         await asyncio.to_thread(make_disk, folder / "overlay")
         await _attach(launcher, assets, folder, name, base, squashfs, progress)
-        await asyncio.to_thread(_lay_over, base.memory, folder / "memory")
         return base.facts
 
-    return await _made(home, hashlib.sha256(parts.encode()).hexdigest()[:16], make, image_digest)
+    return await _made(home, hashlib.sha256(parts.encode()).hexdigest()[:16], make, image_digest, base)
 
 
-async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Facts]], image: str = "") -> Template:
-    """The template of this name; if there is none, what ``make`` captures into the folder that it is given."""
+async def _made(
+    home: Home,
+    name: str,
+    make: Callable[[Path, str], Awaitable[Facts]],
+    image: str = "",
+    base: Template | None = None,
+) -> Template:
+    """The template of this name; if there is none, what ``make`` captures into the folder that it is given, which is a
+    difference to ``base``."""
 
     def load() -> Template:
         template = templates.load(home.templates, name)
@@ -139,7 +144,7 @@ async def _made(home: Home, name: str, make: Callable[[Path, str], Awaitable[Fac
         folder.mkdir(mode=0o700)
         try:
             facts = await make(folder, name)
-            await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image)
+            await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image, base)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, True)
         return await asyncio.to_thread(load)
@@ -190,7 +195,7 @@ async def _boot(
         if info.configured:
             raise GuestFailed("a freshly booted guest says that it is configured already")
         progress("Capturing the template", 1, 3)
-        await _capture(keeper, "full", folder)
+        await _capture(keeper, assets, "full", folder)
         progress("Capturing the template", 2, 3)
     for drive in ("image", "placeholder"):
         (folder / drive).unlink()
@@ -205,7 +210,7 @@ async def _attach(
             "restore",
             firecracker=str(assets.firecracker),
             state=str(base.state),
-            memory={"kind": "file", "path": str(base.memory), "name": base.name},
+            memory={"kind": "file", "path": str(base.memory), "name": base.name, "digest": base.digest},
             drives={"image": str(squashfs), "overlay": str(folder / "overlay")},
             swap=True,
             timeout_s=BOOT_TIMEOUT_S,
@@ -221,25 +226,13 @@ async def _attach(
         except (CommandNotFound, CommandNotExecutable):
             pass  # an image without a shell
         progress("Attaching the image", 2, 3)
-        await _capture(keeper, "diff", folder)
+        await _capture(keeper, assets, "diff", folder)
     progress("Attaching the image", 3, 3)
 
 
-async def _capture(keeper: Keeper, kind: str, folder: Path) -> None:
-    await keeper.request("capture", kind=kind, timeout_s=BOOT_TIMEOUT_S)
+async def _capture(keeper: Keeper, assets: Assets, kind: str, folder: Path) -> None:
+    await keeper.request("capture", kind=kind, collector=str(assets.collector), timeout_s=BOOT_TIMEOUT_S)
     await keeper.request("collect", folder=str(folder), end=True, timeout_s=BOOT_TIMEOUT_S)
-
-
-def _lay_over(base: Path, difference: Path) -> None:
-    """Make a whole memory file of a difference to ``base``."""
-    whole = difference.with_name("whole")
-    with base.open("rb", buffering=0) as old, whole.open("xb+", buffering=0) as new:
-        for _ in sparse.copy(old.fileno(), new.fileno()):
-            pass
-        with difference.open("rb", buffering=0) as changed:
-            for _ in sparse.copy(changed.fileno(), new.fileno()):
-                pass
-    whole.replace(difference)
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
 from perdure.model import SandboxSpec
-from perdure.testing.snapshots import BLOCKS, Bench, facts
+from perdure.testing.snapshots import BLOCKS, Bench, captured, facts
 
 DISK_BLOCKS = 64
 
@@ -98,10 +98,12 @@ def test_pages_only_read_and_unchanged_cost_nothing(bench: Bench) -> None:
 
 
 def test_a_full_image_may_follow_a_diff(bench: Bench) -> None:
-    """In a full image a hole is zeros, in a diff it is the parent's."""
+    """It names every block."""
     template = bench.template(blocks([1] * BLOCKS))
     bench.capture(template, {0: block(5)}, blocks([0] * DISK_BLOCKS))
     folder = bench.root / "captured"
+    memory = captured({place: block(0) for place in range(BLOCKS)} | {0: block(5)}, BLOCKS)
+    (folder / "memory").write_bytes(memory)
     full = capture.pack(
         bench.store,
         folder=folder,
@@ -110,7 +112,6 @@ def test_a_full_image_may_follow_a_diff(bench: Bench) -> None:
         templates=bench.templates,
         sandbox_id="x",
         image_digest="",
-        kind="full",
     )
     with spaces.memory_of(bench.store, full, template) as space:
         assert space.read(0, BLOCKS) == block(5) + bytes((BLOCKS - 1) * BLOCK)
