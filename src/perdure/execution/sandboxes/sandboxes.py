@@ -266,9 +266,13 @@ class Sandboxes:
     def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
         return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
 
+    def templates_of_today(self) -> set[str] | None:
+        """The templates that the next start of an image may take; None: not known. Blocking."""
+        return self.ground.templates_in_use({image.digest for image in self.images.list()})
+
     def templates_in_use(self) -> set[str] | None:
         """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
-        current = self.ground.templates_in_use({image.digest for image in self.images.list()})
+        current = self.templates_of_today()
         if current is None:
             return None
         return current | {sandbox.record.template for sandbox in list(self._sandboxes.values())}
