@@ -81,3 +81,35 @@ def test_a_compacted_snapshot_goes_on(start: Start, client: NodeClient, converse
     tree = fcrun("snapshot", "tree").stdout
     assert new.removeprefix("sha256:")[:12] in tree
     assert "is gone" not in tree
+
+
+@pytest.mark.timeout(600)
+def test_no_chain_grows_without_end(
+    start: Start, client: NodeClient, converse: Converse, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    """Twelve suspends, one soon after the other: compacted by itself, asleep or awake, and the machine never knows."""
+    ref = start("python3", "-c", TURNER, stdin=True).id
+    talk = converse(client.attach(ref, logs=True))
+    assert talk.hear() == "up"
+    pid, _, memory = ast.literal_eval(talk.ask("0"))
+    digests = []
+    for turn in range(1, 13):
+        digests.append(client.suspend(ref).digest)
+        client.resume(ref)
+        now = ast.literal_eval(talk.ask(str(turn)))
+        assert now[:2] == (pid, memory), turn
+        memory = now[2]
+    client.suspend(ref)
+
+    def layers() -> int:
+        (newest,) = [one for one in client.store.list(sandbox=ref) if one.digest == client.get(ref).snapshot.digest]  # type: ignore[union-attr]
+        return max(newest.memory_layers, newest.disk_layers)
+
+    eventually(lambda: layers() <= 8)
+    assert any(event.kind == "sandbox.compacted" for event in client.events(follow=False))
+    client.resume(ref)
+    assert ast.literal_eval(talk.ask("again"))[:2] == (pid, memory)
+    assert client.store.verify().findings == []
+    client.resume(ref, snapshot=digests[5])  # older ones are still what they were, whatever became of them
+    session = converse(client.attach(ref))
+    assert ast.literal_eval(session.ask("back"))[0] == pid

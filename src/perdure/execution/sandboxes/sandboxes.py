@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -53,7 +54,17 @@ class Sandboxes:
         self.images = images
         self.ground = ground
         self._home = home
-        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit, self._named_by_others)
+        self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
+        self._rooms = Rooms(
+            home,
+            ground,
+            images,
+            store,
+            answer_call,
+            self._emit,
+            self._named_by_others,
+            lambda sandbox_id: self.before_moving(sandbox_id),
+        )
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
@@ -147,18 +158,38 @@ class Sandboxes:
     ) -> list[Sandbox]:
         """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
         self._check_names([fork.name for fork in forks])
-        snapshot = await asyncio.to_thread(self._rooms.store.get, digest)
-        origin = forking.origin_of(snapshot)
-        self.images.get(snapshot.config.image_digest)
-        disk.admit(self._home.sandboxes, 0, "a fork")
-        made: list[Sandbox] = []
+        with contextlib.ExitStack() as held:  # until the forks name it
+            snapshot = await self._leased(digest, held)
+            origin = forking.origin_of(snapshot)
+            self.images.get(snapshot.config.image_digest)
+            disk.admit(self._home.sandboxes, 0, "a fork")
+            made: list[Sandbox] = []
+            try:
+                made += (self._forked(fork, snapshot, origin, log) for fork in forks)
+                await forking.start(self._rooms, snapshot, made, progress)
+            except BaseException:
+                await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
+                raise
+            return made
+
+    async def _leased(self, digest: str, held: contextlib.ExitStack) -> Snapshot:
+        """The snapshot, which no sweep takes while ``held`` is; by another digest, where it was compacted meanwhile."""
+        store = self._rooms.store
+        await asyncio.to_thread(held.enter_context, store.reading(digest))
         try:
-            made += (self._forked(fork, snapshot, origin, log) for fork in forks)
-            await forking.start(self._rooms, snapshot, made, progress)
-        except BaseException:
-            await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
-            raise
-        return made
+            return await asyncio.to_thread(store.get, digest)
+        except NotFound:
+            if (current := self._compacted(digest)) is None:
+                raise
+        await asyncio.to_thread(held.enter_context, store.reading(current))
+        return await asyncio.to_thread(store.get, current)
+
+    def _compacted(self, digest: str) -> str | None:
+        """What became of a snapshot that was compacted, by a former digest or the beginning of one."""
+        for sandbox in self._sandboxes.values():
+            if (kept := sandbox.record.snapshot(digest)) is not None:
+                return kept.info.digest
+        return None
 
     def _check_names(self, wanted: Sequence[str]) -> None:
         given = [name for name in wanted if name]
@@ -171,7 +202,13 @@ class Sandboxes:
         try:
             sandbox = self.find(ref)
         except NotFound:
-            return await asyncio.to_thread(self._rooms.store.find, ref)
+            try:
+                return await asyncio.to_thread(self._rooms.store.find, ref)
+            except NotFound:
+                if (current := self._compacted(ref)) is None:
+                    raise
+            return await asyncio.to_thread(self._rooms.store.get, current)
+        self.before_moving(sandbox.id)
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
 
