@@ -17,7 +17,7 @@ import msgspec
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes import disk, forking, workload
+from perdure.execution.sandboxes import disk, forking, rehearsing, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
@@ -269,7 +269,7 @@ class Sandboxes:
             except ProtocolError as error:
                 _log.error("left alone: %s", error)
         launcher = None
-        if self._sandboxes:
+        if self._sandboxes or rehearsing.left_over(self._home.run):
             launcher = await self.ground.living_launcher()
         live = [sandbox for sandbox in self._sandboxes.values() if sandbox.state in LIVE]
         _log.info("%d sandboxes, %d of them live", len(self._sandboxes), len(live))
@@ -282,6 +282,7 @@ class Sandboxes:
             for kept in await launcher.list():
                 if kept.sandbox_id not in self._sandboxes:
                     await end_stray(launcher, kept.sandbox_id)
+        await asyncio.to_thread(rehearsing.sweep, self._home.run)
 
     def names(self, digest: str) -> bool:
         """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
