@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
-from perdure.errors import Conflict, NotFound, Unsupported
+from perdure.errors import Conflict, NotFound
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.formats import manifest
 from perdure.formats.manifest import Snapshot
@@ -125,7 +125,6 @@ def test_errors_help(node: Node) -> None:
         (["rm", "box"], "With --force it goes back"),
         (["rm", "fork"], "fcrun rm fork"),
         (["rm", "nope"], "no such snapshot or sandbox: nope"),
-        (["verify", "--thorough", "box"], "cannot restore a snapshot to verify it"),
         (["explain"], "required: SNAPSHOT"),
         (["veryfy"], "Did you mean 'verify'?"),
     ):
@@ -135,8 +134,13 @@ def test_errors_help(node: Node) -> None:
         assert err.startswith("fcrun"), argv
     with pytest.raises(Conflict, match="ambiguous"):
         node.client.store.inspect(_common(node))
-    with pytest.raises(Unsupported):
-        node.client.store.verify(thorough=True)
+
+
+def test_a_thorough_verification_needs_all_that_a_restore_needs(node: Node) -> None:
+    status, out, err = node.fcrun("verify", "--thorough", "box")
+    assert (status, err) == (1, "")
+    assert f"snapshot {node.line[2].digest}: no image" in out
+    assert node.said("verify", "box").startswith("box: sound")
 
 
 def _common(node: Node) -> str:

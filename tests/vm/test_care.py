@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from perdure.client.node import NodeClient
+from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import Conflict
-from perdure.model import SandboxInfo
+from perdure.host.paths import Home
+from perdure.model import ExecSpec, SandboxInfo
 
 pytestmark = pytest.mark.vm
 Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -81,3 +85,93 @@ def test_a_compacted_snapshot_goes_on(start: Start, client: NodeClient, converse
     tree = fcrun("snapshot", "tree").stdout
     assert new.removeprefix("sha256:")[:12] in tree
     assert "is gone" not in tree
+
+
+@pytest.mark.timeout(600)
+def test_no_chain_grows_without_end(
+    start: Start, client: NodeClient, converse: Converse, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    """Twelve suspends, one soon after the other: compacted by itself, asleep or awake, and the machine never knows."""
+    ref = start("python3", "-c", TURNER, stdin=True).id
+    talk = converse(client.attach(ref, logs=True))
+    assert talk.hear() == "up"
+    pid, _, memory = ast.literal_eval(talk.ask("0"))
+    digests = []
+    for turn in range(1, 13):
+        digests.append(client.suspend(ref).digest)
+        client.resume(ref)
+        now = ast.literal_eval(talk.ask(str(turn)))
+        assert now[:2] == (pid, memory), turn
+        memory = now[2]
+    client.suspend(ref)
+
+    def layers() -> int:
+        (newest,) = [one for one in client.store.list(sandbox=ref) if one.digest == client.get(ref).snapshot.digest]  # type: ignore[union-attr]
+        return max(newest.memory_layers, newest.disk_layers)
+
+    eventually(lambda: layers() <= 8)
+    assert any(event.kind == "sandbox.compacted" for event in client.events(follow=False))
+    client.resume(ref)
+    assert ast.literal_eval(talk.ask("again"))[:2] == (pid, memory)
+    assert client.store.verify().findings == []
+    client.resume(ref, snapshot=digests[5])  # older ones are still what they were, whatever became of them
+    session = converse(client.attach(ref))
+    assert ast.literal_eval(session.ask("back"))[0] == pid
+
+
+@pytest.mark.timeout(600)
+def test_a_thorough_verification_restores_for_real(
+    keeper: tuple[str, Any],
+    ask: Callable[[Any, str], dict[str, Any]],
+    client: NodeClient,
+    fcrun: Fcrun,
+    home: Home,
+    firecrackers: Callable[[], list[int]],
+) -> None:
+    ref, talk = keeper
+    first = ask(talk, "one")
+    client.checkpoint(ref)  # captured while it is mounted and written to
+    client.run(ref, ExecSpec(command=["sh", "-c", "for n in 1 2 3; do echo $n > /file$n; done; rm /file1"]))
+    running = firecrackers()
+    client.checkpoint(ref)
+    done = fcrun("snapshot", "verify", "--thorough", ref, timeout_s=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert "sound" in done.stdout
+    assert "1 restored" in done.stdout
+    # who runs was not touched, and nothing is left of it
+    assert firecrackers() == running
+    assert not list(home.run.glob("verify-*"))
+    second = ask(talk, "two")
+    assert (second["pid"], second["memory"]) == (first["pid"], first["next"])
+    client.suspend(ref)
+    done = fcrun("snapshot", "verify", "--thorough", timeout_s=300)  # the whole store
+    assert done.returncode == 0, done.stdout
+    assert "3 restored" in done.stdout
+    assert firecrackers() == []
+    client.resume(ref)
+    assert ask(talk, "three")["memory"] == second["next"]
+
+
+@pytest.mark.parametrize("delay_s", [0.1, 0.6, 1.5, 3.0])
+def test_a_node_killed_within_a_thorough_verification(
+    start: Start, client: NodeClient, home: Home, firecrackers: Callable[[], list[int]], delay_s: float
+) -> None:
+    ref = start("sleep", "1000").id
+    client.suspend(ref)
+    verifying = threading.Thread(target=lambda: _ignore(lambda: client.store.verify(ref, thorough=True)))
+    verifying.start()
+    threading.Event().wait(delay_s)
+    os.kill(client.system()["pid"], signal.SIGKILL)
+    ensure_running(home)
+    verifying.join()
+    assert firecrackers() == []
+    assert not list(home.run.glob("verify-*"))
+    assert client.store.verify(ref, thorough=True).findings == []
+    client.resume(ref)
+
+
+def _ignore(act: Callable[[], object]) -> None:
+    try:
+        act()
+    except Exception:
+        pass  # the node was killed under it

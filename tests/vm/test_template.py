@@ -80,6 +80,28 @@ def test_a_template_whose_image_has_changed_is_built_again(client: NodeClient, h
         client.remove_template("late")
 
 
+def test_the_command_line(client: NodeClient, fcrun: Callable[..., Any]) -> None:
+    argv = ["-i", "-l", "kind=server", "--ready-log", "ready", "--ready-cmd", "test -f /ready", IMAGE]
+    built = fcrun("template", "build", "--name", "cli", *argv, "python3", "-c", SERVER)
+    assert (built.returncode, built.stdout) == (0, "cli\n"), built.stderr
+    try:
+        listed = fcrun("template", "ls", "--format", "{{.Name}} {{.Ready}} {{.State}}").stdout
+        assert listed == "cli log 'ready', cmd test -f /ready fresh\n"
+        ran = fcrun("run", "--rm", "-i", "--template", "cli", stdin="a\nb\n")
+        assert ran.returncode == 0, ran.stderr
+        *before, first, second = ran.stdout.splitlines()
+        assert before == ["warming", "ready"]
+        detached = fcrun("run", "-d", "--name", "cli-one", "-l", "more=1", "--template", "cli")
+        (info,) = client.list()
+        assert (info.id, info.name) == (detached.stdout.strip(), "cli-one")
+        assert info.spec.labels == {"kind": "server", "more": "1"}
+        assert first.split()[0] == second.split()[0]  # of one start
+    finally:
+        removed = fcrun("template", "rm", "cli")
+    assert removed.stdout == "cli\n"
+    assert fcrun("run", "--template", "cli").returncode == 125
+
+
 def test_templates_that_cannot_be(client: NodeClient) -> None:
     with pytest.raises(Conflict, match=r"ended \(exit status 3\) before it was ready"):
         client.build_template(recipe("gone", "sh", "-c", "exit 3", ready_log="never"))

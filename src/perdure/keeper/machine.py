@@ -138,7 +138,7 @@ class Machine:
         return self._starting(come_up)
 
     def restore(self, params: dict[str, Any]) -> dict[str, Any]:
-        """Start from a snapshot. Parameters and answer as above; times in seconds."""
+        """Start from a snapshot, or (``paused``) only load it. Parameters and answer as above; times in seconds."""
         state = configuration.text(params, "state")
         drives = configuration.drive_paths(params)
         swap = bool(params.get("swap"))
@@ -179,7 +179,8 @@ class Machine:
                 for name, path in drives.items():
                     _link(name, path)
                     api.swap_drive(name, name)
-            api.resume()
+            if not params.get("paused"):
+                api.resume()
             self.backend = backend.lower()
             return {
                 "backend": self.backend,
@@ -188,7 +189,10 @@ class Machine:
                 "load_s": round(time.monotonic() - started, 4),
             }
 
-        return self._starting(come_up)
+        answer = self._starting(come_up)
+        if params.get("paused"):
+            self.state = after(self.state, MachineEvent.PAUSE)
+        return answer
 
     def _starting(self, come_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         self.state = after(self.state, MachineEvent.START)

@@ -20,6 +20,7 @@ from perdure.errors import Conflict, InvalidValue
 from perdure.execution.images.image import Image
 from perdure.execution.sandboxes import archive
 from perdure.execution.sandboxes.prestarting import WorkloadTemplates
+from perdure.execution.sandboxes.rehearsing import Rehearsal
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import space_checked
@@ -76,6 +77,7 @@ class Api:
         self._templates = WorkloadTemplates(sandboxes)
 
     def application(self) -> web.Application:
+        """Within the running loop that serves it."""
         app = web.Application(middlewares=[errors_as_json], client_max_size=64 << 20)
         one = "/v1/sandboxes/{ref}"
         app.add_routes(
@@ -111,7 +113,9 @@ class Api:
                 *TemplatesApi(self._templates).routes(),
             ]
         )
-        app.add_routes(Snapshots(self._home, self._sandboxes).routes())
+        every = self._sandboxes
+        rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
+        app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         return app
 
     def _find(self, request: web.Request) -> Sandbox:

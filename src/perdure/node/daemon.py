@@ -25,6 +25,7 @@ from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
+from perdure.node import compaction
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
 
@@ -53,13 +54,17 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     await runner.setup()
     await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
     _log.info("serving %s, pid %d", home.root, os.getpid())
-    watching = loop.create_task(ground.watch())
+    background = [loop.create_task(ground.watch())]
+    if compaction.is_on(os.environ):
+        background.append(loop.create_task(compaction.Compactor(home, sandboxes).run()))
     if ready is not None:
         ready.set()
     await over.wait()
     _log.info("ending")
     home.socket("fcrund").unlink(missing_ok=True)  # who comes now starts another, which waits for the lock
-    watching.cancel()
+    for task in background:
+        task.cancel()
+    await asyncio.wait(background)
     try:
         async with asyncio.timeout(LEAVE_S):
             await sandboxes.leave()

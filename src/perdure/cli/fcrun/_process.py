@@ -28,17 +28,20 @@ def add_process_options(parser: argparse.ArgumentParser, *, detach: bool = True)
 
 
 def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
-    """What ``run`` and ``create`` share."""
+    """What ``run`` and ``create`` share, but for the image."""
     parser.add_argument("--name", default="", help="a name for the sandbox")
     parser.add_argument("--rm", action="store_true", help="remove it when it exits")
     parser.add_argument("-h", "--hostname", default="", metavar="NAME", help="its host name (default: its id)")
+    add_shape_options(parser)
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """What a template's workload has as well."""
     parser.add_argument("-m", "--memory", default="", metavar="SIZE", help=f"such as 1g ({DEFAULT_MEMORY_MIB}m)")
     parser.add_argument("--cpus", default="", metavar="N", help=f"virtual CPUs ({DEFAULT_VCPUS})")
     parser.add_argument("--disk", default="", metavar="SIZE", help=f"its writable disk ({DEFAULT_DISK_MIB}m)")
     parser.add_argument("--entrypoint", default=None, metavar="PROGRAM", help="instead of the image's")
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
-    parser.add_argument("image", metavar="IMAGE")
-    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
 
 def spec_of(options: argparse.Namespace) -> SandboxSpec:
@@ -52,7 +55,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         user=options.user,
         hostname=options.hostname,
         name=options.name,
-        labels=_pairs("--label", options.label),
+        labels=pairs("--label", options.label),
         tty=options.tty,
         stdin=options.interactive,
         vcpus=_cpus(options.cpus),
@@ -88,7 +91,8 @@ def _variable(text: str, where: str) -> dict[str, str]:
     return {name: os.environ[name]} if name in os.environ else {}
 
 
-def _pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
+    """``NAME=VALUE`` each. Raises InvalidValue that names the option."""
     pairs: dict[str, str] = {}
     for text in given:
         name, _, value = text.partition("=")

@@ -14,6 +14,8 @@ GROUP = "Sandboxes"
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser, detach=False)
     add_sandbox_options(parser)
+    parser.add_argument("image", metavar="IMAGE")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
 
 def run(options: argparse.Namespace) -> int:

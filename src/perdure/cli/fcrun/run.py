@@ -3,21 +3,55 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, spec_of
+from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, pairs, spec_of
+
+if TYPE_CHECKING:
+    from perdure.client.node import NodeClient
+    from perdure.model import SandboxInfo
 
 NAME = "run"
 HELP = "Create a sandbox from an image and run a command in it"
 GROUP = "Common commands"
+DESCRIPTION = (
+    f"{HELP}; or, with --template, go on from where a workload is that was started before (fcrun template build). What "
+    "that runs, and in what, was said when it was built: --template takes neither IMAGE nor COMMAND, and of the "
+    "options only -d, -i, -t, --rm, --name, --label and --cidfile."
+)
+FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its value is, what that is otherwise)
+    "--env": ("env", []),
+    "--env-file": ("env_file", []),
+    "--workdir": ("workdir", ""),
+    "--user": ("user", ""),
+    "--hostname": ("hostname", ""),
+    "--memory": ("memory", ""),
+    "--cpus": ("cpus", ""),
+    "--disk": ("disk", ""),
+    "--entrypoint": ("entrypoint", None),
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
     parser.add_argument("--cidfile", default="", metavar="FILE", help="write the sandbox's id to this new file")
+    parser.add_argument("--template", default="", metavar="NAME", help="go on from a template instead of an image")
     add_sandbox_options(parser)
+    parser.add_argument("image", nargs="?", default="", metavar="IMAGE")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
 
 def run(options: argparse.Namespace) -> int:
+    from perdure.errors import InvalidValue
+
+    if options.template:
+        return _run_template(options)
+    if not options.image:
+        raise InvalidValue("required: IMAGE", hint="Or --template NAME. See 'fcrun run --help'.")
+    return _run_image(options)
+
+
+def _run_image(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun import _terminal
     from perdure.cli.fcrun._node import node
 
@@ -41,6 +75,63 @@ def run(options: argparse.Namespace) -> int:
     return _terminal.follow_main(client, info.id, session, tty=spec.tty, stdin=spec.stdin, from_start=True)
 
 
+def _run_template(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun import _terminal
+    from perdure.cli.fcrun._node import node
+    from perdure.model import Fork
+
+    _check_fixed(options)
+    fork = Fork(name=options.name, labels=pairs("--label", options.label), auto_remove=options.rm)
+    if not options.detach:
+        _terminal.check_tty(tty=options.tty, stdin=options.interactive)
+    with node() as client:
+        _check_streams(client, options)
+        info = client.run_template(options.template, fork)
+        if options.cidfile:
+            _write_id_or_remove(client, info, options.cidfile)
+        if options.detach:
+            print(info.id)
+            return 0
+        session = client.attach(info.id, logs=True)
+    tty = info.spec.tty and options.tty
+    return _terminal.follow_main(client, info.id, session, tty=tty, stdin=options.interactive, from_start=True)
+
+
+def _check_fixed(options: argparse.Namespace) -> None:
+    """Raises InvalidValue that names what a template has fixed."""
+    from perdure.errors import InvalidValue
+
+    given = [option for option, (name, unset) in FIXED.items() if getattr(options, name) != unset]
+    what = ["IMAGE" + " and COMMAND" * bool(options.command)] * bool(options.image) + given
+    if what:
+        raise InvalidValue(
+            f"--template {options.template} excludes {', '.join(what)}: a template has its own",
+            hint="Give them to `fcrun template build`, or run the image without --template.",
+        )
+
+
+def _check_streams(client: NodeClient, options: argparse.Namespace) -> None:
+    """Raises InvalidValue for a terminal or stdin that the template's workload was not started with."""
+    from perdure.errors import InvalidValue
+
+    found = [one.recipe.spec for one in client.templates() if one.name == options.template]
+    lacks = [
+        (option, what)
+        for spec in found  # none: the node says so when it is run
+        for option, wanted, there, what in (
+            ("-t", options.tty, spec.tty, "no terminal"),
+            ("-i", options.interactive, spec.stdin, "no stdin"),
+        )
+        if wanted and not there
+    ]
+    if lacks:
+        raise InvalidValue(
+            f"the workload of template {options.template} has {' and '.join(what for _, what in lacks)}: it was built "
+            f"without {' '.join(option for option, _ in lacks)}",
+            hint="Build it again with `fcrun template build -it`, or leave that out.",
+        )
+
+
 def _write_id(path: str, sandbox_id: str) -> None:
     from perdure.errors import InvalidValue
 
@@ -49,3 +140,11 @@ def _write_id(path: str, sandbox_id: str) -> None:
             file.write(sandbox_id)
     except OSError as error:
         raise InvalidValue(f"--cidfile {path}: {error.strerror}") from error
+
+
+def _write_id_or_remove(client: NodeClient, info: SandboxInfo, path: str) -> None:
+    try:
+        _write_id(path, info.id)
+    except BaseException:
+        client.remove(info.id, force=True)
+        raise

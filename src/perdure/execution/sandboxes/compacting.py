@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import msgspec
 
 from perdure.errors import Conflict, NotFound
 from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots.care import compact as compaction
 from perdure.formats.manifest import Snapshot
@@ -48,6 +50,32 @@ async def compact(life: Life, wanted: str, progress: Progress) -> Compacted:
     )
     if after.digest == old:
         return Compacted(before, after, 0)
+    return await _named(life, kept, before, after)
+
+
+async def take(life: Life, old: str, new: str) -> Compacted:
+    """Name ``new``, which somebody made of ``old`` while the sandbox did what it liked. Raises NotFound (one of them is
+    gone: nobody held it), NoSpace; nothing is changed then.
+
+    Also while a machine runs over the old one: its pager has the files of its layers open, and its next capture is a
+    difference to the same content.
+    """
+    store = life.rooms.store
+    kept = next((one for one in life.record.snapshots if one.info.digest == old), None)
+    if kept is None:
+        await asyncio.to_thread(store.remove, [new])
+        raise NotFound(f"sandbox {life.name} has no snapshot {old} any more")
+    with contextlib.ExitStack() as held:
+        await asyncio.to_thread(held.enter_context, store.reading(new))  # no sweep is under way from now on
+        if new not in await asyncio.to_thread(store.digests):
+            raise NotFound(f"snapshot {new} was collected before anybody named it")
+        before, after = await asyncio.to_thread(lambda: (store.get(old), store.get(new)))
+        return await _named(life, kept, before, after)
+
+
+async def _named(life: Life, kept: KeptSnapshot, before: Snapshot, after: Snapshot) -> Compacted:
+    """The record names the new one, then the old one goes."""
+    store, old = life.rooms.store, before.digest
     fresh = msgspec.structs.replace(kept, info=after.info(total_s=kept.info.total_s), formerly=[*kept.formerly, old])
     try:
         life.save(

@@ -14,6 +14,7 @@ from perdure.linux import reflink, sparse
 
 RESERVE_BYTES = 256 << 20  # never begin anything with less than this free
 MEBIBYTE = 1 << 20
+FSCK_LINES = 4  # of what it finds, told
 
 
 def make(empty_disks: Path, size_mib: int, target: Path) -> None:
@@ -71,11 +72,7 @@ def clone(source: Path, target: Path) -> None:
 
 
 def _format(path: Path, size_mib: int) -> None:
-    program = shutil.which("mke2fs") or next(
-        (p for p in ("/sbin/mke2fs", "/usr/sbin/mke2fs") if os.access(p, os.X_OK)), ""
-    )
-    if not program:
-        raise Unsupported("mke2fs is not installed", hint="Install the package e2fsprogs.")
+    program = _program("mke2fs")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = path.with_suffix(f".{os.getpid()}.new")
     try:
@@ -92,6 +89,29 @@ def _format(path: Path, size_mib: int) -> None:
         _sync(path.parent)
     finally:
         fresh.unlink(missing_ok=True)
+
+
+def problem_of(path: Path) -> str:
+    """What fsck finds in a disk that nobody uses; empty: its file system is whole.
+
+    It was mounted when it was captured, so its journal is replayed first (the file changes), as the guest would. Raises
+    Unsupported (no e2fsck).
+    """
+    program = _program("e2fsck")
+    for argv, fine in (([program, "-y", "-E", "journal_only", str(path)], (0, 1)), ([program, "-fn", str(path)], (0,))):
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        if done.returncode not in fine:
+            said = [line.strip() for line in done.stdout.decode(errors="replace").splitlines()]
+            told = [line for line in said if line and not line.startswith(("e2fsck ", "Pass ", str(path)))]
+            return "; ".join(told[:FSCK_LINES]) or f"e2fsck ended with status {done.returncode}"
+    return ""
+
+
+def _program(name: str) -> str:
+    found = shutil.which(name) or next((p for p in (f"/sbin/{name}", f"/usr/sbin/{name}") if os.access(p, os.X_OK)), "")
+    if not found:
+        raise Unsupported(f"{name} is not installed", hint="Install the package e2fsprogs.")
+    return found
 
 
 def _sync(path: Path) -> None:

@@ -34,7 +34,8 @@ class WorkloadTemplates:
 
     async def list(self) -> list[TemplateInfo]:
         """By name."""
-        found = [await self._info(sandbox) for sandbox in self._sandboxes.hidden()]
+        current = await asyncio.to_thread(self._sandboxes.templates_of_today)
+        found = [self._info(sandbox, current) for sandbox in self._sandboxes.hidden()]
         return sorted(found, key=lambda template: template.name)
 
     async def build(self, recipe: Recipe, progress: Progress) -> TemplateInfo:
@@ -46,7 +47,7 @@ class WorkloadTemplates:
         if not 0 < recipe.timeout_s < 86_400 or not 0 <= recipe.ready_after_s <= recipe.timeout_s:
             raise InvalidValue("a template is ready after 0 seconds or more, and before its timeout")
         async with self._building.setdefault(recipe.name, asyncio.Lock()):
-            return await self._info(await self._build(recipe, progress))
+            return self._info(await self._build(recipe, progress), None)
 
     async def run(self, name: str, wish: Fork, progress: Progress) -> Sandbox:
         """A new sandbox that goes on from where the template's workload is. One that is not fresh is built again first.
@@ -98,7 +99,8 @@ class WorkloadTemplates:
         begins = await ground.with_image(launcher, base, image, spec.disk_mib)
         return (image.digest, begins.name) == (record.image_digest, record.template)
 
-    async def _info(self, template: Sandbox) -> TemplateInfo:
+    def _info(self, template: Sandbox, current: set[str] | None) -> TemplateInfo:
+        """``current``: the templates below it that the next start may take, where that is known."""
         record = template.record
         try:
             image = self._sandboxes.images.get(record.spec.image).digest
@@ -112,7 +114,7 @@ class WorkloadTemplates:
             created=record.created,
             stored_bytes=template.info().stored_bytes,
             snapshot=record.parent,
-            fresh=image == record.image_digest,
+            fresh=image == record.image_digest and (current is None or record.template in current),
         )
 
 

@@ -57,17 +57,25 @@ class Sandbox(Life):
     ) -> SandboxInfo:
         """snapshot: roll back to this one, whatever the sandbox does now. calls: where its calls go from now on.
         ready: the files of that snapshot, where several sandboxes start from it."""
+        self.rooms.before_moving(self.id)
         async with self.moving:
             await resuming.resume(self, snapshot, calls, progress, ready)
             return self.info()
 
     async def compact(self, snapshot: str, progress: Progress = silent) -> compacting.Compacted:
         """Rewrite one of its snapshots (a digest, a former one, or a unique beginning) as one layer per space."""
+        self.rooms.before_moving(self.id)
         async with self.moving:
             return await compacting.compact(self, snapshot, progress)
 
+    async def take_compacted(self, old: str, new: str) -> compacting.Compacted:
+        """Name ``new``, which was made from its snapshot ``old`` meanwhile (digests); also while it runs over that."""
+        async with self.moving:
+            return await compacting.take(self, old, new)
+
     async def forget(self, snapshot: str, *, force: bool = False) -> int:
         """Give one of its snapshots up; the bytes freed. force: also the one that it is suspended to."""
+        self.rooms.before_moving(self.id)
         async with self.moving:
             return await forgetting.forget(self, snapshot, force=force)
 
@@ -147,6 +155,7 @@ class Sandbox(Life):
         """Its machine (with ``force``), its files, its snapshots."""
         if force:
             await self._kill_unfinished()
+        self.rooms.before_moving(self.id)
         async with self.moving:
             if not self.folder.root.exists():
                 raise NotFound(f"sandbox {self.name} is removed already")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import time
@@ -16,7 +17,7 @@ import msgspec
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes import disk, forking, workload
+from perdure.execution.sandboxes import disk, forking, rehearsing, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
@@ -53,7 +54,17 @@ class Sandboxes:
         self.images = images
         self.ground = ground
         self._home = home
-        self._rooms = Rooms(home, ground, images, store, answer_call, self._emit, self._named_by_others)
+        self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
+        self._rooms = Rooms(
+            home,
+            ground,
+            images,
+            store,
+            answer_call,
+            self._emit,
+            self._named_by_others,
+            lambda sandbox_id: self.before_moving(sandbox_id),
+        )
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
         self._event_count = 0
@@ -147,18 +158,38 @@ class Sandboxes:
     ) -> list[Sandbox]:
         """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
         self._check_names([fork.name for fork in forks])
-        snapshot = await asyncio.to_thread(self._rooms.store.get, digest)
-        origin = forking.origin_of(snapshot)
-        self.images.get(snapshot.config.image_digest)
-        disk.admit(self._home.sandboxes, 0, "a fork")
-        made: list[Sandbox] = []
+        with contextlib.ExitStack() as held:  # until the forks name it
+            snapshot = await self._leased(digest, held)
+            origin = forking.origin_of(snapshot)
+            self.images.get(snapshot.config.image_digest)
+            disk.admit(self._home.sandboxes, 0, "a fork")
+            made: list[Sandbox] = []
+            try:
+                made += (self._forked(fork, snapshot, origin, log) for fork in forks)
+                await forking.start(self._rooms, snapshot, made, progress)
+            except BaseException:
+                await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
+                raise
+            return made
+
+    async def _leased(self, digest: str, held: contextlib.ExitStack) -> Snapshot:
+        """The snapshot, which no sweep takes while ``held`` is; by another digest, where it was compacted meanwhile."""
+        store = self._rooms.store
+        await asyncio.to_thread(held.enter_context, store.reading(digest))
         try:
-            made += (self._forked(fork, snapshot, origin, log) for fork in forks)
-            await forking.start(self._rooms, snapshot, made, progress)
-        except BaseException:
-            await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
-            raise
-        return made
+            return await asyncio.to_thread(store.get, digest)
+        except NotFound:
+            if (current := self._compacted(digest)) is None:
+                raise
+        await asyncio.to_thread(held.enter_context, store.reading(current))
+        return await asyncio.to_thread(store.get, current)
+
+    def _compacted(self, digest: str) -> str | None:
+        """What became of a snapshot that was compacted, by a former digest or the beginning of one."""
+        for sandbox in self._sandboxes.values():
+            if (kept := sandbox.record.snapshot(digest)) is not None:
+                return kept.info.digest
+        return None
 
     def _check_names(self, wanted: Sequence[str]) -> None:
         given = [name for name in wanted if name]
@@ -171,7 +202,13 @@ class Sandboxes:
         try:
             sandbox = self.find(ref)
         except NotFound:
-            return await asyncio.to_thread(self._rooms.store.find, ref)
+            try:
+                return await asyncio.to_thread(self._rooms.store.find, ref)
+            except NotFound:
+                if (current := self._compacted(ref)) is None:
+                    raise
+            return await asyncio.to_thread(self._rooms.store.get, current)
+        self.before_moving(sandbox.id)
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
 
@@ -232,7 +269,7 @@ class Sandboxes:
             except ProtocolError as error:
                 _log.error("left alone: %s", error)
         launcher = None
-        if self._sandboxes:
+        if self._sandboxes or rehearsing.left_over(self._home.run):
             launcher = await self.ground.living_launcher()
         live = [sandbox for sandbox in self._sandboxes.values() if sandbox.state in LIVE]
         _log.info("%d sandboxes, %d of them live", len(self._sandboxes), len(live))
@@ -245,6 +282,7 @@ class Sandboxes:
             for kept in await launcher.list():
                 if kept.sandbox_id not in self._sandboxes:
                     await end_stray(launcher, kept.sandbox_id)
+        await asyncio.to_thread(rehearsing.sweep, self._home.run)
 
     def names(self, digest: str) -> bool:
         """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
@@ -266,9 +304,13 @@ class Sandboxes:
     def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
         return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
 
+    def templates_of_today(self) -> set[str] | None:
+        """The templates that the next start of an image may take; None: not known. Blocking."""
+        return self.ground.templates_in_use({image.digest for image in self.images.list()})
+
     def templates_in_use(self) -> set[str] | None:
         """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
-        current = self.ground.templates_in_use({image.digest for image in self.images.list()})
+        current = self.templates_of_today()
         if current is None:
             return None
         return current | {sandbox.record.template for sandbox in list(self._sandboxes.values())}

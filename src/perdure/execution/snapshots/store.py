@@ -122,6 +122,7 @@ class Store:
     def __init__(self, folder: Path, elsewhere: Elsewhere | None = None) -> None:
         self.folder = folder
         self.elsewhere = elsewhere
+        self.before_deleting: Callable[[], None] = lambda: None  # in any thread: who can end its writing should
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._guard = threading.Lock()
         with space_checked(str(folder)):
@@ -301,6 +302,7 @@ class Store:
 
         Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
         """
+        self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
 
@@ -340,6 +342,7 @@ class Store:
     def drop(self, descriptors: Iterable[Descriptor], url: str) -> int:
         """Delete the copies here of layers that the store at ``url`` holds, and note so; the bytes freed."""
         freed = 0
+        self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX):
             for descriptor in descriptors:
                 self.note(descriptor, url)

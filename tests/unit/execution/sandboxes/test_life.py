@@ -44,7 +44,9 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
     )  # fmt: skip
     Folder(tmp_path).save(record)
     nothing: Any = None
-    rooms = Rooms(nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False)
+    rooms = Rooms(
+        nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False, nothing
+    )
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
 

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from perdure.errors import NotFound, PerdureError, SnapshotInvalid
+from perdure.errors import NoSpace, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.execution.snapshots import restore, spaces, templates
 from perdure.execution.snapshots.care import content
 from perdure.execution.snapshots.care.blobs import LOST, Blobs, finding
@@ -261,6 +261,8 @@ class _Verifier:
             ) as memory:
                 expected = content.digest(memory)
             restored = real(found)
+        except (NoSpace, Unavailable):
+            raise  # that is no fault of the snapshot
         except (PerdureError, OSError) as error:
             self._blame(what, error)
             return

@@ -1,0 +1,1 @@
+"""The commands of ``fcrun template``, one module each (see ``cli.program``)."""

@@ -1,0 +1,285 @@
+"""Compaction in the background, on a real store and with real children; only the machines are missing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.errors import InvalidValue
+from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots import spaces, templates
+from perdure.execution.snapshots.care import explain, verify
+from perdure.execution.snapshots.store import Store
+from perdure.formats.manifest import Snapshot
+from perdure.host.paths import Home
+from perdure.model import SandboxSpec, SandboxState
+from perdure.node import compaction
+from perdure.node.compaction import Compactor
+from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+
+BOX = "b0b0b0b0b0b0"
+DISK = blocks_of(range(10))
+LONG, SHORT = explain.LAYERS_MAX + 1, 3
+DEADLINE_S = 60
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root, root / "cache").make()
+        self.bench = Bench(root)
+        self.template = self.bench.template(blocks_of([1] * BLOCKS))
+        nothing: Any = None
+        self.every = Sandboxes(self.home, nothing, nothing, self.bench.store, nothing)
+        self.compactor = Compactor(self.home, self.every, settle_s=0, again_s=0.05)
+
+    def line(self, count: int) -> list[Snapshot]:
+        """Each replaces a few blocks of the one before it: little is dead."""
+        found: list[Snapshot] = []
+        for number in range(count):
+            changed = {place: block(100 * number + place) for place in range(10 * number, 10 * number + 12)}
+            parent = found[-1] if found else self.template
+            found.append(self.bench.capture(parent, changed, DISK, working_set=(20, 11), sandbox_id=BOX))
+        return found
+
+    def box(self, line: list[Snapshot], state: SandboxState = SandboxState.SUSPENDED) -> Sandbox:
+        folder = Folder(self.home.sandboxes / BOX)
+        folder.root.mkdir()
+        record = Record(
+            id=BOX,
+            name="box",
+            spec=SandboxSpec(image="i"),
+            image_digest="",
+            created=1.0,
+            state=state,
+            parent=line[-1].digest,
+            snapshots=[KeptSnapshot(info=one.info()) for one in line],
+        )
+        folder.save(record)
+        sandbox = Sandbox(self.every._rooms, folder, record)
+        self.every._sandboxes[BOX] = sandbox
+        return sandbox
+
+    def memory(self, digest: str) -> bytes:
+        snapshot = self.bench.store.get(digest)
+        with spaces.memory_of(self.bench.store, snapshot, templates.load(self.bench.templates, "warm")) as space:
+            return space.read(0, BLOCKS)
+
+    def suspended(self, sandbox: Sandbox) -> None:
+        sandbox.emit("suspended")
+
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.every._events]
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not holds():  # noqa: ASYNC110 - processes come and go unannounced
+                await asyncio.sleep(0.005)
+
+    async def compacted(self, times: int = 1) -> None:
+        await self.until(lambda: self.kinds().count("sandbox.compacted") == times)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture
+async def running(world: World) -> AsyncIterator[None]:
+    task = asyncio.create_task(world.compactor.run())
+    await asyncio.sleep(0)
+    yield
+    task.cancel()
+    await asyncio.wait([task])
+    assert children() == []
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.mark.usefixtures("running")
+async def test_after_a_suspend_a_long_chain_becomes_one_layer(world: World) -> None:
+    line = world.line(LONG)
+    box, memory = world.box(line), world.memory(line[-1].digest)
+    world.suspended(box)
+    await world.compacted()
+    record = box.folder.load()
+    assert record == box.record
+    assert record.parent is not None
+    made = world.bench.store.get(record.parent)
+    assert (len(made.memory.layers), len(made.disk.layers)) == (1, 1)
+    assert made.config.replaces == [line[-1].digest]
+    assert world.memory(made.digest) == memory
+    assert world.bench.store.working_set(made.digest) == [20, 11]
+    assert line[-1].digest not in world.bench.store.digests()
+    assert verify.whole(world.bench.store, templates=world.bench.templates).findings == []
+    assert world.bench.left_over() == []
+
+
+@pytest.mark.usefixtures("running")
+async def test_what_is_not_due_is_left(world: World) -> None:
+    line = world.line(SHORT)
+    box = world.box(line)
+    world.suspended(box)
+    begun: list[int] = []
+    await world.until(lambda: begun.extend(children()) or begun)  # whether its bytes are dead, a child looks
+    await world.until(lambda: not children())
+    assert box.record.parent == line[-1].digest
+    assert world.kinds() == ["sandbox.suspended"]
+
+
+@pytest.mark.usefixtures("running")
+async def test_dead_bytes_make_it_due(world: World) -> None:
+    line: list[Snapshot] = []
+    for number in range(3):
+        changed = {place: block(200 * number + place + 1) for place in range(100)}
+        line.append(world.bench.capture(line[-1] if line else world.template, changed, DISK, sandbox_id=BOX))
+    box = world.box(line)
+    world.suspended(box)
+    await world.compacted()
+
+
+async def test_what_a_former_node_did_not_come_to(world: World) -> None:
+    line = world.line(LONG)
+    world.box(line)
+    task = asyncio.create_task(world.compactor.run())
+    await world.compacted()
+    task.cancel()
+    await asyncio.wait([task])
+
+
+@pytest.mark.usefixtures("running")
+async def test_while_it_runs_the_record_changes_below_it(world: World) -> None:
+    """A long chain is not for ever because its sandbox never sleeps for long."""
+    line = world.line(LONG)
+    box = world.box(line, SandboxState.RUNNING)
+    world.suspended(box)
+    await world.compacted()
+    assert box.state is SandboxState.RUNNING
+    assert box.record.parent not in (None, line[-1].digest)
+    assert box.record.snapshot(line[-1].digest) == box.record.snapshots[-1]
+
+
+@pytest.mark.usefixtures("running")
+async def test_who_moves_the_sandbox_goes_first(world: World) -> None:
+    line = world.line(LONG)
+    box = world.box(line)
+    world.suspended(box)
+    begun: list[int] = []
+    await world.until(lambda: begun.extend(children()) or begun)
+    async with box.moving:  # as a resume does
+        box.rooms.before_moving(BOX)
+        await world.until(lambda: begun[0] not in children())
+        assert world.compactor._gave_way[BOX] == 1
+        assert box.record.parent == line[-1].digest
+    await world.compacted()  # later
+    assert world.compactor._gave_way[BOX] == 0
+    assert world.bench.left_over() == []
+
+
+@pytest.mark.usefixtures("running")
+async def test_who_deletes_goes_first_but_not_for_ever(world: World) -> None:
+    line = world.line(LONG)
+    box = world.box(line)
+    world.suspended(box)
+    gave_way = []
+    while "sandbox.compacted" not in world.kinds():
+        if children():
+            await asyncio.to_thread(world.bench.store.sweep, lambda _: False)
+        gave_way.append(world.compactor._gave_way[BOX])
+        await asyncio.sleep(0.005)
+    assert max(gave_way) == compaction.GIVES_WAY
+    assert box.record.parent != line[-1].digest
+
+
+@pytest.mark.usefixtures("running")
+async def test_one_that_is_gone_meanwhile_changes_nothing(world: World) -> None:
+    line = world.line(LONG)
+    box = world.box(line)
+    world.suspended(box)
+    await world.until(children)
+    await box.forget(line[-1].digest, force=True)
+    await world.until(lambda: not children())
+    assert box.record.parent is None
+    await box.remove()
+    assert world.bench.store.digests() == []
+
+
+async def test_a_killed_node_leaves_a_snapshot_that_works(world: World) -> None:
+    """At any moment: the record names the old one or the new one, and either is whole."""
+    line = world.line(LONG)
+    box, memory = world.box(line), world.memory(line[-1].digest)
+    argv = [sys.executable, "-m", "perdure.node.compaction"]
+    script = (
+        "import os, subprocess, sys, time\n"
+        "child = subprocess.Popen([*sys.argv[2:5], str(os.getpid()), *sys.argv[5:]])\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(float(sys.argv[1]))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    for delay_s in (0.05, 0.2, 0.3, 0.4, 0.6, 2.0):
+        folders = [str(world.bench.store.folder), str(world.bench.templates), line[-1].digest]
+        node = [sys.executable, "-c", script, str(delay_s), *argv, *folders]
+        done = await asyncio.to_thread(subprocess.run, node, capture_output=True)
+        assert done.returncode == -signal.SIGKILL
+        pid = int(done.stdout.split()[0])
+        await world.until(lambda pid=pid: not Path(f"/proc/{pid}").exists())  # it does not outlive the node
+        store = Store(world.bench.store.folder)
+        assert verify.whole(store, templates=world.bench.templates).findings == []
+        assert world.memory(line[-1].digest) == memory
+        assert world.bench.left_over() == []
+    made = [one for one in world.bench.store.digests() if one not in {snapshot.digest for snapshot in line}]
+    assert len(made) == 1  # the last time it came to its end
+    await asyncio.to_thread(world.every._drop_unnamed)
+    assert made[0] not in world.bench.store.digests()
+    assert box.folder.load().parent == line[-1].digest
+
+
+async def test_a_fork_finds_what_was_compacted_meanwhile(world: World) -> None:
+    import contextlib
+
+    line = world.line(LONG)
+    box = world.box(line)
+    done = await box.compact(line[-1].digest)
+    with contextlib.ExitStack() as held:
+        found = await world.every._leased(line[-1].digest, held)
+        assert found.digest == done.after.digest
+        assert (await world.every._moment(line[-1].digest[7:20])).digest == done.after.digest
+
+
+def test_the_setting() -> None:
+    assert compaction.is_on({})
+    assert compaction.is_on({compaction.SETTING: "on"})
+    assert not compaction.is_on({compaction.SETTING: "off"})
+    with pytest.raises(InvalidValue, match="PERDURE_COMPACTION is 'maybe'"):
+        compaction.is_on({compaction.SETTING: "maybe"})
+
+
+def test_the_child_is_idle(world: World) -> None:
+    """It yields to everything else, and says what is wrong."""
+    argv = [sys.executable, "-m", "perdure.node.compaction", str(os.getpid())]
+    folders = [str(world.bench.store.folder), str(world.bench.templates)]
+    with subprocess.Popen([*argv, *folders, "sha256:" + "0" * 64], stderr=subprocess.PIPE) as child:
+        deadline = time.monotonic() + DEADLINE_S
+        seen = set()
+        while child.poll() is None and time.monotonic() < deadline:
+            try:
+                seen.add(os.sched_getscheduler(child.pid))
+            except ProcessLookupError:
+                break
+        assert child.stderr is not None
+        assert b"is not in the store" in child.stderr.read()
+    assert child.returncode == 1
+    assert os.SCHED_IDLE in seen
