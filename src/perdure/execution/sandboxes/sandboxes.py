@@ -133,17 +133,25 @@ class Sandboxes:
             )
         )
 
-    async def fork(self, ref: str, forks: Sequence[Fork], progress: Progress = silent) -> list[Sandbox]:
+    async def fork(
+        self, ref: str, forks: Sequence[Fork], progress: Progress = silent, *, populate: bool | None = None
+    ) -> list[Sandbox]:
         """New sandboxes, which go on from where another one is, or from a snapshot. All of them run then, or none is
         there.
 
         Raises NotFound (no such sandbox or snapshot, its image), Conflict (a name), what a checkpoint and a resume do.
         """
         self._check_names([fork.name for fork in forks])  # before a checkpoint is taken for nothing
-        return await self.fork_from((await self._moment(ref)).digest, forks, progress)
+        return await self.fork_from((await self._moment(ref)).digest, forks, progress, populate=populate)
 
     async def fork_from(
-        self, digest: str, forks: Sequence[Fork], progress: Progress = silent, *, log: Path | None = None
+        self,
+        digest: str,
+        forks: Sequence[Fork],
+        progress: Progress = silent,
+        *,
+        log: Path | None = None,
+        populate: bool | None = None,
     ) -> list[Sandbox]:
         """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
         self._check_names([fork.name for fork in forks])
@@ -154,7 +162,7 @@ class Sandboxes:
         made: list[Sandbox] = []
         try:
             made += (self._forked(fork, snapshot, origin, log) for fork in forks)
-            await forking.start(self._rooms, snapshot, made, progress)
+            await forking.start(self._rooms, snapshot, made, progress, populate)
         except BaseException:
             await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
             raise
