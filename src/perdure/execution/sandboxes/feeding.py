@@ -23,7 +23,7 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats import memorymap
 from perdure.formats.manifest import Snapshot
 
-LOST_AFTER_S = 60.0  # without a store; the pager waits twice as long
+LOST_AFTER_S = 45.0  # without a store, and one attempt more (at most 55 s): the pager waits 120 s
 AGAIN_S = 0.5
 
 Frames = list[tuple[int, int]]  # (number of the layer, number of the frame in it)

@@ -25,6 +25,7 @@ from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.paths import Home
@@ -166,6 +167,7 @@ class Sandboxes:
         except BaseException:
             await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
             raise
+        await asyncio.to_thread(self.let_go_if_named, digest)
         return made
 
     def _check_names(self, wanted: Sequence[str]) -> None:
@@ -272,7 +274,14 @@ class Sandboxes:
             return True  # whose it is does not read: it is looked at again when nobody is busy
 
     def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
-        return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
+        if any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id):
+            return True
+        return digest in self._rooms.store.tags().values()
+
+    def let_go_if_named(self, digest: str) -> None:
+        """A snapshot that was pulled needs no tag any more, once a sandbox names it. Blocking."""
+        if any(one.record.names(digest) for one in list(self._sandboxes.values())):
+            self._rooms.store.untag(transfer.kept_tag(digest))
 
     def templates_in_use(self) -> set[str] | None:
         """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
