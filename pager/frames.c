@@ -12,6 +12,8 @@
 #include "report.h"
 #include "zstd.h"
 
+enum { READ_AGAIN = 12, READ_AGAIN_US = 100000 };  // a shared folder's pages are looked after each second
+
 static const struct map *map;
 static int *files;
 static uint8_t *template_data;
@@ -62,20 +64,36 @@ size_t layer_read(uint32_t layer, uint64_t offset, uint8_t *bytes, size_t size) 
     return done;
 }
 
-void layer_changed(uint32_t layer, uint64_t offset, size_t size) {
-    uint64_t first = offset / PAGE * PAGE, end = (offset + size + PAGE - 1) / PAGE * PAGE;
-    posix_fadvise(files[layer], (off_t)first, (off_t)(end - first), POSIX_FADV_DONTNEED);
+static const char *decompress(struct lane *lane, uint32_t frame, const uint8_t *bytes, size_t got, uint8_t *content) {
+    if (got < map->frame_compressed[frame])
+        return "the file ends within it";
+    return zstd_decompress(lane->zstd, content, frame_size(map, frame), bytes, map->frame_compressed[frame],
+                           map->frame_checksum[frame]);
+}
+
+// Into the file of a partial layer the node writes while we read it. Where that file comes over a shared folder, our
+// kernel may hold pages that it read before: neighbours of an earlier frame, or read ahead. They are zeros there.
+static size_t read_anew(struct lane *lane, uint32_t frame) {
+    uint32_t layer = map->frame_layer[frame];
+    uint64_t begin = map->frame_offset[frame] / PAGE * PAGE;
+    size_t size = map->frame_compressed[frame];
+    posix_fadvise(files[layer], (off_t)begin, (off_t)((map->frame_offset[frame] + size - begin + PAGE - 1) / PAGE * PAGE),
+                  POSIX_FADV_DONTNEED);
+    return layer_read(layer, map->frame_offset[frame], buffer_room(&lane->frame, size), size);
 }
 
 void frame_decompress(struct lane *lane, uint32_t frame, const uint8_t *bytes, size_t got, uint8_t *content) {
-    const char *wrong = "the file ends within it";
     if (!lane->zstd)
         lane->zstd = zstd_context();
     if (!lane->zstd)
         fail("machine-failed", "", "the pager finds no memory to decompress");
-    if (got >= map->frame_compressed[frame])
-        wrong = zstd_decompress(lane->zstd, content, frame_size(map, frame), bytes, map->frame_compressed[frame],
-                                map->frame_checksum[frame]);
+    const char *wrong = decompress(lane, frame, bytes, got, content);
+    for (int again = 0; wrong && map->partial[map->frame_layer[frame]] && again < READ_AGAIN; again++) {
+        if (again)
+            usleep(READ_AGAIN_US);
+        got = read_anew(lane, frame);
+        wrong = decompress(lane, frame, buffer_room(&lane->frame, map->frame_compressed[frame]), got, content);
+    }
     if (wrong)
         fail_frame("snapshot-invalid", "The layer was damaged after the restore began. Restore an older snapshot.",
                    map->layer[map->frame_layer[frame]], map->frame_number[frame], wrong);

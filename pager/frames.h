@@ -18,6 +18,4 @@ const uint8_t *frame_content(struct lane *lane, uint32_t frame);
 // The same from bytes that were read before (`got` of them, from the frame's start on), into `content`.
 void frame_decompress(struct lane *lane, uint32_t frame, const uint8_t *bytes, size_t got, uint8_t *content);
 size_t layer_read(uint32_t layer, uint64_t offset, uint8_t *bytes, size_t size);  // less where the file ends
-// Bytes came into a layer's file. Where it is shared from another kernel, ours may remember what was there before.
-void layer_changed(uint32_t layer, uint64_t offset, size_t size);
 static inline size_t frame_size(const struct map *map, uint32_t frame) { return (size_t)map->frame_blocks[frame] * PAGE; }

@@ -97,7 +97,6 @@ static void arrived(uint32_t frame) {
     absent[frame] = 0;
     if (work.frame[frame] != FRAME_WANTED)
         return;
-    layer_changed(map->frame_layer[frame], map->frame_offset[frame], map->frame_compressed[frame]);
     work.frame[frame] = FRAME_IDLE;
     outstanding--;
     if (urgent[frame])

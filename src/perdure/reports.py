@@ -26,6 +26,34 @@ class SnapshotSummary(Frozen, frozen=True, kw_only=True):
     problem: str = ""
 
 
+class Pushed(Frozen, frozen=True):
+    """A snapshot that a store beyond this machine has now."""
+
+    digest: str
+    url: str
+    tag: str
+    sent_bytes: int
+    held_bytes: int  # were there already
+
+
+class Pulled(Frozen, frozen=True):
+    """A snapshot that came from a store beyond this machine."""
+
+    digest: str
+    url: str
+    reference: str  # the tag or digest that was asked for
+    sandbox_id: str  # that it was taken of, on whatever machine
+    elsewhere_bytes: int  # of its memory, which come when they are wanted
+
+
+class Evicted(Frozen, frozen=True):
+    """A snapshot whose memory is only in a store beyond this machine now."""
+
+    digest: str
+    url: str
+    freed_bytes: int
+
+
 class Finding(Frozen, frozen=True, kw_only=True):
     """One thing that is not as it must be."""
 

@@ -129,6 +129,18 @@ def kill_below(home: Home) -> Callable[[int], None]:
 
 
 @pytest.fixture
+def below(home: Home) -> Callable[[list[str]], str]:
+    """What a program says that runs below the line."""
+
+    def run(argv: list[str]) -> str:
+        said: list[str] = []
+        assert below_run(home, argv, said.append) == 0, said
+        return "".join(said)
+
+    return run
+
+
+@pytest.fixture
 def firecrackers(home: Home) -> Callable[[], list[int]]:
     """The pids of the Firecrackers that run a machine."""
     return lambda: machines_below(home)

@@ -181,20 +181,31 @@ class NodeClient:
         body = {"position": msgspec.to_builtins(position)} if position else {}
         return msgspec.convert(self._long("POST", f"{_path(ref)}/checkpoint", body), SnapshotInfo)
 
-    def fork(self, source: str, forks: Iterable[Fork] = (Fork(),)) -> _Sandboxes:
+    def fork(self, source: str, forks: Iterable[Fork] = (Fork(),), *, populate: bool | None = None) -> _Sandboxes:
         """New sandboxes that go on from where another one is; all of them run then, or none is there.
 
         source: a sandbox (one that runs is checkpointed, and runs on), or a snapshot's digest or the beginning of it.
+        populate: as in ``resume``.
         """
-        body = {"source": source, "forks": [msgspec.to_builtins(fork) for fork in forks]}
+        body = {"source": source, "forks": [msgspec.to_builtins(fork) for fork in forks], "populate": populate}
         return msgspec.convert(self._long("POST", "/v1/forks", body), _Sandboxes)
 
-    def resume(self, ref: str, *, snapshot: str | None = None, calls: CallsEndpoint | None = None) -> SandboxInfo:
+    def resume(
+        self,
+        ref: str,
+        *,
+        snapshot: str | None = None,
+        calls: CallsEndpoint | None = None,
+        populate: bool | None = None,
+    ) -> SandboxInfo:
         """Go on from the newest snapshot; also when the VM died.
 
-        snapshot: roll back to this one, whatever the sandbox does now. calls: a new endpoint for its calls.
+        snapshot: roll back to this one, whatever the sandbox does now. calls: a new endpoint for its calls. populate:
+        bring all of its memory in the background (None: where some of it is beyond the node's machine).
         """
         body: dict[str, Any] = {"snapshot": snapshot} if snapshot else {}
+        if populate is not None:
+            body["populate"] = populate
         if calls is not None:
             body["calls"] = msgspec.to_builtins(calls)
         return self._sandbox("POST", f"{_path(ref)}/resume", body)

@@ -8,7 +8,17 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.client.transport import Progress, Transport
-from perdure.reports import Compaction, Explanation, SnapshotSummary, Swept, TreeNode, Verification
+from perdure.reports import (
+    Compaction,
+    Evicted,
+    Explanation,
+    Pulled,
+    Pushed,
+    SnapshotSummary,
+    Swept,
+    TreeNode,
+    Verification,
+)
 
 _Summaries = list[SnapshotSummary]  # StoreClient.list hides the builtin inside the class
 _Nodes = list[TreeNode]
@@ -46,6 +56,21 @@ class StoreClient:
     def compact(self, ref: str) -> Compaction:
         """Rewrite it in one layer per space; its sandbox then names the new one. Not while that sandbox runs."""
         return msgspec.convert(self._long(f"{_path(ref)}/compact"), Compaction)
+
+    def push(self, ref: str, url: str, *, tag: str = "") -> Pushed:
+        """Bring it, its template and its image to the store at ``url``, where ``tag`` names it then.
+
+        The node goes there, with the credentials of its own environment. What is there already is skipped.
+        """
+        return msgspec.convert(self._long(f"{_path(ref)}/push", {"url": url, "tag": tag}), Pushed)
+
+    def pull(self, url: str, reference: str, *, lazy: bool = False) -> Pulled:
+        """The snapshot that a tag or digest names there. lazy: its memory stays there, and comes when it is wanted."""
+        return msgspec.convert(self._long("/v1/store/pull", {"url": url, "reference": reference, "lazy": lazy}), Pulled)
+
+    def evict(self, ref: str, *, url: str = "") -> Evicted:
+        """Delete its memory here, which the store at ``url`` (empty: where it was pushed to last) must hold."""
+        return msgspec.convert(self._long(f"{_path(ref)}/evict", {"url": url}), Evicted)
 
     def remove(self, ref: str, *, force: bool = False) -> int:
         """Give it up; the bytes freed. force: also the one that its sandbox is suspended to."""

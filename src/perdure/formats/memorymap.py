@@ -12,6 +12,7 @@ import struct
 import sys
 import zlib
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -65,6 +66,16 @@ def column(values: Sequence[int] = ()) -> array[int]:
 def wide_column(values: Sequence[int] = ()) -> array[int]:
     """A column of 64-bit numbers."""
     return array("Q", values)
+
+
+def absent_hot(value: MemoryMap) -> list[tuple[int, int]]:
+    """The frames of hot blocks that must be fetched first, in the order of those blocks: (layer, number in it)."""
+    found: dict[tuple[int, int], None] = {}
+    for block in value.hot:
+        frame = value.source[bisect_right(value.first, block) - 1] - FRAME
+        if frame >= 0 and not value.frame_present[frame]:
+            found[value.frame_layer[frame], value.frame_number[frame]] = None
+    return list(found)
 
 
 def encode(value: MemoryMap) -> bytes:

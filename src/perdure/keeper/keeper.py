@@ -40,6 +40,7 @@ class Keeper:
         self.folder = folder or below.machine(sandbox)
         self._loop = Loop()
         self._machine = Machine(self._loop, below, self._exited, self._want)
+        self._machine.on_resident = self._resident
         self._channel = Channel(self._loop)
         self._node: Stream | None = None
         self._decoder = line.Decoder()
@@ -232,6 +233,10 @@ class Keeper:
     def _want(self, frames: Frames) -> None:
         if self._node is not None:
             self._node.write(line.encode_control({"event": "pager-want", "frames": frames}))
+
+    def _resident(self) -> None:
+        if self._node is not None:
+            self._node.write(line.encode_control({"event": "pager-resident"}))
 
     def _exited(self, cause: str, detail: str) -> None:
         self._channel.close()

@@ -52,6 +52,7 @@ class Machine:
         self._pager: Pager | None = None
         self._console: Console | None = None
         self._api: Api | None = None
+        self.on_resident: Callable[[], None] = lambda: None  # its memory is all there, and its pager has gone
         self._death: tuple[str, str] | None = None  # why the machine ended, once it has
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
         self._holes_are_zeros = False  # of the capture that waits to be collected
@@ -366,6 +367,8 @@ class Machine:
             self._lose_ahead()
             return
         ended = self._pager
+        if ended is not None and ended.resident:
+            self.on_resident()
 
         def check() -> None:
             if self._pager is ended and not (ended is not None and ended.resident):

@@ -51,11 +51,13 @@ class _Suspend(Frozen, frozen=True, kw_only=True):
 class _Resume(Frozen, frozen=True, kw_only=True):
     snapshot: str | None = None
     calls: CallsEndpoint | None = None
+    populate: bool | None = None
 
 
 class _Fork(Frozen, frozen=True, kw_only=True):
     source: str
     forks: list[Fork] = msgspec.field(default_factory=list)  # none: one, of any name
+    populate: bool | None = None
 
 
 class _Build(Frozen, frozen=True, kw_only=True):
@@ -190,16 +192,15 @@ class Api:
         wish = await body(request, _Fork)
 
         async def work(progress: Progress) -> Any:
-            forks = await self._sandboxes.fork(wish.source, wish.forks or [Fork()], progress)
+            forks = await self._sandboxes.fork(wish.source, wish.forks or [Fork()], progress, populate=wish.populate)
             return [fork.info() for fork in forks]
 
         return await long(request, work, 201)
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Resume)
-        return await long(
-            request, lambda progress: sandbox.resume(snapshot=wish.snapshot, calls=wish.calls, progress=progress)
-        )
+        how = {"snapshot": wish.snapshot, "calls": wish.calls, "populate": wish.populate}
+        return await long(request, lambda progress: sandbox.resume(progress=progress, **how))  # type: ignore[arg-type]
 
     async def snapshots(self, request: web.Request) -> web.Response:
         return ok([kept.info for kept in self._find(request).record.snapshots])

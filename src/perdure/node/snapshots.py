@@ -12,6 +12,7 @@ from aiohttp import web
 from perdure.errors import Conflict, NotFound, PerdureError, Unsupported
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.care import explain, garbage, tree, verify
 from perdure.execution.snapshots.care.verify import RealRestore
 from perdure.execution.snapshots.store import Store
@@ -21,6 +22,7 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import Frozen
 from perdure.node.answers import body, long, ok
+from perdure.node.transfers import Transfers
 from perdure.reports import Compaction, SnapshotSummary
 
 _LISTED = "`fcrun snapshot ls` lists all."
@@ -55,6 +57,7 @@ class Snapshots:
             web.get("/v1/store/tree", self.tree),
             web.post("/v1/store/verify", self.verify_all),
             web.post("/v1/store/collect", self.collect),
+            *Transfers(self._home, self._sandboxes, self._find).routes(),
         ]
 
     # -- finding ------------------------------------------------------------------------------------------------------
@@ -223,11 +226,12 @@ class Snapshots:
 
     async def remove(self, request: web.Request) -> web.Response:
         digest, force = await self._find(request), request.query.get("force") == "1"
-        if digest in self._store.tags().values():
-            tags = ", ".join(_by_digest(self._store.tags())[digest])
-            raise Conflict(f"snapshot {digest} is tagged {tags}", hint="A tag keeps it.")
+        kept = transfer.kept_tag(digest)  # by a pull, for nobody else
+        if tags := [tag for tag in _by_digest(self._store.tags()).get(digest, []) if tag != kept]:
+            raise Conflict(f"snapshot {digest} is tagged {', '.join(tags)}", hint="A tag keeps it.")
         sandbox = self._owner(digest)
         if sandbox is not None:
+            await asyncio.to_thread(self._store.untag, kept)
             freed = await asyncio.shield(asyncio.ensure_future(sandbox.forget(digest, force=force)))
         elif await asyncio.to_thread(self._sandboxes.names, digest):
             users = ", ".join(one.name for one in self._sandboxes.all() if one.record.names(digest))
@@ -236,6 +240,7 @@ class Snapshots:
                 hint="Remove these sandboxes first: fcrun rm" if users else "Try again when that is done.",
             )
         else:
+            await asyncio.to_thread(self._store.untag, kept)
             freed = await asyncio.to_thread(self._store.remove, [digest])
             if digest in await asyncio.to_thread(self._store.digests):
                 raise Conflict(f"snapshot {digest} is being read", hint="Try again when that is done.")

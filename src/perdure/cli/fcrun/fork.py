@@ -18,6 +18,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--count", type=int, default=1, metavar="N", help="how many (1)")
     parser.add_argument("--name", default="", help="their name; of several: NAME-1, NAME-2 …")
     parser.add_argument("--rm", action="store_true", help="remove each when it exits")
+    parser.add_argument(
+        "--populate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="bring all memory in the background once it runs (the default where some of it is in another store)",
+    )
     parser.add_argument("source", metavar="SANDBOX|SNAPSHOT")
 
 
@@ -31,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidValue(f"--count is {count}: it must be from 1 to 1000")
     names = [f"{name}-{number}" if name and count > 1 else name for number in range(1, count + 1)]
     with node() as client:
-        for info in client.fork(options.source, [Fork(name=name, auto_remove=options.rm) for name in names]):
+        forks = [Fork(name=name, auto_remove=options.rm) for name in names]
+        for info in client.fork(options.source, forks, populate=options.populate):
             print(info.id)
     return 0

@@ -13,6 +13,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--snapshot", default=None, metavar="DIGEST", help="roll back to this one of its snapshots")
     parser.add_argument("-a", "--attach", action="store_true", help="join this terminal to its main process")
     parser.add_argument("-i", "--interactive", action="store_true", help="with -a: give it stdin")
+    parser.add_argument(
+        "--populate",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="bring all memory in the background once it runs (the default where some of it is in another store)",
+    )
     parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 
@@ -23,10 +29,11 @@ def run(options: argparse.Namespace) -> int:
 
     if len(options.sandboxes) > 1 and (options.attach or options.snapshot):
         raise InvalidValue("--attach and --snapshot take one sandbox")
+    how = {"snapshot": options.snapshot, "populate": options.populate}
     with node() as client:
         if not options.attach:
-            return each(options.sandboxes, lambda ref: client.resume(ref, snapshot=options.snapshot))
+            return each(options.sandboxes, lambda ref: client.resume(ref, **how))
         info = client.get(options.sandboxes[0])
         session = client.attach(info.id, waits=True)  # before: what it writes at once is not missed
-        client.resume(info.id, snapshot=options.snapshot)
+        client.resume(info.id, **how)
     return follow_main(client, info.id, session, tty=info.spec.tty, stdin=options.interactive)

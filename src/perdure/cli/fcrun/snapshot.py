@@ -7,13 +7,13 @@ import os
 from perdure.cli.program import Program
 
 NAME = "snapshot"
-HELP = "List, verify, explain, compact and remove snapshots"
+HELP = "List, verify, explain, compact, push, pull and remove snapshots"
 GROUP = "Snapshots"
 PROGRAM = Program(
     "fcrun snapshot",
     "perdure.cli.fcrun.snapshot_commands",
     os.path.join(os.path.dirname(__file__), "snapshot_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
     "SNAPSHOT is a digest, a unique beginning of one, a tag, or a sandbox: its newest snapshot.",
-    ("Snapshots", "The store"),
+    ("Snapshots", "The store", "Other stores"),
     docker=True,
 )

@@ -8,6 +8,7 @@ import time
 
 from perdure.errors import PerdureError
 from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes import feeding
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import end_stray, why_gone
 from perdure.execution.sandboxes.phases import Phases
@@ -42,7 +43,19 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
     session = life.new_session()
     machine = life.hold(launcher, keeper, session)
     try:
-        if (await machine.request("stat")).get("state") == "paused":
+        facts = await machine.request("stat")
+        feeder = await feeding.again(
+            life.rooms.store,
+            life.record.restored,
+            life.folder.machine(life.record.generation) / "memory.map",
+            keeper,
+            facts,
+        )
+        if feeder is not None:
+            machine.feed(feeder)
+            if life.record.populates:
+                await feeding.populate(keeper)
+        if facts.get("state") == "paused":
             await machine.request("continue")
         guest = await machine.outlives(session.ready(READY_TIMEOUT_S))
         if guest.frozen:

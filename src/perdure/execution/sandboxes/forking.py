@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue
+from perdure.execution.sandboxes import feeding
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots import restore
@@ -53,9 +54,22 @@ def origin_of(snapshot: Snapshot) -> Origin:
     return snapshot.config.origin
 
 
-async def start(rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress) -> None:
+async def start(
+    rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress, populate: bool | None = None
+) -> None:
     """Let sandboxes that were made for it (suspended at the snapshot) run. All do, or the error of the first that did
-    not is raised; whoever calls removes them then."""
+    not is raised; whoever calls removes them then. ``populate``: as in ``resuming.resume``."""
+    held = await feeding.opened(rooms.store, snapshot)  # what is fetched for the first stays for the others
+    try:
+        await _start(rooms, snapshot, forks, progress, populate)
+    finally:
+        if held is not None:
+            await held.close()
+
+
+async def _start(
+    rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress, populate: bool | None
+) -> None:
     began = time.monotonic()
     facts = origin_of(snapshot).spec
     _, template = await rooms.ground.stand(facts.vcpus, facts.memory_mib, progress)
@@ -65,7 +79,7 @@ async def start(rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], prog
     async def one(fork: Sandbox, ready: RestoreFiles) -> None:
         nonlocal done
         async with free:
-            await fork.resume(ready=ready)
+            await fork.resume(ready=ready, populate=populate)
         done += 1
         progress("Forking", done, len(forks))
 

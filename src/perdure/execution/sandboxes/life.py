@@ -120,8 +120,12 @@ class Life(ABC):
             image_digest=record.image_digest,
             snapshot=current.info if current else None,
             stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),
-            machine=self.figures if record.state in states.LIVE else {},
+            machine=self.figures | self._fed() if record.state in states.LIVE else {},
         )
+
+    def _fed(self) -> dict[str, Any]:
+        fed = self.machine.fed if self.machine is not None else {}
+        return {"fed": fed} if fed else {}
 
     # -- moving -------------------------------------------------------------------------------------------------------
     def check(self, event: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from perdure.errors import MachineFailed, NotFound, PerdureError, Unavailable
 from perdure.execution.guest.session import GuestSession
 from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.execution.sandboxes.feeding import Feeder, Frames
 
 END_TIMEOUT_S = 30.0
 DYING_S = 2.0  # a process that was killed closes its connections some time before it counts as dead
@@ -33,6 +34,8 @@ class Machine:
         self._launcher = launcher
         self._on_death = on_death
         self._over = False
+        self._feeder: Feeder | None = None
+        self._wanted: Frames = []  # by its pager, before there was a feeder
         self._dead: asyncio.Future[tuple[str, str]] = asyncio.get_running_loop().create_future()
         keeper.listen(self._event)
         keeper.connect_channel(session)
@@ -43,8 +46,31 @@ class Machine:
         return self._over
 
     def _event(self, event: dict[str, Any]) -> None:
-        if event.get("event") == "exited":
+        kind = event.get("event")
+        if kind == "exited":
             self._died(str(event.get("cause", "machine-died")), str(event.get("detail", "")))
+        elif kind == "pager-want":
+            frames = [(int(layer), int(number)) for layer, number in event["frames"]]
+            if self._feeder is not None:
+                self._feeder.want(frames)
+            else:
+                self._wanted += frames
+        elif kind == "pager-resident" and self._feeder is not None:
+            self._feeder.leave()
+            self._feeder = None
+
+    def feed(self, feeder: Feeder) -> None:
+        """Let it bring what the machine's pager wants and has wanted. The machine closes it."""
+        self._feeder = feeder
+        feeder.join(self.keeper.request)
+        wanted, self._wanted = self._wanted, []
+        if wanted:
+            feeder.want(wanted)
+
+    @property
+    def fed(self) -> dict[str, int]:
+        """What was fetched for it, while it is fed."""
+        return self._feeder.figures if self._feeder is not None else {}
 
     async def _watch(self) -> None:
         """The keeper's connection ended without a word: find out why."""
@@ -60,6 +86,8 @@ class Machine:
     def _died(self, cause: str, detail: str) -> None:
         if not self._over:
             self._over = True  # its keeper, if it lives, waits for ``end``
+            if self._feeder is not None:
+                self._feeder.stop()
             self._dead.set_result((cause, detail))
             self._on_death(cause, detail)
 
@@ -100,12 +128,17 @@ class Machine:
             except (PerdureError, OSError) as error:
                 _log.info("end of %s: %s", self.keeper.sandbox_id, error)
         self.keeper.close()
+        feeder, self._feeder = self._feeder, None
+        if feeder is not None:
+            await feeder.close()
 
     def leave(self) -> None:
         """Let go of it: the machine runs on for the next node."""
         self._over = True
         self._watching.cancel()
         self.keeper.close()
+        if self._feeder is not None:
+            self._feeder.leave()
 
 
 async def why_gone(launcher: Launcher, sandbox_id: str) -> tuple[str, str]:

@@ -58,6 +58,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     template: str = ""  # the name of the template that its machine's memory began as,
     template_digest: str = ""  # and of its content: what a capture is a difference to, whatever is newest by then
     parent: str | None = None  # the snapshot (digest) that its machine goes on from; None: that template
+    restored: str = ""  # the snapshot that the pager of its machine reads: after a checkpoint ``parent`` is another
+    populates: bool = False  # that pager was told to bring everything
     snapshots: list[KeptSnapshot] = msgspec.field(default_factory=list)  # oldest first
     full_next: bool = False  # a capture was taken and lost: Firecracker's dirty log no longer tells all
     started: float | None = None

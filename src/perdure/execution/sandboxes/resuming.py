@@ -10,7 +10,8 @@ import shutil
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import disk
+from perdure.execution.sandboxes import disk, feeding
+from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
@@ -29,8 +30,10 @@ async def resume(
     calls: CallsEndpoint | None,
     progress: Progress,
     ready: restore.RestoreFiles | None = None,
+    populate: bool | None = None,
 ) -> None:
-    """``ready``: files that were prepared for this snapshot, of which this machine gets a copy.
+    """``ready``: files that were prepared for this snapshot, of which this machine gets a copy. ``populate``: bring all
+    of its memory once it runs (None: where some of it is beyond this machine).
 
     Raises what refused; the sandbox is then as it was, or (where its machine was ended before) suspended.
     """
@@ -40,19 +43,30 @@ async def resume(
     kept = _choose(life, wanted)
     with contextlib.ExitStack() as held:  # until the pager has its files open, nobody sweeps them away
         await asyncio.to_thread(held.enter_context, life.rooms.store.reading(kept.info.digest))
-        await _resume(life, kept, event, calls, progress, ready, phases)
+        stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
+        feeder = await feeding.opened(life.rooms.store, stored)
+        phases.end("open")
+        try:
+            await _resume(life, stored, kept, event, calls, progress, ready, phases, feeder)
+        finally:
+            if feeder is not None and not feeder.joined:
+                await feeder.close()
+    if populate or (populate is None and feeder is not None):
+        life.save(populates=True)
+        await feeding.populate(life.need_machine().keeper)
 
 
 async def _resume(
     life: Life,
+    stored: Snapshot,
     kept: KeptSnapshot,
     event: str,
     calls: CallsEndpoint | None,
     progress: Progress,
     ready: restore.RestoreFiles | None,
     phases: Phases,
+    feeder: Feeder | None,
 ) -> None:
-    stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     phases.end("stand")
@@ -61,6 +75,8 @@ async def _resume(
     except BaseException:
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
+    if feeder is not None:
+        feeder.ahead(prepared.absent)
     phases.end("prepare")
     # in the same daemon, from the snapshot that it was suspended to: every stream goes on where it was
     goes_on = life.session is not None and life.session_parent == stored.digest
@@ -68,7 +84,7 @@ async def _resume(
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     life.move(event)
     try:
-        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases)
+        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases, feeder)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -94,12 +110,15 @@ async def _restore(
     calls: CallsEndpoint | None,
     goes_on: bool,
     phases: Phases,
+    feeder: Feeder | None,
 ) -> None:
     life.save(calls=calls or life.record.calls)
     if not goes_on:
         life.log.restart(kept.stdout, kept.stderr)
     session = life.session if life.session is not None and goes_on else life.new_session()
     machine = await life.spawn(launcher, session)
+    if feeder is not None:
+        machine.feed(feeder)
     phases.end("keeper")
     assets = await life.rooms.ground.assets()
     answer = await machine.request(
@@ -138,6 +157,8 @@ async def _restore(
         template=prepared.template.name,
         template_digest=prepared.template.digest,
         parent=kept.info.digest,
+        restored=kept.info.digest,
+        populates=False,
         started=kept.started,
         exit_status=None,
         finished=None,
@@ -177,5 +198,6 @@ def _prepare(
         os.link(ready.state, folder / "state")
         os.link(ready.memory_map, folder / "memory.map")
         disk.clone(ready.overlay, folder / "overlay")
-        return restore.RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", ready.template)
+        made = (folder / "state", folder / "memory.map", folder / "overlay")
+        return restore.RestoreFiles(*made, ready.template, ready.absent)
     return restore.prepare(life.rooms.store, stored, folder=folder, templates=home.templates, facts=template.facts)

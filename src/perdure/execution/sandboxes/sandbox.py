@@ -54,12 +54,13 @@ class Sandbox(Life):
         calls: CallsEndpoint | None = None,
         progress: Progress = silent,
         ready: RestoreFiles | None = None,
+        populate: bool | None = None,
     ) -> SandboxInfo:
         """snapshot: roll back to this one, whatever the sandbox does now. calls: where its calls go from now on.
-        ready: the files of that snapshot, where several sandboxes start from it."""
+        ready: the files of that snapshot, where several sandboxes start from it. populate: see ``resuming``."""
         self.rooms.before_moving(self.id)
         async with self.moving:
-            await resuming.resume(self, snapshot, calls, progress, ready)
+            await resuming.resume(self, snapshot, calls, progress, ready, populate)
             return self.info()
 
     async def compact(self, snapshot: str, progress: Progress = silent) -> compacting.Compacted:

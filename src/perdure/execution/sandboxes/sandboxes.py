@@ -26,6 +26,7 @@ from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.paths import Home
@@ -144,17 +145,25 @@ class Sandboxes:
             )
         )
 
-    async def fork(self, ref: str, forks: Sequence[Fork], progress: Progress = silent) -> list[Sandbox]:
+    async def fork(
+        self, ref: str, forks: Sequence[Fork], progress: Progress = silent, *, populate: bool | None = None
+    ) -> list[Sandbox]:
         """New sandboxes, which go on from where another one is, or from a snapshot. All of them run then, or none is
         there.
 
         Raises NotFound (no such sandbox or snapshot, its image), Conflict (a name), what a checkpoint and a resume do.
         """
         self._check_names([fork.name for fork in forks])  # before a checkpoint is taken for nothing
-        return await self.fork_from((await self._moment(ref)).digest, forks, progress)
+        return await self.fork_from((await self._moment(ref)).digest, forks, progress, populate=populate)
 
     async def fork_from(
-        self, digest: str, forks: Sequence[Fork], progress: Progress = silent, *, log: Path | None = None
+        self,
+        digest: str,
+        forks: Sequence[Fork],
+        progress: Progress = silent,
+        *,
+        log: Path | None = None,
+        populate: bool | None = None,
     ) -> list[Sandbox]:
         """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
         self._check_names([fork.name for fork in forks])
@@ -166,10 +175,11 @@ class Sandboxes:
             made: list[Sandbox] = []
             try:
                 made += (self._forked(fork, snapshot, origin, log) for fork in forks)
-                await forking.start(self._rooms, snapshot, made, progress)
+                await forking.start(self._rooms, snapshot, made, progress, populate)
             except BaseException:
                 await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
                 raise
+            await asyncio.to_thread(self.let_go_if_named, snapshot.digest)
             return made
 
     async def _leased(self, digest: str, held: contextlib.ExitStack) -> Snapshot:
@@ -302,7 +312,14 @@ class Sandboxes:
             return True  # whose it is does not read: it is looked at again when nobody is busy
 
     def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
-        return any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id)
+        if any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id):
+            return True
+        return digest in self._rooms.store.tags().values()
+
+    def let_go_if_named(self, digest: str) -> None:
+        """A snapshot that was pulled needs no tag any more, once a sandbox names it. Blocking."""
+        if any(one.record.names(digest) for one in list(self._sandboxes.values())):
+            self._rooms.store.untag(transfer.kept_tag(digest))
 
     def templates_of_today(self) -> set[str] | None:
         """The templates that the next start of an image may take; None: not known. Blocking."""

@@ -114,6 +114,11 @@ class Layer:
         """Whether the frame is in the file at ``path``, at its own offset."""
         return True
 
+    @property
+    def present_bytes(self) -> int:
+        """Of all frames that are in the file."""
+        return sum(frame.compressed for number, frame in enumerate(self.frames) if self.present(number))
+
     def fetch(self, numbers: Iterable[int]) -> None:
         """Bring these frames into the file. Raises Unavailable, NotFound, NoRights, SnapshotInvalid, NoSpace."""
 
@@ -162,11 +167,19 @@ def open_layer(store: Store, descriptor: Descriptor) -> Layer:
 
     Of one beyond this machine only map and seek table are verified here, and each frame as it comes.
     """
-    if not store.blob_path(descriptor.digest).exists() and (url := store.place(descriptor)):
-        if store.elsewhere is None:
-            raise NotFound(f"layer {descriptor.digest} is not in the store {store.folder}, it is in {url}")
-        return store.elsewhere.open(descriptor, url)
+    if not store.blob_path(descriptor.digest).exists() and store.place(descriptor):
+        return open_away(store, descriptor)
     return Layer(store.verified(descriptor))
+
+
+def open_away(store: Store, descriptor: Descriptor) -> Layer:
+    """The layer as it is read from beyond this machine, whether or not it is here too. Raises NotFound (no note says
+    where it is), and as above."""
+    url = store.place(descriptor)
+    if not url or store.elsewhere is None:
+        where = f", it is in {url}" if url else ", and nothing notes where else it is"
+        raise NotFound(f"layer {descriptor.digest} is not in the store {store.folder}{where}")
+    return store.elsewhere.open(descriptor, url)
 
 
 def open_chain(store: Store, descriptors: Sequence[Descriptor], *, kind: int, blocks: int, base: bytes) -> list[Layer]:

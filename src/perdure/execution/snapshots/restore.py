@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,12 +32,16 @@ MUST_AGREE = ("firecracker", "cpu_vendor", "cpu_family", "vcpus", "memory_mib")
 @dataclass(frozen=True)
 class RestoreFiles:
     """What the keeper's ``restore`` takes: the device state, the pager's memory map, the disk, and the template that
-    the map refers to (the snapshot's own: by now another one may be newest)."""
+    the map refers to (the snapshot's own: by now another one may be newest).
+
+    ``absent``: frames of the working set that are beyond this machine, (layer, number) each: the first to be fetched.
+    """
 
     state: Path
     memory_map: Path
     overlay: Path
     template: Template
+    absent: Sequence[tuple[int, int]] = ()
 
 
 def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, facts: Facts) -> RestoreFiles:
@@ -48,15 +52,16 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
     """
     check_facts(snapshot, facts)
     template = load(templates, snapshot.config.template, snapshot.config.template_digest)
-    files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template)
     with (
         spaces.memory_of(store, snapshot, template) as memory,
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,
     ):
         state = device_state(store, snapshot)
-        held = memorymap.encode(memory_map(memory, template, store.working_set(snapshot.digest)))
+        held = memory_map(memory, template, store.working_set(snapshot.digest))
+        absent = memorymap.absent_hot(held)
+        files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template, absent)
         _write(files.state, lambda file: _write_all(file, state))
-        _write(files.memory_map, lambda file: _write_all(file, held))
+        _write(files.memory_map, lambda file: _write_all(file, memorymap.encode(held)))
         _write(files.overlay, lambda file: _write_sparse(file, disk))
     return files
 
@@ -118,7 +123,7 @@ def memory_map(memory: Space, template: Template, working_set: list[int]) -> Mem
         blocks=memory.blocks,
         template=str(template.memory),
         layers=[str(layer.path) for layer in memory.layers],
-        partial=[False for _ in memory.layers],
+        partial=[layer.partial for layer in memory.layers],
         first=first,
         source=source,
         at=at,
@@ -128,7 +133,7 @@ def memory_map(memory: Space, template: Template, working_set: list[int]) -> Mem
         frame_blocks=memorymap.column([entry.size // BLOCK for entry in entries]),
         frame_checksum=memorymap.column([entry.checksum for entry in entries]),
         frame_number=memorymap.column([number for _, number in frames]),
-        frame_present=memorymap.column([1 for _ in frames]),
+        frame_present=memorymap.column([memory.layers[layer].present(number) for layer, number in frames]),
         frame_runs=frame_runs,
         by_frame=memorymap.column([run for runs in runs_of for run in runs]),
         hot=memorymap.column([block for block in working_set if block < memory.blocks]),

@@ -267,6 +267,20 @@ class Store:
             index.manifests.append(msgspec.structs.replace(manifest, annotations={TAG: name}))
             self._replace(self.folder / "index.json", msgspec.json.encode(index))
 
+    def untag(self, name: str) -> None:
+        """Let ``name`` mean nothing any more. What it meant stays registered, and goes once nobody names it."""
+        with self._locked("index.lock", fcntl.LOCK_EX):
+            index = self._index()
+            tagged = [entry for entry in index.manifests if entry.annotations.get(TAG) == name]
+            if not tagged:
+                return
+            index.manifests = [entry for entry in index.manifests if entry not in tagged]
+            known = {entry.digest for entry in index.manifests}
+            index.manifests += [
+                msgspec.structs.replace(entry, annotations={}) for entry in tagged if entry.digest not in known
+            ]
+            self._replace(self.folder / "index.json", msgspec.json.encode(index))
+
     def tags(self) -> dict[str, str]:
         """The digest that each tag means."""
         return {entry.annotations[TAG]: entry.digest for entry in self._index().manifests if TAG in entry.annotations}
@@ -340,10 +354,18 @@ class Store:
         return place.url
 
     def drop(self, descriptors: Iterable[Descriptor], url: str) -> int:
-        """Delete the copies here of layers that the store at ``url`` holds, and note so; the bytes freed."""
-        freed = 0
+        """Delete the copies here of layers that the store at ``url`` holds, and note so; the bytes freed.
+
+        Raises Conflict while a snapshot that needs one of them is being read, or restored.
+        """
+        freed, descriptors = 0, list(descriptors)
         self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX):
+            if reader := sweep.reader_of(self.folder, {descriptor.digest for descriptor in descriptors}):
+                raise Conflict(
+                    f"snapshot {reader} is being read, or a machine reads its memory from it",
+                    hint="Try again when that is done; what it reads stays here until then.",
+                )
             for descriptor in descriptors:
                 self.note(descriptor, url)
                 path = self.blob_path(descriptor.digest)

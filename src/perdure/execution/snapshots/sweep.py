@@ -61,6 +61,20 @@ def _mark(folder: Path, kept: Iterable[str], swept: Swept) -> set[str]:
     return needed
 
 
+def reader_of(folder: Path, blobs: set[str]) -> str:
+    """A snapshot that is being read and needs one of these blobs (digests), or nothing. The same lock is held."""
+    for lease in (folder / "leases").iterdir():
+        if not _is_read(lease):
+            continue
+        try:
+            needed = manifest.blobs_of((folder / "blobs" / "sha256" / lease.name).read_bytes())
+        except (PerdureError, OSError):
+            continue  # it is gone, or does not read: nothing is restored from it
+        if any(blob.digest in blobs for blob in needed):
+            return f"sha256:{lease.name}"
+    return ""
+
+
 def _is_read(lease: Path) -> bool:
     """Somebody holds it. Nobody can take one while the store's lock is held exclusively."""
     if not lease.exists():

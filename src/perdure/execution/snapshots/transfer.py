@@ -28,6 +28,7 @@ from perdure.formats.manifest import MANIFEST, Descriptor, Snapshot, check_diges
 from perdure.host.progress import Progress, silent
 
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+INTERNAL_TAGS = ("template-", "image-", "working-set-")  # beginnings of those that no snapshot has
 _INDEXES = 8  # at once
 _ROUNDS = 5  # of downloads, while removals of other snapshots take what just came
 _GONE = "It is being removed while it is transferred. Try again."
@@ -36,6 +37,11 @@ _GONE = "It is being removed while it is transferred. Try again."
 def tag_of(digest: str) -> str:
     """What names a snapshot in a store when nothing else is asked for."""
     return f"snapshot-{check_digest(digest)[:32]}"
+
+
+def kept_tag(digest: str) -> str:
+    """What keeps a snapshot that was pulled, in the index of the local store, until a sandbox names it."""
+    return f"pulled-{check_digest(digest)[:32]}"
 
 
 def push(
@@ -64,7 +70,12 @@ def push(
         if working_set := store.working_set(snapshot.digest):
             parcels.append(_working_set_parcel(store, snapshot, working_set, Path(scratch)))
         parcels.append(_snapshot_parcel(store, snapshot, remote, tag or tag_of(snapshot.digest)))
-        return send(remote, parcels, progress)
+        sent = send(remote, parcels, progress)
+    with store.writing():
+        for layer in snapshot.memory.layers:
+            if store.blob_path(layer.digest).exists():
+                store.note(layer, remote.url)  # so that it is known where to evict it to
+    return sent
 
 
 def pull(
@@ -74,13 +85,16 @@ def pull(
     remote: RemoteStore,
     reference: str,
     progress: Progress = silent,
+    *,
+    is_kept: bool = False,
 ) -> Snapshot:
     """The snapshot that ``reference`` (a tag, or a manifest's digest) names in ``remote``, all of it, verified.
 
     Raises NotFound, SnapshotInvalid (it is not what was captured), ImageInvalid, NoSpace, and what the store raises;
-    the snapshot is then not here, and what came whole is skipped next time.
+    the snapshot is then not here, and what came whole is skipped next time. ``is_kept``: tagged in the store
+    (``kept_tag``), so that it stays although nobody names it.
     """
-    return _bring(store, templates_folder, images, remote, reference, progress, is_lazy=False)
+    return _bring(store, templates_folder, images, remote, reference, progress, is_lazy=False, is_kept=is_kept)
 
 
 def attach(
@@ -90,6 +104,8 @@ def attach(
     remote: RemoteStore,
     reference: str,
     progress: Progress = silent,
+    *,
+    is_kept: bool = False,
 ) -> Snapshot:
     """As ``pull``, but memory layers stay in ``remote``: only their indexes come, and the store notes where they are.
 
@@ -97,7 +113,7 @@ def attach(
     """
     if store.elsewhere is None:
         raise Conflict(f"the store {store.folder} was opened without a cache of frames", hint="Pull it instead.")
-    return _bring(store, templates_folder, images, remote, reference, progress, is_lazy=True)
+    return _bring(store, templates_folder, images, remote, reference, progress, is_lazy=True, is_kept=is_kept)
 
 
 def evict(store: Store, snapshot: Snapshot, remote: RemoteStore) -> int:
@@ -105,7 +121,8 @@ def evict(store: Store, snapshot: Snapshot, remote: RemoteStore) -> int:
 
     The bytes freed. That the store holds them is seen by their size and by their indexes, with the checksums of all
     frames. Not for a snapshot that is being restored. Raises NotFound (it does not hold one: push first),
-    SnapshotInvalid (it holds something else), and what the store raises; nothing is deleted then.
+    SnapshotInvalid (it holds something else), Conflict (it is being read), and what the store raises; nothing is
+    deleted then.
     """
     _refuse_itself(store, remote)
     held = [layer for layer in snapshot.memory.layers if store.blob_path(layer.digest).exists()]
@@ -127,6 +144,15 @@ def evict(store: Store, snapshot: Snapshot, remote: RemoteStore) -> int:
     return store.drop(held, remote.url)
 
 
+def pushed_to(store: Store, snapshot: Snapshot) -> str:
+    """The URL of the store that its memory was pushed to last; empty: it was not, or nothing of it is here.
+
+    Raises SnapshotInvalid (a note does not read).
+    """
+    here = [layer for layer in snapshot.memory.layers if store.blob_path(layer.digest).exists()]
+    return store.place(here[-1]) if here else ""
+
+
 def _bring(
     store: Store,
     templates_folder: Path,
@@ -136,6 +162,7 @@ def _bring(
     progress: Progress,
     *,
     is_lazy: bool,
+    is_kept: bool,
 ) -> Snapshot:
     _refuse_itself(store, remote)
     data = remote.manifest(reference)
@@ -164,6 +191,9 @@ def _bring(
                 ):
                     pass  # chain, bases and maps were verified
                 store.adopt(data, config)
+                if is_kept:
+                    named = Descriptor(media_type=MANIFEST, digest=snapshot.digest, size=len(data))
+                    store.tag(kept_tag(snapshot.digest), named)
             break
         else:
             raise Conflict(f"blobs of snapshot {snapshot.digest} are removed as they come", hint=_GONE)
