@@ -28,6 +28,7 @@ from perdure.model import LogPosition, MemoryUse
 
 _STEP = 1024  # blocks that are compared at a time
 _ZERO_BLOCK = bytes(BLOCK)
+TOUCHED_MAX = 16384  # blocks; what a machine has touched beyond that is more than it needs to go on
 
 Piece = tuple[int, int, bytes | None]  # first block, end, content; None: zeros
 
@@ -50,9 +51,9 @@ def pack(
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
     ``folder`` holds Firecracker's ``state`` and a capture file ``memory``, ``overlay`` is the sandbox's disk; neither
-    is changed. ``working_set``: what its pager recorded; it makes the next restore faster. ``memory_use``: what its
-    guest told. Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent or the capture file
-    does not verify).
+    is changed. ``working_set``: what its pager recorded (none: there was no pager); with what the capture tells it
+    makes the next restore faster. ``memory_use``: what its guest told. Raises NoSpace, InvalidValue (files of another
+    size), SnapshotInvalid (the parent or the capture file does not verify).
     """
     if isinstance(parent, Template):
         template, before = parent, None
@@ -99,8 +100,26 @@ def pack(
             )
         )
     if working_set:
-        store.keep_working_set(snapshot.digest, working_set)
+        hot = exact_working_set(working_set, captured.runs)
+        store.keep_working_set(snapshot.digest, hot)
+        template.keep_working_set(hot)
     return snapshot
+
+
+def exact_working_set(recorded: Sequence[int], captured: Sequence[Run]) -> list[int]:
+    """The blocks that a machine touched since it was restored through a pager: those that its pager saw first, in that
+    order, then the others.
+
+    Behind a pager KVM logs every page that the guest touched, also those that it only read (they are mapped writable),
+    and none that were only put in place for it. So what Firecracker captured is exactly the working set, while a pager
+    sees the first touch of a frame only. After a long life that is much of the memory, and says little: then the
+    pager's word stands alone.
+    """
+    if sum(run.length for run in captured) > TOUCHED_MAX:
+        return list(recorded)
+    touched = [block for run in captured for block in range(run.first, run.first + run.length)]
+    known = set(touched)
+    return list(dict.fromkeys([*(block for block in recorded if block in known), *touched]))
 
 
 def _add(store: Store, before: Space, changed: Iterable[Piece]) -> tuple[Descriptor, list[Descriptor]]:

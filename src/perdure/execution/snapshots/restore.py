@@ -57,7 +57,8 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,
     ):
         state = device_state(store, snapshot)
-        held = memory_map(memory, template, store.working_set(snapshot.digest))
+        hot = store.working_set(snapshot.digest) or template.working_set()
+        held = memory_map(memory, template, hot)
         absent = memorymap.absent_hot(held)
         files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template, absent)
         _write(files.state, lambda file: _write_all(file, state))

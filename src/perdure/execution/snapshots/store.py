@@ -22,8 +22,6 @@ import logging
 import os
 import secrets
 import threading
-import zlib
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -32,7 +30,7 @@ import msgspec
 from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots import sweep
 from perdure.execution.snapshots.elsewhere import Elsewhere, Place
-from perdure.formats import manifest
+from perdure.formats import manifest, workingset
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 from perdure.linux import durable
 from perdure.reports import Swept
@@ -40,7 +38,6 @@ from perdure.reports import Swept
 _CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
-WORKING_SET_MAX = 1 << 15  # blocks
 TAG = "org.opencontainers.image.ref.name"
 
 
@@ -380,34 +377,32 @@ class Store:
 
     def keep_working_set(self, digest: str, blocks: Iterable[int]) -> None:
         """Remember which blocks a machine touched first after a restore of ``digest``, in that order."""
-        body = array("I", list(blocks)[:WORKING_SET_MAX]).tobytes()
         with self.writing():
-            self._replace(self._working_set_path(digest), zlib.crc32(body).to_bytes(4, "little") + body)
+            self._replace(self._working_set_path(digest), workingset.encode(blocks), synced=False)
 
     def working_set(self, digest: str) -> list[int]:
         """What ``keep_working_set`` kept; empty when there is none, or it was damaged: it only saves time."""
         try:
-            data = self._working_set_path(digest).read_bytes()
+            return workingset.decode(self._working_set_path(digest).read_bytes())
         except FileNotFoundError:
             return []
-        if len(data) % 4 or zlib.crc32(data[4:]).to_bytes(4, "little") != data[:4]:
-            return []
-        return list(array("I", data[4:]))
 
     def _working_set_path(self, digest: str) -> Path:
         return self.folder / "working-sets" / check_digest(digest)
 
     # Files
 
-    def _replace(self, path: Path, data: bytes) -> None:
+    def _replace(self, path: Path, data: bytes, *, synced: bool = True) -> None:
         temporary = self.folder / "ingest" / f"{os.getpid()}-{secrets.token_hex(6)}"
         try:
             with space_checked(str(path)), temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if synced:
+                    os.fsync(file.fileno())
                 temporary.rename(path)
-                durable.sync(path.parent)
+                if synced:
+                    durable.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

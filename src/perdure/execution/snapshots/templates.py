@@ -4,6 +4,7 @@
                    state             Firecracker's device state
                    memory            the guest's memory: raw, sparse, blocks of zeros are holes
                    map               which blocks are not zeros (docs/formats/layer.md, a flat map)
+                   working-set       which blocks machines that began here touch first after a restore (may be lost)
                    overlay           the disk that is mounted in it: sparse; only where an image is attached
 
 NAME is a digest of everything that the content depends on: another kernel, guestd, Firecracker, CPU, shape or image is
@@ -17,6 +18,7 @@ import hashlib
 import os
 import secrets
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +32,7 @@ from perdure.errors import (
 )
 from perdure.execution.snapshots.collected import opened
 from perdure.execution.snapshots.store import space_checked
-from perdure.formats import blockmap
+from perdure.formats import blockmap, workingset
 from perdure.formats.blockmap import BASE, BLOCK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, Run
 from perdure.formats.manifest import Facts
 from perdure.linux import durable, sparse
@@ -50,6 +52,23 @@ class Template:
     digest: str  # 64 hex digits, of its content: what the lowest memory layers are a difference to
     facts: Facts
     overlay: Path | None = None  # with an image attached: each sandbox starts with a copy of this disk
+
+    def keep_working_set(self, blocks: Iterable[int]) -> None:
+        """Remember what a machine that began here touched first after a restore: a hint for others' first restore."""
+        path = self.state.with_name("working-set")
+        fresh = path.with_name(f"working-set.{secrets.token_hex(4)}")
+        try:
+            fresh.write_bytes(workingset.encode(blocks))
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)  # a full disk, say; then it is learned another time
+
+    def working_set(self) -> list[int]:
+        """What was kept; empty when there is none."""
+        try:
+            return workingset.decode(self.state.with_name("working-set").read_bytes())
+        except FileNotFoundError:
+            return []
 
     def runs(self) -> list[Run]:
         """Which blocks are not zeros. Raises SnapshotInvalid."""

@@ -17,12 +17,12 @@ from pathlib import Path
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.snapshots import cachefile, image_artifact, spaces, template_artifact, templates
-from perdure.execution.snapshots.store import WORKING_SET_MAX, Store
+from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.execution.snapshots.stores.upload import Parcel, Sent, send
-from perdure.formats import artifact, manifest
+from perdure.formats import artifact, manifest, workingset
 from perdure.formats.artifact import EMPTY, EMPTY_BYTES, WORKING_SET, Artifact
 from perdure.formats.manifest import MANIFEST, Descriptor, Snapshot, check_digest, digest_of
 from perdure.host.progress import Progress, silent
@@ -277,7 +277,7 @@ def _bring_working_set(store: Store, snapshot: Snapshot, download: Download) -> 
         data = download.small(held.one(WORKING_SET))
     except PerdureError:
         return  # none was recorded, or it does not come: it only saves time
-    if len(data) % 4 == 0 and len(data) <= 4 * WORKING_SET_MAX:
+    if len(data) % 4 == 0 and len(data) <= 4 * workingset.BLOCKS_MAX:
         store.keep_working_set(snapshot.digest, array("I", data))
 
 

@@ -19,6 +19,8 @@ from perdure.host.progress import Progress, silent
 from perdure.reports import Explanation, LayerUse, SpaceUse, WorkingSetUse
 
 LAYERS_MAX = 8  # in one space; above it a snapshot is due for compaction
+SCATTERED_MAX = 2  # times the working set's size that its frames may have,
+SCATTERED_MIN_BYTES = 4 << 20  # where that is worth the work
 DEAD_SHARE_MAX = 0.5  # of the bytes of its layers
 
 
@@ -47,13 +49,14 @@ def explain(store: Store, digest: str, *, templates_folder: Path, progress: Prog
             total_bytes=sum(sizes.values()),
             own_bytes=sum(size for blob, size in sizes.items() if blob not in shared),
             working_set=hot,
-            compaction_due=_is_due(uses),
+            compaction_due=_is_due(uses, hot),
             memory_use=snapshot.config.memory_use,
         )
 
 
 def due(store: Store, snapshot: Snapshot, *, templates_folder: Path) -> bool:
-    """Compaction would help its restore (more than 8 layers in a space) or save bytes (more than half of them dead)."""
+    """Compaction would help its restore (more than 8 layers in a space, or a working set that lies scattered: twice its
+    size has to be read), or save bytes (more than half of them dead)."""
     if max(len(snapshot.memory.layers), len(snapshot.disk.layers)) > LAYERS_MAX:
         return True
     template = templates.load(templates_folder, snapshot.config.template, snapshot.config.template_digest)
@@ -61,10 +64,13 @@ def due(store: Store, snapshot: Snapshot, *, templates_folder: Path) -> bool:
         spaces.memory_of(store, snapshot, template) as memory,
         spaces.disk_of(store, snapshot, snapshot.disk.size) as disk,
     ):
-        return _is_due([_space_use(memory), _space_use(disk)])
+        uses = [_space_use(memory), _space_use(disk)]
+        return _is_due(uses, _working_set_use(memory, store.working_set(snapshot.digest)))
 
 
-def _is_due(uses: Iterable[SpaceUse]) -> bool:
+def _is_due(uses: Iterable[SpaceUse], hot: WorkingSetUse) -> bool:
+    if hot.frame_bytes > max(SCATTERED_MIN_BYTES, SCATTERED_MAX * hot.layer_bytes):
+        return True
     layers = [layer for use in uses for layer in use.layers]
     dead = sum(layer.dead_stored_bytes for layer in layers)
     live = sum(layer.live_stored_bytes for layer in layers)
