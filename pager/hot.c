@@ -210,7 +210,7 @@ void hot_extent(struct lane *lane, uint32_t number) {
             hold(frame, extent, target);
             place += frame_size(map, frame);
         } else {
-            work_frame(lane, frame, target, true);
+            place_frame(lane, frame, target, true);
             pthread_mutex_lock(&work.lock);
             work.figures.decompressed++;
             pthread_mutex_unlock(&work.lock);
@@ -239,7 +239,7 @@ void hot_held(struct lane *lane, uint32_t number) {
         pthread_mutex_unlock(&work.lock);
         if (!ours)
             continue;
-        work_frame(lane, frame, content[frame], true);
+        place_frame(lane, frame, content[frame], true);
         pthread_mutex_lock(&work.lock);
         hot_used(frame);
         pthread_mutex_unlock(&work.lock);
