@@ -28,6 +28,7 @@ static struct regions regions;
 static pthread_rwlock_t gate;
 static _Atomic uint64_t *removed;  // one bit per block; changed only while the gate is shut
 static atomic_bool any_removed;
+static atomic_bool released;  // the kernel serves whatever faults: nothing of what is still under way matters
 
 void memory_open(int fd, const struct regions *described, uint32_t blocks) {
     pthread_rwlockattr_t attributes;
@@ -114,6 +115,8 @@ void memory_fill(uint32_t first, uint32_t end, const uint8_t *source, struct fil
             tries = 0;
             first += (uint32_t)(done / PAGE);
             source = source ? source + done : NULL;
+        } else if (done == -ENOENT && atomic_load(&released)) {
+            return;
         } else if (done == -EAGAIN || done == -EINTR) {
             settle(&tries);
         } else {
@@ -160,6 +163,7 @@ uint32_t memory_events(struct uffd_msg *events, uint32_t capacity) {
 }
 
 void memory_release(void) {
+    atomic_store(&released, true);
     for (uint32_t i = 0; i < regions.count; i++) {
         struct uffdio_range range = {regions.region[i].address, (uint64_t)(regions.region[i].end - regions.region[i].first) * PAGE};
         if (ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0)

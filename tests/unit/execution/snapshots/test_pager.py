@@ -222,6 +222,24 @@ def test_populating_may_be_asked_for_before_there_is_a_machine(serve: Serve, cha
         assert held.machine.ask("read", 0, BLOCKS) == digest(memory)
 
 
+def test_it_lets_go_in_the_midst_of_faults(bench: Bench, pager_build: Path, pager_program: Path) -> None:
+    """Zeros are not brought: they may fault at the very moment at which the kernel takes over."""
+    held = {number: bytes([number]) * BLOCK for number in range(0, BLOCKS, 32)}
+    snapshot = bench.capture(bench.template(bytes(BLOCKS * BLOCK)), held, bytes(BLOCK))
+    files = restore.prepare(bench.store, snapshot, folder=bench.root, templates=bench.templates, facts=facts())
+    expected = fnv(b"".join(held.get(number, bytes(BLOCK)) for number in range(BLOCKS)))
+    for seed in range(20):
+        with (
+            Served(pager_program, bench.root / "p.sock", files.memory_map) as served,
+            Peer(pager_build / "peer", served.path, BLOCKS) as peer,
+        ):
+            peer.tell(f"scatter {seed} 8")
+            served.say("populate")
+            assert (served.said()["event"], served.said()["event"]) == ("stat", "resident")
+            assert served.ended() == 0
+            assert peer.ask(f"sum 0 {BLOCKS}") and peer.answer() == expected
+
+
 def test_many_threads_at_once_decompress_each_frame_once(
     bench: Bench, serve: Serve, chain: tuple[Snapshot, bytes], pager_build: Path
 ) -> None:
