@@ -169,6 +169,12 @@ void memory_release(void) {
         if (ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0)
             give_up(errno);
     }
+    // The kernel wakes who waits before it lets go of the range, and with its locks per mapping (since 6.4) a fault may still
+    // slip in between, to wait for ever. Now none can any more.
+    for (uint32_t i = 0; i < regions.count; i++) {
+        struct uffdio_range range = {regions.region[i].address, (uint64_t)(regions.region[i].end - regions.region[i].first) * PAGE};
+        ioctl(uffd, UFFDIO_WAKE, &range);
+    }
     // A removal that began before may still wait for its event to be read, and would wait for ever. While one does, any
     // fill is refused with EAGAIN before anything else about it is looked at.
     for (unsigned tries = 0; fill_once(0, (const uint8_t *)PAGE, PAGE) == -EAGAIN;) {
