@@ -76,7 +76,8 @@ static void make_extents(const struct entry *entries) {
         order[i] = frame;
         if (!joins(extent, &entries[i], &length)) {
             extent = &extents[extent_count++];
-            *extent = (struct extent){.layer = map->frame_layer[frame], .from = i, .batch = entries[i].batch, .offset = map->frame_offset[frame]};
+            *extent = (struct extent){.layer = map->frame_layer[frame], .from = i, .batch = entries[i].batch};
+            extent->offset = map->frame_offset[frame];
             length = map->frame_compressed[frame];
         }
         extent->length = (uint32_t)length;
