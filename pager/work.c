@@ -14,6 +14,8 @@ enum { NICE = 5, WORKERS_MAX = 4, AHEAD_LEAST = 4, AHEAD_MOST = 64, IDLE_MS = 50
 
 struct work work = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
+static int own_nice;  // what the whole program was started with
+
 static struct {  // what was brought ahead of a reader in order: blocks [from, next), in so many frames and windows
     uint32_t from, next, size;
 } stream;
@@ -240,7 +242,7 @@ static void do_job(struct lane *lane, const struct job *job) {
 // What nobody waits for yet must not take the processor from the machine, or from faults. (CAP_SYS_NICE is needed for
 // the way back: without it, it stays as it is.)
 static void be_nice(struct lane *lane, int nice) {
-    if (lane->nice != nice && geteuid() == 0 && setpriority(PRIO_PROCESS, (id_t)gettid(), nice) == 0)
+    if (lane->nice != nice && geteuid() == 0 && setpriority(PRIO_PROCESS, (id_t)gettid(), own_nice + nice) == 0)
         lane->nice = nice;
 }
 
@@ -302,6 +304,7 @@ static void *run_worker(void *unused) {
 
 void work_start(void) {
     cpu_set_t usable;
+    own_nice = getpriority(PRIO_PROCESS, 0);
     int count = sched_getaffinity(0, sizeof usable, &usable) ? 1 : CPU_COUNT(&usable);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);
