@@ -22,7 +22,8 @@ static void *run_events(void *unused) {
             if (events[i].event == UFFD_EVENT_REMOVE)
                 continue;
             if (events[i].event != UFFD_EVENT_PAGEFAULT)
-                fail("machine-failed", "", "the machine's memory changed in a way that is not served (event %#x)", events[i].event);
+                fail("machine-failed", "", "the machine's memory changed in a way that is not served (event %#x)",
+                     events[i].event);
             uint32_t block = memory_block(events[i].arg.pagefault.address);
             if (block == UINT32_MAX)
                 fail("machine-failed", "", "a fault at %#llx, outside of the machine's memory",

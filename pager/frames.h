@@ -5,6 +5,7 @@
 
 struct lane {  // what one worker thread works with
     void *zstd;
+    int nice;  // of the thread, beyond the program's own
     struct buffer frame, content, extent;
 };
 

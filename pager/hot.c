@@ -76,7 +76,8 @@ static void make_extents(const struct entry *entries) {
         order[i] = frame;
         if (!joins(extent, &entries[i], &length)) {
             extent = &extents[extent_count++];
-            *extent = (struct extent){.layer = map->frame_layer[frame], .from = i, .batch = entries[i].batch, .offset = map->frame_offset[frame]};
+            *extent = (struct extent){.layer = map->frame_layer[frame], .from = i, .batch = entries[i].batch};
+            extent->offset = map->frame_offset[frame];
             length = map->frame_compressed[frame];
         }
         extent->length = (uint32_t)length;
@@ -210,7 +211,7 @@ void hot_extent(struct lane *lane, uint32_t number) {
             hold(frame, extent, target);
             place += frame_size(map, frame);
         } else {
-            work_frame(lane, frame, target, true);
+            place_frame(lane, frame, target, true);
             pthread_mutex_lock(&work.lock);
             work.figures.decompressed++;
             pthread_mutex_unlock(&work.lock);
@@ -239,7 +240,7 @@ void hot_held(struct lane *lane, uint32_t number) {
         pthread_mutex_unlock(&work.lock);
         if (!ours)
             continue;
-        work_frame(lane, frame, content[frame], true);
+        place_frame(lane, frame, content[frame], true);
         pthread_mutex_lock(&work.lock);
         hot_used(frame);
         pthread_mutex_unlock(&work.lock);

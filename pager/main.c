@@ -3,9 +3,10 @@
 // The pager of one machine: serves its page faults from layers. It listens for Firecracker on LISTEN_FD; the keeper is at
 // the other end of REPORT_FD, a stream socket. What is said there, and how this ends: docs/design/0004-native-pager.md.
 //   main.c    the thread that the keeper hears      events.c  the thread that reads page faults
-//   work.c    the threads that serve them           hot.c     the working set, before anyone asks
-//   wanted.c  frames that are not here yet          touched.c what to push at the next restore
-//   peer.c    Firecracker's handshake               memory.c  pages into the machine
+//   work.c    the threads that serve them           place.c   what they do for each
+//   hot.c     the working set, before anyone asks   touched.c what to push at the next restore
+//   wanted.c  frames that are not here yet          peer.c    Firecracker's handshake
+//   memory.c  pages into the machine
 //   frames.c zstd.c map.c regions.c json.c text.c buffer.c report.c   the pieces below all that
 // A page that is in the machine is never needed again here, so nothing is cached: a frame is read, decompressed, put into
 // every place that it has, and forgotten.
@@ -18,7 +19,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>

@@ -28,6 +28,7 @@ static struct regions regions;
 static pthread_rwlock_t gate;
 static _Atomic uint64_t *removed;  // one bit per block; changed only while the gate is shut
 static atomic_bool any_removed;
+static atomic_bool released;  // the kernel serves whatever faults: nothing of what is still under way matters
 
 void memory_open(int fd, const struct regions *described, uint32_t blocks) {
     pthread_rwlockattr_t attributes;
@@ -114,6 +115,8 @@ void memory_fill(uint32_t first, uint32_t end, const uint8_t *source, struct fil
             tries = 0;
             first += (uint32_t)(done / PAGE);
             source = source ? source + done : NULL;
+        } else if (done == -ENOENT && atomic_load(&released)) {
+            return;
         } else if (done == -EAGAIN || done == -EINTR) {
             settle(&tries);
         } else {
@@ -132,7 +135,8 @@ static void remember_removed(uint64_t start, uint64_t end) {
     for (uint32_t i = 0; i < regions.count; i++) {
         const struct region *region = &regions.region[i];
         uint64_t low = start > region->address ? start - region->address : 0;
-        uint64_t high = end > region->address ? end - region->address : 0, length = (uint64_t)(region->end - region->first) * PAGE;
+        uint64_t high = end > region->address ? end - region->address : 0;
+        uint64_t length = (uint64_t)(region->end - region->first) * PAGE;
         low = low < length ? low : length;
         high = high < length ? high : length;
         uint32_t block = region->first + (uint32_t)(low / PAGE), stop = region->first + (uint32_t)(high / PAGE);
@@ -159,11 +163,22 @@ uint32_t memory_events(struct uffd_msg *events, uint32_t capacity) {
     return count;
 }
 
+static struct uffdio_range whole(const struct region *region) {
+    return (struct uffdio_range){region->address, (uint64_t)(region->end - region->first) * PAGE};
+}
+
 void memory_release(void) {
+    atomic_store(&released, true);
     for (uint32_t i = 0; i < regions.count; i++) {
-        struct uffdio_range range = {regions.region[i].address, (uint64_t)(regions.region[i].end - regions.region[i].first) * PAGE};
+        struct uffdio_range range = whole(&regions.region[i]);
         if (ioctl(uffd, UFFDIO_UNREGISTER, &range) < 0)
             give_up(errno);
+    }
+    // The kernel wakes who waits before it lets go of the range, and with its locks per mapping (since 6.4) a fault may still
+    // slip in between, to wait for ever. Now none can any more.
+    for (uint32_t i = 0; i < regions.count; i++) {
+        struct uffdio_range range = whole(&regions.region[i]);
+        ioctl(uffd, UFFDIO_WAKE, &range);
     }
     // A removal that began before may still wait for its event to be read, and would wait for ever. While one does, any
     // fill is refused with EAGAIN before anything else about it is looked at.

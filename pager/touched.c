@@ -5,7 +5,7 @@
 #include "report.h"
 #include "work.h"
 
-enum { UNITS_MAX = 1024, RECORD_S = 20 };  // faults within this time belong to it (emulated guests are slow)
+enum { UNITS_MAX = 4096, RECORD_S = 20 };  // faults within this time belong to it (emulated guests are slow)
 
 static const struct map *map;
 static uint32_t touched[UNITS_MAX], count;

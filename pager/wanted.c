@@ -14,11 +14,10 @@ int wanted_signal = -1;
 static const struct map *map;
 static uint8_t *absent;    // NULL: every frame is here
 static uint8_t *urgent;    // a fault waits for it
-static uint32_t *since_ms; // when it was asked for, after `began_ms`
+static int64_t *since_ms;  // when it was asked for
 static uint32_t *sorted;   // frames by layer and number
 static struct ring unsaid;
 static uint32_t outstanding;
-static int64_t began_ms;
 
 int64_t now_ms(void) {
     struct timespec now;
@@ -36,7 +35,6 @@ static int by_number(const void *left, const void *right) {
 void wanted_open(const struct map *opened) {
     uint32_t here = 0;
     map = opened;
-    began_ms = now_ms();
     for (uint32_t frame = 0; frame < map->frames; frame++)
         here += map->frame_present[frame];
     if (here == map->frames)
@@ -60,7 +58,7 @@ static void ask(uint32_t frame) {
     if (work.frame[frame] != FRAME_IDLE || !absent[frame])
         return;
     work.frame[frame] = FRAME_WANTED;
-    since_ms[frame] = (uint32_t)(now_ms() - began_ms);
+    since_ms[frame] = now_ms();
     outstanding++;
     work.figures.wanted++;
     ring_put(&unsaid, frame);
@@ -124,8 +122,8 @@ void wanted_have(uint32_t layer, uint64_t number) {
 int64_t wanted_deadline_ms(int64_t timeout_ms, uint32_t *oldest) {
     int64_t deadline = INT64_MAX;
     for (uint32_t frame = 0; outstanding && frame < map->frames; frame++)
-        if (work.frame[frame] == FRAME_WANTED && began_ms + since_ms[frame] + timeout_ms < deadline) {
-            deadline = began_ms + since_ms[frame] + timeout_ms;
+        if (work.frame[frame] == FRAME_WANTED && since_ms[frame] + timeout_ms < deadline) {
+            deadline = since_ms[frame] + timeout_ms;
             *oldest = frame;
         }
     return deadline;

@@ -4,14 +4,17 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "report.h"
 
-enum { WORKERS_MAX = 4, AHEAD_LEAST = 4, AHEAD_MOST = 64, IDLE_MS = 500, WANTED_MOST = 64 };
+enum { NICE = 5, WORKERS_MAX = 4, AHEAD_LEAST = 4, AHEAD_MOST = 64, IDLE_MS = 500, WANTED_MOST = 64 };
 
 struct work work = {.lock = PTHREAD_MUTEX_INITIALIZER};
+
+static int own_nice;  // what the whole program was started with
 
 static struct {  // what was brought ahead of a reader in order: blocks [from, next), in so many frames and windows
     uint32_t from, next, size;
@@ -209,7 +212,10 @@ static bool take_rest(struct job *job) {
 static bool choose(struct job *job) {
     if (work.serving && (take_fault(job) || take_arrived(job) || take_ahead(job)))
         return true;
-    return hot_take(job) || (work.serving && work.populating && take_rest(job));
+    if (!hot_take(job) && !(work.serving && work.populating && take_rest(job)))
+        return false;
+    job->patient = true;
+    return true;
 }
 
 bool work_is_complete(void) {
@@ -222,94 +228,37 @@ bool work_is_complete(void) {
 
 // Doing: none of this is locked --------------------------------------------------------------------------------------
 
-static void add_filled(const struct filled *filled) {
-    work.figures.filled.copied += filled->copied;
-    work.figures.filled.zeroed += filled->zeroed;
-}
-
-// Every run of the frame goes where it belongs, in the order of addresses, neighbours together.
-void work_frame(struct lane *lane, uint32_t frame, const uint8_t *content, bool hot) {
-    const struct map *map = work.map;
-    struct filled filled = {0};
-    bool read = !content;
-    if (read)
-        content = frame_content(lane, frame);
-    for (uint32_t i = map->frame_runs[frame], end = map->frame_runs[frame + 1]; i < end;) {
-        uint32_t run = map->by_frame[i], first = map->first[run], stop = map_end(map, run), at = map->at[run];
-        for (i++; i < end; i++) {
-            uint32_t next = map->by_frame[i];
-            if (map->first[next] != stop || map->at[next] != at + (stop - first))
-                break;
-            stop = map_end(map, next);
-        }
-        memory_fill(first, stop, content + (size_t)at * PAGE, &filled);
-    }
-    pthread_mutex_lock(&work.lock);
-    work.frame[frame] = FRAME_PLACED;
-    work.figures.frames++;
-    work.figures.decompressed += read;
-    work.figures.prefetched += hot;
-    add_filled(&filled);
-    pthread_mutex_unlock(&work.lock);
-}
-
-static void do_frame(struct lane *lane, const struct job *job) {
-    work_frame(lane, job->number, job->content, false);
-    if (job->content) {
-        pthread_mutex_lock(&work.lock);
-        hot_used(job->number);
-        pthread_mutex_unlock(&work.lock);
-    }
-}
-
-static void do_window(const struct job *job) {
-    struct filled filled = {0};
-    bool zero = work.map->source[map_run(work.map, job->number)] == SOURCE_ZERO;
-    memory_fill(job->number, job->end, zero ? NULL : template_at(job->number), &filled);
-    pthread_mutex_lock(&work.lock);
-    bit_set(work.filled, job->number);
-    work.figures.prefetched += job->hot;
-    add_filled(&filled);
-    pthread_mutex_unlock(&work.lock);
-}
-
-static void do_block(struct lane *lane, uint32_t block) {
-    struct filled filled = {0};
-    uint32_t run = map_run(work.map, block), source = work.map->source[run];
-    const uint8_t *content = NULL;
-    if (memory_is_removed(block))
-        content = NULL;
-    else if (source == SOURCE_TEMPLATE)
-        content = template_at(block);
-    else if (source >= SOURCE_FRAME)
-        content = frame_content(lane, source - SOURCE_FRAME) + (size_t)(work.map->at[run] + block - work.map->first[run]) * PAGE;
-    memory_fill(block, block + 1, content, &filled);
-    pthread_mutex_lock(&work.lock);
-    add_filled(&filled);
-    pthread_mutex_unlock(&work.lock);
-}
-
 static void do_job(struct lane *lane, const struct job *job) {
     switch (job->kind) {
-    case JOB_FRAME: do_frame(lane, job); break;
-    case JOB_WINDOW: do_window(job); break;
-    case JOB_BLOCK: do_block(lane, job->number); break;
+    case JOB_FRAME: place_frame_job(lane, job); break;
+    case JOB_WINDOW: place_window(job); break;
+    case JOB_BLOCK: place_block(lane, job->number); break;
     case JOB_WAKE: memory_wake(job->number); break;
     case JOB_EXTENT: hot_extent(lane, job->number); break;
     case JOB_HELD: hot_held(lane, job->number); break;
     }
 }
 
+// What nobody waits for yet must not take the processor from the machine, or from faults. (CAP_SYS_NICE is needed for
+// the way back: without it, it stays as it is.)
+static void be_nice(struct lane *lane, int nice) {
+    if (lane->nice != nice && geteuid() == 0 && setpriority(PRIO_PROCESS, (id_t)gettid(), own_nice + nice) == 0)
+        lane->nice = nice;
+}
+
 void work_urgent(struct lane *lane) {
     struct job job;
+    int nice = lane->nice;
     for (;;) {
         pthread_mutex_lock(&work.lock);
         bool found = work.serving && (take_fault(&job) || take_arrived(&job));
         pthread_mutex_unlock(&work.lock);
         if (!found)
-            return;
+            break;
+        be_nice(lane, 0);
         do_job(lane, &job);
     }
+    be_nice(lane, nice);
 }
 
 static void trim(struct lane *lane) {
@@ -345,6 +294,7 @@ static void *run_worker(void *unused) {
         trimmed = false;
         work.busy++;
         pthread_mutex_unlock(&work.lock);
+        be_nice(&lane, job.patient ? NICE : 0);
         do_job(&lane, &job);
         pthread_mutex_lock(&work.lock);
         work.busy--;
@@ -354,6 +304,7 @@ static void *run_worker(void *unused) {
 
 void work_start(void) {
     cpu_set_t usable;
+    own_nice = getpriority(PRIO_PROCESS, 0);
     int count = sched_getaffinity(0, sizeof usable, &usable) ? 1 : CPU_COUNT(&usable);
     pthread_condattr_t attributes;
     pthread_condattr_init(&attributes);

@@ -11,7 +11,7 @@
 #include "ring.h"
 #include "text.h"
 
-enum { TEMPLATE_WINDOW = 32, ZERO_WINDOW = 512 };  // blocks around a fault that are filled together
+enum { TEMPLATE_WINDOW = 8, ZERO_WINDOW = 512 };  // blocks around a fault that are filled together
 
 enum frame_state {
     FRAME_IDLE,    // not in memory, nobody is at it
@@ -31,7 +31,8 @@ struct job {
     uint32_t number;     // of the frame, first block, block, block, extent, extent
     uint32_t end;        // of a window
     const uint8_t *content;  // of a frame that was FRAME_HELD
-    bool hot;            // from the working set, not for a fault
+    bool hot;            // a window of the working set, not for a fault
+    bool patient;        // nobody waits for it
 };
 
 struct work {
@@ -61,8 +62,13 @@ void work_populate(void);
 bool work_take_window(uint32_t block, struct job *job);  // locked: the window that holds a block; false: somebody has it
 uint32_t work_window(uint32_t block, uint32_t *end);  // the window that holds a block: its first block, and its end
 bool work_is_complete(void);        // populating, and nothing is left
-void work_frame(struct lane *lane, uint32_t frame, const uint8_t *content, bool hot);  // not locked; it is FRAME_BUSY
 void work_urgent(struct lane *lane);  // not locked: serve the faults that wait, in the midst of something longer
+
+// place.c: not locked
+void place_frame(struct lane *lane, uint32_t frame, const uint8_t *content, bool hot);  // it is FRAME_BUSY; NULL: read it
+void place_frame_job(struct lane *lane, const struct job *job);
+void place_window(const struct job *job);
+void place_block(struct lane *lane, uint32_t block);
 
 // hot.c: the working set
 void hot_open(const struct map *map);

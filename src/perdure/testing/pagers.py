@@ -113,8 +113,11 @@ class Peer:
         self.process.stdin.flush()
 
     def ask(self, line: str) -> str:
-        assert self.process.stdout is not None
         self.tell(line)
+        return self.answer()
+
+    def answer(self) -> str:
+        assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,6 +11,8 @@ from hypothesis import strategies as st
 from perdure.errors import SnapshotInvalid
 from perdure.formats import memorymap
 from perdure.formats.memorymap import FRAME, MemoryMap, column, wide_column
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "memory-map-2" / "memory.map"  # never edited
 
 u32 = st.integers(0, 2**32 - 1)
 
@@ -86,3 +90,25 @@ def test_indexes_out_of_bounds_are_refused(value: MemoryMap) -> None:
     ):
         with pytest.raises(SnapshotInvalid):
             memorymap.decode(memorymap.encode(broken))
+
+
+def test_version_2_is_read() -> None:
+    assert memorymap.decode(GOLDEN.read_bytes()) == MemoryMap(
+        blocks=100,
+        template="/templates/warm/memory",
+        layers=["/store/a", "/cache/b \u00fc"],
+        partial=[False, True],
+        first=column([0, 10, 20, 30]),
+        source=column([memorymap.ZERO, FRAME, memorymap.TEMPLATE, FRAME + 1]),
+        at=column([0, 4, 0, 0]),
+        frame_layer=column([0, 1]),
+        frame_offset=wide_column([0, 5_000_000_000]),
+        frame_compressed=column([500, 600]),
+        frame_blocks=column([16, 70]),
+        frame_checksum=column([7, 4_000_000_000]),
+        frame_number=column([0, 5]),
+        frame_present=column([1, 0]),
+        frame_runs=column([0, 1, 2]),
+        by_frame=column([1, 3]),
+        hot=column([99, 0, 15]),
+    )

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from perdure.execution.snapshots import restore
+from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.formats.memorymap import MemoryMap
@@ -154,6 +156,58 @@ def test_a_layer_that_was_cut_short_is_named(bench: Bench, serve: Serve, chain: 
         assert held.ended() == 1
 
 
+CONTENT = bytes(range(256)) * 64  # of four blocks
+FRAMES = {
+    "its checksum is not the seek table's": zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT[::-1]),
+    "its header is not": zstandard.ZstdCompressor(write_checksum=False).compress(CONTENT),
+    "its header is not that": zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT[:-BLOCK]),
+    "its header is not that of": zstandard.ZstdCompressor(write_checksum=True, write_content_size=False).compress(
+        CONTENT
+    ),
+    "its header is not that of the frame": b"".join(
+        2 * [zstandard.ZstdCompressor(write_checksum=True).compress(CONTENT)]
+    ),
+    "it is too short": b"\x28\xb5\x2f\xfd",
+}
+
+
+@pytest.mark.parametrize("reason", FRAMES)
+def test_a_frame_that_is_not_what_the_map_says_is_refused(
+    bench: Bench, serve: Serve, chain: tuple[Snapshot, bytes], reason: str
+) -> None:
+    data = FRAMES[reason]
+    (bench.root / "layer").write_bytes(data)
+    checksum = 1 if "checksum" in reason else int.from_bytes(data[-4:], "little")
+
+    def only(table: MemoryMap) -> MemoryMap:
+        """All of memory is zeros but the first four blocks."""
+        one = memorymap.column([0])
+        return table._replace(
+            layers=[str(bench.root / "layer")],
+            partial=[False],
+            first=memorymap.column([0, 4]),
+            source=memorymap.column([memorymap.FRAME, memorymap.ZERO]),
+            at=memorymap.column([0, 0]),
+            frame_layer=one,
+            frame_offset=memorymap.wide_column([0]),
+            frame_compressed=memorymap.column([len(data)]),
+            frame_blocks=memorymap.column([4]),
+            frame_checksum=memorymap.column([checksum]),
+            frame_number=memorymap.column([7]),
+            frame_present=memorymap.column([1]),
+            frame_runs=memorymap.column([0, 1]),
+            by_frame=one,
+            hot=memorymap.column(),
+        )
+
+    with serve(chain[0], change=only) as held:
+        held.machine.send("read", 0, 1)
+        said = held.said()
+        assert (said["code"], said["details"]) == ("snapshot-invalid", {"layer": "layer", "frame": 7})
+        assert reason in said["message"]
+        assert held.ended() == 1
+
+
 @pytest.mark.parametrize("part", ["layer", "template", "map"])
 def test_what_is_not_there_is_named(
     bench: Bench, serve: Serve, pager_program: Path, chain: tuple[Snapshot, bytes], part: str
@@ -220,6 +274,24 @@ def test_populating_may_be_asked_for_before_there_is_a_machine(serve: Serve, cha
         assert (held.said()["event"], held.said()["event"]) == ("stat", "resident")
         assert held.ended() == 0
         assert held.machine.ask("read", 0, BLOCKS) == digest(memory)
+
+
+def test_it_lets_go_in_the_midst_of_faults_and_removals(
+    serve: Serve, chain: tuple[Snapshot, bytes], pager_build: Path
+) -> None:
+    """Faults on zeros and removals come at the very moment at which the kernel takes over: none fails, none waits."""
+    snapshot, _ = chain
+    for _ in range(10):
+        with (
+            serve(snapshot, (), program=pager_build / "pager") as held,
+            Peer(pager_build / "peer", held.path, BLOCKS) as peer,
+        ):
+            peer.tell("flood 200 8")
+            held.settled(lambda now: now["faults"] > 100)
+            held.say("populate")
+            assert (held.said()["event"], held.said()["event"]) == ("stat", "resident")
+            assert held.ended() == 0
+            assert peer.answer() == "0"
 
 
 def test_many_threads_at_once_decompress_each_frame_once(
