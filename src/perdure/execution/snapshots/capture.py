@@ -169,17 +169,20 @@ def _difference(changed: Iterable[Piece], before: Space, runs: list[Run]) -> Ite
                 old = bytes((high - low) * BLOCK)
             if new.startswith(old, place):  # compares without a copy
                 continue
-            for block in range(low, high):
+            begun = low  # blocks from here to the one that is looked at differ, and are not zeros
+            for block in range(low, high + 1):
                 at, place = (block - low) * BLOCK, (block - first) * BLOCK
                 content = new[place : place + BLOCK]
-                if old.startswith(content, at):
+                same = block < high and old.startswith(content, at)
+                if block < high and not same and content != _ZERO_BLOCK:
                     continue
-                if content == _ZERO_BLOCK:
+                if begun < block:
+                    runs.append(Run(begun, block - begun, LAYER, packed))
+                    packed += block - begun
+                    yield new[(begun - first) * BLOCK : place]
+                if block < high and not same:
                     runs.append(Run(block, 1, ZERO))
-                    continue
-                runs.append(Run(block, 1, LAYER, packed))
-                packed += 1
-                yield content
+                begun = block + 1
 
 
 def _compressed(data: bytes) -> bytes:
