@@ -156,8 +156,12 @@ async def base(bench: Bench, machine_home: Home) -> Base:
         keeper = await bench.boot()
         await bench.ticks(1)
         _, captured = await bench.capture(keeper, "full", "base", end=True)
-        merged(None, captured / "memory", captured / "raw").replace(captured / "memory")
-        captured.rename(folder)
+        # a folder that the kernel below the line has not looked into: it remembers for a while which file a name was
+        making = folder.with_suffix(".new")
+        making.mkdir()
+        merged(None, captured / "memory", making / "memory")
+        shutil.copy(captured / "state", making / "state")
+        making.rename(folder)
         await leave_nothing(bench.launcher)
     return Base(folder / "state", folder / "memory")
 
