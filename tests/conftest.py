@@ -31,6 +31,16 @@ def pager_build() -> Path:
     return root / "build/pager"
 
 
+@pytest.fixture(scope="session")
+def collector_program() -> Path:
+    """The collector with sanitizers, built by gcc."""
+    if not shutil.which("gcc") or not shutil.which("make"):
+        pytest.skip("gcc and make build the collector's test binary")
+    root = Path(__file__).parents[1]
+    subprocess.run(["make", "-s", "-C", str(root / "collector"), "test"], check=True)
+    return root / "build/collector/collector-test"
+
+
 @pytest.fixture
 def pager_program(pager_build: Path) -> Path:
     """The pager with sanitizers: a report of theirs ends it with another status, and is on its stderr."""

@@ -65,13 +65,13 @@ class BlockMap(NamedTuple):
 def joined(runs: Iterable[Run]) -> list[Run]:
     """The same runs, neighbours that continue each other made one."""
     out: list[Run] = []
+    first, length, source, at = 0, 0, -1, 0  # of the last one
     for run in runs:
-        if out:
-            last = out[-1]
-            follows = last.first + last.length == run.first and last.source == run.source
-            if follows and (run.source == ZERO or last.at + last.length == run.at):
-                out[-1] = last._replace(length=last.length + run.length)
-                continue
+        if run.source == source and first + length == run.first and (source == ZERO or at + length == run.at):
+            length += run.length
+            out[-1] = Run(first, length, source, at)
+            continue
+        first, length, source, at = run
         out.append(run)
     return out
 
@@ -96,7 +96,9 @@ def laid_over(lower: Sequence[Run], upper: Sequence[Run]) -> list[Run]:
             run_end = run.first + run.length
             if run.first >= end:
                 return
-            if run_end > seen and end > seen:
+            if run.first >= seen and run_end <= end:
+                out.append(run)  # most are whole
+            elif run_end > seen and end > seen:
                 out.append(cut(run, seen, end))
             if run_end > end:
                 return
@@ -120,18 +122,18 @@ def encode(runs: Sequence[Run], *, kind: int, role: int, blocks: int, layers: in
     expected: dict[int, int] = {}
     end = packed = 0
     version = IN_ORDER
-    for run in runs:
-        _put(columns[0], run.first - end)
-        _put(columns[1], run.length)
-        _put(columns[2], run.source)
-        if run.source >= LAYER:
-            move = run.at - expected.get(run.source, 0)
+    for first, length, source, at in runs:
+        _put(columns[0], first - end)
+        _put(columns[1], length)
+        _put(columns[2], source)
+        if source >= LAYER:
+            move = at - expected.get(source, 0)
             if move and role == ROLE_LAYER:
                 version = MOVED
             _put(columns[3], _zigzag(move))
-            expected[run.source] = run.at + run.length
-            packed = max(packed, run.at + run.length)
-        end = run.first + run.length
+            expected[source] = at + length
+            packed = max(packed, at + length)
+        end = first + length
     plain = b"".join(columns)
     body = zstandard.ZstdCompressor(level=3, write_checksum=False).compress(plain)
     fields = (MAGIC, version, kind, role, BLOCK_SHIFT, 0, layers, blocks, len(runs))
@@ -237,6 +239,8 @@ def _put(out: bytearray, value: int) -> None:
 
 
 def _varints(data: bytes) -> list[int]:
+    if data.isascii():  # no byte goes on
+        return list(data)
     numbers = []
     value = shift = 0
     for byte in data:

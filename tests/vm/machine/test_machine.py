@@ -18,17 +18,18 @@ import pytest
 from perdure.errors import InvalidValue, MachineFailed
 from perdure.execution.machine.configuration import BOOT_ARGS
 from perdure.execution.machine.remote import Keeper, Launcher
-from perdure.formats import memorymap
+from perdure.formats import capturefile, memorymap
+from perdure.formats.blockmap import BLOCK, LAYER, ZERO
 from perdure.host import cpio
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
-from perdure.linux import sparse
 from perdure.model import LauncherAddress
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 DEADLINE_S = 120.0
 MEMORY_MIB = 128
 SANDBOX = "vm-test"
+DIGEST = bytes(range(32))  # of the template, where a test has one
 
 
 @dataclass
@@ -80,11 +81,15 @@ class Bench:
         """``still``: the machine stays paused."""
         folder = self.folder / name
         folder.mkdir()
-        captured = await keeper.request("capture", kind=kind, timeout_s=DEADLINE_S)
+        captured = await self.request_capture(keeper, kind)
         if not end and not still:
             await keeper.request("continue", timeout_s=DEADLINE_S)
         collected = await keeper.request("collect", folder=str(folder), end=end, timeout_s=DEADLINE_S)
         return captured | collected, folder
+
+    async def request_capture(self, keeper: Keeper, kind: str, collector: str = "") -> dict[str, Any]:
+        program = collector or str(self.assets.collector)
+        return await keeper.request("capture", kind=kind, collector=program, timeout_s=DEADLINE_S)
 
     async def ticks(self, least: int = 1) -> int:
         """Wait for this many more ticks; the number of the newest. Each must say that its memory is whole."""
@@ -151,7 +156,12 @@ async def base(bench: Bench, machine_home: Home) -> Base:
         keeper = await bench.boot()
         await bench.ticks(1)
         _, captured = await bench.capture(keeper, "full", "base", end=True)
-        captured.rename(folder)
+        # a folder that the kernel below the line has not looked into: it remembers for a while which file a name was
+        making = folder.with_suffix(".new")
+        making.mkdir()
+        merged(None, captured / "memory", making / "memory")
+        shutil.copy(captured / "state", making / "state")
+        making.rename(folder)
         await leave_nothing(bench.launcher)
     return Base(folder / "state", folder / "memory")
 
@@ -166,12 +176,25 @@ async def leave_nothing(launcher: Launcher) -> None:
             await launcher.forget(SANDBOX)
 
 
-def merged(base: Path, difference: Path, target: Path) -> None:
-    """A raw memory file: the base with the difference's data laid over it."""
-    shutil.copy(base, target)
-    with difference.open("rb") as source, target.open("r+b") as into:
-        for at, length in sparse.extents(source.fileno()):
-            os.pwrite(into.fileno(), os.pread(source.fileno(), length, at), at)
+def merged(base: Path | None, difference: Path, target: Path, template: Path | None = None) -> Path:
+    """A raw memory file: the base (or zeros) with what was captured laid over it."""
+    captured = capturefile.decode(difference.read_bytes())
+    if base is not None:
+        shutil.copy(base, target)
+    with target.open("r+b" if base else "xb") as into:
+        into.truncate(captured.blocks * BLOCK)
+        for run in captured.runs:
+            into.seek(run.first * BLOCK)
+            if run.source == LAYER:
+                into.write(captured.content(run))
+            elif run.source == ZERO:
+                into.write(bytes(run.length * BLOCK))
+            else:
+                assert template is not None and captured.base == DIGEST
+                with template.open("rb") as under:
+                    under.seek(run.first * BLOCK)
+                    into.write(under.read(run.length * BLOCK))
+    return target
 
 
 async def exited(keeper: Keeper) -> dict[str, Any]:
@@ -188,9 +211,10 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     await keeper.request("pause")
     _, first = await bench.capture(keeper, "diff", "first-diff", still=True)
     full, base = await bench.capture(keeper, "full", "full", still=True)
-    assert full["kind"] == "full" and (base / "memory").stat().st_size == MEMORY_MIB << 20
+    raw = merged(None, base / "memory", bench.folder / "raw")
+    assert full["kind"] == "full" and raw.stat().st_size == MEMORY_MIB << 20
     # a diff of everything since the boot is the whole memory
-    assert (first / "memory").read_bytes() == (base / "memory").read_bytes()
+    assert merged(None, first / "memory", bench.folder / "memory-0").read_bytes() == raw.read_bytes()
     assert full["bytes"] < 80 << 20  # blocks of zeros are left out
     await keeper.request("continue")
     tick = await bench.ticks(2)
@@ -202,7 +226,7 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     assert stat["state"] == "empty" and not await bench.lives(firecracker)
 
     # restored by itself and through the chain, twice, in the same keeper
-    merged(base / "memory", between / "memory", bench.folder / "memory-2")
+    merged(raw, between / "memory", bench.folder / "memory-2")
     merged(bench.folder / "memory-2", last / "memory", bench.folder / "memory-3")
     answer = await bench.restore(keeper, last / "state", bench.folder / "memory-3")
     assert answer["backend"] == "file" and answer["load_s"] > 0
@@ -210,8 +234,13 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
     assert newest > tick
     again, _ = await bench.capture(keeper, "diff", "again", end=True)
     assert again["kind"] == "diff" and again["bytes"] < full["bytes"] / 3
-    template = {"kind": "file", "path": str(base / "memory"), "name": "ticker-template"}
+    template = {"kind": "file", "path": str(raw), "name": "ticker-template", "digest": DIGEST.hex()}
     await bench.restore(keeper, base / "state", template)  # back in time
+    await bench.ticks(2)
+    beyond, over = await bench.capture(keeper, "full", "over-template", end=True)
+    assert beyond["bytes"] < full["bytes"] / 3  # what is the template's is only named
+    merged(None, over / "memory", bench.folder / "memory-4", raw)
+    await bench.restore(keeper, over / "state", bench.folder / "memory-4")
     await bench.ticks(2)
     await keeper.request("end")
     await asyncio.wait_for(asyncio.shield(keeper.closed), DEADLINE_S)
@@ -220,13 +249,13 @@ async def test_a_chain_of_snapshots_keeps_every_word_of_memory(bench: Bench) -> 
 async def test_a_capture_that_cannot_be_collected_leaves_the_machine_as_it_is(bench: Bench, base: Base) -> None:
     keeper = await bench.start(base)
     _, folder = await bench.capture(keeper, "diff", "first")
-    await keeper.request("capture", kind="diff", timeout_s=DEADLINE_S)
+    await bench.request_capture(keeper, "diff")
     with pytest.raises(MachineFailed, match="could not be written to /nowhere"):
         await keeper.request("collect", folder="/nowhere", end=True, timeout_s=DEADLINE_S)
     assert (await keeper.request("stat"))["state"] == "paused"
     await keeper.request("continue", timeout_s=DEADLINE_S)
     await bench.ticks(1)
-    await keeper.request("capture", kind="diff", timeout_s=DEADLINE_S)
+    await bench.request_capture(keeper, "diff")
     await keeper.request("continue", timeout_s=DEADLINE_S)
     with pytest.raises(MachineFailed, match="File exists"):  # it could back a machine that runs
         await keeper.request("collect", folder=str(folder), timeout_s=DEADLINE_S)
@@ -235,7 +264,31 @@ async def test_a_capture_that_cannot_be_collected_leaves_the_machine_as_it_is(be
     await bench.ticks(1)
     lost, folder = await bench.capture(keeper, "diff", "next", end=True)
     assert lost["kind"] == "full"  # that diff was lost, so everything is here
-    await bench.restore(keeper, folder / "state", folder / "memory")
+    memory = merged(None, folder / "memory", bench.folder / "everything")
+    await bench.restore(keeper, folder / "state", memory)
+    await bench.ticks(2)
+
+
+async def test_a_collector_that_is_killed_or_is_not_there_costs_no_memory(bench: Bench, base: Base) -> None:
+    keeper = await bench.start(base)
+    with pytest.raises(MachineFailed, match="collector /nowhere/collector cannot be started"):
+        await bench.request_capture(keeper, "diff", "/nowhere/collector")
+    assert (await keeper.request("stat"))["state"] == "running"
+    await bench.ticks(1)
+    killed = bench.folder / "killed"
+    killed.mkdir()
+    stand_in = bench.folder / "collector"
+    stand_in.write_text("#!/bin/sh\nkill -9 $$\n")
+    stand_in.chmod(0o755)
+    assert (await bench.request_capture(keeper, "diff", str(stand_in)))["kind"] == "full"
+    await keeper.request("continue", timeout_s=DEADLINE_S)
+    with pytest.raises(MachineFailed, match="collector was killed by signal 9"):
+        await keeper.request("collect", folder=str(killed), timeout_s=DEADLINE_S)
+    assert list(killed.iterdir()) == []
+    await bench.ticks(1)
+    lost, folder = await bench.capture(keeper, "diff", "next", end=True)
+    assert lost["kind"] == "full"
+    await bench.restore(keeper, folder / "state", merged(None, folder / "memory", bench.folder / "everything"))
     await bench.ticks(2)
 
 

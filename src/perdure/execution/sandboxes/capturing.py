@@ -116,6 +116,7 @@ def _pack(
             position=position,
             pause_s=captured.pause_s,
             working_set=working_set,
+            exact=True,
             origin=captured.origin,
             memory_use=captured.memory_use,
         )
