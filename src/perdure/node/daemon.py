@@ -25,7 +25,7 @@ from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
-from perdure.node import compaction
+from perdure.node import compaction, settings
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
 
@@ -44,7 +44,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     forwarder, images, ground = Forwarder(), ImageLibrary(home.images), Ground(home)
-    frames = FrameCache(home.frames)
+    frames = FrameCache(home.frames, limit_bytes=settings.load(home).frames_bytes)
     _sweep(home)
     await asyncio.to_thread(images.sweep)
     sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer)

@@ -207,9 +207,8 @@ class Store:
         Raises NotFound, Conflict (ambiguous), SnapshotInvalid.
         """
         wanted = digest.removeprefix("sha256:")
-        found = [
-            entry.digest for entry in self._index().manifests if entry.digest.removeprefix("sha256:").startswith(wanted)
-        ]
+        every = dict.fromkeys(entry.digest for entry in self._index().manifests)  # one that is tagged is there twice
+        found = [one for one in every if one.removeprefix("sha256:").startswith(wanted)]
         if not wanted or not found:
             raise NotFound(f"no such sandbox or snapshot: {digest}", hint="`fcrun snapshot ls` lists the snapshots.")
         if len(found) > 1:
