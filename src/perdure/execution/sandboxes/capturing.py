@@ -26,6 +26,7 @@ from perdure.formats.manifest import Origin, Snapshot
 from perdure.model import LogPosition, MemoryUse, SnapshotInfo
 
 QUIESCE_BUDGET_S = 2.0
+_PAGER_FIGURES = ("faults", "stale_faults", "prefetched", "frames", "copied_bytes", "zero_bytes", "cpu_s")
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ async def store(life: Life, captured: Captured, parent: Snapshot | Template, pos
     collected = await life.need_machine().request("collect", folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
     packing = time.monotonic()
+    figures = {name: collected["pager"][name] for name in _PAGER_FIGURES if name in collected.get("pager", {})}
+    if figures:
+        _log.info("%s: its pager: %s", life.id, figures)
     snapshot = await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
     _log.info(
         "%s: %d bytes collected in %.3f s (%.3f below the line), packed in %.3f s",
