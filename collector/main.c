@@ -65,8 +65,10 @@ int main(int argc, char **argv) {
     int keeper = atoi(argv[1]);
     report_to(keeper);
     struct memory template = {0};
-    if (argc == 4)
+    if (argc == 4) {
         template = memory_map(atoi(argv[2]), "mapping the template");
+        memory_prepare(&template);
+    }
     crc32_prepare();
     crew_start();
     if (!read_order(keeper, order, words))
@@ -83,5 +85,6 @@ int main(int argc, char **argv) {
     scan(&memory, argc == 4 ? &template : NULL, !strcmp(words[0], "full"), &runs);
     say_written(output_write(words[2], &runs, memory.data, (uint32_t)(memory.size / BLOCK), digest));
     free(runs.run);
+    free(template.extent);
     return 0;
 }

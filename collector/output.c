@@ -124,7 +124,7 @@ uint64_t output_write(const char *path, const struct runs *runs, const uint8_t *
     crew_do(2, do_half, &task);
     uint64_t size = out.at;
     struct header header = {
-        .magic = "PDCF", .version = VERSION, .block_shift = 12, .blocks = blocks,
+        .magic = {'P', 'D', 'C', 'F'}, .version = VERSION, .block_shift = 12, .blocks = blocks,
         .runs = (uint32_t)runs->count, .data_blocks = (uint32_t)runs->data_blocks, .data_checksum = task.checksum,
     };
     memcpy(header.digest, digest, DIGEST);

@@ -16,7 +16,7 @@ void runs_put(struct runs *runs, uint32_t first, uint32_t length, uint32_t sourc
         runs->capacity = runs->capacity ? 2 * runs->capacity : 64;
         runs->run = reallocarray(runs->run, runs->capacity, sizeof *runs->run);
         if (!runs->run)
-            fail("there is no memory for the map of a capture");
+            fail("making the map of a capture");
     }
     runs->run[runs->count++] = (struct run){first, length, source};
 }

@@ -11,7 +11,7 @@ from perdure.execution.snapshots import capture, templates
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import capturefile
-from perdure.formats.blockmap import BLOCK, LAYER, ZERO, Run, joined
+from perdure.formats.blockmap import BASE, BLOCK, LAYER, NO_BASE, ZERO, Run, joined
 from perdure.formats.manifest import Facts, Snapshot
 
 BLOCKS = 256  # of guest memory, where nothing else is said: 1 MiB
@@ -69,11 +69,12 @@ class Bench:
         working_set: tuple[int, ...] = (),
         sandbox_id: str = "0123456789ab",
         image: str = IMAGE,
+        over: Template | None = None,
     ) -> Snapshot:
         """``memory``: the blocks that the capture holds; ``disk``: all of it, its blocks of zeros are holes."""
         folder = self.root / "captured"
         folder.mkdir(exist_ok=True)
-        (folder / "memory").write_bytes(captured(memory, self.blocks))
+        (folder / "memory").write_bytes(captured(memory, self.blocks, over))
         blocks = {at // BLOCK: disk[at : at + BLOCK] for at in range(0, len(disk), BLOCK)}
         held = {block: data for block, data in blocks.items() if data != bytes(BLOCK)}
         sparse_file(self.root / "overlay", held, len(blocks))
@@ -94,15 +95,21 @@ class Bench:
         return [str(path) for path in (self.store.folder / "ingest").iterdir()]
 
 
-def captured(memory: dict[int, bytes], count: int) -> bytes:
-    """A capture file of these blocks, without a template."""
+def captured(memory: dict[int, bytes], count: int, over: Template | None = None) -> bytes:
+    """A capture file of these blocks. ``over``: what is this template's is only named, as the collector does it."""
+    under = b"" if over is None else over.memory.read_bytes()
     runs: list[Run] = []
     data: list[bytes] = []
     for place, content in sorted(memory.items()):
-        zeros = content == bytes(BLOCK)
-        runs.append(Run(place, 1, ZERO if zeros else LAYER, 0 if zeros else len(data)))
-        data += [] if zeros else [content]
-    return capturefile.encode(count, joined(runs), b"".join(data))
+        if content == bytes(BLOCK):
+            runs.append(Run(place, 1, ZERO))
+        elif under.startswith(content, place * BLOCK):
+            runs.append(Run(place, 1, BASE, place))
+        else:
+            runs.append(Run(place, 1, LAYER, len(data)))
+            data.append(content)
+    base = NO_BASE if over is None else bytes.fromhex(over.digest)
+    return capturefile.encode(count, joined(runs), b"".join(data), base)
 
 
 def sparse_file(path: Path, blocks: dict[int, bytes], count: int) -> None:

@@ -42,19 +42,20 @@ touches = st.dictionaries(st.integers(0, BLOCKS - 1), st.one_of(st.integers(0, 9
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(first=memories, generations=st.lists(st.tuples(touches, disks), min_size=1, max_size=4))
+@given(first=memories, generations=st.lists(st.tuples(touches, disks, st.booleans()), min_size=1, max_size=4))
 def test_every_generation_restores_what_it_captured(
-    new_bench: Callable[[], Bench], first: list[int], generations: list[tuple[dict[int, int | str], list[int]]]
+    new_bench: Callable[[], Bench], first: list[int], generations: list[tuple[dict[int, int | str], list[int], bool]]
 ) -> None:
     bench = new_bench()
     parent = template = bench.template(blocks(first))
     memory = list(first)
     made = []
-    for changes, disk in generations:
+    for changes, disk, over in generations:
         for place, seed in changes.items():
             if isinstance(seed, int):
                 memory[place] = seed
-        parent = bench.capture(parent, {place: block(memory[place]) for place in changes}, blocks(disk))
+        held = {place: block(memory[place]) for place in changes}
+        parent = bench.capture(parent, held, blocks(disk), over=template if over else None)
         made.append((parent, blocks(memory), blocks(disk)))
     for snapshot, expected_memory, expected_disk in made:
         folder = bench.root / snapshot.digest.removeprefix("sha256:")
@@ -85,6 +86,53 @@ def through_memory_map(held: memorymap.MemoryMap, space: spaces.Space) -> bytes:
             assert len(content) == held.frame_blocks[frame] * BLOCK
             out += content[at * BLOCK : (at + count) * BLOCK]
     return out
+
+
+def test_a_block_that_is_the_template_s_again_is_stored_where_the_parent_has_another(bench: Bench) -> None:
+    template = bench.template(blocks([1] * BLOCKS))
+    disk = blocks([0] * DISK_BLOCKS)
+    changed = bench.capture(template, {3: block(7), 4: block(0), 5: block(8)}, disk, over=template)
+    back = bench.capture(changed, {number: block(1) for number in range(10)}, disk, over=template)
+    with spaces.memory_of(bench.store, back, template) as space:
+        assert space.read(0, BLOCKS) == blocks([1] * BLOCKS)
+        assert [layer.map.packed for layer in space.layers] == [2, 3]
+
+
+def test_a_capture_that_is_damaged_or_of_another_template_is_refused(bench: Bench) -> None:
+    template = bench.template(blocks([1] * BLOCKS))
+    other = bench.template(blocks([2] * BLOCKS), "other")
+    disk = blocks([0] * DISK_BLOCKS)
+    with pytest.raises(SnapshotInvalid, match="captured over template"):
+        bench.capture(template, {3: block(2), 4: block(5)}, disk, over=other)
+    bench.capture(template, {3: block(7)}, disk)
+    path = bench.root / "captured" / "memory"
+    held = path.read_bytes()
+    before = len(bench.store.snapshots())
+    for damaged in (held[:-1], held[:BLOCK], b"", bytes(len(held)), held[:-1] + bytes([held[-1] ^ 1])):
+        path.write_bytes(damaged)
+        with pytest.raises(SnapshotInvalid, match="capture file"):
+            capture.pack(
+                bench.store,
+                folder=path.parent,
+                overlay=bench.root / "overlay",
+                parent=template,
+                templates=bench.templates,
+                sandbox_id="x",
+                image_digest="",
+            )
+    path.write_bytes(captured({0: block(1)}, BLOCKS + 1))
+    with pytest.raises(InvalidValue, match=f"of {BLOCKS + 1} blocks"):
+        capture.pack(
+            bench.store,
+            folder=path.parent,
+            overlay=bench.root / "overlay",
+            parent=template,
+            templates=bench.templates,
+            sandbox_id="x",
+            image_digest="",
+        )
+    assert len(bench.store.snapshots()) == before
+    assert bench.left_over() == []
 
 
 def test_pages_only_read_and_unchanged_cost_nothing(bench: Bench) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from perdure.errors import MachineFailed, NotFound, SnapshotInvalid, Unsupported
 from perdure.execution.snapshots import templates, warming
 from perdure.formats.blockmap import BASE, BLOCK, Run
-from perdure.testing.snapshots import BLOCKS, Bench, captured, facts
+from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of, captured, facts
 
 
 def test_zeros_are_holes_and_not_in_the_map(bench: Bench) -> None:
@@ -24,6 +27,43 @@ def test_zeros_are_holes_and_not_in_the_map(bench: Bench) -> None:
 
 def test_other_content_is_another_digest(bench: Bench) -> None:
     assert bench.template(b"a" * BLOCKS * BLOCK, "one").digest != bench.template(b"b" * BLOCKS * BLOCK, "two").digest
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.integers(0, 3), min_size=BLOCKS, max_size=BLOCKS),
+    st.dictionaries(st.integers(0, BLOCKS - 1), st.integers(0, 3), max_size=60),
+    st.booleans(),
+)
+def test_a_difference_over_a_base_is_what_the_whole_would_be(
+    new_bench: Callable[[], Bench], under: list[int], changed: dict[int, int], named: bool
+) -> None:
+    bench = new_bench()
+    base = bench.template(blocks_of(under), "base")
+    folder = bench.root / "building"
+    held = {number: block(seed) for number, seed in changed.items()}
+    (folder / "memory").write_bytes(captured(held, BLOCKS, base if named else None))
+    (folder / "state").write_bytes(b"state of the template")
+    templates.seal(folder, bench.templates / "over", facts(), base=base)
+    whole = bench.template(blocks_of([changed.get(number, seed) for number, seed in enumerate(under)]), "whole")
+    over = templates.load(bench.templates, "over")
+    assert over.digest == whole.digest
+    assert over.memory.read_bytes() == whole.memory.read_bytes()
+
+
+def test_a_template_of_a_part_of_the_memory_or_over_another_one_is_refused(bench: Bench) -> None:
+    base = bench.template(b"a" * (BLOCKS * BLOCK), "base")
+    other = bench.template(b"b" * (BLOCKS * BLOCK), "other")
+    folder = bench.root / "building"
+    (folder / "state").write_bytes(b"")
+    (folder / "memory").write_bytes(captured({1: b"a" * BLOCK}, BLOCKS, base))
+    for wrong, words in ((None, "not all of its memory"), (other, "captured over template")):
+        with pytest.raises(MachineFailed, match=words):
+            templates.seal(folder, bench.templates / "warm", facts(), base=wrong)
+    (folder / "memory").write_bytes(b"")
+    with pytest.raises(MachineFailed, match="not whole"):
+        templates.seal(folder, bench.templates / "warm", facts(), base=base)
+    assert {path.name for path in bench.templates.iterdir()} == {"base", "other"}
 
 
 def test_memory_of_another_size_never_becomes_a_template(bench: Bench, tmp_path: Path) -> None:
