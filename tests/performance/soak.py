@@ -19,7 +19,7 @@ back to an older moment would believe itself.
 
 from __future__ import annotations
 
-import json
+import ast
 import os
 import statistics
 import sys
@@ -40,9 +40,10 @@ PACKAGES = ["python3-minimal"]
 NAME = "perdure-soak"
 SHOWN_EVERY = 10  # generations
 SETTLED_S = 120.0  # for the last compaction
-# One line of JSON for each line of input. Memory and file are changed in blocks that move through all of them.
+# A dict for each line of input, as Python writes it (its minimal package has no json). Memory and file are changed in
+# blocks that move through all of them.
 GUEST = r"""
-import hashlib, json, os, sys
+import hashlib, os, sys
 MEMORY, DISK, BLOCK = int(sys.argv[1]) << 20, int(sys.argv[2]) << 20, 4096
 memory = bytearray(os.urandom(MEMORY))
 path = "/soak"
@@ -54,7 +55,7 @@ def of_disk():
     with open(path, "rb") as file:
         return hashlib.blake2b(file.read()).hexdigest()
 known = [of_memory(), of_disk()]
-print(json.dumps({"up": os.getpid(), "next": known}), flush=True)
+print({"up": os.getpid(), "next": known}, flush=True)
 count = 0
 for line in sys.stdin:
     found = [of_memory(), of_disk()]
@@ -66,7 +67,7 @@ for line in sys.stdin:
             file.seek(block * BLOCK + count % 4000)
             file.write(os.urandom(64))
     right, known = found == known, [of_memory(), of_disk()]
-    print(json.dumps({"pid": os.getpid(), "count": count, "right": right, "found": found, "next": known}), flush=True)
+    print({"pid": os.getpid(), "count": count, "right": right, "found": found, "next": known}, flush=True)
 """
 
 
@@ -105,7 +106,10 @@ class Guest:
         for _, data in self._session.outputs():
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                yield json.loads(line)
+                try:
+                    yield ast.literal_eval(line.decode())
+                except (SyntaxError, ValueError):
+                    raise SystemExit(f"soak: the guest said {(line + rest).decode(errors='replace')!r}") from None
 
     def hear(self) -> dict[str, Any]:
         for line in self._lines:
@@ -131,12 +135,12 @@ class Soak:
     def begin(self) -> tuple[Guest, dict[str, Any]]:
         """A running guest, and what it said last."""
         known = {info.name: info for info in self.client.list()}
-        if self.kept in known:
+        if self.kept in known and known[self.kept].state is not SandboxState.EXITED:
             if known[self.kept].state is SandboxState.SUSPENDED:
                 self.client.resume(self.ref)
             guest = Guest(self.client.attach(self.ref))
             return guest, guest.ask()
-        if self.ref in known:  # of a soak that was killed
+        if self.ref in known:  # of a soak that was killed, or whose guest was
             self.client.remove(self.ref, force=True)
         if IMAGE not in {image.name.partition(":")[0] for image in self.client.images()}:
             print(f"building the image {IMAGE}", flush=True)

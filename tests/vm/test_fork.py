@@ -216,11 +216,12 @@ def test_no_line_of_an_exec_is_lost_or_said_twice_over_checkpoints(start: Start,
             failed.append(error)
 
     threads = []
-    for _, data in session.outputs():
-        said += data
-        if len(threads) < 2 and not any(thread.is_alive() for thread in threads):
-            threads.append(threading.Thread(target=checkpoint))
-            threads[-1].start()
+    with session:
+        for _, data in session.outputs():
+            said += data
+            if len(threads) < 2 and not any(thread.is_alive() for thread in threads):
+                threads.append(threading.Thread(target=checkpoint))
+                threads[-1].start()
     for thread in threads:
         thread.join()
     assert not failed
