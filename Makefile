@@ -10,7 +10,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env)
 # Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
 export PERDURE_HOME ?= $(CURDIR)/build/home
 
-.PHONY: help setup demo test unit check bench docs clean
+.PHONY: help setup demo test unit check bench soak docs clean
 
 help:     ## print this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -55,6 +55,9 @@ check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 
 bench: .venv/dev.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
 	$(SUDO) $(BIN)/python tests/performance/bench.py
+
+soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that checks itself (SOAK_*: tests/performance/soak.py)
+	$(SUDO) $(BIN)/python tests/performance/soak.py
 
 docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
 	$(BIN)/python scripts/generate_docs.py

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perdure.client.node import NodeClient
-from perdure.errors import Conflict, IllegalTransition, NotFound
+from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import Conflict, IllegalTransition, NoSpace, NotFound
+from perdure.host.paths import Home
 from perdure.model import ExecSpec, Fork, SandboxInfo, SandboxState
 
 pytestmark = pytest.mark.vm
@@ -118,3 +124,207 @@ def test_forks_that_cannot_be(start: Start, client: NodeClient, fcrun: Fcrun) ->
     with pytest.raises(IllegalTransition, match="cannot checkpoint"):
         client.checkpoint(ref)
     assert fcrun("fork", "-n", "0", ref).returncode == 125
+
+
+TERMINAL = r"""
+import os, sys
+print("up", os.isatty(0), flush=True)
+for line in sys.stdin:
+    size = os.get_terminal_size()
+    print("got", line.strip(), size.lines, size.columns, flush=True)
+print("bye", flush=True)
+"""
+
+
+def test_a_terminal_and_who_sits_at_it_are_not_disturbed_by_a_fork(
+    start: Start, client: NodeClient, converse: Converse
+) -> None:
+    ref = start("python3", "-c", TERMINAL, tty=True, stdin=True).id
+    session = client.attach(ref, logs=True)
+    session.resize(30, 100)
+    talk = converse(session)
+    assert talk.hear_until("up") == "up True"
+    talk.say("a")
+    assert talk.hear_until("got") == "got a 30 100"
+    (fork,) = client.fork(ref)
+    assert "suspended" not in talk.states
+    at_fork = client.attach(fork.id)  # from now on: what the origin was told before is not heard here
+    at_fork.resize(40, 120)
+    other = converse(at_fork)
+    other.say("b")
+    assert other.hear_until("got") == "got b 40 120"
+    talk.say("c")
+    assert talk.hear_until("got") == "got c 30 100"
+    at_fork.send_stdin(b"\x04")  # the end of its input, as a terminal has it
+    assert other.hear_until("bye")
+    ended = client.wait(fork.id)
+    assert (ended.state, ended.exit_status) == (SandboxState.EXITED, 0)
+    talk.say("d")
+    assert talk.hear_until("got") == "got d 30 100"
+
+
+SIDE = r"""
+import os, sys
+count = 0
+print("side", flush=True)
+for line in sys.stdin:
+    count += 1
+    print(os.getpid(), count, flush=True)
+open("/ended", "w").close()
+"""
+
+
+def test_an_exec_goes_on_over_a_checkpoint_and_ends_in_a_fork(
+    start: Start,
+    client: NodeClient,
+    converse: Converse,
+    kill_below: Callable[[int], None],
+    eventually: Callable[[Callable[[], object]], None],
+) -> None:
+    ref = start("sleep", "100000").id
+    side = converse(client.exec(ref, ExecSpec(command=["python3", "-c", SIDE], stdin=True)))
+    assert side.hear() == "side"
+    pid, first = side.ask("x").split()
+    client.checkpoint(ref)
+    assert side.ask("x").split() == [pid, str(int(first) + 1)]
+    (fork,) = client.fork(ref)
+    # nobody sits at it there: its input ends
+    eventually(lambda: client.run(fork.id, ExecSpec(command=["test", "-f", "/ended"]))[0] == 0)
+    assert side.ask("x").split() == [pid, str(int(first) + 2)]
+    assert client.run(ref, ExecSpec(command=["test", "-f", "/ended"]))[0] == 1
+    # the same after a death: who sat at it is told, and it does not wait for ever
+    kill_below(client.get(ref).machine["firecracker_pid"])
+    client.wait(ref)
+    with pytest.raises(Exception, match=r"died|ended|exited"):
+        side.hear()
+    client.resume(ref)
+    eventually(lambda: client.run(ref, ExecSpec(command=["test", "-f", "/ended"]))[0] == 0)
+
+
+def test_no_line_of_an_exec_is_lost_or_said_twice_over_checkpoints(start: Start, client: NodeClient) -> None:
+    ref = start("sleep", "100000").id
+    count = 3000
+    script = f"n=0; while [ $n -lt {count} ]; do n=$((n+1)); echo $n; done; exit 7"
+    session = client.exec(ref, ExecSpec(command=["sh", "-c", script]))
+    said = bytearray()
+    failed: list[BaseException] = []
+
+    def checkpoint() -> None:
+        try:
+            client.checkpoint(ref)
+        except BaseException as error:
+            failed.append(error)
+
+    threads = []
+    with session:
+        for _, data in session.outputs():
+            said += data
+            if len(threads) < 2 and not any(thread.is_alive() for thread in threads):
+                threads.append(threading.Thread(target=checkpoint))
+                threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert bytes(said).split() == [b"%d" % number for number in range(1, count + 1)]
+    assert session.exit_status == 7
+
+
+@contextlib.contextmanager
+def small(folder: Path, size: str) -> Iterator[None]:
+    """A file system of this size stands in for the folder, with the same folders in it."""
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_dir()] if folder.name == "store" else []
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        for name in names:
+            (folder / name).mkdir(exist_ok=True)
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a tmpfs needs root")
+def test_a_full_disk_refuses_a_checkpoint_and_a_fork_and_the_sandbox_goes_on(
+    keeper: tuple[str, Any], ask: Ask, client: NodeClient, converse: Converse, home: Home, firecrackers: Any
+) -> None:
+    ref, talk = keeper
+    last = ask(talk, "one")
+    running = firecrackers()
+    for where, size, words in (
+        (home.store, "100m", "needs 256 MiB free"),  # before anything begins
+        (home.store / "ingest", "1m", "no space left"),  # while it is being packed
+    ):
+        for act in (client.checkpoint, client.fork):
+            with small(where, size), pytest.raises(NoSpace, match=words):
+                act(ref)
+            assert [info.id for info in client.list()] == [ref]
+            assert client.get(ref).state is SandboxState.RUNNING
+            assert client.snapshots(ref) == []
+            _nothing_is_left(home, ref)
+            now = ask(talk, "on")
+            assert (now["pid"], now["memory"]) == (last["pid"], last["next"])
+            last = now
+    assert firecrackers() == running
+    digest = client.checkpoint(ref).digest  # of all memory: what the lost ones had taken is in it
+    with small(home.sandboxes, "100m"), pytest.raises(NoSpace, match="a fork needs"):
+        client.fork(digest)
+    assert [info.id for info in client.list()] == [ref]
+    (fork,) = client.fork(digest)
+    assert ask(converse(client.attach(fork.id, logs=False)), "fork")["memory"] == last["next"]
+    assert ask(talk, "last")["memory"] == last["next"]
+    assert client.store.verify().findings == []
+
+
+def _nothing_is_left(home: Home, ref: str) -> None:
+    assert not list((home.sandboxes / ref).glob("capture-*"))
+    assert not list((home.store / "ingest").iterdir())
+    assert not list(home.run.glob("fork-*"))
+
+
+@pytest.mark.parametrize("delay_s", [0.05, 0.3, 0.8, 1.5, 2.5])
+@pytest.mark.parametrize("what", ["checkpoint", "fork"])
+def test_a_node_killed_within_a_checkpoint_or_fork(
+    keeper: tuple[str, Any],
+    ask: Ask,
+    client: NodeClient,
+    converse: Converse,
+    home: Home,
+    firecrackers: Any,
+    what: str,
+    delay_s: float,
+) -> None:
+    """The source runs on. Of forks that were told all are there; otherwise none, or all (made just then)."""
+    ref, talk = keeper
+    first = ask(talk, "one")
+    told: list[Any] = []
+
+    def act() -> None:
+        with contextlib.suppress(Exception):  # the node is killed under it
+            told.append(client.checkpoint(ref) if what == "checkpoint" else client.fork(ref, [Fork(), Fork()]))
+
+    acting = threading.Thread(target=act)
+    acting.start()
+    threading.Event().wait(delay_s)
+    os.kill(client.system()["pid"], signal.SIGKILL)
+    ensure_running(home)
+    acting.join()
+    assert client.get(ref).state is SandboxState.RUNNING
+    forks = {info.id for info in client.list()} - {ref}
+    if what == "checkpoint":
+        assert forks == set()
+    elif told:
+        assert forks == {info.id for info in told[0]}
+    else:
+        assert len(forks) in (0, 2)
+    assert len(firecrackers()) == 1 + len(forks)
+    _nothing_is_left(home, ref)
+    other = converse(client.attach(ref))
+    second = ask(other, "two")
+    assert (second["pid"], second["memory"], second["notes"]) == (first["pid"], first["next"], "one\ntwo\n")
+    # the next capture is whole, whatever the killed one had taken
+    client.suspend(ref)
+    client.resume(ref)
+    third = ask(other, "three")
+    assert third["memory"] == second["next"]
+    assert client.store.verify().findings == []
+    named = {kept.digest for info in client.list() for kept in client.snapshots(info.id)}
+    assert {one.digest for one in client.store.list()} == named

@@ -1,8 +1,9 @@
 """Compaction by itself: what is due is rewritten in the background, one snapshot at a time.
 
 A child does the work (``python -m perdure.node.compaction``): at idle priority, and killed at once when somebody needs
-its sandbox, or needs the store to itself. Then it begins again later; after GIVES_WAY times it runs at usual priority
-and is waited for, so that no chain grows without end. The node itself only writes the result down.
+its sandbox, or needs the store to itself. Then it begins again later. After it gave way GIVES_WAY times (or came too
+late, as the sandbox was suspended again), it begins at once, runs at usual priority and is waited for, so that no chain
+grows without end. The node itself only writes the result down.
 
 A node that is killed takes the child with it. What the child stored by then and nobody names is dropped at the next
 start, and what is due then is found again.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import InvalidValue, NotFound, PerdureError
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
@@ -92,7 +93,7 @@ class Compactor:
     async def _look_on(self) -> None:
         async for event in self._sandboxes.events(follow=True, since=None):
             if event.kind == "sandbox.suspended":
-                self._want(event.sandbox_id, self._settle_s)
+                self._want(event.sandbox_id, 0 if self._is_urgent(event.sandbox_id) else self._settle_s)
             elif event.kind == "sandbox.removed":
                 self._gave_way.pop(event.sandbox_id, None)
 
@@ -108,10 +109,14 @@ class Compactor:
     def _stop(self) -> None:
         """Let go of the store and the processors now, unless it is our turn. Any thread may ask."""
         with self._guard:
-            if self._may_stop:
-                self._stopped = True
-                if self._pidfd >= 0:
+            if not self._may_stop:
+                return
+            if self._pidfd >= 0:
+                try:
                     signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                except ProcessLookupError:
+                    return  # it has ended in this moment, with a result
+            self._stopped = True
 
     # -- one snapshot -------------------------------------------------------------------------------------------------
     async def _compact(self, sandbox: Sandbox, *, only_long: bool) -> None:
@@ -129,14 +134,23 @@ class Compactor:
             self._want(sandbox.id, self._again_s)
             return
         disk.admit(store.folder, sum(blob.size for blob in snapshot.descriptors), "a compaction")
-        urgent = self._gave_way[sandbox.id] >= GIVES_WAY
-        made = await self._rewritten(sandbox.id, snapshot.digest, urgent=urgent)
-        if self._stopped:
+        made = await self._rewritten(sandbox.id, snapshot.digest, urgent=self._is_urgent(sandbox.id))
+        try:
+            if made:
+                await sandbox.take_compacted(snapshot.digest, made)
+        except Conflict:  # it was suspended again meanwhile: too late for that one
+            made = ""
+            is_late = True
+        else:
+            is_late = self._stopped
+        if is_late:
             self._gave_way[sandbox.id] += 1
-            self._want(sandbox.id, self._again_s)
+            self._want(sandbox.id, 0 if self._is_urgent(sandbox.id) else self._again_s)
         elif made:
-            await sandbox.take_compacted(snapshot.digest, made)
             del self._gave_way[sandbox.id]
+
+    def _is_urgent(self, sandbox_id: str) -> bool:
+        return self._gave_way[sandbox_id] >= GIVES_WAY
 
     async def _rewritten(self, sandbox_id: str, digest: str, *, urgent: bool) -> str:
         """The digest of the new one, by a child; empty: it was not due, or the child was stopped."""
@@ -164,12 +178,12 @@ class Compactor:
         """What it wrote, once it has ended; until then it can be stopped."""
         with self._guard:
             self._pidfd = os.pidfd_open(child.pid)
-            if self._stopped:  # while it was being started
-                child.kill()
         try:
+            if self._stopped:  # while it was being started
+                _kill(child)
             return await child.communicate()
         except asyncio.CancelledError:
-            child.kill()
+            _kill(child)
             await child.wait()
             raise
         finally:
@@ -182,6 +196,11 @@ class Compactor:
         """What a child had not finished writing."""
         for path in (self._sandboxes.store.folder / "ingest").glob(f"{pid}-*"):
             path.unlink(missing_ok=True)
+
+
+def _kill(child: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended in this moment
+        child.kill()
 
 
 def _is_here(store: Store, snapshot: Snapshot) -> bool:

@@ -40,6 +40,7 @@ _log = logging.getLogger(__name__)
 async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     """Run the node until SIGTERM, SIGINT or a shutdown request. The lock is held by the caller."""
     loop = asyncio.get_running_loop()
+    compacts = compaction.is_on(os.environ)
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
@@ -55,7 +56,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
     _log.info("serving %s, pid %d", home.root, os.getpid())
     background = [loop.create_task(ground.watch())]
-    if compaction.is_on(os.environ):
+    if compacts:
         background.append(loop.create_task(compaction.Compactor(home, sandboxes).run()))
     if ready is not None:
         ready.set()

@@ -204,6 +204,35 @@ async def test_who_deletes_goes_first_but_not_for_ever(world: World) -> None:
     assert box.record.parent != line[-1].digest
 
 
+def test_a_child_that_has_just_ended_is_not_stopped(world: World) -> None:
+    """It was reaped, and its descriptor not yet closed."""
+    with subprocess.Popen(["true"]) as child:
+        pidfd = os.pidfd_open(child.pid)
+        child.wait()
+    try:
+        world.compactor._pidfd, world.compactor._may_stop = pidfd, True
+        world.compactor._stop()
+        assert not world.compactor._stopped
+    finally:
+        os.close(pidfd)
+
+
+@pytest.mark.usefixtures("running")
+async def test_too_late_is_not_stored_twice(world: World) -> None:
+    """It was suspended again meanwhile: what it goes on from lies over the old layers."""
+    line = world.line(LONG + 1)
+    box = world.box(line[:-1])
+    world.suspended(box)
+    await world.until(children)
+    async with box.moving:  # a suspend, which nobody stops for
+        await world.until(lambda: not children())
+        box.save(snapshots=[*box.record.snapshots, KeptSnapshot(info=line[-1].info())], parent=line[-1].digest)
+    await world.compacted()  # of the newest, then
+    made = world.bench.store.get(box.record.parent or "")
+    assert made.config.replaces == [line[-1].digest]
+    assert [one.digest for one in line[:-1]] == world.bench.store.digests()[:-1]
+
+
 @pytest.mark.usefixtures("running")
 async def test_one_that_is_gone_meanwhile_changes_nothing(world: World) -> None:
     line = world.line(LONG)

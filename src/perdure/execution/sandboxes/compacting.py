@@ -55,7 +55,7 @@ async def compact(life: Life, wanted: str, progress: Progress) -> Compacted:
 
 async def take(life: Life, old: str, new: str) -> Compacted:
     """Name ``new``, which somebody made of ``old`` while the sandbox did what it liked. Raises NotFound (one of them is
-    gone: nobody held it), NoSpace; nothing is changed then.
+    gone: nobody held it), Conflict (``old`` is not its newest any more), NoSpace; nothing is changed then.
 
     Also while a machine runs over the old one: its pager has the files of its layers open, and its next capture is a
     difference to the same content.
@@ -65,6 +65,9 @@ async def take(life: Life, old: str, new: str) -> Compacted:
     if kept is None:
         await asyncio.to_thread(store.remove, [new])
         raise NotFound(f"sandbox {life.name} has no snapshot {old} any more")
+    if life.record.parent != old:  # what it goes on from lies over the old layers: these would only be stored twice
+        await asyncio.to_thread(store.remove, [new])
+        raise Conflict(f"sandbox {life.name} has gone on from {old}")
     with contextlib.ExitStack() as held:
         await asyncio.to_thread(held.enter_context, store.reading(new))  # no sweep is under way from now on
         if new not in await asyncio.to_thread(store.digests):

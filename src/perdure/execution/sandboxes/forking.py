@@ -7,11 +7,12 @@ from then on is each one's own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue
@@ -24,6 +25,7 @@ from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.progress import Progress
 from perdure.model import SandboxState
 
+_IDS = "ids"
 AT_ONCE = 4  # restores; more would only wait for each other's processors
 
 _log = logging.getLogger(__name__)
@@ -54,21 +56,49 @@ def origin_of(snapshot: Snapshot) -> Origin:
     return snapshot.config.origin
 
 
+@contextlib.contextmanager
+def making(run: Path, ids: Sequence[str]) -> Iterator[Path]:
+    """Write down which sandboxes are about to be made, until they all run or none is there: what a node that is killed
+    meanwhile had made of them, the next one removes. Gives the folder for what they share."""
+    folder = Path(tempfile.mkdtemp(dir=run, prefix="fork-"))
+    try:
+        (folder / _IDS).write_text("\n".join(ids))
+        yield folder
+    finally:
+        (folder / _IDS).unlink(missing_ok=True)  # done: from here on they are as any other
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def unfinished(run: Path) -> set[str]:
+    """The ids of sandboxes that a killed node was making."""
+    return {sandbox_id for path in run.glob(f"fork-*/{_IDS}") for sandbox_id in path.read_text().split()}
+
+
 async def start(
-    rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress, populate: bool | None = None
+    rooms: Rooms,
+    snapshot: Snapshot,
+    forks: Sequence[Sandbox],
+    folder: Path,
+    progress: Progress,
+    populate: bool | None = None,
 ) -> None:
     """Let sandboxes that were made for it (suspended at the snapshot) run. All do, or the error of the first that did
-    not is raised; whoever calls removes them then. ``populate``: as in ``resuming.resume``."""
+    not is raised; whoever calls removes them then. ``folder``: of ``making``. ``populate``: see ``resuming``."""
     held = await feeding.opened(rooms.store, snapshot)  # what is fetched for the first stays for the others
     try:
-        await _start(rooms, snapshot, forks, progress, populate)
+        await _start(rooms, snapshot, forks, folder, progress, populate)
     finally:
         if held is not None:
             await held.close()
 
 
 async def _start(
-    rooms: Rooms, snapshot: Snapshot, forks: Sequence[Sandbox], progress: Progress, populate: bool | None
+    rooms: Rooms,
+    snapshot: Snapshot,
+    forks: Sequence[Sandbox],
+    folder: Path,
+    progress: Progress,
+    populate: bool | None,
 ) -> None:
     began = time.monotonic()
     facts = origin_of(snapshot).spec
@@ -84,17 +114,16 @@ async def _start(
         progress("Forking", done, len(forks))
 
     progress("Forking", 0, len(forks))
-    with tempfile.TemporaryDirectory(dir=rooms.home.run, prefix="fork-") as folder:
-        # prepared once: the others take links and clones of it
-        ready = await asyncio.to_thread(
-            restore.prepare,
-            rooms.store,
-            snapshot,
-            folder=Path(folder),
-            templates=rooms.home.templates,
-            facts=template.facts,
-        )
-        results = await asyncio.gather(*(one(fork, ready) for fork in forks), return_exceptions=True)
+    # prepared once: the others take links and clones of it
+    ready = await asyncio.to_thread(
+        restore.prepare,
+        rooms.store,
+        snapshot,
+        folder=folder,
+        templates=rooms.home.templates,
+        facts=template.facts,
+    )
+    results = await asyncio.gather(*(one(fork, ready) for fork in forks), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result

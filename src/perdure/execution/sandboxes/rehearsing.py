@@ -5,32 +5,42 @@
 It is the same road as a resume's: the same files, keeper, pager and Firecracker. Firecracker itself then writes the
 memory that its vCPUs would see, so what is hashed is what a guest would meet. The machine has an id, a folder and a
 disk of its own: whose snapshot it is, runs or sleeps on, and is not asked.
+
+A few blocks Firecracker changes by itself: at the load a new generation id (VMGenID), at every capture the event that
+tells the guest's vsock driver of a reset. As no vCPU has run, exactly those are in the dirty log: captures of kind
+"diff" before and after the full one name them, and what is not in them must be what the layers hold.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 import secrets
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.machine.remote import Launcher
+from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.machine import end_stray
-from perdure.execution.snapshots import restore
+from perdure.execution.snapshots import restore, spaces
 from perdure.execution.snapshots.care import content
 from perdure.execution.snapshots.care.verify import Restored
 from perdure.execution.snapshots.store import Store
+from perdure.execution.snapshots.templates import Template
+from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.linux import sparse
 from perdure.model import new_id
 
 PATIENCE_S = 600.0  # for each step: an emulated machine reads all of a large memory slowly
+_CAPTURES = ("diff-1", "full-2", "diff-3")
 _FOLDER = re.compile(r"verify-([0-9a-f]{12})-[0-9a-f]{8}\Z")
 
 _log = logging.getLogger(__name__)
@@ -66,18 +76,18 @@ class Rehearsal:
                 templates=self._home.templates,
                 facts=template.facts,
             )
-            memory = await self._memory(launcher, machine_id, files, str(image.squashfs), folder)
-            digest = await asyncio.to_thread(content.digest_of_file, memory)
+            captured = await self._captured(launcher, machine_id, files, str(image.squashfs), folder)
+            digest, own = await asyncio.to_thread(self._compared, snapshot, files.template, *captured)
             problem = await asyncio.to_thread(disk.problem_of, files.overlay)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
         _log.info("%s restored to verify it in %.2f s", snapshot.digest, time.monotonic() - began)
-        return Restored(digest, problem)
+        return Restored(digest, own, problem)
 
-    async def _memory(
+    async def _captured(
         self, launcher: Launcher, machine_id: str, files: restore.RestoreFiles, image: str, folder: Path
-    ) -> Path:
-        """The file of all memory, as Firecracker wrote it before any of its instructions ran; the machine is gone."""
+    ) -> tuple[Path, list[Path]]:
+        """The file of all memory before any instruction ran, and those with what changed; the machine is gone then."""
         assets = await self._ground.assets()
         keeper = await launcher.spawn(machine_id)
         try:
@@ -97,14 +107,35 @@ class Rehearsal:
                 swap=False,
                 paused=True,
             )
-            await keeper.request("capture", timeout_s=PATIENCE_S, kind="full")
-            captured = folder / "captured"
-            captured.mkdir(mode=0o700)
-            collected = await keeper.request("collect", timeout_s=PATIENCE_S, folder=str(captured))
-            return Path(collected["memory"])
+            made = [await self._capture(keeper, folder / kind, kind.partition("-")[0]) for kind in _CAPTURES]
+            return made[1], [made[0], made[2]]
         finally:
             keeper.close()
             await end_stray(launcher, machine_id)
+
+    async def _capture(self, keeper: Keeper, folder: Path, kind: str) -> Path:
+        folder.mkdir(mode=0o700)
+        await keeper.request("capture", timeout_s=PATIENCE_S, kind=kind)
+        collected = await keeper.request("collect", timeout_s=PATIENCE_S, folder=str(folder))
+        return Path(collected["memory"])
+
+    def _compared(
+        self, snapshot: Snapshot, template: Template, whole: Path, changed: Sequence[Path]
+    ) -> tuple[str, frozenset[int]]:
+        """(digest of the memory without the blocks that Firecracker changed, those)"""
+        own: set[int] = set()
+        with spaces.memory_of(self._store, snapshot, template) as memory:
+            for path in changed:
+                own |= {number for number, data in _blocks(path) if memory.read(number, number + 1) != data}
+        return content.digest_of_file(whole, without=own), frozenset(own)
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The blocks that a sparse file holds, by number."""
+    with path.open("rb", buffering=0) as file:
+        for place, length in sparse.extents(file.fileno()):
+            for start in range(place, place + length, BLOCK):
+                yield start // BLOCK, os.pread(file.fileno(), BLOCK, start)
 
 
 def left_over(run: Path) -> dict[str, Path]:

@@ -172,10 +172,13 @@ class Sandboxes:
             origin = forking.origin_of(snapshot)
             self.images.get(snapshot.config.image_digest)
             disk.admit(self._home.sandboxes, 0, "a fork")
+            ids = [new_id() for _ in forks]
+            folder = held.enter_context(forking.making(self._home.run, ids))
             made: list[Sandbox] = []
             try:
-                made += (self._forked(fork, snapshot, origin, log) for fork in forks)
-                await forking.start(self._rooms, snapshot, made, progress, populate)
+                for sandbox_id, fork in zip(ids, forks, strict=True):
+                    made.append(self._forked(sandbox_id, fork, snapshot, origin, log))
+                await forking.start(self._rooms, snapshot, made, folder, progress, populate)
             except BaseException:
                 await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
                 raise
@@ -222,12 +225,12 @@ class Sandboxes:
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
 
-    def _forked(self, fork: Fork, snapshot: Snapshot, origin: Origin, log: Path | None) -> Sandbox:
+    def _forked(self, sandbox_id: str, fork: Fork, snapshot: Snapshot, origin: Origin, log: Path | None) -> Sandbox:
         name = self._free_name(fork.name)
         changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove}
         spec = msgspec.structs.replace(origin.spec, labels=origin.spec.labels | fork.labels, **changes)
         record = Record(
-            id=new_id(),
+            id=sandbox_id,
             name=name,
             spec=spec,
             image_digest=snapshot.config.image_digest,
@@ -287,6 +290,9 @@ class Sandboxes:
         for sandbox in self.hidden():
             if sandbox.state is not SandboxState.SUSPENDED:  # of a node that was killed while it made a template
                 await sandbox.remove(force=True)
+        for sandbox_id in await asyncio.to_thread(forking.unfinished, self._home.run):
+            if sandbox_id in self._sandboxes:  # the fork was not acknowledged: nobody knows of it
+                await self._sandboxes[sandbox_id].remove(force=True)
         await asyncio.to_thread(self._drop_unnamed)
         if launcher is not None:
             for kept in await launcher.list():

@@ -11,7 +11,8 @@ HELP = "Rewrite snapshots in one layer each, in the order in which a restore tou
 GROUP = "Snapshots"
 DESCRIPTION = (
     f"{HELP}. The new snapshot takes the place of the old one, whose digests it goes on answering to. Its sandbox must "
-    "not run meanwhile. Layers that other snapshots need stay."
+    "not run meanwhile. Layers that other snapshots need stay. What is due (see explain) is also compacted by itself, "
+    "while nobody needs it; PERDURE_COMPACTION=off in the node's environment turns that off."
 )
 
 
