@@ -52,7 +52,7 @@ class Feeder:
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell: Callable[..., Awaitable[Any]] | None = None
         self._is_lost = False
-        self.fetched = 0  # frames that the pager was told of
+        self._fetched_frames = self._fetched_bytes = 0  # that the pager was told of
         with contextlib.ExitStack() as held:
             held.enter_context(store.reading(snapshot.digest))
             self._fetcher = held.enter_context(Fetcher(store, snapshot, partial))
@@ -85,7 +85,7 @@ class Feeder:
     @property
     def figures(self) -> dict[str, int]:
         """For ``inspect``."""
-        return {"fetched_frames": self.fetched, "layer_bytes_here": self._fetcher.present_bytes}
+        return {"frames": self._fetched_frames, "bytes": self._fetched_bytes}
 
     def stop(self) -> None:
         """Nobody waits any more."""
@@ -128,7 +128,8 @@ class Feeder:
             except OSError as error:
                 await self._lost(MachineFailed(f"the cache of frames cannot be written: {error}"))
                 return
-        self.fetched += len(frames)
+        self._fetched_frames += len(frames)
+        self._fetched_bytes += self._fetcher.size_of(frames)
         await self._say("pager-have", frames=frames)
 
     async def _lost(self, error: PerdureError) -> None:

@@ -47,13 +47,11 @@ async def resume(
         feeder = await feeding.opened(life.rooms.store, stored)
         phases.end("open")
         try:
-            await _resume(life, stored, kept, event, calls, progress, ready, phases, feeder)
+            populates = populate if populate is not None else feeder is not None
+            await _resume(life, stored, kept, event, calls, progress, ready, phases, feeder, populates)
         finally:
             if feeder is not None and not feeder.joined:
                 await feeder.close()
-    if populate or (populate is None and feeder is not None):
-        life.save(populates=True)
-        await feeding.populate(life.need_machine().keeper)
 
 
 async def _resume(
@@ -66,6 +64,7 @@ async def _resume(
     ready: restore.RestoreFiles | None,
     phases: Phases,
     feeder: Feeder | None,
+    populates: bool,
 ) -> None:
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
@@ -84,7 +83,7 @@ async def _resume(
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     life.move(event)
     try:
-        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases, feeder)
+        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases, feeder, populates)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -111,6 +110,7 @@ async def _restore(
     goes_on: bool,
     phases: Phases,
     feeder: Feeder | None,
+    populates: bool,
 ) -> None:
     life.save(calls=calls or life.record.calls)
     if not goes_on:
@@ -158,7 +158,7 @@ async def _restore(
         template_digest=prepared.template.digest,
         parent=kept.info.digest,
         restored=kept.info.digest,
-        populates=False,
+        populates=populates,
         started=kept.started,
         exit_status=None,
         finished=None,
@@ -169,6 +169,8 @@ async def _restore(
         has_disk=True,
     )
     await life.measure(answer, phases, main)
+    if populates:
+        await feeding.populate(machine.keeper)
 
 
 def _choose(life: Life, wanted: str | None) -> KeptSnapshot:

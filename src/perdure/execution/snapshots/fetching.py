@@ -48,10 +48,9 @@ class Fetcher:
         """Whether a pager may have to ask."""
         return any(layer.partial for layer in self._layers.values())
 
-    @property
-    def present_bytes(self) -> int:
-        """Of these layers' frames, what is on this machine."""
-        return sum(layer.present_bytes for layer in self._layers.values())
+    def size_of(self, frames: Iterable[tuple[int, int]]) -> int:
+        """Bytes of these frames in their layers."""
+        return sum(self._layers[index].frames[number].compressed for index, number in frames)
 
     def together(self, frames: Iterable[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """The same frames in groups, each of which one read brings: so the first that come need not wait for the rest.

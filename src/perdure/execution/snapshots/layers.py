@@ -114,11 +114,6 @@ class Layer:
         """Whether the frame is in the file at ``path``, at its own offset."""
         return True
 
-    @property
-    def present_bytes(self) -> int:
-        """Of all frames that are in the file."""
-        return sum(frame.compressed for number, frame in enumerate(self.frames) if self.present(number))
-
     def fetch(self, numbers: Iterable[int]) -> None:
         """Bring these frames into the file. Raises Unavailable, NotFound, NoRights, SnapshotInvalid, NoSpace."""
 

@@ -1,0 +1,202 @@
+"""``fcrun snapshot push``, ``pull`` and ``evict`` between two nodes and a store; nothing here needs a machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.cli.fcrun import _remote
+from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import NotFound, Unavailable
+from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.snapshots import stores, transfer
+from perdure.formats.manifest import Snapshot
+from perdure.host.paths import Home
+from perdure.model import SandboxSpec, SandboxState
+from perdure.testing import stores as bench
+from perdure.testing.snapshots import BLOCKS, block, blocks_of
+
+BOX = "b0b0b0b0b0b0"
+
+
+class Node:
+    """A home with a running fcrund."""
+
+    def __init__(self, root: Path) -> None:
+        self.home = Home(root, root / "assets").make()
+        self.bench = bench.Node(root)
+        self.client = NodeClient(self.home)
+
+    def suspended(self) -> Snapshot:
+        """A sandbox ``box`` that sleeps."""
+        template = self.bench.template(blocks_of([1] * BLOCKS))
+        changed = {place: block(1000 + place) for place in range(200)}
+        image = self.bench.image()
+        snapshot = self.bench.capture(
+            template, changed, blocks_of(range(30)), image=image, working_set=(90, 5), sandbox_id=BOX
+        )
+        folder = Folder(self.home.sandboxes / BOX)
+        folder.root.mkdir()
+        folder.save(
+            Record(
+                id=BOX,
+                name="box",
+                spec=SandboxSpec(image="tiny"),
+                image_digest=image,
+                created=1.0,
+                state=SandboxState.SUSPENDED,
+                template=template.name,
+                template_digest=template.digest,
+                parent=snapshot.digest,
+                snapshots=[KeptSnapshot(info=snapshot.info())],
+            )
+        )
+        return snapshot
+
+    def fcrun(self, *argv: str) -> tuple[int, str, str]:
+        env = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
+        done = subprocess.run(
+            [sys.executable, "-m", "perdure.cli.fcrun", "snapshot", *argv],
+            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    def said(self, *argv: str) -> str:
+        status, out, err = self.fcrun(*argv)
+        assert (status, err) == (0, "")
+        return out
+
+    def layer(self, snapshot: Snapshot) -> Path:
+        return self.bench.store.blob_path(snapshot.memory.layers[0].digest)
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[tuple[Node, Node, Snapshot]]:
+    """One with a sandbox that sleeps, one with nothing, the snapshot."""
+    here, there = Node(tmp_path / "here"), Node(tmp_path / "there")
+    snapshot = here.suspended()
+    try:
+        for node in (here, there):
+            ensure_running(node.home)
+        yield here, there, snapshot
+    finally:
+        for node in (here, there):
+            node.client.shutdown()
+            node.bench.cache.close()
+
+
+@pytest.mark.parametrize("kind", ["folder", "registry"])
+def test_pushed_evicted_and_pulled_elsewhere(
+    nodes: tuple[Node, Node, Snapshot], kind: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    here, there, snapshot = nodes
+    folder = (tmp_path / "store").as_uri()
+    url = folder if kind == "folder" else f"oci+http://{request.getfixturevalue('registry')}/commands"
+    pushed = json.loads(here.said("push", "--format", "json", "box", f"{url}:v1"))
+    assert (pushed["digest"], pushed["url"], pushed["tag"]) == (snapshot.digest, url, "v1")
+    assert pushed["sent_bytes"] > snapshot.memory.layers[0].size
+    again = here.said("push", "box", url)  # under its own name
+    assert again.splitlines()[0] == snapshot.digest
+    assert f"{url}:{transfer.tag_of(snapshot.digest)}, sent 0B" in again
+
+    assert here.layer(snapshot).exists()
+    evicted = json.loads(here.said("evict", "--format", "json", "box"))
+    assert evicted == {"digest": snapshot.digest, "url": url, "freed_bytes": snapshot.memory.layers[0].size}
+    assert not here.layer(snapshot).exists()
+    assert "not read, as they are kept elsewhere: 1 layer" in here.said("verify", "box")
+
+    pulled = json.loads(there.said("pull", "--lazy", "--format", "json", f"{url}:v1"))
+    assert (pulled["digest"], pulled["sandbox_id"]) == (snapshot.digest, BOX)
+    assert pulled["elsewhere_bytes"] == snapshot.memory.layers[0].size
+    assert not there.layer(snapshot).exists()
+    assert there.said("pull", "-q", f"{url}@{snapshot.digest}") == f"{snapshot.digest}\n"  # the whole of it
+    assert there.layer(snapshot).exists()
+    assert there.said("gc") == "Deleted: nothing. Freed 0B.\n"
+    assert there.client.store.inspect(snapshot.digest)["working_set_blocks"] == 2
+    assert there.said("rm", snapshot.digest[:20]) == f"{snapshot.digest[:20]}\n"
+    assert there.client.store.list() == []
+    assert not there.layer(snapshot).exists()
+
+
+def test_a_pull_of_what_a_sandbox_has_goes_with_it(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    here, _, snapshot = nodes
+    url = str(tmp_path / "store")
+    here.client.store.push("box", url, tag="v1")
+    here.client.store.pull(url, "v1")
+    assert here.client.store.inspect("box")["tags"] == []
+    here.client.remove("box")
+    assert here.client.store.list() == []
+    here.client.store.pull(url, "v1")
+    here.client.shutdown()
+    ensure_running(here.home)
+    assert [one.digest for one in here.client.store.list()] == [snapshot.digest]
+
+
+def test_errors_help(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    here, there, _ = nodes
+    url, port = str(tmp_path / "store"), "127.0.0.1:9"  # discard: nobody listens
+    for argv, words in (
+        (["push", "box", "ftp://x/y"], "is not a store"),
+        (["push", "nope", url], "no such snapshot or sandbox: nope"),
+        (["push", "--tag", "a/b", "box", url], "is not a tag"),
+        (["push", "box", f"{url}@sha256:{'0' * 64}"], "not to a digest"),
+        (["push", "box", str(here.home.store)], "is this node's own store"),
+        (["push", "box", f"oci+http://{port}/x"], f"oci+http://{port}/x"),
+        (["evict", "box"], "Push it first: fcrun snapshot push"),
+        (["evict", "--from", url, "box"], "Push the snapshot there first"),
+        (["pull", url], "Write URL:TAG"),
+        (["pull", f"{url}:v1"], "It has no snapshot."),
+    ):
+        status, out, err = here.fcrun(*argv)
+        assert (status, out) == (125, ""), argv
+        assert words in err, (argv, err)
+        assert err.startswith("fcrun"), argv
+    here.said("push", "box", f"{url}:v1")
+    with pytest.raises(NotFound) as refused:
+        there.client.store.pull(url, "v2")
+    assert refused.value.hint == "It has: v1"
+    with pytest.raises(NotFound):
+        there.client.store.pull(url, f"sha256:{'0' * 64}")
+    with pytest.raises(Unavailable):
+        there.client.store.pull(f"oci+http://{port}/x", "v1")
+    assert there.client.store.list() == []
+
+
+def test_wrong_bytes_are_named(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    here, there, snapshot = nodes
+    url = str(tmp_path / "store")
+    here.said("push", "box", f"{url}:v1")
+    path = tmp_path / "store" / "blobs" / "sha256" / here.layer(snapshot).name
+    path.write_bytes(b"x" * path.stat().st_size)
+    status, _, err = there.fcrun("pull", f"{url}:v1")
+    assert (status, path.name in err) == (125, True)
+    status, _, err = here.fcrun("evict", "box")
+    assert (status, here.layer(snapshot).exists()) == (125, True)
+    assert there.client.store.list() == []
+
+
+@pytest.mark.parametrize(
+    ("place", "url", "reference"),
+    [
+        ("oci://h:5000/r:v1", "oci://h:5000/r", "v1"),
+        ("oci://h:5000/r", "oci://h:5000/r", ""),
+        ("oci+http://127.0.0.1:5000/a/b", "oci+http://127.0.0.1:5000/a/b", ""),
+        ("s3://b/p:x", "s3://b/p", "x"),
+        ("/a/b:t", "/a/b", "t"),
+        ("/a:b/c", "/a:b/c", ""),
+        (f"oci://h/r@sha256:{'0' * 64}", "oci://h/r", f"sha256:{'0' * 64}"),
+    ],
+)
+def test_where_a_tag_begins(place: str, url: str, reference: str) -> None:
+    assert _remote.split(place) == (url, reference)
+    assert _remote.split(place, "t") == (place, "t")
+
+
+def test_the_help_names_the_forms_that_are_understood() -> None:
+    assert _remote.FORMS == stores.FORMS

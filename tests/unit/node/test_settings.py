@@ -1,0 +1,46 @@
+"""What a person may set of a node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import InvalidValue
+from perdure.host.paths import Home
+from perdure.node import settings
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / "cache")
+
+
+def test_the_environment_comes_before_the_file(home: Home) -> None:
+    assert settings.load(home, {}).frames_bytes == 4 << 30
+    (home.root / "settings.toml").write_text("[providers.x]\n[node]\nframes_mib = 7\n")
+    assert settings.load(home, {}).frames_bytes == 7 << 20
+    assert settings.load(home, {"PERDURE_FRAMES_MIB": "9"}).frames_bytes == 9 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[node", "is not TOML"),
+        ("node = 3", "node is not a table"),
+        ("[node]\nframes = 3", "unknown setting 'frames'"),
+        ("[node]\nframes_mib = -1", "frames_mib is not a number of MiB"),
+        ("[node]\nframes_mib = true", "frames_mib is not a number of MiB"),
+        ("[node]\nframes_mib = '9'", "frames_mib is not a number of MiB"),
+    ],
+)
+def test_a_wrong_line_is_named(home: Home, text: str, words: str) -> None:
+    (home.root / "settings.toml").write_text(text)
+    with pytest.raises(InvalidValue, match=words):
+        settings.load(home, {})
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "much", "\N{SUPERSCRIPT TWO}", "99999999999999"])
+def test_a_wrong_variable_is_named(home: Home, text: str) -> None:
+    with pytest.raises(InvalidValue, match="PERDURE_FRAMES_MIB"):
+        settings.load(home, {"PERDURE_FRAMES_MIB": text})
