@@ -31,9 +31,10 @@ from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.snapshots import restore, spaces
 from perdure.execution.snapshots.care import content
 from perdure.execution.snapshots.care.verify import Restored
+from perdure.execution.snapshots.collected import opened
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
-from perdure.formats.blockmap import BLOCK
+from perdure.formats.blockmap import BLOCK, LAYER
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.linux import sparse
@@ -107,15 +108,19 @@ class Rehearsal:
                 swap=False,
                 paused=True,
             )
-            made = [await self._capture(keeper, folder / kind, kind.partition("-")[0]) for kind in _CAPTURES]
+            collector, made = str(assets.collector), []
+            for name in _CAPTURES:
+                kind = name.partition("-")[0]
+                collected = await self._capture(keeper, folder / name, kind, collector)
+                made.append(await asyncio.to_thread(_raw, collected, files.template.size, zeros=kind == "diff"))
             return made[1], [made[0], made[2]]
         finally:
             keeper.close()
             await end_stray(launcher, machine_id)
 
-    async def _capture(self, keeper: Keeper, folder: Path, kind: str) -> Path:
+    async def _capture(self, keeper: Keeper, folder: Path, kind: str, collector: str) -> Path:
         folder.mkdir(mode=0o700)
-        await keeper.request("capture", timeout_s=PATIENCE_S, kind=kind)
+        await keeper.request("capture", timeout_s=PATIENCE_S, kind=kind, collector=collector)
         collected = await keeper.request("collect", timeout_s=PATIENCE_S, folder=str(folder))
         return Path(collected["memory"])
 
@@ -128,6 +133,24 @@ class Rehearsal:
             for path in changed:
                 own |= {number for number, data in _blocks(path) if memory.read(number, number + 1) != data}
         return content.digest_of_file(whole, without=own), frozenset(own)
+
+
+def _raw(captured: Path, size: int, *, zeros: bool) -> Path:
+    """A sparse file of a whole memory with what a capture file holds. ``zeros``: blocks of zeros are data in it too."""
+    target = captured.with_name("raw")
+    held = opened(captured, size // BLOCK)
+    with target.open("xb", buffering=0) as file:
+        file.truncate(size)
+        for run in held.runs:
+            if run.source == LAYER:
+                view, place = held.content(run), run.first * BLOCK
+                while view:
+                    done = os.pwrite(file.fileno(), view, place)
+                    view, place = view[done:], place + done
+            elif zeros:
+                for block in range(run.first, run.first + run.length):
+                    os.pwrite(file.fileno(), bytes(BLOCK), block * BLOCK)
+    return target
 
 
 def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
