@@ -158,7 +158,7 @@ static _Noreturn void clean(int report) {
     sync();
     (void)!write(3, &flag, 1);
     flag = QUIESCED_DROPPED;
-    if (!guestd.test && write_to("/proc/sys/vm/drop_caches", "1"))
+    if (!guestd.test && write_to("/proc/sys/vm/drop_caches", "3"))
         (void)!write(3, &flag, 1);
     char text[REPORT];
     (void)!write(3, text, memory_report(text, sizeof text));
