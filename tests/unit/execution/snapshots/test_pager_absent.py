@@ -183,3 +183,18 @@ def test_answers_that_nobody_asked_for_do_nothing(
         while len(remote.here) < len(remote.table.frame_layer):
             held.say("have", frames=remote.fetch(wanted(held)))
         assert held.machine.answer() == digest(memory)
+
+
+def test_bytes_that_come_later_than_they_are_told_are_read_again(
+    serve: Serve, chain: tuple[Snapshot, bytes], remote: RemoteLayers
+) -> None:
+    """As over a shared folder, whose reader may see the zeros from before for up to a second."""
+    snapshot, memory = chain
+    with serve(snapshot, change=remote.empty) as held:
+        block = remote.blocks_of_frames()[1]
+        held.machine.send("read", block, 1)
+        frames = wanted(held)
+        held.say("have", frames=frames[:1])
+        assert held.stat()["frames"] == 0  # it has heard that, and found zeros
+        remote.fetch(frames[:1])
+        assert held.machine.answer() == digest(memory[block * BLOCK : (block + 1) * BLOCK])
