@@ -6,7 +6,6 @@ index is written before anything goes: a crash leaves blobs that nobody needs, w
 
 from __future__ import annotations
 
-import fcntl
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from perdure.errors import PerdureError, SnapshotInvalid
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, check_digest, digest_of
+from perdure.linux import locks
 from perdure.reports import Swept
 
 _log = logging.getLogger(__name__)
@@ -77,14 +77,7 @@ def reader_of(folder: Path, blobs: set[str]) -> str:
 
 def _is_read(lease: Path) -> bool:
     """Somebody holds it. Nobody can take one while the store's lock is held exclusively."""
-    if not lease.exists():
-        return False
-    with lease.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    return locks.is_held(lease)
 
 
 def _delete(folder: Path, but: set[str], dry_run: bool) -> tuple[int, int]:

@@ -7,7 +7,6 @@ beside captures (they hold ``Store.writing``) and restores (they hold ``Store.re
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -17,10 +16,11 @@ from perdure.errors import PerdureError
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import described
 from perdure.host.progress import Progress, silent
+from perdure.linux import locks
 from perdure.reports import Swept
 
 _GONE = ".gone"  # a template on its way out: renamed first, so that a crash leaves it whole or out of the way
-_NEW = ".new"  # one that is being built, under NAME.lock
+_NEW = ".new"  # NAME.new or NAME.HEX.new: one that is being built, under NAME.lock
 
 
 def collect(
@@ -79,7 +79,7 @@ def _unneeded(there: Iterable[Path], needed: set[str]) -> Iterator[Path]:
         if not path.is_dir():
             continue
         if path.name.endswith(_NEW):
-            if not _is_locked(path.with_name(path.name.removesuffix(_NEW) + ".lock")):
+            if not locks.is_held(path.with_name(path.name.partition(".")[0] + ".lock")):
                 yield path
         elif path.name.endswith(_GONE) or not {path.name, _digest(path)} & needed:
             yield path
@@ -91,18 +91,6 @@ def _digest(template: Path) -> str:
         return described(template.parent, template.name)[0]
     except (PerdureError, OSError):
         return template.name
-
-
-def _is_locked(path: Path) -> bool:
-    """Somebody builds this template now."""
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def _remove(path: Path) -> None:

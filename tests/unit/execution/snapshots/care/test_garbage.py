@@ -257,8 +257,8 @@ def test_captures_removals_restores_and_sweeps_at_once(bench: Bench, line: list[
 def test_templates_in_use_and_being_built_stay(bench: Bench, line: list[Snapshot]) -> None:
     for name in ("current", "old"):
         bench.template(blocks_of([3] * BLOCKS), name)
-    (bench.templates / "built.new").mkdir()
-    (bench.templates / "dead.new").mkdir()
+    for name in ("built.new", "built.0a1b2c3d.new", "dead.new", "dead.0a1b2c3d.new"):
+        (bench.templates / name).mkdir()
     (bench.templates / "half.gone").mkdir()
     with (bench.templates / "built.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -268,9 +268,9 @@ def test_templates_in_use_and_being_built_stay(bench: Bench, line: list[Snapshot
             templates=bench.templates,
             templates_in_use=lambda: {"current"},
         )
-    assert found.templates == ["dead.new", "half.gone", "old"]
+    assert found.templates == ["dead.0a1b2c3d.new", "dead.new", "half.gone", "old"]
     left = sorted(path.name for path in bench.templates.iterdir() if path.is_dir())
-    assert left == ["built.new", "current", "warm"]
+    assert left == ["built.0a1b2c3d.new", "built.new", "current", "warm"]
     unknown = garbage.collect(bench.store, named=lambda digest: False, templates=bench.templates)
     assert unknown.templates == []  # which are in use is not known
     assert len(unknown.forgotten) == 4
