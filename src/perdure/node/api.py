@@ -199,8 +199,13 @@ class Api:
 
     async def resume(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Resume)
-        how = {"snapshot": wish.snapshot, "calls": wish.calls, "populate": wish.populate}
-        return await long(request, lambda progress: sandbox.resume(progress=progress, **how))  # type: ignore[arg-type]
+
+        async def work(progress: Progress) -> Any:
+            return await sandbox.resume(
+                snapshot=wish.snapshot, calls=wish.calls, progress=progress, populate=wish.populate
+            )
+
+        return await long(request, work)
 
     async def snapshots(self, request: web.Request) -> web.Response:
         return ok([kept.info for kept in self._find(request).record.snapshots])
