@@ -157,6 +157,7 @@ def test_of_a_template_that_was_replaced_the_old_one_counts(place: Path, loop: L
     (place / "out").mkdir()
     collector.collect("out", holes_are_zeros=False)
     collector.close()
+    assert loop.run_until(lambda: collector._process.pidfd < 0, 20.0)
     ground.close()
     found = sources(capturefile.decode((place / "out/memory").read_bytes()))
     assert found == {1: (BASE, b""), 2: (LAYER, filled(2))}

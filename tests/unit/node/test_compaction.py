@@ -95,6 +95,15 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
+_others: set[int] = set()  # children of this process that were there before the test, such as servers of other tests
+
+
+@pytest.fixture(autouse=True)
+def _count_from_here() -> None:
+    _others.clear()
+    _others.update(children())
+
+
 @pytest.fixture
 async def running(world: World) -> AsyncIterator[None]:
     task = asyncio.create_task(world.compactor.run())
@@ -106,7 +115,8 @@ async def running(world: World) -> AsyncIterator[None]:
 
 
 def children() -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+    found = (int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())
+    return [pid for pid in found if pid not in _others]
 
 
 @pytest.mark.usefixtures("running")
