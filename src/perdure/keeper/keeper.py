@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 from collections import deque
 
 from perdure.errors import InvalidValue, PerdureError, ProtocolError
@@ -63,13 +64,13 @@ class Keeper:
         """
         self._settle()
         self._on_become = on_become
-        self._machine.start_ahead(firecracker, pager)
-        while self._node is None:
-            if not self._machine.is_ahead:
-                self._close()
-                return  # one of the programs died: it is of no use
-            self._loop.turn()
-        self._keep()
+        try:
+            self._machine.start_ahead(firecracker, pager)
+            while self._node is None and self._machine.is_ahead:
+                self._loop.turn()
+        except (PerdureError, OSError) as error:
+            print(f"spare keeper: {failure(error)}", file=sys.stderr, flush=True)
+        self._keep()  # without node or programs it ends; a node that came meanwhile tries the start itself, and is told
 
     def _settle(self) -> None:
         for number in (signal.SIGINT, signal.SIGHUP):
@@ -85,9 +86,11 @@ class Keeper:
 
     def _keep(self) -> None:
         while not self._ended and (self._node is not None or self._machine_lives):
-            self._loop.turn()
+            # first: a spare may have been given its node, and heard it, while its programs were still starting
             while self._requests:
                 self._handle(*self._requests.popleft())
+            if not self._ended:
+                self._loop.turn()
         self._close()
 
     @property

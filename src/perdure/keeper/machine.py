@@ -354,7 +354,7 @@ class Machine:
             cause = "machine-exited" if status == 0 else "machine-died"
             self._death = (cause, f"Firecracker {how}" + (f"; its last words: {words}" if words else ""))
         self._loop.forget(self._firecracker.pidfd)
-        if self.state is not MachineState.STARTING:  # else who starts it sees the death and releases
+        if self.state not in (MachineState.STARTING, MachineState.EMPTY):  # else who starts it sees it and releases
             self._died()
 
     def _lose_ahead(self) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from perdure.errors import MachineFailed
 from perdure.execution.machine.remote import Keeper, Launcher
 
 from .conftest import DEADLINE_S, Host, connected, gone, is_gone, processes_under
@@ -121,4 +126,64 @@ async def test_programs_that_do_not_start_are_not_tried_for_ever(host: Host) -> 
         assert time.monotonic() < deadline
         await launcher.ping()
     assert not list((host.below / "spares").iterdir())
+    assert "Traceback" not in host.log() and "spare keeper: the machine ended" in host.log()
     await keeper.request("end")
+
+
+@contextlib.contextmanager
+def slow(host: Host, then: str) -> Iterator[tuple[Path, Callable[[], int]]]:
+    """A program that does something only once it is allowed to; and what allows it, to any number of them."""
+    program, gate = host.folder / "slow", host.folder / "gate"
+    os.mkfifo(gate)
+    opened = os.open(gate, os.O_RDWR)
+    program.write_text(f"#!/bin/sh\nread word <{gate}\n{then}\n")
+    program.chmod(0o755)
+    try:
+        yield program, lambda: os.write(opened, b"word\n" * 100)
+    finally:
+        os.close(opened)
+
+
+async def taken_early(host: Host, launcher: Launcher, program: Path) -> tuple[Keeper, Keeper]:
+    """Two keepers; the second was a spare, whose Firecracker has not started yet."""
+    first = await launcher.spawn(FIRST, firecracker=str(program), pager=str(host.pager))
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if waiting := list(host.below.glob("spares/*/keeper.sock")):
+                break
+            await asyncio.sleep(0.01)
+        second = await launcher.spawn(SECOND, firecracker=str(program), pager=str(host.pager))
+    assert not waiting[0].exists()
+    return first, second
+
+
+async def test_one_that_is_taken_while_its_programs_start(host: Host) -> None:
+    """What its node asks for meanwhile is done, also if nothing more ever comes."""
+    host.start()
+    launcher = await connected(host)
+    with slow(host, f'exec {host.firecracker} "$@"') as (program, go_on):
+        first, second = await taken_early(host, launcher, program)
+        restoring = asyncio.create_task(second.request("restore", **host.restore(firecracker=str(program))))
+        await asyncio.sleep(0)  # it is sent
+        go_on()
+        await asyncio.wait_for(restoring, DEADLINE_S)
+        assert (await second.request("stat"))["state"] == "running"
+        for keeper in (first, second):
+            await keeper.request("end")
+
+
+async def test_one_that_is_taken_and_whose_programs_then_do_not_start(host: Host) -> None:
+    """Its node hears why, from its own restore; and another program is started all the same."""
+    host.start()
+    launcher = await connected(host)
+    with slow(host, "exit 3") as (program, go_on):
+        first, second = await taken_early(host, launcher, program)
+        restoring = asyncio.create_task(second.request("restore", **host.restore(firecracker=str(program))))
+        await asyncio.sleep(0)
+        go_on()
+        with pytest.raises(MachineFailed, match="ended with status 3"):
+            await asyncio.wait_for(restoring, DEADLINE_S)
+        await asyncio.wait_for(second.request("restore", **host.restore()), DEADLINE_S)
+        assert (await second.request("stat"))["state"] == "running"
+        for keeper in (first, second):
+            await keeper.request("end")

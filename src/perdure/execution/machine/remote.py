@@ -74,7 +74,10 @@ class Launcher:
         ``firecracker``, ``pager``: what its restore will name; a keeper that has started them ahead takes it over then.
         """
         parts = {"firecracker": firecracker, "pager": pager} if firecracker and pager else {}
-        return await self._keeper("spawn", sandbox_id, timeout_s, parts)
+        try:
+            return await self._keeper("spawn", sandbox_id, timeout_s, parts)
+        except _Closed:  # one that was started ahead died as it was handed over: the launcher has another, or makes one
+            return await self._keeper("spawn", sandbox_id, timeout_s, parts)
 
     async def attach(self, sandbox_id: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Keeper:
         """The living keeper of this sandbox; a connection that another node has to it is ended.
@@ -311,6 +314,10 @@ class Keeper:
             self._drained.set()
 
 
+class _Closed(Unavailable):
+    """The other end closed the connection before it answered."""
+
+
 class _Wire(asyncio.Protocol):
     """One connection of the line. Frames wait in a list until somebody receives them."""
 
@@ -356,7 +363,7 @@ class _Wire(asyncio.Protocol):
         """The next control message. Raises what it carries if that is an error, Unavailable when there is none."""
         while not self._frames:
             if self._lost:
-                raise self._reason or Unavailable(
+                raise self._reason or _Closed(
                     "the launcher closed the connection", hint="See: fcrun host status, and the launcher's log"
                 )
             self._arrived.clear()
