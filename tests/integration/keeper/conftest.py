@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import Unavailable
-from perdure.execution.machine.remote import Launcher
+from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.model import LauncherAddress
 
 TOKEN = "00112233445566778899aabbccddeeff"
@@ -108,6 +108,18 @@ async def connected(host: Host) -> Launcher:
         except Unavailable:
             assert time.monotonic() < deadline, host.log()
             await asyncio.sleep(0.01)
+
+
+async def closed(keeper: Keeper) -> None:
+    """Wait until a keeper has hung up."""
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.shield(keeper.closed)
+
+
+async def ended(keeper: Keeper) -> None:
+    """Tell a keeper to end, and wait until it has hung up: a connection that is left open fails a later test."""
+    await keeper.request("end", timeout_s=DEADLINE_S)
+    await closed(keeper)
 
 
 async def gone(pid: int) -> bool:

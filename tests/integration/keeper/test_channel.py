@@ -16,8 +16,8 @@ from perdure.errors import ProtocolError
 from perdure.execution.machine.remote import Keeper
 from perdure.keeper import line
 
-from .conftest import DEADLINE_S, Host
-from .test_lifecycle import SANDBOX, connected, ended, running
+from .conftest import DEADLINE_S, Host, connected, ended
+from .test_lifecycle import SANDBOX, running
 
 
 class End:

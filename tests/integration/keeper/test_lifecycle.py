@@ -16,7 +16,7 @@ from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.model import LauncherAddress
 
-from .conftest import DEADLINE_S, Host, connected, gone
+from .conftest import DEADLINE_S, Host, closed, connected, ended, gone
 
 SANDBOX = "0123456789ab"
 
@@ -43,16 +43,6 @@ async def exited(keeper: Keeper) -> dict[str, object]:
     keeper.listen(event.set_result)
     async with asyncio.timeout(DEADLINE_S):
         return await event
-
-
-async def closed(keeper: Keeper) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        await asyncio.shield(keeper.closed)
-
-
-async def ended(keeper: Keeper) -> None:
-    await keeper.request("end", timeout_s=DEADLINE_S)
-    await closed(keeper)
 
 
 async def test_end_leaves_nothing(host: Host) -> None:
@@ -312,4 +302,4 @@ async def test_no_keeper_before_machines_can_be(host: Host) -> None:
     assert not spawning.done()
     ready.touch()
     keeper = await asyncio.wait_for(spawning, DEADLINE_S)
-    await keeper.request("end")
+    await ended(keeper)

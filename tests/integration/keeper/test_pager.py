@@ -22,7 +22,7 @@ from perdure.testing.faulting import Machine
 from perdure.testing.remotelayers import RemoteLayers
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
-from .conftest import DEADLINE_S, Host, connected, gone
+from .conftest import DEADLINE_S, Host, connected, ended, gone
 
 try:
     os.close(userfaultfd.open_descriptor())
@@ -93,7 +93,7 @@ async def restored(host: Host) -> AsyncIterator[Restored]:
     yield made
     if hasattr(made, "machine"):
         made.machine.__exit__()
-    await made.node.keeper.request("end")
+    await ended(made.node.keeper)
     assert await gone(made.node.keeper.facts["pid"])
 
 

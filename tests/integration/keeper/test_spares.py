@@ -15,7 +15,7 @@ import pytest
 from perdure.errors import MachineFailed
 from perdure.execution.machine.remote import Keeper, Launcher
 
-from .conftest import DEADLINE_S, Host, connected, gone, is_gone, processes_under
+from .conftest import DEADLINE_S, Host, connected, ended, gone, is_gone, processes_under
 
 FIRST, SECOND, THIRD = "000000000001", "000000000002", "000000000003"
 
@@ -51,7 +51,7 @@ async def test_the_next_sandbox_gets_what_was_started_ahead(host: Host) -> None:
     assert {kept.sandbox_id for kept in await launcher.list()} == {FIRST, SECOND}
     assert set(await spare(host)).isdisjoint(waiting)  # and the one after that gets another
     for keeper in (first, second):
-        await keeper.request("end")
+        await ended(keeper)
     assert not list((host.below / "m").iterdir())
 
 
@@ -74,7 +74,7 @@ async def test_a_taken_one_outlives_its_launcher_and_a_spare_does_not(host: Host
     third = await spawned(host, launcher, THIRD)
     await spare(host)
     for keeper in (first, second, third):
-        await keeper.request("end")
+        await ended(keeper)
 
 
 async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(host: Host) -> None:
@@ -92,7 +92,7 @@ async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(host: Host) ->
     await second.request("restore", **host.restore())
     assert (await second.request("stat"))["state"] == "running"
     for keeper in (first, second):
-        await keeper.request("end")
+        await ended(keeper)
 
 
 async def test_other_programs_than_those_that_wait(host: Host) -> None:
@@ -110,7 +110,7 @@ async def test_other_programs_than_those_that_wait(host: Host) -> None:
     third = await spawned(host, launcher, THIRD)  # and back again
     await third.request("restore", **host.restore())
     for keeper in (first, second, third):
-        await keeper.request("end")
+        await ended(keeper)
 
 
 async def test_programs_that_do_not_start_are_not_tried_for_ever(host: Host) -> None:
@@ -127,7 +127,7 @@ async def test_programs_that_do_not_start_are_not_tried_for_ever(host: Host) -> 
         await launcher.ping()
     assert not list((host.below / "spares").iterdir())
     assert "Traceback" not in host.log() and "spare keeper: the machine ended" in host.log()
-    await keeper.request("end")
+    await ended(keeper)
 
 
 @contextlib.contextmanager
@@ -169,7 +169,7 @@ async def test_one_that_is_taken_while_its_programs_start(host: Host) -> None:
         await asyncio.wait_for(restoring, DEADLINE_S)
         assert (await second.request("stat"))["state"] == "running"
         for keeper in (first, second):
-            await keeper.request("end")
+            await ended(keeper)
 
 
 async def test_one_that_is_taken_and_whose_programs_then_do_not_start(host: Host) -> None:
@@ -186,4 +186,4 @@ async def test_one_that_is_taken_and_whose_programs_then_do_not_start(host: Host
         await asyncio.wait_for(second.request("restore", **host.restore()), DEADLINE_S)
         assert (await second.request("stat"))["state"] == "running"
         for keeper in (first, second):
-            await keeper.request("end")
+            await ended(keeper)
