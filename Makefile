@@ -10,6 +10,10 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env)
 # Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
 export PERDURE_HOME ?= $(CURDIR)/build/home
 
+# Processes that tests are spread over, file by file. Each that runs microVMs has its own node; where there is no KVM its
+# emulated host takes up to 8 GB.
+WORKERS ?= 2
+
 .PHONY: help setup demo test unit check bench soak docs clean
 
 help:     ## print this list
@@ -41,7 +45,7 @@ demo: setup ## a durable agent end to end: suspended, killed, recovered; with it
 	$(SUDO) $(BIN)/python scripts/demo.py
 
 test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
-	$(SUDO) $(BIN)/python -m pytest
+	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -m 'not vm'
@@ -53,7 +57,7 @@ check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
 
-bench: .venv/dev.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
+bench: .venv/dev.done build/test-packages.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
 	$(SUDO) $(BIN)/python tests/performance/bench.py
 
 soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that checks itself (SOAK_*: tests/performance/soak.py)

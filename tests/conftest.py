@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).parents[1]
 
 # How fast examples are made says how busy the machine is, and nothing about the code.
 settings.register_profile("perdure", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,24 +24,34 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def built(part: str) -> Path:
+    """The folder with the test binaries of a part in C (with sanitizers), built by gcc."""
+    if not shutil.which("gcc") or not shutil.which("make"):
+        pytest.skip(f"gcc and make build the test binaries of {part}")
+    folder = ROOT / "build" / part
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "test.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests may be spread over several processes
+        subprocess.run(["make", "-s", "-C", str(ROOT / part), "test"], check=True)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def pager_build() -> Path:
-    """The folder with ``pager-test`` (with sanitizers), ``fuzz`` and ``peer``, built by gcc."""
-    if not shutil.which("gcc") or not shutil.which("make"):
-        pytest.skip("gcc and make build the pager's test binaries")
-    root = Path(__file__).parents[1]
-    subprocess.run(["make", "-s", "-C", str(root / "pager"), "test"], check=True)
-    return root / "build/pager"
+    """The folder with ``pager-test``, ``fuzz`` and ``peer``."""
+    return built("pager")
 
 
 @pytest.fixture(scope="session")
 def collector_program() -> Path:
-    """The collector with sanitizers, built by gcc."""
-    if not shutil.which("gcc") or not shutil.which("make"):
-        pytest.skip("gcc and make build the collector's test binary")
-    root = Path(__file__).parents[1]
-    subprocess.run(["make", "-s", "-C", str(root / "collector"), "test"], check=True)
-    return root / "build/collector/collector-test"
+    """The collector with sanitizers."""
+    return built("collector") / "collector-test"
+
+
+@pytest.fixture(scope="session")
+def guest_build() -> Path:
+    """The folder with ``guestd-test`` and ``fuzz``."""
+    return built("guest")
 
 
 @pytest.fixture

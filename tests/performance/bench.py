@@ -1,19 +1,21 @@
 """The figures of this project, beside unmodified Firecracker doing the least it can, in one run on one machine.
 
-    make bench          prints a table; writes build/bench.json and build/bench-environment.json
+    make bench          prints a table; writes build/bench.json, bench-environment.json and bench.svg
 
 ``build/bench.json`` is a list of {name, value, unit, baseline, ratio, goal, met}: ``baseline`` is the figure that this
 one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a bound on "value" or "ratio" as text
 ("ratio <= 1.3"), ``met`` what came of it. Nothing is typed in: what could not be measured is not in the list.
 
-The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next. Cheap
-figures are medians, each of rounds that are measured in turn with those they are compared with. Times of ours are taken
-above the dotted line, those of raw.py in the kernel that runs the VM.
+The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
+(``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
+are taken above the dotted line, those of raw.py in the kernel that runs the VM. The pager is measured natively, beside
+decompression and memcpy on one core (``bench_pager``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -21,106 +23,38 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_pager
+import picture
+from report import HEAD, MEGABYTE, Report
+from unmodified import COLD, DIFF, RESTORE, Raw
+from workload import AGENT, DISK_MIB, IMAGE, MEMORY_MIB, PACKAGES, TURNS, Talk, agent
+
 from perdure import __version__
-from perdure.client.node import NodeClient, Session, ensure_running
+from perdure.client.node import NodeClient, ensure_running
 from perdure.execution.images.image import Image
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.machine.configuration import BOOT_ARGS
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import disk
 from perdure.host import assets as host_assets
 from perdure.host import below
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec
+from perdure.model import Fork
+from perdure.testing.proxy import FaultingProxy
+from perdure.testing.servers import registry_server
 
 ROOT = Path(__file__).parents[2]
-IMAGE = "perdure-bench"
-PACKAGES = ["python3-minimal", "libpython3-stdlib"]
-MEMORY_MIB = 512
-DISK_MIB = 512
-TURNS = 10
 ROUNDS = 5
-MEGABYTE = 1e6  # the goals count decimal megabytes
-COLD = "raw Firecracker: cold boot to a program's first line"
-DIFF = "raw Firecracker: diff snapshot"
-RESTORE = "raw Firecracker: raw-file restore to first answer"
+REMOTE_ROUNDS = 3  # each is an agent of its own: what was fetched once would be here
+FORK_ROUNDS = 3
+FORKS = 10
+LATENCY_S = 0.02
 PHASES = ("stand", "prepare", "keeper", "restore", "guest", "wake")  # of a resume, as ``fcrun inspect`` shows them
-ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-# An agent between turns: its libraries loaded, the conversation in memory, blocked on its next input.
-AGENT = """
-import hashlib, http.client, json, sys, urllib.request
-messages = []
-print("ready", flush=True)
-for line in sys.stdin:
-    context = [hashlib.sha256(b"%d %d" % (len(messages), n)).hexdigest() for n in range(64)]
-    messages.append({"role": "user", "content": line, "context": context})
-    text = json.dumps(messages)
-    print(len(messages), hashlib.sha256(text.encode()).hexdigest(), flush=True)
-"""
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    value: float
-    unit: str
-    baseline: float | None = None
-    ratio: float | None = None
-    goal: str | None = None
-    met: bool | None = None
-
-
-class Report:
-    """The figures in the order in which they were measured."""
-
-    def __init__(self) -> None:
-        self.figures: list[Figure] = []
-
-    def add(self, name: str, value: float, unit: str, *, over: str = "", goal: str = "") -> None:
-        """One figure. ``over`` names the figure it is measured against; ``goal`` is "ratio <= N" or "value <= N"."""
-        baseline = self.value(over) if over else None
-        ratio = value / baseline if baseline else None
-        met = None
-        if goal:
-            what, sign, bound = goal.split()
-            measured = {"value": value, "ratio": ratio}[what]
-            assert measured is not None and sign in ("<=", ">=")
-            met = measured <= float(bound) if sign == "<=" else measured >= float(bound)
-        self.figures.append(
-            Figure(
-                name,
-                round(value, 4),
-                unit,
-                None if baseline is None else round(baseline, 4),
-                None if ratio is None else round(ratio, 3),
-                goal or None,
-                met,
-            )
-        )
-        print(_row(self.figures[-1]), flush=True)
-
-    def value(self, name: str) -> float:
-        return next(figure.value for figure in self.figures if figure.name == name)
-
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps([asdict(figure) for figure in self.figures], indent=1) + "\n")
-
-
-def _row(figure: Figure) -> str:
-    ratio = "" if figure.ratio is None else f"{figure.ratio:.2f}"
-    baseline = "" if figure.baseline is None else f"{figure.baseline:.3f}"
-    verdict = {True: "met", False: "NOT MET", None: ""}[figure.met]
-    value = f"{figure.value:10.3f} {figure.unit:3}"
-    return f"{figure.name:54} {value} {baseline:>9} {ratio:>7}  {figure.goal or '':15} {verdict}"
 
 
 def main() -> int:
@@ -131,9 +65,10 @@ def main() -> int:
     report = Report()
     try:
         assets = host_assets.ensure(home, _tell)
+        print(HEAD)
+        _pager(report)
         address = below.ensure(home, assets, _tell)
         image = _image(home)
-        print(f"\n{'':54} {'value':>10} {'':3} {'baseline':>9} {'ratio':>7}  goal")
         status = below.status(home)
         if status.emulated:
             report.add("emulated host: its kernel's own boot", status.kernel_boot_s, "s")
@@ -148,8 +83,12 @@ def main() -> int:
         try:
             raw.boot(report)
             ensure_running(home)
+            client = NodeClient(home)
             cold, warm = _runs(raw)
-            found = _suspends(NodeClient(home), Launcher(address), raw)
+            found = _suspends(client, Launcher(address), raw)
+            remote = _remote(client, raw)
+            forks = _forks(client, raw)
+            live = _checkpoints(client, raw)
         finally:
             raw.close()
         raw.add(report)
@@ -157,23 +96,33 @@ def main() -> int:
         report.add("fcrun run, warm", warm, "s", over=RESTORE, goal="ratio <= 1.5")
         report.add("fcrun run, warm, beside raw cold boot", warm, "s", over=COLD, goal="ratio <= 0.125")
         report.add("suspend: vCPUs stand still", found["pause_s"], "s", over=DIFF, goal="ratio <= 1.2")
+        report.add("live checkpoint: vCPUs stand still", live, "s", over=DIFF, goal="ratio <= 1.2")
         goal = "ratio <= 3" if status.emulated else "value <= 1"
         report.add("suspend requested to durable, first", found["first"]["took_s"], "s", over=DIFF)
         report.add("suspend requested to durable, later", found["took_s"], "s", over=DIFF, goal=goal)
         report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
         for name in PHASES:
             report.add(f"resume, of it: {name}", found[f"{name}_s"], "s")
+        behind = f"resume from a registry {LATENCY_S * 1000:g} ms away"
+        report.add(behind, remote["answer"], "s", over=RESTORE, goal="ratio <= 2.5")
+        report.add(f"{behind}: read at the first answer", remote["bytes"] / MEGABYTE, "MB")
+        report.add(f"{behind}: requests until then", remote["requests"], "")
+        report.add(f"fork into {FORKS}, all answering, per fork", forks["each_s"], "s", over=RESTORE, goal="ratio <= 3")
+        report.add(f"stored by {FORKS} forks that run", forks["stored"] / MEGABYTE, "MB", goal="value <= 0")
+        report.add("stored by each fork's first suspend", forks["stored_later"] / MEGABYTE, "MB", goal="value <= 3")
         megabytes = found["first"]["stored_bytes"] / MEGABYTE
-        report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 14")
+        report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 8")
         report.add("stored by each later suspend", found["stored_bytes"] / MEGABYTE, "MB", goal="value <= 3")
         report.add(f"stored by {ROUNDS + 1} suspends", found["stored"] / MEGABYTE, "MB")
         report.add("keeper of a started sandbox, unique memory", found["unique, started"], "MB", goal="value <= 24")
         resumed = "keeper and pager of a resumed sandbox, unique memory"
         report.add(resumed, found["unique, resumed"], "MB", goal="value <= 24")
-        (build / "bench-environment.json").write_text(json.dumps(_environment(home, assets, status.emulated), indent=1))
+        environment = _environment(home, assets, status.emulated)
+        (build / "bench-environment.json").write_text(json.dumps(environment, indent=1) + "\n")
     finally:
         _clear(home)
     report.write(build / "bench.json")
+    (build / "bench.svg").write_text(picture.draw(report.figures, environment))
     missed = [figure.name for figure in report.figures if figure.met is False]
     print(f"\n{len(report.figures)} figures in {build / 'bench.json'}; goals not met: {', '.join(missed) or 'none'}")
     return 0
@@ -207,69 +156,6 @@ def _image(home: Home) -> Image:
     return library.get(IMAGE)
 
 
-class Raw:
-    """Firecracker by itself: raw.py, below the line. ``add`` reports what its rounds took."""
-
-    def __init__(self, home: Home, assets: Assets, launcher: Launcher, image: Image) -> None:
-        self._launcher = launcher
-        self._rounds: list[dict[str, float]] = []
-        self._overlay = home.root / "raw-overlay"
-        disk.make(home.root / "disks", DISK_MIB, self._overlay)
-        self._plan = {
-            "firecracker": str(assets.firecracker),
-            "kernel": str(assets.vmlinux),
-            "initrd": str(assets.guest_initrd),
-            "boot_args": BOOT_ARGS,
-            "vcpus": 1,
-            "memory_mib": MEMORY_MIB,
-            "image": str(image.squashfs),
-            "overlay": str(self._overlay),
-            "folder": f"/run/perdure/bench-{os.getpid()}",
-            "command": ["echo", "up"],
-            "agent": ["python3", "-c", AGENT],
-            "environment": ENVIRONMENT,
-            "turns": TURNS,
-        }
-
-    def boot(self, report: Report) -> None:
-        times = self._step("boot")
-        report.add("raw Firecracker: cold boot to guestd", times["cold boot"], "s")
-        report.add(COLD, times["cold run"], "s")
-        report.add("raw Firecracker: full snapshot", times["full snapshot"], "s")
-
-    def round(self) -> None:
-        self._rounds.append(self._step("round"))
-
-    def add(self, report: Report) -> None:
-        def median(name: str) -> float:
-            return statistics.median(times[name] for times in self._rounds)
-
-        report.add(DIFF, median("diff snapshot"), "s")
-        report.add("raw Firecracker: diff snapshot, bytes", median("diff bytes") / MEGABYTE, "MB")
-        report.add("raw Firecracker: raw-file restore to guestd", median("restore, guestd"), "s")
-        report.add(RESTORE, median("restore"), "s")
-
-    def close(self) -> None:
-        self._step("clear")
-        self._overlay.unlink()
-
-    def _step(self, step: str) -> dict[str, float]:
-        packages = [entry for entry in sys.path if Path(entry).name in ("site-packages", "dist-packages")]
-        environment = {
-            "PATH": os.environ["PATH"],
-            "LC_ALL": "C.UTF-8",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *packages]),
-        }
-        command = [sys.executable, "-P", str(Path(__file__).with_name("raw.py")), step, json.dumps(self._plan)]
-        said = bytearray()
-        status = asyncio.run(self._launcher.run(command, env=environment, output=said.extend))
-        if status != 0:
-            raise RuntimeError(f"raw.py {step} ended with {status}: {said.decode(errors='replace')[-2000:]}")
-        times: dict[str, float] = json.loads(said.decode().splitlines()[-1])
-        return times
-
-
 def _runs(raw: Raw) -> tuple[float, float]:
     """``fcrun run``, cold and warm: from the start of the command to the program's first line on its stdout."""
     cold = _run()
@@ -292,55 +178,10 @@ def _run() -> float:
     return took
 
 
-class Talk:
-    """Lines to and from the agent, each with the time at which it came."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._lines = self._read()
-
-    def _read(self) -> Iterator[float]:
-        rest = b""
-        for _, data in self._session.outputs():
-            *lines, rest = (rest + data).split(b"\n")
-            now = time.monotonic()
-            for _ in lines:
-                yield now
-
-    def say(self, line: str) -> None:
-        self._session.send_stdin(line.encode() + b"\n")
-
-    def hear(self) -> float:
-        return next(self._lines)
-
-
-@contextmanager
-def _agent(client: NodeClient) -> Iterator[tuple[str, Talk]]:
-    """A sandbox whose agent has taken its turns."""
-    spec = SandboxSpec(
-        image=IMAGE,
-        command=["python3", "-c", AGENT],
-        stdin=True,
-        memory_mib=MEMORY_MIB,
-        disk_mib=DISK_MIB,
-    )
-    ref = client.start(client.create(spec).id).id
-    try:
-        with client.attach(ref, logs=True) as session:
-            talk = Talk(session)
-            talk.hear()
-            for turn in range(TURNS):
-                talk.say(f"turn {turn}")
-                talk.hear()
-            yield ref, talk
-    finally:
-        client.remove(ref, force=True)
-
-
 def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any]:
     """Suspend and resume, each resume followed by one more turn, beside as many rounds of raw.py."""
     found: dict[str, Any] = {}
-    with _agent(client) as (ref, talk):
+    with agent(client) as (ref, talk):
         found["unique, started"] = _unique_memory(client, launcher, ref)
         found["first"] = _suspend(client, ref)
         laters, answers, parts = [], [], []
@@ -399,6 +240,82 @@ def _unique_memory(client: NodeClient, launcher: Launcher, ref: str) -> float:
     return private * 1024 / MEGABYTE
 
 
+def _checkpoints(client: NodeClient, raw: Raw) -> float:
+    """How long the vCPUs of an agent that goes on stand still, one more turn before each; a median."""
+    pauses = []
+    with agent(client) as (ref, talk):
+        client.checkpoint(ref)  # of all that differs from the template; the others of what a turn changes
+        for turn in range(ROUNDS):
+            raw.round()
+            talk.say(f"after checkpoint {turn}")
+            talk.hear()
+            pauses.append(client.checkpoint(ref).pause_s)
+    return statistics.median(pauses)
+
+
+def _remote(client: NodeClient, raw: Raw) -> dict[str, float]:
+    """Resumes of agents whose memory is in a registry behind latency only; medians."""
+    answers, read, requests = [], [], []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        registry_server(Path(folder)) as upstream,
+        FaultingProxy(upstream) as proxy,
+    ):
+        proxy.latency_s = LATENCY_S
+        for number in range(REMOTE_ROUNDS):
+            with agent(client) as (ref, talk):
+                client.suspend(ref)
+                client.store.push(ref, f"oci+http://{proxy.host}/agent-{number}", tag="one")
+                client.store.evict(ref)
+                raw.round()
+                before = len(proxy.asked)
+                answers.append(_resume(client, ref, talk, "from afar"))
+                asked = [one for one in proxy.asked[before:] if one.method == "GET"]
+                requests.append(len(asked))
+                read.append(sum(_length(one.range) for one in asked))
+    median = statistics.median
+    return {"answer": median(answers), "bytes": median(read), "requests": median(requests)}
+
+
+def _length(wanted: str) -> int:
+    """Bytes of a Range header; 0: there is none."""
+    if not wanted:
+        return 0
+    first, last = wanted.removeprefix("bytes=").split("-")
+    return int(last) - int(first) + 1
+
+
+def _forks(client: NodeClient, raw: Raw) -> dict[str, float]:
+    """Forks of one snapshot, from the request until the last has answered; medians."""
+    each, stored, later = [], [], []
+    with agent(client) as (ref, _):
+        digest = client.suspend(ref).digest
+        for _ in range(FORK_ROUNDS):
+            raw.round()
+            began = time.monotonic()
+            forks = [info.id for info in client.fork(digest, [Fork()] * FORKS)]
+            with contextlib.ExitStack() as open_sessions:
+                talks = [Talk(open_sessions.enter_context(client.attach(fork, logs=False))) for fork in forks]
+                for number, talk in enumerate(talks):
+                    talk.say(f"I am {number}")
+                last = max(talk.hear() for talk in talks)
+            each.append((last - began) / FORKS)
+            stored.append(sum(client.get(fork).stored_bytes for fork in forks))
+            later.append(_suspend(client, forks[0])["stored_bytes"])
+            for fork in forks:
+                client.remove(fork, force=True)
+    median = statistics.median
+    return {"each_s": median(each), "stored": median(stored), "stored_later": median(later)}
+
+
+def _pager(report: Report) -> None:
+    """The pager by itself on this machine, below no emulation."""
+    best = bench_pager.measure()
+    report.add(bench_pager.BASELINE, best.baseline / MEGABYTE, "MB/s")
+    for name, rate in best.rates.items():
+        report.add(f"pager, natively: {name}", rate / MEGABYTE, "MB/s", over=bench_pager.BASELINE, goal="ratio >= 0.8")
+
+
 def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = next(
@@ -425,7 +342,15 @@ def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
         "firecracker": assets.firecracker_version,
         "python": platform.python_version(),
         "perdure": __version__,
-        "guest": {"vcpus": 1, "memory_mib": MEMORY_MIB, "disk_mib": DISK_MIB, "packages": PACKAGES},
+        "guest": {
+            "vcpus": 1,
+            "memory_mib": MEMORY_MIB,
+            "disk_mib": DISK_MIB,
+            "packages": PACKAGES,
+            "turns": TURNS,
+            "agent": AGENT,
+        },
+        "rounds": ROUNDS,
     }
 
 

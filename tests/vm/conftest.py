@@ -1,8 +1,9 @@
 """The harness of the vm tests: one node on the real Firecracker, kept warm for the whole session.
 
-The home is ``build/test-home``, which outlives the session, so that assets, template and image are made once per
-checkout. The node and what runs below the line (on a machine without KVM: the emulated host) are started once and ended
-at the end. After each test nothing may be left of its sandboxes: no process, no file, above or below the line.
+The home is ``build/test-home`` (``-gw0``, ``-gw1``: of parallel processes), which outlives the session, so that assets,
+template and image are made once per checkout. The node and what runs below the line (on a machine without KVM: the
+emulated host) are started once and ended at the end. After each test nothing may be left of its sandboxes: no process,
+no file, above or below the line.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ def pytest_report_header() -> str:
     )
 
 
+def home_of_tests() -> Home:
+    """Of this process: where tests are spread over several, each has its own node and its own emulated host."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    path = os.environ.get("PERDURE_TEST_HOME") or ROOT / "build" / (f"test-home-{worker}" if worker else "test-home")
+    return Home(Path(path), Home.find().cache).make()
+
+
 @pytest.fixture(scope="session")
 def home() -> Iterator[Home]:
     """A home whose node runs, with the image ``perdure-test`` (a minimal Debian with Python)."""
@@ -49,7 +57,7 @@ def home() -> Iterator[Home]:
     for program in ("mksquashfs", "mmdebstrap"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
-    home = Home(Path(os.environ.get("PERDURE_TEST_HOME") or ROOT / "build" / "test-home"), Home.find().cache).make()
+    home = home_of_tests()
     lock = os.open(home.root / "tests.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)  # two sessions would remove each other's sandboxes
     former = {name: os.environ.get(name) for name in ("PERDURE_HOME", "PERDURE_CACHE")}

@@ -198,7 +198,6 @@ def test_only_what_is_touched_comes_unless_all_is_wanted(
     else:
         record_property("bytes_read_at_the_first_answer", read)
         record_property("resident_bytes", resident(info))
-        print("FIGURES", read, resident(info), info.machine)
         assert client.get(ref).machine["fed"]["bytes"] > 0
         assert 0 < read < 12 << 20
     assert talk.ask("touch").split()[2] == held

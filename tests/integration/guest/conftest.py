@@ -8,28 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
-import pytest
 import pytest_asyncio
 
 from perdure.execution.guest.session import GuestCall, GuestSession
 
 ROOT = Path(__file__).parents[3]
 DEADLINE_S = 20.0
-
-
-@pytest.fixture(scope="session")
-def test_build() -> Path:
-    """The folder with ``guestd-test`` and ``fuzz``, built by gcc with sanitizers."""
-    if not shutil.which("gcc") or not shutil.which("make"):
-        pytest.skip("gcc and make build guestd's test binary")
-    folder = ROOT / "build/guest"
-    subprocess.run(["make", "-s", "-C", str(ROOT / "guest"), "test"], check=True)
-    return folder
 
 
 class Guest:
@@ -148,10 +135,10 @@ class Guest:
 
 
 @pytest_asyncio.fixture
-async def guest(test_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
+async def guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
     guest = Guest(tmp_path)
     try:
-        await guest.start(test_build / "guestd-test")
+        await guest.start(guest_build / "guestd-test")
         yield guest
     finally:
         await guest.stop()

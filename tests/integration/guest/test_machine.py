@@ -30,7 +30,7 @@ def _cgroup2() -> Path | None:
 
 
 @pytest_asyncio.fixture
-async def frozen_guest(test_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
+async def frozen_guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
     """A guestd whose workload has a cgroup of its own, as in a VM."""
     root = _cgroup2()
     if root is None:
@@ -42,7 +42,7 @@ async def frozen_guest(test_build: Path, tmp_path: Path) -> AsyncIterator[Guest]
         pytest.skip(f"no cgroup can be made: {error}")
     guest = Guest(tmp_path)
     try:
-        await guest.start(test_build / "guestd-test", "--test-cgroup", str(folder))
+        await guest.start(guest_build / "guestd-test", "--test-cgroup", str(folder))
         yield guest
     finally:
         await guest.stop()
@@ -116,11 +116,11 @@ async def test_quiesce_keeps_to_its_budget(frozen_guest: Guest) -> None:
     await frozen_guest.session.thaw()
 
 
-async def test_nothing_is_started_before_the_image_is_there(test_build: Path, tmp_path: Path) -> None:
+async def test_nothing_is_started_before_the_image_is_there(guest_build: Path, tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     guest.session.configure = _nothing  # type: ignore[method-assign]
     try:
-        await guest.start(test_build / "guestd-test")
+        await guest.start(guest_build / "guestd-test")
         assert guest.session.info is not None
         assert not guest.session.info.configured
         with pytest.raises(Conflict, match="configure comes first"):
@@ -181,9 +181,9 @@ async def test_noise_from_the_host_costs_connections_only(guest: Guest) -> None:
         assert [data async for _, _, data in process.output()] == [b"still here"]
 
 
-def test_the_parsers_under_fuzz(test_build: Path) -> None:
+def test_the_parsers_under_fuzz(guest_build: Path) -> None:
     seconds = os.environ.get("PERDURE_FUZZ_S", "3")
     done = subprocess.run(
-        [test_build / "fuzz", seconds], capture_output=True, text=True, timeout=float(seconds) * 10 + 60
+        [guest_build / "fuzz", seconds], capture_output=True, text=True, timeout=float(seconds) * 10 + 60
     )
     assert done.returncode == 0, done.stdout + done.stderr

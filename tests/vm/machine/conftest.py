@@ -6,7 +6,6 @@ They share home and emulated host with the other vm tests: whichever comes first
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -16,10 +15,12 @@ from perdure.host.assets import Assets
 from perdure.host.paths import Home
 from perdure.model import LauncherAddress
 
+from ..conftest import home_of_tests
+
 
 @pytest.fixture(scope="session")
 def machine_home() -> Home:
-    return Home(Path(__file__).parents[3] / "build" / "test-home", Home.find().cache).make()
+    return home_of_tests()
 
 
 @pytest.fixture(scope="session")
