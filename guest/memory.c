@@ -72,6 +72,15 @@ static int largest(struct process *kept) {
     return count;
 }
 
+static long cached(const char *meminfo) {
+    return field(meminfo, "\nCached:") + field(meminfo, "\nBuffers:") - field(meminfo, "\nShmem:");
+}
+
+long memory_cached_kib(void) {
+    char text[4096];
+    return read_file("/proc/meminfo", text, sizeof text) ? cached(text) : 0;
+}
+
 size_t memory_report(char *out, size_t size) {
     char text[4096];
     struct process processes[LARGEST];
@@ -79,7 +88,7 @@ size_t memory_report(char *out, size_t size) {
         return 0;
     long shared = field(text, "\nShmem:");
     int used = snprintf(out, size, "memory 1 %ld %ld %ld %ld %ld %ld", strtol(text + strcspn(text, "0123456789"), NULL, 10),
-                        field(text, "\nMemFree:"), field(text, "\nCached:") + field(text, "\nBuffers:") - shared, shared,
+                        field(text, "\nMemFree:"), cached(text), shared,
                         field(text, "\nAnonPages:"),
                         field(text, "\nSlab:") + field(text, "\nPageTables:") + field(text, "\nKernelStack:"));
     if (used < 0 || (size_t)used >= size)

@@ -17,7 +17,7 @@
 
 #include "guestd.h"
 
-enum { REPORT = 240, FLAGS_END = 8, POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200 };
+enum { REPORT = 240, FLAGS_END = 8, POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200, DROP_KIB = 4096 };
 
 static bool write_to(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -94,6 +94,7 @@ static struct {
     struct watch progress;  // the child writes the flag of each thing that it has done, then its report
     char report[REPORT];
     size_t reported;
+    long kept_kib;  // what the caches held after they were dropped the last time
     struct timer timer;
 } quiescing = {.progress.fd = -1};
 
@@ -146,11 +147,15 @@ static void quiesce_progress(struct watch *watch, uint32_t events) {
     }
     if (count == 0) {
         quiescing.child = 0;
+        if (quiescing.done & QUIESCED_DROPPED)
+            quiescing.kept_kib = memory_cached_kib();
         quiescing.report[quiescing.reported] = 0;
         quiesce_end(REPLY_OK, quiescing.report);
     }
 }
 
+// Dropping caches costs more than half of a quiesce. What they held at the capture before is in its layers already, so
+// it is done only when they have grown since by what is worth it.
 static _Noreturn void clean(int report) {
     uint8_t flag = QUIESCED_SYNCED;
     dup2(report, 3);
@@ -158,7 +163,7 @@ static _Noreturn void clean(int report) {
     sync();
     (void)!write(3, &flag, 1);
     flag = QUIESCED_DROPPED;
-    if (!guestd.test && write_to("/proc/sys/vm/drop_caches", "3"))
+    if (!guestd.test && memory_cached_kib() > quiescing.kept_kib + DROP_KIB && write_to("/proc/sys/vm/drop_caches", "3"))
         (void)!write(3, &flag, 1);
     char text[REPORT];
     (void)!write(3, text, memory_report(text, sizeof text));
