@@ -62,11 +62,13 @@ class CachedLayer(Layer):
             flight.result()
 
     def request(self, numbers: Iterable[int]) -> list[Future[None]]:
-        """Begin to fetch; these end when all of the frames are in the file, or raise what ``fetch`` raises."""
+        """Begin to fetch; these end when all of the frames are in the file, verified by this process, or raise what
+        ``fetch`` raises."""
         return self._cache.request(self._cached, numbers)
 
     def frame(self, number: int) -> bytes:
-        self.fetch([number])
+        if not self.present(number):
+            self.fetch([number])
         try:
             return super().frame(number)
         except SnapshotInvalid:  # the disk lost it since
@@ -172,7 +174,7 @@ class FrameCache:
                 return
             del self._files[file.path.name]
         try:
-            if file.unsaved_bytes:
+            if file.unsaved:
                 file.save()
         except (NoSpace, OSError):
             pass  # what is not recorded is fetched again, nothing worse
@@ -181,26 +183,40 @@ class FrameCache:
         self._keep_limit(0)
 
     def request(self, file: CacheFile, numbers: Iterable[int]) -> list[Future[None]]:
-        """What ends when the frames are there; nothing for frames that are."""
+        """What ends when the frames are there; nothing for frames that are, as this process has seen itself."""
         with self._guard, file.guard:
             if self._closed:
                 raise Unavailable(_CLOSED)
-            absent = sorted({number for number in numbers if not file.has(number)})
-            flights = {file.flying[number] for number in absent if number in file.flying}
-            for first, last in ranges(file.frames, [number for number in absent if number not in file.flying]):
-                wanted = [n for n in range(first, last + 1) if not file.has(n) and n not in file.flying]
-                flight: Future[None] = Future()
-                flight.set_running_or_notify_cancel()  # whoever stops waiting does not stop it for the others
-                file.flying.update(dict.fromkeys(wanted, flight))
-                flights.add(flight)
-                file.users += 1
-                self._pool.submit(self._fly, file, first, last, wanted, flight)
+            wanted = {number for number in numbers if number not in file.sure}
+            flights = {file.flying[number] for number in wanted if number in file.flying}
+            idle = sorted(number for number in wanted if number not in file.flying)
+            for first, last in ranges(file.frames, [number for number in idle if not file.has(number)]):
+                group = [n for n in range(first, last + 1) if not file.has(n) and n not in file.flying]
+                flights.add(self._take_off(file, group, self._bring))
+            if recorded := [number for number in idle if file.has(number)]:
+                flights.add(self._take_off(file, recorded, self._look_after))
         return list(flights)
 
-    def _fly(self, file: CacheFile, first: int, last: int, wanted: Sequence[int], flight: Future[None]) -> None:
+    def _take_off(
+        self, file: CacheFile, wanted: Sequence[int], bring: Callable[[CacheFile, Sequence[int]], None]
+    ) -> Future[None]:
+        flight: Future[None] = Future()
+        flight.set_running_or_notify_cancel()  # whoever stops waiting does not stop it for the others
+        file.flying.update(dict.fromkeys(wanted, flight))
+        file.users += 1
+        self._pool.submit(self._fly, file, wanted, bring, flight)
+        return flight
+
+    def _fly(
+        self,
+        file: CacheFile,
+        wanted: Sequence[int],
+        bring: Callable[[CacheFile, Sequence[int]], None],
+        flight: Future[None],
+    ) -> None:
         failure: BaseException | None = None
         try:
-            self._bring(file, first, last, wanted)
+            bring(file, wanted)
         except BaseException as error:
             failure = error
         with file.guard:
@@ -215,8 +231,17 @@ class FrameCache:
         self.release(file)
         self._keep_limit(sum(file.frames[number].compressed for number in wanted))
 
-    def _bring(self, file: CacheFile, first: int, last: int, wanted: Sequence[int]) -> None:
-        """Read frames first..last, write those that are wanted."""
+    def _look_after(self, file: CacheFile, recorded: Sequence[int]) -> None:
+        """Of frames that an earlier process has recorded fetch again what the disk has lost since."""
+        lost = [number for number in recorded if not file.reads(number)]
+        for number in lost:
+            file.lost(number)
+        for first, last in ranges(file.frames, lost):
+            self._bring(file, [number for number in lost if first <= number <= last])
+
+    def _bring(self, file: CacheFile, wanted: Sequence[int]) -> None:
+        """Read what spans the frames that are wanted, write these."""
+        first, last = wanted[0], wanted[-1]
         start = file.frames[first].offset
         length = file.frames[last].offset + file.frames[last].compressed - start
         decompressor = zstandard.ZstdDecompressor()

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+import zstandard
+
 from perdure.errors import SnapshotInvalid
 from perdure.execution.snapshots.store import space_checked
 from perdure.formats import presence, seekable
@@ -43,6 +45,8 @@ class CacheFile:
         self.presence: Presence | None = None
         self.frames: Sequence[Frame] = ()
         self.flying: dict[int, Future[None]] = {}
+        self.sure: set[int] = set()  # frames whose bytes were verified by this process
+        self._lost: set[int] = set()  # frames that the record may still name, wrongly
         self.users = 0
         self.unsaved_bytes = 0
         self._saving = threading.Lock()
@@ -95,6 +99,8 @@ class CacheFile:
         assert self.presence is not None
         for number in numbers:
             self.presence.put(number)
+            self.sure.add(number)
+            self._lost.discard(number)
             self.unsaved_bytes += self.frames[number].compressed
 
     def lost(self, number: int) -> None:
@@ -102,6 +108,18 @@ class CacheFile:
         with self.guard:
             if self.presence is not None:
                 self.presence.drop(number)
+                self.sure.discard(number)
+                self._lost.add(number)
+
+    def reads(self, number: int) -> bool:
+        """Whether the bytes of this frame are what they should be: a disk may lose what it had."""
+        frame = self.frames[number]
+        data = os.pread(self._file, frame.compressed, frame.offset)
+        try:
+            seekable.decompress(zstandard.ZstdDecompressor(), data, frame.size, frame.checksum)
+        except SnapshotInvalid:
+            return False
+        return True
 
     def save(self) -> None:
         """Make what arrived durable, then the record of it."""
@@ -110,12 +128,15 @@ class CacheFile:
                 if self.presence is None:
                     return
                 held = self.presence._replace(bits=bytearray(self.presence.bits))
+                lost = set(self._lost)
                 self.unsaved_bytes = 0
             os.fdatasync(self._file)
             other = self._read_record()  # another process may use this file too
             if other is not None and (other.size, other.checksum) == (held.size, held.checksum):
                 for place, byte in enumerate(other.bits):
                     held.bits[place] |= byte
+                for number in lost:
+                    held.drop(number)
             temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
             try:
                 with space_checked(str(self._record_path)):
@@ -123,6 +144,13 @@ class CacheFile:
                     temporary.rename(self._record_path)
             finally:
                 temporary.unlink(missing_ok=True)
+            with self.guard:
+                self._lost -= lost
+
+    @property
+    def unsaved(self) -> bool:
+        """The record says less, or more, than is there."""
+        return bool(self.unsaved_bytes or self._lost)
 
     def close(self) -> None:
         os.close(self._file)

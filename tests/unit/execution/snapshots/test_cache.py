@@ -206,6 +206,46 @@ def test_a_record_that_says_too_much_is_found_out(shelf: Shelf) -> None:
         assert layer.frame(4) == frame_of(content, 4)
 
 
+def test_what_the_disk_lost_since_is_fetched_again_before_it_counts(shelf: Shelf) -> None:
+    """A pager reads the file itself: what it is told to be there is there."""
+    descriptor, content = shelf.layer(1)
+    with shelf.open(descriptor) as layer:
+        layer.fetch(range(8))
+        path, damaged = layer.path, layer.frames[5]
+    shelf.settle()
+    with path.open("r+b") as file:
+        file.seek(damaged.offset + damaged.compressed // 2)
+        file.write(b"!!!!")
+    read = shelf.remote.bytes_read
+    with shelf.open(descriptor) as layer:
+        assert not layer.partial
+        layer.fetch(range(8))
+        with Layer(path) as file_itself:
+            assert [file_itself.frame(number) for number in range(8)] == [frame_of(content, n) for n in range(8)]
+        assert shelf.remote.bytes_read - read == damaged.compressed
+        layer.fetch(range(8))
+        assert shelf.remote.bytes_read - read == damaged.compressed  # and it is looked at once
+
+
+def test_a_damaged_frame_is_not_recorded_again(shelf: Shelf) -> None:
+    """Where the store does not give it either, the next process knows that it is not there."""
+    descriptor, _ = shelf.layer(1)
+    with shelf.open(descriptor) as layer:
+        layer.fetch(range(8))
+        path, damaged = layer.path, layer.frames[5]
+    shelf.settle()
+    with path.open("r+b") as file:
+        file.seek(damaged.offset + damaged.compressed // 2)
+        file.write(b"!!!!")
+    with shelf.open(descriptor) as layer:
+        shelf.remote.failures = [Unavailable("it is down")]
+        with pytest.raises(Unavailable):
+            layer.fetch([5])
+        assert not layer.present(5)
+    shelf.settle()
+    assert not presence.decode(shelf.record(descriptor).read_bytes()).has(5)
+
+
 def test_bytes_that_do_not_verify_never_count(shelf: Shelf) -> None:
     descriptor, content = shelf.layer(1)
     path = Store(shelf.root / "remote").blob_path(descriptor.digest)
