@@ -23,7 +23,8 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats import memorymap
 from perdure.formats.manifest import Snapshot
 
-LOST_AFTER_S = 45.0  # without a store, and one attempt more (at most 55 s): the pager waits 120 s
+LOST_AFTER_S = 45.0  # without a store, and one attempt more
+SLOW_AFTER_S = 100.0  # of one attempt, with a store that gives a byte now and then: the pager waits 120 s
 AGAIN_S = 0.5
 
 Frames = list[tuple[int, int]]  # (number of the layer, number of the frame in it)
@@ -46,9 +47,10 @@ class Feeder:
         partial: Sequence[bool] | None = None,
         *,
         lost_after_s: float = LOST_AFTER_S,
+        slow_after_s: float = SLOW_AFTER_S,
     ) -> None:
         """Blocking. ``partial``: as ``Fetcher`` takes it. Raises as it does."""
-        self._lost_after_s = lost_after_s
+        self._lost_after_s, self._slow_after_s = lost_after_s, slow_after_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._tell: Callable[..., Awaitable[Any]] | None = None
         self._is_lost = False
@@ -111,11 +113,21 @@ class Feeder:
             await self._fetcher.want(frames)
 
     async def _bring(self, frames: Frames) -> None:
-        deadline = time.monotonic() + self._lost_after_s
+        began = time.monotonic()
+        deadline = began + self._lost_after_s
         while True:
             try:
-                await self._fetcher.want(frames)
+                async with asyncio.timeout(self._slow_after_s - (time.monotonic() - began)):
+                    await self._fetcher.want(frames)
                 break
+            except TimeoutError:
+                await self._lost(
+                    Unavailable(
+                        f"{len(frames)} frames did not come within {self._slow_after_s:g} s: the store is too slow",
+                        hint="Pull the snapshot first, then resume it: fcrun snapshot pull",
+                    )
+                )
+                return
             except Unavailable as error:
                 if time.monotonic() > deadline or self._is_lost:
                     await self._lost(error)

@@ -147,6 +147,17 @@ async def test_what_cannot_be_had_is_told_once(away: Away, failure: Exception) -
     await feeder.close()
 
 
+async def test_a_store_that_is_too_slow_is_named_before_the_pager_gives_up(away: Away) -> None:
+    feeder, keeper = Feeder(away.node.store, away.snapshot, slow_after_s=0.05), Keeper()
+    feeder.join(keeper.request)
+    away.remote.gate.clear()
+    feeder.want([(0, 3)])
+    op, params = await keeper.next()
+    assert (op, "the store is too slow" in params["message"]) == ("pager-lost", True)
+    away.remote.gate.set()
+    await feeder.close()
+
+
 async def test_a_frame_that_no_layer_has_is_lost(away: Away) -> None:
     feeder, keeper = Feeder(away.node.store, away.snapshot), Keeper()
     feeder.join(keeper.request)
@@ -187,7 +198,11 @@ async def test_the_next_node_feeds_what_the_map_says(away: Away) -> None:
     assert feeder is not None
     feeder.join(keeper.request)
     feeder.want([(0, number) for number in range(16)])
-    assert (await keeper.next())[0] == "pager-have"
+    have: list[int] = []
+    while len(have) < 16:  # it may be told in several pieces
+        op, params = await keeper.next()
+        assert op == "pager-have"
+        have += [number for _, number in params["frames"]]
     assert away.cached() == away.content
     await feeder.close()
     path.write_bytes((await asyncio.to_thread(away.prepared)).memory_map.read_bytes())  # all is here now
