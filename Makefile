@@ -67,6 +67,7 @@ docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
 	$(BIN)/python scripts/generate_docs.py
 
 clean:    ## stop what runs, remove what the verbs made in this checkout
-	-test ! -x $(BIN)/perdure || $(SUDO) $(BIN)/perdure down
-	-test ! -x $(BIN)/fcrun || $(SUDO) $(BIN)/fcrun host stop
+	-for home in $(PERDURE_HOME) build/*-home*; do test ! -x $(BIN)/fcrun -o ! -d "$$home" || { \
+	    export PERDURE_HOME="$$(realpath "$$home")"; \
+	    $(SUDO) $(BIN)/perdure down; $(SUDO) $(BIN)/fcrun host stop; }; done
 	$(SUDO) rm -rf build .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

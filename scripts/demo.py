@@ -53,6 +53,10 @@ class DemoFailed(Exception):
     """A step did not happen in time; the message says which."""
 
 
+class NotAlone(DemoFailed):
+    """Somebody's runs or sandboxes are in this home: the demo would count them, and kill them."""
+
+
 class Timeline:
     """Prints lines with the time since the start, and keeps measurements and claims for the tables at the end."""
 
@@ -95,8 +99,11 @@ def command(*words: str) -> str:
             )  # fmt: skip
         output, errors = process.communicate()
     except KeyboardInterrupt:  # it did not get the Ctrl-C: what it begins is whole before it is removed
+        for number in STOPS:  # a second Ctrl-C must not leave half of it
+            signal.signal(number, signal.SIG_IGN)
         if process is not None:
-            process.wait()
+            print(f"\ninterrupted; waiting for: {' '.join(words)}", file=sys.stderr, flush=True)
+            process.communicate()
         raise
     if process.returncode != 0:
         raise DemoFailed(f"{' '.join(words)} exited with {process.returncode}:\n{errors.strip()}")
@@ -237,6 +244,7 @@ def story(home: Home, line: Timeline) -> None:
     command("perdure", "up")
     line.figure("server and node up", f"{time.monotonic() - began:.1f} s")
     server = ServerClient(home)
+    refuse_strangers(home, server)
 
     line.say("$", f"perdure run {AGENT} --detach")
     before = provider_requests(server)
@@ -353,6 +361,19 @@ def refuse_others(home: Home) -> None:
             raise DemoFailed(f"sandboxes live in {home.root}: {', '.join(sandboxes)}; end them, or set PERDURE_HOME")
 
 
+def refuse_strangers(home: Home, server: ServerClient) -> None:
+    """What came to life with the server and the node: runs that an earlier one left unfinished, machines that live."""
+    runs = [info.id for info in server.runs() if info.state not in TERMINAL]
+    sandboxes = [info.name for info in NodeClient(home).list(everything=False)]
+    if runs:
+        raise NotAlone(
+            f"unfinished runs are in {home.root}: {', '.join(runs)}; 'perdure up', then 'perdure cancel RUN' ends one, "
+            "or set PERDURE_HOME to another folder"
+        )
+    if sandboxes:
+        raise NotAlone(f"sandboxes live in {home.root}: {', '.join(sandboxes)}; end them, or set PERDURE_HOME")
+
+
 def main() -> int:
     # its claims are about the offline model's own count; nobody's key is spent
     os.environ.update({"PERDURE_PROVIDER": "offline"})
@@ -365,12 +386,15 @@ def main() -> int:
     except DemoFailed as error:
         print(f"{RED}the demo does not begin:{PLAIN} {error}", file=sys.stderr)
         return 1
-    since, ok = time.time(), False
+    since, ok, alone = time.time(), False, True
     for number in STOPS:
         signal.signal(number, interrupt)
     try:
         story(home, line)
         ok = line.tables()
+    except NotAlone as error:
+        alone = False
+        print(f"{RED}the demo does not go on:{PLAIN} {error}", file=sys.stderr)
     except DemoFailed as error:
         print(f"{RED}the demo failed:{PLAIN} {error}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -378,9 +402,9 @@ def main() -> int:
     finally:
         for number in STOPS:  # a second Ctrl-C must not leave half of it
             signal.signal(number, signal.SIG_IGN)
-        if not ok:
+        if not ok and alone:
             cancel_runs(home, since)
-        for words in (("perdure", "down"), ("fcrun", "host", "stop")):
+        for words in (("perdure", "down"), ("fcrun", "host", "stop"))[: 2 if alone else 1]:
             subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT, capture_output=True, start_new_session=True)
     return 0 if ok else 1
 

@@ -45,8 +45,8 @@ def pytest_report_header() -> str:
 def home_of_tests() -> Home:
     """Of this process: where tests are spread over several, each has its own node and its own emulated host."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
-    path = os.environ.get("PERDURE_TEST_HOME") or ROOT / "build" / (f"test-home-{worker}" if worker else "test-home")
-    return Home(Path(path), Home.find().cache).make()
+    path = os.environ.get("PERDURE_TEST_HOME") or str(ROOT / "build" / "test-home")
+    return Home(Path(f"{path}-{worker}" if worker else path), Home.find().cache).make()
 
 
 @pytest.fixture(scope="session")

@@ -16,11 +16,14 @@ import pytest
 from perdure.cli.perdure import _daemons
 from perdure.cli.perdure._image import ensure_default
 from perdure.client.node import NodeClient
+from perdure.client.server import ServerClient
 from perdure.host import below
 from perdure.host.paths import Home
+from perdure.runs.states import TERMINAL
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
 DEMO = Path(__file__).parents[2] / "scripts" / "demo.py"
+EXAMPLE = f"{DEMO.parents[1] / 'examples' / 'counter.py'}:counter"
 LEFT_S = 120.0
 
 
@@ -34,6 +37,7 @@ def own(home: Home, client: NodeClient, tmp_path: Path) -> Iterator[Home]:
     yield made
     _daemons.stop_all(made)
     below.stop(made)
+    assert processes_of(made) == []
 
 
 def processes_of(home: Home) -> list[str]:
@@ -102,3 +106,32 @@ def test_it_does_not_touch_a_server_that_runs_already(own: Home) -> None:
     assert demo.process.returncode == 1
     assert f"a server (pid {pid}) already serves {own.root}" in said
     os.kill(pid, 0)
+
+
+def test_to_its_end(own: Home) -> None:
+    demo = Demo(own)
+    said = demo.rest()
+    assert demo.process.returncode == 0, said
+    claims = said.partition("\nClaims\n")[2].splitlines()
+    assert len(claims) == 9 and all(line.startswith("  holds  ") for line in claims), said
+    assert processes_of(own) == []
+    # what it left is another's: a demo that follows counts none of it
+    assert not list(own.sandboxes.iterdir())
+
+
+def test_it_does_not_go_on_beside_unfinished_runs(own: Home) -> None:
+    environ = {**os.environ, "PERDURE_HOME": str(own.root), "PERDURE_CACHE": str(own.cache)}
+    environ |= {"PERDURE_PROVIDER": "offline"}
+    perdure = str(Path(sys.executable).with_name("perdure"))
+    subprocess.run([perdure, "up"], env=environ, check=True, capture_output=True)
+    argv = [perdure, "run", str(EXAMPLE), "--input", '{"topic": "owls"}', "--detach"]
+    run = subprocess.run(argv, env=environ, check=True, capture_output=True, text=True).stdout.strip()
+    subprocess.run([perdure, "down"], env=environ, check=True, capture_output=True)
+    demo = Demo(own)
+    said = demo.rest()
+    assert demo.process.returncode == 1
+    assert f"unfinished runs are in {own.root}: {run};" in said
+    _daemons.start_server(own)
+    server = ServerClient(own)
+    assert server.get(run).state not in TERMINAL  # it was left alone
+    server.cancel(run, reason="the test is over")

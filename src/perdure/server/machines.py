@@ -35,6 +35,7 @@ SDK = "/opt/perdure"
 AGENTS = f"{SDK}/agents"
 THREADS = 32  # operations at once; each takes as long as the node does
 RECONNECT_S = 0.2
+START_S = 15.0
 TAIL_LINES = 200
 
 
@@ -45,6 +46,8 @@ class NodeMachines:
         self._home = home
         self._node = NodeClient(home)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="node")
+        self._starting = threading.Lock()  # held while the node is being started
+        self._closed = False
 
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         spec, files = _spec(plan, calls), _files(plan)
@@ -116,7 +119,10 @@ class NodeMachines:
             if over.wait(RECONNECT_S):
                 return
             try:
-                ensure_running(self._home)
+                with self._starting:
+                    if self._closed:
+                        return
+                    ensure_running(self._home)
             except RuntimeError:
                 return  # the loop, or the interpreter, has ended
             except Exception as error:
@@ -132,7 +138,11 @@ class NodeMachines:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
     def close(self) -> None:
-        """Operations that are under way end by themselves, at the node."""
+        """Operations that are under way end by themselves, at the node. One that is being started answers then, so
+        that whoever ends everything finds it."""
+        self._closed = True
+        if self._starting.acquire(timeout=START_S):
+            self._starting.release()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
