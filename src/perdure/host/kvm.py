@@ -42,15 +42,18 @@ def boots(home: Home, assets: Assets, progress: Progress | None = None) -> bool:
     return verdict(home, assets, progress).boots
 
 
-def verdict(home: Home, assets: Assets, progress: Progress | None = None) -> Verdict:
-    """The verdict of this boot, found out now if it is not known. Takes up to ``TIMEOUT_S`` then."""
+def verdict(home: Home, assets: Assets, progress: Progress | None = None, *, again: bool = False) -> Verdict:
+    """The verdict of this boot, found out now if it is not known. Takes up to ``TIMEOUT_S`` then.
+
+    ``again``: also where it was bad: the machine may only have been too busy.
+    """
     if not os.access(DEVICE, os.R_OK | os.W_OK):
         return Verdict(False, _why_not(DEVICE))
     path = home.cache / "kvm.json"
     key = f"{boot_id()} {assets.firecracker_version} {assets.kernel_release}"
     try:
         known = json.loads(path.read_text())
-        if known["key"] == key:
+        if known["key"] == key and (known["boots"] or not again):
             return Verdict(bool(known["boots"]), str(known["reason"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass

@@ -55,12 +55,13 @@ class Finding:
 
 
 def examine(home: Home, *, thorough: bool = False, progress: Progress = silent) -> list[Finding]:
-    """Every finding. ``thorough`` hashes the assets again. Tries KVM once a boot, which may take some seconds."""
+    """Every finding. ``thorough`` hashes the assets again, and tries KVM again where it did not boot a guest; else that
+    is tried once a boot of this machine. It may take some seconds."""
     kind = system()
     if kind.level is Level.PROBLEM:
         return [kind]
     found, assets = parts(home, thorough=thorough)
-    accelerated = virtualization(home, assets, progress)
+    accelerated = virtualization(home, assets, progress, again=thorough)
     return [
         kind,
         resources(),
@@ -121,12 +122,12 @@ def parts(home: Home, *, thorough: bool) -> tuple[Finding, Assets | None]:
     return Finding("assets", Level.OK, found), assets
 
 
-def virtualization(home: Home, assets: Assets | None, progress: Progress = silent) -> Finding:
-    """Whether KVM boots a guest."""
+def virtualization(home: Home, assets: Assets | None, progress: Progress = silent, *, again: bool = False) -> Finding:
+    """Whether KVM boots a guest (``again``: as ``kvm.verdict`` takes it)."""
     if assets is None:
         device = "opens" if os.access(kvm.DEVICE, os.R_OK | os.W_OK) else "does not open"
         return Finding("KVM", Level.NOTE, f"not tried yet ({kvm.DEVICE} {device})", "Run: fcrun setup")
-    verdict = kvm.verdict(home, assets, progress)
+    verdict = kvm.verdict(home, assets, progress, again=again)
     if verdict.boots:
         return Finding("KVM", Level.OK, verdict.reason)
     advice = "The emulated host serves instead, some forty times slower. Machines with hardware KVM are faster."

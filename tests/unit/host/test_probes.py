@@ -164,6 +164,29 @@ def test_the_verdict_is_kept_for_this_boot(home: Home, tmp_path: Path, monkeypat
     monkeypatch.setattr(kvm, "boot_id", lambda: "another boot")
     assert kvm.boots(home, parts)
     assert tried.read_text() == "x\nx\n"
+    assert kvm.verdict(home, parts, again=True).boots
+    assert tried.read_text() == "x\nx\n"  # a good one needs no second try
+
+
+def test_a_bad_verdict_is_tried_again_where_that_is_asked_for(
+    home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Parts(NamedTuple):
+        firecracker: Path
+        vmlinux: Path
+        firecracker_version: str = "1.12.1"
+        kernel_release: str = "6.1"
+
+    home.cache.mkdir()
+    monkeypatch.setattr(kvm, "DEVICE", tmp_path)
+    worked = tmp_path / "worked"
+    text = f"test -e {worked} && echo 'Kernel panic - not syncing: VFS' || exit 1"
+    parts: Any = Parts(script(tmp_path / "firecracker", text), tmp_path / "vmlinux")
+    assert not kvm.boots(home, parts)
+    worked.touch()  # the machine was too busy then
+    assert not kvm.boots(home, parts)
+    assert kvm.verdict(home, parts, again=True).boots
+    assert kvm.boots(home, parts)
 
 
 def test_no_device(home: Home, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

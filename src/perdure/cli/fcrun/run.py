@@ -61,7 +61,7 @@ def _run_image(options: argparse.Namespace) -> int:
     with node() as client:
         info = client.create(spec)
         if options.cidfile:
-            _write_id(options.cidfile, info.id)
+            _write_id_or_remove(client, info, options.cidfile)
         if options.detach:
             client.start(info.id)
             print(info.id)

@@ -1,0 +1,29 @@
+"""The programs that are PID 1 in a guest, built for every architecture by the compiler that the product uses."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from perdure.host import static_build
+from perdure.host.progress import silent
+from perdure.host.vault import open_vault
+
+PT_INTERP = 3
+GUESTD_MAX = 128 << 10
+
+
+@pytest.mark.parametrize(("architecture", "machine"), [("x86_64", 62), ("aarch64", 183)])
+def test_guestd_is_static_and_small(tmp_path: Path, architecture: str, machine: int) -> None:
+    with open_vault(tmp_path) as vault:
+        part = static_build.ensure_guestd(vault, architecture, silent)
+    program = part.files["guestd"].read_bytes()
+    assert len(program) <= GUESTD_MAX
+    assert program[:4] == b"\x7fELF"
+    assert struct.unpack_from("<H", program, 18) == (machine,)
+    (start,) = struct.unpack_from("<Q", program, 32)
+    size, count = struct.unpack_from("<HH", program, 54)
+    kinds = [struct.unpack_from("<I", program, start + number * size)[0] for number in range(count)]
+    assert count and PT_INTERP not in kinds
