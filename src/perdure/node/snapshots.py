@@ -98,12 +98,19 @@ class Snapshots:
         except NotFound:
             return None
 
-    def _owner(self, digest: str) -> Sandbox | None:
-        """The sandbox that has it among its snapshots."""
-        for sandbox in self._sandboxes.all():
-            if any(kept.info.digest == digest for kept in sandbox.record.snapshots):
-                return sandbox
-        return None
+    def _owner(self, digest: str, ref: str) -> Sandbox | None:
+        """The sandbox that has it among its snapshots; of several (forks) the one that was asked for by name, else the
+        one it is of."""
+        having = {
+            sandbox: kept.info.sandbox_id == sandbox.id
+            for sandbox in self._sandboxes.all()
+            for kept in sandbox.record.snapshots
+            if kept.info.digest == digest
+        }
+        asked = self._sandbox(ref)
+        if asked in having:
+            return asked
+        return max(having, key=having.__getitem__, default=None)
 
     def _names(self) -> dict[str, str]:
         return {sandbox.id: sandbox.name for sandbox in self._sandboxes.all()}
@@ -209,7 +216,7 @@ class Snapshots:
 
     async def compact(self, request: web.Request) -> web.StreamResponse:
         digest = await self._find(request)
-        sandbox = self._owner(digest)
+        sandbox = self._owner(digest, request.match_info["ref"])
         if sandbox is None:
             raise Conflict(f"no sandbox has snapshot {digest}: nobody would name the compacted one", hint=_LISTED)
 
@@ -229,7 +236,7 @@ class Snapshots:
         kept = transfer.kept_tag(digest)  # by a pull, for nobody else
         if tags := [tag for tag in _by_digest(self._store.tags()).get(digest, []) if tag != kept]:
             raise Conflict(f"snapshot {digest} is tagged {', '.join(tags)}", hint="A tag keeps it.")
-        sandbox = self._owner(digest)
+        sandbox = self._owner(digest, request.match_info["ref"])
         if sandbox is not None:
             await asyncio.to_thread(self._store.untag, kept)
             freed = await asyncio.shield(asyncio.ensure_future(sandbox.forget(digest, force=force)))

@@ -59,7 +59,7 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
             await machine.request("continue")
         guest = await machine.outlives(session.ready(READY_TIMEOUT_S))
         if guest.frozen:
-            await machine.outlives(life.wake(session))
+            await machine.answered(life.wake(session), 0)
         main = life.find_main(session)
         await life.measure({}, Phases(), main)
     except (PerdureError, TimeoutError) as error:

@@ -16,7 +16,9 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import SnapshotInvalid, Unavailable
+from perdure.execution.guest.session import GuestSession, Quiesced
 from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import capture, templates
 from perdure.execution.snapshots.store import Store
@@ -72,6 +74,11 @@ def origin_of(life: Life) -> Origin:
         stderr=life.log.positions[STDERR],
         started=life.record.started,
     )
+
+
+async def quiesced(machine: Machine, session: GuestSession) -> Quiesced:
+    """The workload is frozen, what it wrote is on the disk, its free memory given back, as far as the budget allows."""
+    return await machine.answered(session.quiesce(QUIESCE_BUDGET_S), QUIESCE_BUDGET_S)
 
 
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:

@@ -31,7 +31,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     try:
         folder = life.folder.new_capture()
         target = folder / "overlay"
-        quiesced = await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        quiesced = await capturing.quiesced(machine, session)
         phases.end("quiesce")
         with disk.Copy(overlay, target) as copy:
             await asyncio.to_thread(copy.begin)
@@ -47,7 +47,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             await machine.request("continue")
         captured = capturing.Captured(folder, time.monotonic() - still, target, origin, quiesced.memory_use)
         phases.end("capture")
-        await machine.outlives(life.wake(session))
+        await machine.answered(life.wake(session), 0)
         phases.end("wake")
         snapshot = await capturing.store(life, captured, parent, position)
         phases.end("store")

@@ -45,12 +45,18 @@ async def compact(life: Life, wanted: str, progress: Progress) -> Compacted:
         raise NotFound(f"sandbox {life.name} has no snapshot {wanted}", hint=f"fcrun snapshot ls {life.name}")
     store, old = life.rooms.store, kept.info.digest
     before = await asyncio.to_thread(store.get, old)
-    after = await asyncio.to_thread(
-        lambda: compaction.compact(store, old, templates_folder=life.rooms.home.templates, progress=progress)
-    )
-    if after.digest == old:
-        return Compacted(before, after, 0)
-    return await _named(life, kept, before, after)
+    with contextlib.ExitStack() as held:
+
+        def rewritten() -> Snapshot:
+            with store.writing():  # until it is leased: no sweep is to find it before it is named
+                after = compaction.compact(store, old, templates_folder=life.rooms.home.templates, progress=progress)
+                held.enter_context(store.reading(after.digest))
+            return after
+
+        after = await asyncio.to_thread(rewritten)
+        if after.digest == old:
+            return Compacted(before, after, 0)
+        return await _named(life, kept, before, after, held)
 
 
 async def take(life: Life, old: str, new: str) -> Compacted:
@@ -73,12 +79,14 @@ async def take(life: Life, old: str, new: str) -> Compacted:
         if new not in await asyncio.to_thread(store.digests):
             raise NotFound(f"snapshot {new} was collected before anybody named it")
         before, after = await asyncio.to_thread(lambda: (store.get(old), store.get(new)))
-        return await _named(life, kept, before, after)
+        return await _named(life, kept, before, after, held)
 
 
-async def _named(life: Life, kept: KeptSnapshot, before: Snapshot, after: Snapshot) -> Compacted:
-    """The record names the new one, then the old one goes."""
-    store, old = life.rooms.store, before.digest
+async def _named(
+    life: Life, kept: KeptSnapshot, before: Snapshot, after: Snapshot, held: contextlib.ExitStack
+) -> Compacted:
+    """The record names the new one, which ``held`` keeps from a sweep; then the old one goes."""
+    old = before.digest
     fresh = msgspec.structs.replace(kept, info=after.info(total_s=kept.info.total_s), formerly=[*kept.formerly, old])
     try:
         life.save(
@@ -86,13 +94,12 @@ async def _named(life: Life, kept: KeptSnapshot, before: Snapshot, after: Snapsh
             parent=after.digest if life.record.parent == old else life.record.parent,
         )
     except BaseException:
-        await asyncio.to_thread(store.remove, [after.digest])
+        held.close()
+        await asyncio.to_thread(life.rooms.store.remove, [after.digest])
         raise
     if life.session_parent == old:
         life.session_parent = after.digest
-    freed = 0
-    if not life.rooms.named_by_others(old, life.id):
-        freed = await asyncio.to_thread(store.remove, [old])
+    freed = await life.drop([old])
     _log.info("%s compacted %s to %s, %d bytes freed", life.id, old, after.digest, freed)
     life.emit("compacted", before=old, after=after.digest, freed_bytes=freed)
     return Compacted(before, after, freed)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from perdure.errors import Conflict, NotFound
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.states import LIVE
@@ -36,6 +34,4 @@ async def forget(life: Life, wanted: str, *, force: bool) -> int:
     life.save(snapshots=left, parent=None if record.parent == digest else record.parent)
     if life.session_parent == digest:
         life.session_parent = None
-    if life.rooms.named_by_others(digest, life.id):
-        return 0
-    return await asyncio.to_thread(life.rooms.store.remove, [digest])
+    return await life.drop([digest])

@@ -17,6 +17,7 @@ from perdure.execution.sandboxes.feeding import Feeder, Frames
 END_TIMEOUT_S = 30.0
 DYING_S = 2.0  # a process that was killed closes its connections some time before it counts as dead
 LOOK_S = 0.05
+SILENT_S = 30.0  # an emulated guest on a busy machine takes seconds
 
 _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -107,6 +108,17 @@ class Machine:
             raise MachineFailed(f"the machine died meanwhile ({cause}): {detail}", cause=cause)
         finally:
             task.cancel()
+
+    async def answered(self, work: Awaitable[Result], within_s: float) -> Result:
+        """The same for what a guest does within a known time. Raises MachineFailed also where it stays silent."""
+        try:
+            async with asyncio.timeout(within_s + SILENT_S):
+                return await self.outlives(work)
+        except TimeoutError:
+            raise MachineFailed(
+                f"the guest did not answer for {within_s + SILENT_S:g} s",
+                hint="It may be too busy, or hang. End it with: fcrun kill",
+            ) from None
 
     async def kill(self) -> None:
         """End it as if it had died: what is under way in it fails."""

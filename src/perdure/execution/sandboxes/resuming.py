@@ -141,7 +141,7 @@ async def _restore(
     phases.end("guest")
     # of another sandbox's guest this one is a fork: it must not be taken for it
     is_fork = stored.config.sandbox_id != life.id
-    await machine.outlives(life.wake(session, life.new_identity() if is_fork else None))
+    await machine.answered(life.wake(session, life.new_identity() if is_fork else None), 0)
     phases.end("wake")
     phases.finish()
     main = life.find_main(session)

@@ -135,6 +135,7 @@ class Sandbox(Life):
                 await self.sync()
                 await self.end_machine(MachineFailed(f"sandbox {self.name} was {cause}"))
                 self.exited("exited", cause, "", 128 + signal.SIGKILL)
+            self.stopping = ""  # it was suspended in this moment: what ends it one day is another thing
         return self.info()
 
     async def wait_exited(self) -> SandboxInfo:
@@ -167,9 +168,7 @@ class Sandbox(Life):
             self.move("remove")
             if self.session is not None:
                 self.session.close(NotFound(f"sandbox {self.name} was removed"))
-            every = [kept.info.digest for kept in self.record.snapshots]
-            digests = [digest for digest in every if not self.rooms.named_by_others(digest, self.id)]
-            await asyncio.to_thread(self.rooms.store.remove, digests)
+            await self.drop(kept.info.digest for kept in self.record.snapshots)
             self.log.close()
             await asyncio.to_thread(self.folder.remove)
             self.emit("removed")

@@ -105,9 +105,9 @@ async def _restore_template(
     await machine.outlives(session.ready(READY_TIMEOUT_S))
     phases.end("guest")
     if template.overlay is None:
-        await machine.outlives(session.configure(hostname=life.hostname))
+        await machine.answered(session.configure(hostname=life.hostname), 0)
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
-    await machine.outlives(life.wake(session, life.new_identity()))
+    await machine.answered(life.wake(session, life.new_identity()), 0)
     phases.end("configure")
     return session, answer
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 from perdure.errors import MachineFailed, PerdureError
@@ -14,6 +15,8 @@ from perdure.execution.sandboxes.phases import Phases
 from perdure.formats.manifest import Snapshot
 from perdure.model import LogPosition, SnapshotInfo
 from perdure.model import SandboxState as S
+
+WAKE_S = 5.0  # then a sandbox counts as going on, also where its guest has not said so
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +34,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     life.move("suspend", full_next=True)
     snapshot: Snapshot | None = None
     try:
-        quiesced = await machine.outlives(session.quiesce(capturing.QUIESCE_BUDGET_S))
+        quiesced = await capturing.quiesced(machine, session)
         phases.end("quiesce")
         folder = life.folder.new_capture()
         answer = await machine.request("capture", kind=kind, collector=collector)
@@ -71,7 +74,11 @@ async def go_on(life: Life, machine: Machine, session: GuestSession, error: Base
             raise MachineFailed("its machine died")
         if (await machine.request("stat")).get("state") == "paused":
             await machine.request("continue")
-        await machine.outlives(life.wake(session))
+        waking = asyncio.ensure_future(machine.outlives(life.wake(session)))
+        if (await asyncio.wait({waking}, timeout=WAKE_S))[0]:
+            waking.result()
+        else:  # it is silent, and may freeze its workload yet: so it is told to wake for as long as that takes
+            life.spawn_task(_woken(life, machine, session, waking))
     except (PerdureError, TimeoutError) as reason:
         cause, detail = await why_gone(await life.rooms.ground.launcher(), life.id)
         _log.warning("%s cannot go on: %s", life.id, reason)
@@ -79,3 +86,9 @@ async def go_on(life: Life, machine: Machine, session: GuestSession, error: Base
         return
     if life.state is S.SUSPENDING:
         life.happened("refused")
+
+
+async def _woken(life: Life, machine: Machine, session: GuestSession, waking: asyncio.Future[None]) -> None:
+    with contextlib.suppress(PerdureError):  # it died, which others see and say
+        await waking
+        await machine.outlives(life.wake(session))  # the clock that the first one brought was old by then

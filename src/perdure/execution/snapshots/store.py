@@ -265,7 +265,7 @@ class Store:
 
     def untag(self, name: str) -> None:
         """Let ``name`` mean nothing any more. What it meant stays registered, and goes once nobody names it."""
-        with self._locked("index.lock", fcntl.LOCK_EX):
+        with self.writing(), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
             tagged = [entry for entry in index.manifests if entry.annotations.get(TAG) == name]
             if not tagged:
@@ -302,10 +302,13 @@ class Store:
                     held.enter_context(self.writing())  # no room for a lease: every sweep waits
             yield
 
-    def remove(self, digests: Iterable[str]) -> int:
-        """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed."""
+    def remove(self, digests: Iterable[str], *, unless: Callable[[str], bool] = lambda digest: False) -> int:
+        """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed.
+
+        ``unless(digest)``: it is needed after all. It is asked while nobody writes, who may have come to need it.
+        """
         unwanted = set(digests)
-        return self.sweep(lambda digest: digest in unwanted).blob_bytes if unwanted else 0
+        return self.sweep(lambda digest: digest in unwanted and not unless(digest)).blob_bytes if unwanted else 0
 
     def sweep(self, unneeded: Callable[[str], bool], *, dry_run: bool = False) -> Swept:
         """Forget the manifests for whose digest ``unneeded`` says so, and delete all that no other one needs.

@@ -216,15 +216,18 @@ async def _attach(
             timeout_s=BOOT_TIMEOUT_S,
         )
         await session.ready(BOOT_TIMEOUT_S)
-        await session.configure(hostname="template")
-        await session.wake(time.time(), os.urandom(ENTROPY_BYTES), Identity("template", os.urandom(16).hex()))
-        progress("Attaching the image", 1, 3)
         try:
-            process = await session.exec(ExecSpec(command=list(WARM_COMMAND)))
-            await process.wait()
-            process.release()
+            async with asyncio.timeout(BOOT_TIMEOUT_S):
+                await session.configure(hostname="template")
+                await session.wake(time.time(), os.urandom(ENTROPY_BYTES), Identity("template", os.urandom(16).hex()))
+                progress("Attaching the image", 1, 3)
+                process = await session.exec(ExecSpec(command=list(WARM_COMMAND)))
+                await process.wait()
+                process.release()
         except (CommandNotFound, CommandNotExecutable):
             pass  # an image without a shell
+        except TimeoutError:
+            raise MachineFailed(f"the guest that attaches image {squashfs} did not answer in time") from None
         progress("Attaching the image", 2, 3)
         await _capture(keeper, assets, "diff", folder)
     progress("Attaching the image", 3, 3)
