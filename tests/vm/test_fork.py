@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ def test_a_checkpoint_disturbs_nothing(keeper: tuple[str, Any], ask: Ask, client
     # back to the first checkpoint: memory and disk of one moment
     client.resume(ref, snapshot=snapshot.digest)
     assert client.run(ref, ExecSpec(command=["cat", "/notes"]))[1] == b"one\n"
+
+
+def test_captures_at_once_follow_one_another(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
+    ref, talk = keeper
+    ask(talk, "one")
+    with ThreadPoolExecutor(2) as both:
+        made = [future.result() for future in [both.submit(client.checkpoint, ref) for _ in range(2)]]
+        before = {snapshot.parent for snapshot in made} & {snapshot.digest for snapshot in made}
+        assert len({snapshot.digest for snapshot in made}) == 2 and len(before) == 1
+        last = ask(talk, "two")
+        suspends = [both.submit(client.suspend, ref) for _ in range(2)]
+        refused = [future.exception() for future in suspends if future.exception() is not None]
+    assert len(refused) == 1 and isinstance(refused[0], IllegalTransition)
+    client.resume(ref)
+    assert ask(talk, "three")["memory"] == last["next"]
 
 
 def test_a_machine_that_dies_goes_on_from_its_checkpoint(

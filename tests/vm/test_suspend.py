@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 
 from perdure.client.node import NodeClient
-from perdure.errors import Conflict, IllegalTransition, NotFound, Unavailable
+from perdure.errors import Conflict, IllegalTransition, MachineFailed, NotFound, Unavailable
+from perdure.host.paths import Home
 from perdure.model import ExecSpec, LogPosition, SandboxInfo, SandboxState
 
 pytestmark = pytest.mark.vm
@@ -136,3 +138,51 @@ def test_a_refused_suspend_loses_nothing(keeper: tuple[str, Any], ask: Ask, clie
     client.suspend(ref)
     client.resume(ref)
     assert ask(talk, "three")["memory"] == second["next"]
+
+
+def test_what_was_only_read_is_not_stored(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
+    """Also by a suspend that is not the first: caches that have grown are dropped then, too."""
+    ref, talk = keeper
+    ask(talk, "one")
+    client.suspend(ref)
+    client.resume(ref)
+    reading = f"find /usr -type f -exec cat {{}} + | head -c {20 << 20} | wc -c"
+    status, said, _ = client.run(ref, ExecSpec(command=["sh", "-c", reading]))
+    assert (status, int(said)) == (0, 20 << 20)
+    assert client.suspend(ref).memory_bytes < 4 << 20
+
+
+VCPUS = """
+import socket, sys
+body = b'{"state": "%s"}' % sys.argv[2].encode()
+with socket.socket(socket.AF_UNIX) as api:
+    api.connect(sys.argv[1])
+    api.sendall(b"PATCH /vm HTTP/1.1\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(body) + body)
+    assert b" 204 " in api.recv(4096)
+"""
+
+
+def test_a_guest_that_is_silent_hangs_nothing(
+    keeper: tuple[str, Any], ask: Ask, client: NodeClient, home: Home, below: Callable[[list[str]], str]
+) -> None:
+    ref, talk = keeper
+    first = ask(talk, "one")
+
+    def vcpus(state: str) -> None:  # behind the keeper's back
+        api = home.below_line_folder / "m" / ref / "api.sock"
+        below([sys.executable, "-c", VCPUS, str(api), state])
+
+    vcpus("Paused")
+    with pytest.raises(MachineFailed, match="did not answer"):
+        client.suspend(ref)
+    assert client.get(ref).state is SandboxState.RUNNING
+    vcpus("Resumed")  # now it freezes its workload, as it was told, and wakes it, as it was told then
+    second = ask(talk, "two")
+    assert (second["pid"], second["memory"]) == (first["pid"], first["next"])
+    client.suspend(ref)
+    client.resume(ref)
+    assert ask(talk, "three")["memory"] == second["next"]
+    vcpus("Paused")
+    began = time.monotonic()
+    client.remove(ref, force=True)
+    assert time.monotonic() - began < 20

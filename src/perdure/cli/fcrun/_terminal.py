@@ -167,7 +167,7 @@ def _raw(wanted: bool) -> Iterator[None]:
 
     former = termios.tcgetattr(0)
     try:
-        tty.setraw(0)
+        tty.setraw(0, termios.TCSADRAIN)  # what was typed ahead is not lost
         yield
     finally:
         termios.tcsetattr(0, termios.TCSADRAIN, former)
