@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Parts = tuple[str, str]  # the paths of Firecracker and of the pager
 
 KEPT = 1
-DELAY_S = 0.5  # after a spawn: first the new sandbox gets the processors
+DELAY_S = 2.0  # after a spawn: first the new sandbox gets the processors, also for a suspend that follows at once
 TRIES = 3  # of the same parts in a row: a Firecracker that does not start is not tried for ever
 
 
