@@ -11,7 +11,7 @@ from typing import Any
 
 from report import Figure
 
-WIDTH, LABEL, BAR, ROW, GAP, TOP = 860, 330, 380, 15, 11, 76
+WIDTH, LABEL, BAR, ROW, GAP, TOP = 900, 380, 340, 15, 11, 88
 OURS, THEIRS, GOAL, TEXT, PALE = "#2563eb", "#9ca3af", "#dc2626", "#111827", "#6b7280"
 HALO = 'paint-order="stroke" stroke="#ffffff" stroke-width="3"'
 
@@ -56,9 +56,6 @@ def _group(figures: Sequence[Figure], y: int) -> tuple[list[str], int]:
     for one in figures:
         rows = 1 if one.baseline is None else 2
         parts.append(_text(LABEL - 10, y + ROW * rows / 2 + 4, one.name, anchor="end"))
-        parts += _bar(y, one.value, longest, OURS, _said(one))
-        if one.baseline is not None:
-            parts += _bar(y + ROW, one.baseline, longest, THEIRS, f"{one.baseline:.3g}")
         bound = _bound(one)
         if bound is not None:
             x = LABEL + BAR * bound / longest
@@ -66,6 +63,9 @@ def _group(figures: Sequence[Figure], y: int) -> tuple[list[str], int]:
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 3}" y2="{y + ROW * rows + 1}" stroke="{GOAL}" '
                 f'stroke-width="1.5" stroke-dasharray="3 2"/>'
             )
+        parts += _bar(y, one.value, longest, OURS, _said(one))
+        if one.baseline is not None:
+            parts += _bar(y + ROW, one.baseline, longest, THEIRS, _number(one.baseline))
         y += ROW * rows + GAP
     return parts, y
 
@@ -73,7 +73,11 @@ def _group(figures: Sequence[Figure], y: int) -> tuple[list[str], int]:
 def _said(one: Figure) -> str:
     ratio = "" if one.ratio is None else f" ({one.ratio:.2f} x)"
     verdict = {True: "", False: ", goal missed", None: ""}[one.met]
-    return f"{one.value:.3g}{ratio}{verdict}"
+    return f"{_number(one.value)}{ratio}{verdict}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _bound(one: Figure) -> float | None:
