@@ -103,20 +103,25 @@ class Terminal:
                 pass  # the session ended; the main thread knows why
 
     def _send_stdin(self) -> None:
-        last = b""
+        held = b""  # the first of the keys: it is the process's only if the second does not follow
         while True:
             try:
                 data = os.read(0, CHUNK_BYTES)
             except OSError:
                 data = b""
-            if self._tty and DETACH_KEYS in last + data:
+            over = not data
+            keys = held + data
+            before, detach, _ = keys.partition(DETACH_KEYS) if self._tty else (keys, b"", b"")
+            held = before[-1:] if self._tty and not over and not detach and before[-1:] == DETACH_KEYS[:1] else b""
+            if send := before[: len(before) - len(held)]:
+                self._deliver(send)
+            if detach:
                 self._detached = True
                 if self._session is not None:
                     self._session.close()
                 return
-            last = data[-1:]
-            self._deliver(data)
-            if not data:
+            if over:
+                self._deliver(b"")
                 return
 
     def _deliver(self, data: bytes) -> None:
