@@ -10,7 +10,7 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env)
 # Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
 export PERDURE_HOME ?= $(CURDIR)/build/home
 
-# Processes that tests are spread over, file by file. Each that runs microVMs has its own node; where there is no KVM its
+# Processes that tests are spread over (tests/conftest.py says how). Each that runs microVMs has its own node; where there is no KVM its
 # emulated host takes up to 8 GB.
 WORKERS ?= 2
 
@@ -45,7 +45,7 @@ demo: setup ## a durable agent end to end: suspended, killed, recovered; with it
 	$(SUDO) $(BIN)/python scripts/demo.py
 
 test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
-	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -m 'not vm'

@@ -24,6 +24,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: what needs no VM is one group, each file of the others another. So one process runs VMs
+    from the start, the other one helps it later, and two emulated hosts seldom fight for the processors."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.stem if item.get_closest_marker("vm") else "no-vm"))
+
+
 def built(part: str) -> Path:
     """The folder with the test binaries of a part in C (with sanitizers), built by gcc."""
     if not shutil.which("gcc") or not shutil.which("make"):
