@@ -48,7 +48,7 @@ test: .venv/dev.done build/test-packages.done setup ## every test, on the real F
 	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
-	$(BIN)/python -m pytest -m 'not vm'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not vm'
 
 check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 	$(BIN)/ruff check .

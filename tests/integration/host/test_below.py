@@ -111,6 +111,8 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     assert (own_home.root / "from-inside").read_text() == "in\n"
     assert not Path("/etc/hostname.perdure").exists()
 
+    # It answers while KVM is still being loaded, and machines wait for that.
+    await run_below(address, "/bin/sh", "-c", f"until test -e {below.MACHINES_FILE}; do sleep 0.05; done")
     # KVM works in there: the real Firecracker boots a kernel up to its panic for want of a root.
     machine = own_home.root / "machine.json"
     boot = {"kernel_image_path": str(assets.vmlinux), "boot_args": kvm.BOOT_ARGUMENTS}

@@ -41,6 +41,7 @@ from perdure.model import Frozen
 Progress = Callable[[str, int, int], None]
 _FORMAT = 1
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
+REMOVE_TRIES = 5
 
 Listing = list[Image]
 Names = list[str]  # the name "list" is a method below
@@ -179,7 +180,7 @@ class ImageLibrary:
                 if (path.name.startswith("new-") and not _is_held(path)) or (
                     len(path.name) == 64 and path.name not in index.images
                 ):
-                    shutil.rmtree(path, ignore_errors=True)
+                    _remove(path)
 
     def _make(
         self,
@@ -374,6 +375,14 @@ def _check_whole(folder: Path, digest: str) -> None:
     document = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document)
     if found != {"config.json": digest, "image.squashfs": document.squashfs}:
         raise ImageInvalid(f"these are not the files of image {digest}", hint=_AGAIN)
+
+
+def _remove(folder: Path) -> None:
+    """All of it, also where a packer that outlives its killed maker begins its file in this moment."""
+    for _ in range(REMOVE_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
 
 
 def _is_held(folder: Path) -> bool:
