@@ -367,8 +367,8 @@ def refuse_strangers(home: Home, server: ServerClient) -> None:
     sandboxes = [info.name for info in NodeClient(home).list(everything=False)]
     if runs:
         raise NotAlone(
-            f"unfinished runs are in {home.root}: {', '.join(runs)}; 'perdure up', then 'perdure cancel RUN' ends one, "
-            "or set PERDURE_HOME to another folder"
+            f"unfinished runs are in {home.root}: {', '.join(runs)}; with PERDURE_HOME={home.root}, "
+            f"'{BIN / 'perdure'} up' and then 'cancel RUN' end them, or set PERDURE_HOME to another folder"
         )
     if sandboxes:
         raise NotAlone(f"sandboxes live in {home.root}: {', '.join(sandboxes)}; end them, or set PERDURE_HOME")

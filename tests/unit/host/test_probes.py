@@ -145,13 +145,16 @@ def test_trying_kvm(tmp_path: Path, text: str, boots: bool, reason: str) -> None
     assert reason in verdict.reason
 
 
-def test_the_verdict_is_kept_for_this_boot(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Parts(NamedTuple):
-        firecracker: Path
-        vmlinux: Path
-        firecracker_version: str = "1.12.1"
-        kernel_release: str = "6.1"
+class Parts(NamedTuple):
+    """What the verdict looks at of the assets."""
 
+    firecracker: Path
+    vmlinux: Path
+    firecracker_version: str = "1.12.1"
+    kernel_release: str = "6.1"
+
+
+def test_the_verdict_is_kept_for_this_boot(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home.cache.mkdir()
     device = tmp_path / "kvm"
     device.touch()
@@ -171,12 +174,6 @@ def test_the_verdict_is_kept_for_this_boot(home: Home, tmp_path: Path, monkeypat
 def test_a_bad_verdict_is_tried_again_where_that_is_asked_for(
     home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Parts(NamedTuple):
-        firecracker: Path
-        vmlinux: Path
-        firecracker_version: str = "1.12.1"
-        kernel_release: str = "6.1"
-
     home.cache.mkdir()
     monkeypatch.setattr(kvm, "DEVICE", tmp_path)
     worked = tmp_path / "worked"

@@ -19,6 +19,7 @@ from perdure.execution.snapshots.cache import GAP_BYTES, REQUEST_BYTES
 from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.store import Store
 from perdure.formats import presence
+from perdure.formats.manifest import Descriptor
 from perdure.formats.seekable import Frame
 from perdure.testing.stores import DEADLINE_S, Shelf, frame_of
 
@@ -206,8 +207,8 @@ def test_a_record_that_says_too_much_is_found_out(shelf: Shelf) -> None:
         assert layer.frame(4) == frame_of(content, 4)
 
 
-def test_what_the_disk_lost_since_is_fetched_again_before_it_counts(shelf: Shelf) -> None:
-    """A pager reads the file itself: what it is told to be there is there."""
+def damaged_since(shelf: Shelf) -> tuple[Descriptor, bytes, Frame]:
+    """A layer that an earlier process fetched whole, its content, and the frame (5) that the disk has damaged since."""
     descriptor, content = shelf.layer(1)
     with shelf.open(descriptor) as layer:
         layer.fetch(range(8))
@@ -216,11 +217,17 @@ def test_what_the_disk_lost_since_is_fetched_again_before_it_counts(shelf: Shelf
     with path.open("r+b") as file:
         file.seek(damaged.offset + damaged.compressed // 2)
         file.write(b"!!!!")
+    return descriptor, content, damaged
+
+
+def test_what_the_disk_lost_since_is_fetched_again_before_it_counts(shelf: Shelf) -> None:
+    """A pager reads the file itself: what it is told to be there is there."""
+    descriptor, content, damaged = damaged_since(shelf)
     read = shelf.remote.bytes_read
     with shelf.open(descriptor) as layer:
         assert not layer.partial
         layer.fetch(range(8))
-        with Layer(path) as file_itself:
+        with Layer(layer.path) as file_itself:
             assert [file_itself.frame(number) for number in range(8)] == [frame_of(content, n) for n in range(8)]
         assert shelf.remote.bytes_read - read == damaged.compressed
         layer.fetch(range(8))
@@ -229,14 +236,7 @@ def test_what_the_disk_lost_since_is_fetched_again_before_it_counts(shelf: Shelf
 
 def test_a_damaged_frame_is_not_recorded_again(shelf: Shelf) -> None:
     """Where the store does not give it either, the next process knows that it is not there."""
-    descriptor, _ = shelf.layer(1)
-    with shelf.open(descriptor) as layer:
-        layer.fetch(range(8))
-        path, damaged = layer.path, layer.frames[5]
-    shelf.settle()
-    with path.open("r+b") as file:
-        file.seek(damaged.offset + damaged.compressed // 2)
-        file.write(b"!!!!")
+    descriptor, _, _ = damaged_since(shelf)
     with shelf.open(descriptor) as layer:
         shelf.remote.failures = [Unavailable("it is down")]
         with pytest.raises(Unavailable):
