@@ -136,3 +136,16 @@ def test_a_tampered_asset(home: Home, tmp_path: Path) -> None:
 
 def in_use(cache: Path, copy: Path) -> bool:
     return str(Path(*copy.parts[-3:])) in (cache / "assets.json").read_text()
+
+
+def test_an_id_that_cannot_be_written_leaves_no_sandbox(home: Home, tmp_path: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", dereference=True) as file:
+        file.add("/bin/true", "bin/true")
+    assert fcrun(home, "import", "-", "tiny", stdin=packed.getvalue())[0] == 0
+    there = tmp_path / "id"
+    there.write_text("another's")
+    status, said = fcrun(home, "run", "--cidfile", str(there), "tiny", "true")
+    assert status == 125 and "File exists" in said
+    assert there.read_text() == "another's"
+    assert NodeClient(home).list() == []

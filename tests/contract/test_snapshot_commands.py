@@ -251,6 +251,22 @@ def test_compact_leaves_what_a_fork_names(node: Node) -> None:
     assert forked.digest in node.client.store.collect().forgotten
 
 
+def test_a_snapshot_that_a_fork_has_too_is_given_up_by_the_one_it_is_of(node: Node) -> None:
+    shared = node.line[0]
+    record, own = (Folder(node.home.sandboxes / ref).load() for ref in (FORK, BOX))
+    node.client.shutdown()
+    from msgspec.structs import replace
+
+    kept = own.snapshot(shared.digest)
+    assert kept is not None
+    Folder(node.home.sandboxes / FORK).save(replace(record, parent=shared.digest, snapshots=[kept]))
+    ensure_running(node.home)
+    assert node.client.store.remove(shared.digest) == 0
+    assert Folder(node.home.sandboxes / BOX).load().snapshot(shared.digest) is None
+    assert Folder(node.home.sandboxes / FORK).load().snapshot(shared.digest) is not None
+    assert node.bench.store.get(shared.digest) == shared
+
+
 def test_rm(node: Node) -> None:
     assert node.said("rm", node.line[0].digest[:30]) == f"{node.line[0].digest[:30]}\n"
     with pytest.raises(NotFound):
