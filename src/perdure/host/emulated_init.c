@@ -187,7 +187,8 @@ static void assemble_root(void) {
     attach("devpts", "/root/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666");
     attach("shm", "/root/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "size=25%");
     make_folders("/root/run/perdure");
-    attach("below", "/root/run/perdure", "tmpfs", MS_NOSUID | MS_NODEV, "size=75%,mode=700");
+    /* node 1 is for these files alone, as long as they fit: see FILES_SHARE in emulated.py */
+    attach("below", "/root/run/perdure", "tmpfs", MS_NOSUID | MS_NODEV, "size=75%,mode=700,mpol=prefer:1");
     make_folders("/root/sys/fs/cgroup");
     attach("cgroup", "/root/sys/fs/cgroup", "cgroup2", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     records("share", mount_share);
