@@ -132,6 +132,8 @@ static void quiesce_end(unsigned code, const char *message) {
 
 static void quiesce_deadline(struct timer *timer) {
     (void)timer;
+    if (quiescing.done & QUIESCED_SYNCED)  // what could not be dropped in time is in the capture's layers from now on
+        quiescing.kept_kib = memory_cached_kib();
     quiesce_end(REPLY_OK, "");
 }
 

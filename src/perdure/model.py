@@ -25,6 +25,11 @@ def new_id() -> str:
     return secrets.token_hex(6)
 
 
+def is_id(text: str) -> bool:
+    """Whether it has the shape of one."""
+    return len(text) == 12 and all(digit in "0123456789abcdef" for digit in text)
+
+
 class SandboxState(StrEnum):
     """States of a sandbox; the arrows are in ``execution.sandboxes.states``."""
 

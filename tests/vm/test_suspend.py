@@ -152,6 +152,40 @@ def test_what_was_only_read_is_not_stored(keeper: tuple[str, Any], ask: Ask, cli
     assert client.suspend(ref).memory_bytes < 4 << 20
 
 
+def test_the_disk_of_a_suspended_one_is_kept_as_it_is(
+    keeper: tuple[str, Any], ask: Ask, client: NodeClient, home: Any
+) -> None:
+    """It is what the next machine gets, unless it is gone or not what it was: then the snapshot has it."""
+    ref, talk = keeper
+    folder = home.sandboxes / client.get(ref).id
+    write = "head -c 4000000 /dev/urandom > /blob; echo a > /small; sha256sum /blob /small"
+    made = client.run(ref, ExecSpec(command=["sh", "-c", write]))
+    assert made[0] == 0
+    for what in ("kept", "written to", "gone", "kept, and nothing changed"):
+        stored = client.suspend(ref).stored_bytes
+        kept = (folder / "disk").stat()
+        assert not list(folder.glob("machine-*"))
+        if what == "written to":
+            with (folder / "disk").open("r+b") as file:
+                file.write(bytes(1 << 20))  # its superblock, among others
+        elif what == "gone":
+            (folder / "disk").unlink()
+        client.resume(ref)
+        (overlay,) = folder.glob("machine-*/overlay")
+        assert (overlay.stat().st_ino == kept.st_ino) == what.startswith("kept")
+        assert not (folder / "disk").exists()
+        assert client.run(ref, ExecSpec(command=["sha256sum", "/blob", "/small"])) == made
+        ask(talk, what)
+    assert stored < 1 << 20
+    # a live one is compared with the same index
+    assert client.run(ref, ExecSpec(command=["sh", "-c", "echo b > /small"]))[0] == 0
+    assert client.checkpoint(ref).stored_bytes < 1 << 20
+    assert client.run(ref, ExecSpec(command=["sh", "-c", "echo c > /small"]))[0] == 0
+    client.resume(ref, snapshot=client.snapshots(ref)[-1].digest)
+    assert client.run(ref, ExecSpec(command=["cat", "/small"]))[:2] == (0, b"b\n")
+    assert client.run(ref, ExecSpec(command=["sha256sum", "/blob"]))[1] == made[1].splitlines(keepends=True)[0]
+
+
 VCPUS = """
 import socket, sys
 body = b'{"state": "%s"}' % sys.argv[2].encode()

@@ -52,33 +52,15 @@ def copy(source: int, target: int, *, drop_zeros: bool = False) -> Iterator[int]
                 at += got
 
 
-def bring_up_to_date(source: int, target: int) -> int:
-    """Make a copy equal to its source again, which was written to meanwhile; the bytes written. Raises OSError."""
-    written = 0
-    for at, length in _united([*extents(source), *extents(target)]):
-        for start in range(at, at + length, STEP_BYTES):
-            wanted = min(STEP_BYTES, at + length - start)
-            now = os.pread(source, wanted, start)
-            if now == os.pread(target, wanted, start):
-                continue
-            for place in range(0, len(now), _CHUNK):
-                part = now[place : place + _CHUNK]
-                if part != os.pread(target, len(part), start + place):
-                    with memoryview(part) as view:
-                        written += _write(target, view, 0, len(part), start + place)
-    return written
-
-
-def _united(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """(offset, length) of what any of the ranges covers, in order, none twice."""
-    out: list[tuple[int, int]] = []
-    for at, length in sorted(ranges):
-        if out and at <= out[-1][0] + out[-1][1]:
-            first = out[-1][0]
-            out[-1] = (first, max(out[-1][0] + out[-1][1], at + length) - first)
-        else:
-            out.append((at, length))
-    return out
+def copy_range(source: int, target: int, first: int, end: int) -> None:
+    """Copy these bytes, holes as zeros. Raises OSError."""
+    at = first
+    while at < end:
+        data = os.pread(source, min(STEP_BYTES, end - at), at)
+        if not data:
+            raise OSError(errno.EIO, "the file became shorter while it was copied")
+        with memoryview(data) as view:
+            at += _write(target, view, 0, len(data), at)
 
 
 def open_direct(path: str) -> int:

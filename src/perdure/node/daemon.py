@@ -45,10 +45,11 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, over.set)
     forwarder, images, ground = Forwarder(), ImageLibrary(home.images), Ground(home)
-    frames = FrameCache(home.frames, limit_bytes=settings.load(home).frames_bytes)
+    limits = settings.load(home)
+    frames = FrameCache(home.frames, limit_bytes=limits.frames_bytes)
     _sweep(home)
     await asyncio.to_thread(images.sweep)
-    sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer)
+    sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer, limits.disks_bytes)
     listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
     await sandboxes.load()
     runner = web.AppRunner(Api(home, sandboxes, over.set).application(), access_log=None)

@@ -2,6 +2,7 @@
 
 [node]
 frames_mib = 4096      # PERDURE_FRAMES_MIB: what is kept of memory that is in stores beyond this machine
+disks_mib = 16384      # PERDURE_DISKS_MIB: what is kept of suspended sandboxes' disks as they are, to go on at once
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from perdure.errors import InvalidValue
 from perdure.host.paths import Home
 
 FRAMES_MIB = 4096
-FRAMES_MIB_MAX = 1 << 30
+DISKS_MIB = 16384
+MIB_MAX = 1 << 30
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``frames_bytes``: the limit of the cache of frames."""
+    """``frames_bytes``: the limit of the cache of frames; ``disks_bytes``: of the kept disks."""
 
     frames_bytes: int = FRAMES_MIB << 20
+    disks_bytes: int = DISKS_MIB << 20
 
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Settings:
@@ -38,12 +41,17 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Settings:
     table = document.get("node", {})
     if not isinstance(table, dict):
         raise InvalidValue(f"{place}: node is not a table", hint="write a [node] section")
-    if unknown := sorted(set(table) - {"frames_mib"}):
-        raise InvalidValue(f"{place}: [node]: unknown setting {unknown[0]!r}", hint="known is frames_mib")
-    if text := env.get("PERDURE_FRAMES_MIB"):
-        where, value = "PERDURE_FRAMES_MIB", int(text) if text.isascii() and text.isdecimal() else -1
-    else:
-        where, value = f"{place}: [node]: frames_mib", table.get("frames_mib", FRAMES_MIB)
-    if type(value) is not int or not 0 <= value <= FRAMES_MIB_MAX:
-        raise InvalidValue(f"{where} is not a number of MiB", hint=f"for example {FRAMES_MIB}")
-    return Settings(frames_bytes=value << 20)
+    if unknown := sorted(set(table) - {"frames_mib", "disks_mib"}):
+        raise InvalidValue(f"{place}: [node]: unknown setting {unknown[0]!r}", hint="known are frames_mib, disks_mib")
+
+    def mebibytes(name: str, usual: int) -> int:
+        variable = f"PERDURE_{name.upper()}"
+        if text := env.get(variable):
+            where, value = variable, int(text) if text.isascii() and text.isdecimal() else -1
+        else:
+            where, value = f"{place}: [node]: {name}", table.get(name, usual)
+        if type(value) is not int or not 0 <= value <= MIB_MAX:
+            raise InvalidValue(f"{where} is not a number of MiB", hint=f"for example {usual}")
+        return value << 20
+
+    return Settings(frames_bytes=mebibytes("frames_mib", FRAMES_MIB), disks_bytes=mebibytes("disks_mib", DISKS_MIB))

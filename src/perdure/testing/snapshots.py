@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from perdure.execution.snapshots import capture, templates
+from perdure.execution.snapshots.diskchanges import Ranges
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import capturefile
@@ -70,8 +71,10 @@ class Bench:
         sandbox_id: str = "0123456789ab",
         image: str = IMAGE,
         over: Template | None = None,
+        changed: Ranges | None = None,
     ) -> Snapshot:
-        """``memory``: the blocks that the capture holds; ``disk``: all of it, its blocks of zeros are holes."""
+        """``memory``: the blocks that the capture holds; ``disk``: all of it, its blocks of zeros are holes;
+        ``changed``: where to look for changes of it."""
         folder = self.root / "captured"
         folder.mkdir(exist_ok=True)
         (folder / "memory").write_bytes(captured(memory, self.blocks, over))
@@ -83,6 +86,7 @@ class Bench:
             self.store,
             folder=folder,
             overlay=self.root / "overlay",
+            changed=changed,
             parent=parent,
             templates=self.templates,
             sandbox_id=sandbox_id,

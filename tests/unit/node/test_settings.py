@@ -21,6 +21,8 @@ def test_the_environment_comes_before_the_file(home: Home) -> None:
     (home.root / "settings.toml").write_text("[providers.x]\n[node]\nframes_mib = 7\n")
     assert settings.load(home, {}).frames_bytes == 7 << 20
     assert settings.load(home, {"PERDURE_FRAMES_MIB": "9"}).frames_bytes == 9 << 20
+    assert settings.load(home, {}).disks_bytes == 16 << 30
+    assert settings.load(home, {"PERDURE_DISKS_MIB": "0"}).disks_bytes == 0
 
 
 @pytest.mark.parametrize(

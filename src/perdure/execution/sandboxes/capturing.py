@@ -1,8 +1,9 @@
 """From a running machine to a stored snapshot: what a suspend and a live checkpoint have in common.
 
-    quiesce -> pause -> memory to tmpfs, disk copied -> (checkpoint: continue) -> collect -> pack
+    quiesce -> pause -> memory to tmpfs -> (checkpoint: continue) -> collect -> pack
 
-Only the second arrow to the third keep the vCPUs still. Files that wait to be packed lie in ``capture-HEX/``.
+The disk is looked at beside it: it stands still with the workload. Only the second arrow to the third keep the vCPUs
+still. Files that wait to be packed lie in ``capture-HEX/``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +19,15 @@ import msgspec
 
 from perdure.errors import SnapshotInvalid, Unavailable
 from perdure.execution.guest.session import GuestSession, Quiesced
+from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
-from perdure.execution.snapshots import capture, templates
+from perdure.execution.snapshots import capture, diskchanges, templates
+from perdure.execution.snapshots.diskchanges import Changes
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template
+from perdure.formats.diskindex import DiskIndex
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.model import LogPosition, MemoryUse, SnapshotInfo
@@ -59,7 +64,8 @@ class Captured:
 
     folder: Path  # where its files are collected
     pause_s: float
-    overlay: Path  # of that moment
+    overlay: Path  # the disk of that moment, or as much of it as changed
+    changes: Callable[[], Awaitable[Changes]]  # where it did
     origin: Origin  # of that moment too
     memory_use: MemoryUse | None = None  # who had the guest's memory, as the guest told before
 
@@ -76,9 +82,16 @@ def origin_of(life: Life) -> Origin:
     )
 
 
-async def quiesced(machine: Machine, session: GuestSession) -> Quiesced:
+async def quiesced(life: Life, machine: Machine, session: GuestSession) -> Quiesced:
     """The workload is frozen, what it wrote is on the disk, its free memory given back, as far as the budget allows."""
-    return await machine.answered(session.quiesce(QUIESCE_BUDGET_S), QUIESCE_BUDGET_S)
+    done = await machine.answered(session.quiesce(QUIESCE_BUDGET_S), QUIESCE_BUDGET_S)
+    await asyncio.to_thread(disk.write_back, life.folder.overlay(life.record.generation))
+    return done
+
+
+async def index_of(life: Life) -> DiskIndex | None:
+    """What its disk held at the snapshot that the next one is a difference to."""
+    return await asyncio.to_thread(diskchanges.load, life.folder.disk_index, life.record.parent)
 
 
 async def store(life: Life, captured: Captured, parent: Snapshot | Template, position: LogPosition | None) -> Snapshot:
@@ -86,11 +99,12 @@ async def store(life: Life, captured: Captured, parent: Snapshot | Template, pos
     began = time.monotonic()
     collected = await life.need_machine().request("collect", folder=str(captured.folder))
     working_set = collected.get("pager", {}).get("working_set", [])
+    changes = await captured.changes()
     packing = time.monotonic()
     figures = {name: collected["pager"][name] for name in _PAGER_FIGURES if name in collected.get("pager", {})}
     if figures:
         _log.info("%s: its pager: %s", life.id, figures)
-    snapshot = await asyncio.to_thread(_pack, life, captured, parent, position, working_set)
+    snapshot = await asyncio.to_thread(_pack, life, captured, changes, parent, position, working_set)
     _log.info(
         "%s: %d bytes collected in %.3f s (%.3f below the line), packed in %.3f s",
         life.id,
@@ -111,15 +125,17 @@ def kept(life: Life, snapshot: Snapshot, total_s: float) -> tuple[SnapshotInfo, 
 def _pack(
     life: Life,
     captured: Captured,
+    changes: Changes,
     parent: Snapshot | Template,
     position: LogPosition | None,
     working_set: list[int],
 ) -> Snapshot:
     try:
-        return capture.pack(
+        snapshot = capture.pack(
             life.rooms.store,
             folder=captured.folder,
             overlay=captured.overlay,
+            changed=changes.ranges,
             parent=parent,
             templates=life.rooms.home.templates,
             sandbox_id=life.id,
@@ -136,3 +152,5 @@ def _pack(
             f"the snapshot of sandbox {life.name} could not be stored: {error}",
             hint=f"The sandbox goes on. Look after {life.rooms.store.folder}, then try it again.",
         ) from error
+    diskchanges.save(life.folder.disk_index, DiskIndex(snapshot.digest, changes.stamp, changes.chunks))
+    return snapshot

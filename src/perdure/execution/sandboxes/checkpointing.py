@@ -20,9 +20,9 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The sandbox stays running throughout; refused at any step, it goes on, and nothing is stored."""
     life.check("checkpoint")
     phases = Phases()
-    overlay = life.folder.machine(life.record.generation) / "overlay"
-    disk.admit(life.rooms.home.store, 0, "a checkpoint")
+    disk.admit(life.rooms.home, life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
+    overlay, index = life.folder.overlay(life.record.generation), await capturing.index_of(life)
     collector = str((await life.rooms.ground.assets()).collector)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
@@ -31,9 +31,9 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     try:
         folder = life.folder.new_capture()
         target = folder / "overlay"
-        quiesced = await capturing.quiesced(machine, session)
+        quiesced = await capturing.quiesced(life, machine, session)
         phases.end("quiesce")
-        with disk.Copy(overlay, target) as copy:
+        with disk.Copy(overlay, target, index) as copy:
             await asyncio.to_thread(copy.begin)
             phases.end("copy")
             still = time.monotonic()
@@ -45,7 +45,14 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
                 await copying
             origin = capturing.origin_of(life)
             await machine.request("continue")
-        captured = capturing.Captured(folder, time.monotonic() - still, target, origin, quiesced.memory_use)
+        captured = capturing.Captured(
+            folder,
+            time.monotonic() - still,
+            target,
+            lambda: asyncio.to_thread(copy.changes),
+            origin,
+            quiesced.memory_use,
+        )
         phases.end("capture")
         await machine.answered(life.wake(session), 0)
         phases.end("wake")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from perdure.errors import Conflict, NotFound
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.snapshots import diskchanges
 from perdure.execution.snapshots.care import compact as compaction
 from perdure.formats.manifest import Snapshot
 from perdure.host.progress import Progress
@@ -59,6 +61,12 @@ async def compact(life: Life, wanted: str, progress: Progress) -> Compacted:
         return await _named(life, kept, before, after, held)
 
 
+def _reindex(life: Life, old: str, new: str) -> None:
+    """Both snapshots have the same disk."""
+    if (index := diskchanges.load(life.folder.disk_index, old)) is not None:
+        diskchanges.save(life.folder.disk_index, dataclasses.replace(index, snapshot=new))
+
+
 async def take(life: Life, old: str, new: str) -> Compacted:
     """Name ``new``, which somebody made of ``old`` while the sandbox did what it liked. Raises NotFound (one of them is
     gone: nobody held it), Conflict (``old`` is not its newest any more), NoSpace; nothing is changed then.
@@ -99,6 +107,7 @@ async def _named(
         raise
     if life.session_parent == old:
         life.session_parent = after.digest
+    await asyncio.to_thread(_reindex, life, old, after.digest)
     freed = await life.drop([old])
     _log.info("%s compacted %s to %s, %d bytes freed", life.id, old, after.digest, freed)
     life.emit("compacted", before=old, after=after.digest, freed_bytes=freed)

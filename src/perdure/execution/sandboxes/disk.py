@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from perdure.errors import NoSpace, Unavailable, Unsupported
+from perdure.execution.sandboxes import keptdisks
+from perdure.execution.snapshots import diskchanges
+from perdure.execution.snapshots.diskchanges import Changes
 from perdure.execution.snapshots.store import space_checked
+from perdure.formats.blockmap import BLOCK
+from perdure.formats.diskindex import DiskIndex, Stamp
+from perdure.host.paths import Home
 from perdure.linux import reflink, sparse
 
 RESERVE_BYTES = 256 << 20  # never begin anything with less than this free
 MEBIBYTE = 1 << 20
 FSCK_LINES = 4  # of what it finds, told
+
+_log = logging.getLogger(__name__)
 
 
 def make(empty_disks: Path, size_mib: int, target: Path) -> None:
@@ -26,22 +35,25 @@ def make(empty_disks: Path, size_mib: int, target: Path) -> None:
 
 
 class Copy:
-    """A copy of a disk as it is at one moment, while its machine stands still for as short as can be.
+    """What a disk holds at one moment, while its machine stands still for as short as can be.
 
-    ``begin`` while the machine runs, ``finish`` while it stands still. Where the file system has clones, all is done by
-    one in ``finish``. Elsewhere ``begin`` copies, and ``finish`` copies again what differs by then: it reads both
-    files, mostly from the page cache, and writes little. A context manager. Raises NoSpace.
+    ``begin`` while the machine runs and its workload is frozen, ``finish`` while it stands still. Where the file system
+    has clones, all is done by one in ``finish``. Elsewhere ``begin`` copies what changed since the snapshot of
+    ``index`` (without one: all), and ``finish`` sees to it that nothing was written since. A context manager. Raises
+    NoSpace.
     """
 
-    def __init__(self, source: Path, target: Path) -> None:
-        self._path = target
+    def __init__(self, source: Path, target: Path, index: DiskIndex | None) -> None:
+        self._paths = source, target
+        self._index = index
         self._source = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._target = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except BaseException:
             os.close(self._source)
             raise
-        self._clones = False
+        self._stamp: Stamp | None = None  # of the source, when it was cloned
+        self._changes: Changes | None = None
 
     def __enter__(self) -> Copy:
         return self
@@ -51,24 +63,54 @@ class Copy:
         os.close(self._target)
 
     def begin(self) -> None:
-        self._clones = reflink.clone(self._source, self._target)
-        if not self._clones:
-            with space_checked(str(self._path)):
-                for _ in sparse.copy(self._source, self._target):
-                    pass
+        if reflink.clone(self._source, self._target):
+            self._stamp = diskchanges.stamp_of(self._paths[0])
+        else:
+            self._copy()
 
     def finish(self) -> None:
-        if self._clones:
+        source, _ = self._paths
+        if self._stamp is not None:
+            if self._index is None or diskchanges.stamp_of(source) != self._index.stamp:
+                self._stamp = diskchanges.stamped(source)
             reflink.clone(self._source, self._target)
-            return
-        with space_checked(str(self._path)):
-            sparse.bring_up_to_date(self._source, self._target)
+        elif self._changes is None or diskchanges.stamp_of(source) != self._changes.stamp:
+            self._copy()
+
+    def changes(self) -> Changes:
+        """After ``finish``; the machine may run. What is not in their ranges the copy may lack."""
+        if self._changes is None:
+            assert self._stamp is not None
+            self._changes = diskchanges.changes(self._paths[1], self._index, copy_of=self._stamp)
+        return self._changes
+
+    def _copy(self) -> None:
+        source, target = self._paths
+        self._changes = diskchanges.changes(source, self._index)
+        with space_checked(str(target)):
+            os.ftruncate(self._target, 0)
+            if self._changes.ranges is None:
+                for _ in sparse.copy(self._source, self._target):
+                    pass
+            else:
+                os.ftruncate(self._target, self._changes.stamp.size)
+                for first, end in self._changes.ranges:
+                    sparse.copy_range(self._source, self._target, first * BLOCK, end * BLOCK)
 
 
 def clone(source: Path, target: Path) -> None:
     """A copy of a disk that nobody writes to meanwhile; shares its blocks where the file system can. Raises NoSpace."""
-    with Copy(source, target) as copy:
-        copy.begin()
+    with source.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new, space_checked(str(target)):
+        if not reflink.clone(old.fileno(), new.fileno()):
+            for _ in sparse.copy(old.fileno(), new.fileno()):
+                pass
+
+
+def write_back(path: Path) -> None:
+    """Bring what was written to the disk, so that Firecracker does not wait for it while the machine stands still: it
+    syncs the file in every capture. Raises NoSpace."""
+    with path.open("rb", buffering=0) as file, space_checked(str(path)):
+        os.fdatasync(file.fileno())
 
 
 def _format(path: Path, size_mib: int) -> None:
@@ -131,13 +173,20 @@ def _run(argv: list[str], target: Path) -> None:
         raise Unavailable(message)
 
 
-def admit(folder: Path, needed_bytes: int, what: str) -> None:
-    """Raises NoSpace unless ``needed_bytes`` fit and RESERVE_BYTES stay free."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes + RESERVE_BYTES:
+def admit(home: Home, folder: Path, needed_bytes: int, what: str) -> None:
+    """Raises NoSpace unless ``needed_bytes`` fit into ``folder`` and RESERVE_BYTES stay free. Where they do not, the
+    kept disks of suspended sandboxes go first."""
+    if _lack(folder, needed_bytes) and keptdisks.trim(home.sandboxes, 0):
+        _log.info("kept disks were deleted to make room for %s", what)
+    if _lack(folder, needed_bytes):
+        free = shutil.disk_usage(folder).free
         wanted_mib = (needed_bytes + RESERVE_BYTES) // MEBIBYTE
         raise NoSpace(
             f"{what} needs {wanted_mib} MiB free at {folder}, and {free // MEBIBYTE} MiB are",
             hint="Free some space, or remove sandboxes with `fcrun rm`.",
             free_bytes=free,
         )
+
+
+def _lack(folder: Path, needed_bytes: int) -> bool:
+    return shutil.disk_usage(folder).free < needed_bytes + RESERVE_BYTES

@@ -57,6 +57,7 @@ class Rooms:
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
     named_by_others: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox needs the snapshot
     before_moving: Callable[[str], None]  # (sandbox): what is done for it in the background should end now
+    disks_bytes: int  # what the kept disks of suspended sandboxes may take (``keptdisks``)
 
 
 class Life(ABC):

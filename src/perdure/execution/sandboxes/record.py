@@ -5,10 +5,13 @@ log             what the main process wrote (formats.logs)
 archives/N      tars that were put in before the start: PATH.tar in the order of their numbers
 machine-N/      the files of machine number N: ``overlay`` (its disk), ``state`` and ``memory.map`` (of a restore)
 capture-HEX/    what Firecracker wrote for a suspend or checkpoint, until it is packed
+disk            the disk of a suspended one as it is, so that it goes on at once (may be deleted: ``keptdisks``)
+disk-index      what its disk held at its newest snapshot (may be lost: ``diskchanges``)
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -103,6 +106,17 @@ class Folder:
         return path
 
     @property
+    def disk(self) -> Path:
+        return self.root / "disk"
+
+    @property
+    def disk_index(self) -> Path:
+        return self.root / "disk-index"
+
+    def overlay(self, generation: int) -> Path:
+        return self.machine(generation) / "overlay"
+
+    @property
     def archives(self) -> Path:
         return self.root / "archives"
 
@@ -138,9 +152,16 @@ class Folder:
         for path in self.root.glob("capture-*"):
             shutil.rmtree(path, ignore_errors=True)
 
+    def keep_disk(self, generation: int) -> None:
+        """Of a machine that has ended at a snapshot."""
+        with contextlib.suppress(OSError):  # then its next machine gets it from the snapshot
+            self.overlay(generation).rename(self.disk)
+
     def tidy(self, record: Record) -> None:
         """Remove what an interrupted operation left."""
         self.forget_captures()
+        if record.state is not SandboxState.SUSPENDED:
+            self.disk.unlink(missing_ok=True)
         for path in self.root.glob("machine-*"):
             if path != self.machine(record.generation) or not record.has_disk:
                 shutil.rmtree(path, ignore_errors=True)

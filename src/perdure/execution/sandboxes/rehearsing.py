@@ -62,7 +62,7 @@ class Rehearsal:
     async def _restored(self, snapshot: Snapshot) -> Restored:
         began = time.monotonic()
         image = self._images.get(snapshot.config.image_digest)  # first: without it nothing needs to be started
-        disk.admit(self._home.run, snapshot.memory.size, "a restore to verify")
+        disk.admit(self._home, self._home.run, snapshot.memory.size, "a restore to verify")
         facts = snapshot.config.facts
         launcher, template = await self._ground.stand(facts.vcpus, facts.memory_mib)
         machine_id = new_id()

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 import os
 import shutil
+from pathlib import Path
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
@@ -15,11 +17,12 @@ from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
-from perdure.execution.snapshots import restore
+from perdure.execution.snapshots import diskchanges, restore
 from perdure.execution.snapshots.templates import Template
+from perdure.formats.diskindex import DiskIndex
 from perdure.formats.manifest import Snapshot
 from perdure.host.progress import Progress
-from perdure.model import CallsEndpoint, SandboxState
+from perdure.model import CallsEndpoint, SandboxState, is_id
 
 _log = logging.getLogger(__name__)
 
@@ -196,10 +199,34 @@ def _prepare(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     home = life.rooms.home
+    index = diskchanges.load(life.folder.disk_index, stored.digest)
     if ready is not None:
         os.link(ready.state, folder / "state")
         os.link(ready.memory_map, folder / "memory.map")
         disk.clone(ready.overlay, folder / "overlay")
-        made = (folder / "state", folder / "memory.map", folder / "overlay")
-        return restore.RestoreFiles(*made, ready.template, ready.absent)
-    return restore.prepare(life.rooms.store, stored, folder=folder, templates=home.templates, facts=template.facts)
+        files = dataclasses.replace(
+            ready, state=folder / "state", memory_map=folder / "memory.map", overlay=folder / "overlay"
+        )
+    else:
+        files = restore.prepare(
+            life.rooms.store,
+            stored,
+            folder=folder,
+            templates=home.templates,
+            facts=template.facts,
+            disk_file=life.folder.disk if _is_kept(life.folder.disk, index) else None,
+        )
+    if index is None and is_id(stored.config.sandbox_id):  # what it is a fork of may have one
+        index = diskchanges.load(home.sandboxes / stored.config.sandbox_id / life.folder.disk_index.name, stored.digest)
+    if index is not None and not _is_kept(files.overlay, index):
+        stamp = diskchanges.stamped(files.overlay)
+        diskchanges.save(life.folder.disk_index, dataclasses.replace(index, stamp=stamp))
+    return files
+
+
+def _is_kept(path: Path, index: DiskIndex | None) -> bool:
+    """Whether the file holds just what the index says."""
+    try:
+        return index is not None and diskchanges.stamp_of(path) == index.stamp
+    except OSError:
+        return False

@@ -42,7 +42,8 @@ _log = logging.getLogger(__name__)
 
 
 class Sandboxes:
-    """``answer_call`` answers a guest's call at the endpoint given with it (None: the sandbox has none)."""
+    """``answer_call`` answers a guest's call at the endpoint given with it (None: the sandbox has none).
+    ``disks_bytes``: see ``Rooms``."""
 
     def __init__(
         self,
@@ -51,6 +52,7 @@ class Sandboxes:
         images: ImageLibrary,
         store: Store,
         answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]],
+        disks_bytes: int = 0,
     ) -> None:
         self.images = images
         self.ground = ground
@@ -65,6 +67,7 @@ class Sandboxes:
             self._emit,
             self._named_by_others,
             lambda sandbox_id: self.before_moving(sandbox_id),
+            disks_bytes,
         )
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
@@ -132,7 +135,7 @@ class Sandboxes:
         _within("disk_mib", spec.disk_mib, DISK_MIB)
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
-        disk.admit(self._home.sandboxes, 0, "a sandbox")
+        disk.admit(self._home, self._home.sandboxes, 0, "a sandbox")
         return self._add(
             Record(
                 id=new_id(),
@@ -171,7 +174,7 @@ class Sandboxes:
             snapshot = await self._leased(digest, held)
             origin = forking.origin_of(snapshot)
             self.images.get(snapshot.config.image_digest)
-            disk.admit(self._home.sandboxes, 0, "a fork")
+            disk.admit(self._home, self._home.sandboxes, 0, "a fork")
             ids = [new_id() for _ in forks]
             folder = held.enter_context(forking.making(self._home.run, ids))
             made: list[Sandbox] = []

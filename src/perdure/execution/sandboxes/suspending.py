@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from pathlib import Path
 
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession
-from perdure.execution.sandboxes import capturing, disk
+from perdure.execution.sandboxes import capturing, disk, keptdisks
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine, why_gone
 from perdure.execution.sandboxes.phases import Phases
+from perdure.execution.snapshots import diskchanges
+from perdure.execution.snapshots.diskchanges import Changes
+from perdure.formats.diskindex import DiskIndex
 from perdure.formats.manifest import Snapshot
 from perdure.model import LogPosition, SnapshotInfo
 from perdure.model import SandboxState as S
@@ -25,24 +29,29 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost."""
     life.check("suspend")
     phases = Phases()
-    disk.admit(life.rooms.home.store, 0, "a suspend")
+    disk.admit(life.rooms.home, life.rooms.home.store, 0, "a suspend")
     parent = await capturing.parent_of(life)
+    overlay, index = life.folder.overlay(life.record.generation), await capturing.index_of(life)
     collector = str((await life.rooms.ground.assets()).collector)
     machine, session = life.need_machine(), life.need_running()
     kind = "full" if life.record.full_next else "diff"
     # until it is packed, the next capture is a full one: a lost diff cannot be taken again
     life.move("suspend", full_next=True)
     snapshot: Snapshot | None = None
+    looking: asyncio.Task[Changes] | None = None
     try:
-        quiesced = await capturing.quiesced(machine, session)
+        quiesced = await capturing.quiesced(life, machine, session)
         phases.end("quiesce")
-        folder = life.folder.new_capture()
+        folder, still = life.folder.new_capture(), asyncio.Event()
+        looking = asyncio.create_task(_changes(overlay, index, still))
         answer = await machine.request("capture", kind=kind, collector=collector)
+        still.set()
         phases.end("capture")
         captured = capturing.Captured(
             folder,
             float(answer["pause_s"]),
-            life.folder.machine(life.record.generation) / "overlay",  # it stands still as the machine does
+            overlay,  # it stands still as the machine does
+            lambda: looking,
             capturing.origin_of(life),
             quiesced.memory_use,
         )
@@ -51,6 +60,8 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
         info, snapshots = capturing.kept(life, snapshot, phases.finish())
         life.move("suspended", parent=info.digest, snapshots=snapshots, full_next=False, has_disk=False)
     except BaseException as error:
+        if looking is not None:
+            looking.cancel()
         await go_on(life, machine, session, error)
         if snapshot is not None:  # stored, but not written down
             await asyncio.to_thread(life.rooms.store.remove, [snapshot.digest])
@@ -59,9 +70,24 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     _log.info("%s suspended: %s, %d bytes", life.id, phases, info.stored_bytes)
     await machine.end()
     life.machine = None
-    await asyncio.to_thread(life.folder.tidy, life.record)
+    await asyncio.to_thread(_keep_disk, life)
     life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes)
     return info
+
+
+async def _changes(overlay: Path, index: DiskIndex | None, still: asyncio.Event) -> Changes:
+    """Found while the machine is captured; again, if it wrote before it stood ``still``."""
+    found = await asyncio.to_thread(diskchanges.changes, overlay, index)
+    await still.wait()
+    if await asyncio.to_thread(diskchanges.stamp_of, overlay) != found.stamp:
+        found = await asyncio.to_thread(diskchanges.changes, overlay, index)
+    return found
+
+
+def _keep_disk(life: Life) -> None:
+    life.folder.keep_disk(life.record.generation)
+    life.folder.tidy(life.record)
+    keptdisks.trim(life.rooms.home.sandboxes, life.rooms.disks_bytes)
 
 
 async def go_on(life: Life, machine: Machine, session: GuestSession, error: BaseException) -> None:

@@ -16,6 +16,7 @@ import zstandard
 from perdure.errors import InvalidValue, SnapshotInvalid
 from perdure.execution.snapshots import layers, spaces
 from perdure.execution.snapshots.collected import opened
+from perdure.execution.snapshots.diskchanges import Ranges
 from perdure.execution.snapshots.spaces import Space
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template, load
@@ -38,6 +39,7 @@ def pack(
     *,
     folder: Path,
     overlay: Path,
+    changed: Ranges | None = None,
     parent: Snapshot | Template,
     templates: Path,
     sandbox_id: str,
@@ -52,9 +54,11 @@ def pack(
     """Store what the machine is now beyond ``parent``, durable when this returns.
 
     ``folder`` holds Firecracker's ``state`` and a capture file ``memory``, ``overlay`` is the sandbox's disk; neither
-    is changed. ``working_set``: the blocks that it touched first; it makes the next restore faster. ``exact``: it is
-    what a pager recorded, and the capture tells the rest. ``memory_use``: what its guest told. Raises NoSpace,
-    InvalidValue (files of another size), SnapshotInvalid (the parent or the capture file does not verify).
+    is changed. ``changed``: where the disk may differ from the parent's (``diskchanges``), and nothing else of
+    ``overlay`` is looked at; None: it is not known. ``working_set``: the blocks that it touched first; it makes the
+    next restore faster. ``exact``: it is what a pager recorded, and the capture tells the rest. ``memory_use``: what
+    its guest told. Raises NoSpace, InvalidValue (files of another size), SnapshotInvalid (the parent or the capture
+    file does not verify).
     """
     if isinstance(parent, Template):
         template, before = parent, None
@@ -64,11 +68,14 @@ def pack(
         with spaces.memory_of(store, before, template) as memory:
             captured = opened(folder / "memory", memory.blocks)
             memory_map, memory_layers = _add(store, memory, _of_memory(captured, memory))
-        size = overlay.stat().st_size
-        with spaces.disk_of(store, before, size) as disk, overlay.open("rb", buffering=0) as file:
-            if size != disk.blocks * BLOCK:
-                raise InvalidValue(f"{overlay} has {size} bytes where the snapshot before it has {disk.blocks * BLOCK}")
-            disk_map, disk_layers = _add(store, disk, _of_disk(file.fileno(), disk))
+        disk_size = overlay.stat().st_size
+        if before and disk_size != before.disk.size:
+            raise InvalidValue(f"{overlay} has {disk_size} bytes where the snapshot before it has {before.disk.size}")
+        if before and changed == []:
+            disk_map, disk_layers = before.disk.map, before.disk.layers
+        else:
+            with spaces.disk_of(store, before, disk_size) as disk, overlay.open("rb", buffering=0) as file:
+                disk_map, disk_layers = _add(store, disk, _of_disk(file.fileno(), disk, changed))
         state = store.add(_compressed((folder / "state").read_bytes()), STATE)
         old = {descriptor.digest for descriptor in before.descriptors} if before else set()
         config = Config(
@@ -81,7 +88,7 @@ def pack(
             facts=before.config.facts if before else template.facts,
             image_digest=image_digest,
             memory_size=memory.blocks * BLOCK,
-            disk_size=disk.blocks * BLOCK,
+            disk_size=disk_size,
             parent=before.digest if before else None,
             position=position,
             memory_bytes=_new(old, [*memory_layers, memory_map]),
@@ -159,16 +166,18 @@ def _of_memory(captured: CaptureFile, before: Space) -> Iterator[Piece]:
                     yield part.first, end, None if run.source == ZERO else before.base(part.first, end)
 
 
-def _of_disk(file: int, before: Space) -> Iterator[Piece]:
+def _of_disk(file: int, before: Space, changed: Ranges | None) -> Iterator[Piece]:
     """The same of a sparse file, in which a hole is zeros."""
-    changed = [(at // BLOCK, -(-(at + length) // BLOCK)) for at, length in sparse.extents(file)]
-    for first, end in _united(changed + [(run.first, run.first + run.length) for run in before.runs]):
+    if changed is None:
+        held = [(at // BLOCK, -(-(at + length) // BLOCK)) for at, length in sparse.extents(file)]
+        changed = _united(held + [(run.first, run.first + run.length) for run in before.runs])
+    for first, end in changed:
         for run in Run(first, end - first, LAYER).steps(_STEP):
             yield run.first, run.first + run.length, os.pread(file, run.length * BLOCK, run.first * BLOCK)
 
 
-def _united(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
+def _united(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    out: Ranges = []
     for first, end in sorted(ranges):
         if out and first <= out[-1][1]:
             out[-1] = (out[-1][0], max(end, out[-1][1]))

@@ -44,11 +44,14 @@ class RestoreFiles:
     absent: Sequence[tuple[int, int]] = ()
 
 
-def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, facts: Facts) -> RestoreFiles:
+def prepare(
+    store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, facts: Facts, disk_file: Path | None = None
+) -> RestoreFiles:
     """Make ``state``, ``memory.map`` and ``overlay`` in ``folder``, each complete or not at all.
 
-    ``templates`` is ``home.templates``; ``facts`` are those of here (``Template.facts``).
-    Raises SnapshotInvalid (anything that does not verify, with layer, frame and reason), NotFound, NoSpace.
+    ``templates`` is ``home.templates``; ``facts`` are those of here (``Template.facts``). ``disk_file``: holds just
+    what the snapshot's disk holds; it becomes the overlay, once all else is there. Raises SnapshotInvalid (anything
+    that does not verify, with layer, frame and reason), NotFound, NoSpace.
     """
     check_facts(snapshot, facts)
     template = load(templates, snapshot.config.template, snapshot.config.template_digest)
@@ -63,7 +66,8 @@ def prepare(store: Store, snapshot: Snapshot, *, folder: Path, templates: Path, 
         files = RestoreFiles(folder / "state", folder / "memory.map", folder / "overlay", template, absent)
         _write(files.state, lambda file: _write_all(file, state))
         _write(files.memory_map, lambda file: _write_all(file, memorymap.encode(held)))
-        _write(files.overlay, lambda file: _write_sparse(file, disk))
+        if disk_file is None or not _moved(disk_file, files.overlay):
+            _write(files.overlay, lambda file: _write_sparse(file, disk))
     return files
 
 
@@ -162,6 +166,15 @@ def _write(path: Path, fill: Callable[[int], None]) -> None:
             temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _moved(source: Path, target: Path) -> bool:
+    """False: it is gone, as others needed its room."""
+    try:
+        source.rename(target)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _write_all(file: int, data: bytes) -> None:

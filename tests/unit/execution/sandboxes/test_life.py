@@ -45,7 +45,7 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
     Folder(tmp_path).save(record)
     nothing: Any = None
     rooms = Rooms(
-        nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False, nothing
+        nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False, nothing, 0
     )
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
