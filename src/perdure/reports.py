@@ -64,6 +64,14 @@ class Finding(Frozen, frozen=True, kw_only=True):
     hint: str = ""
 
 
+class NotRestored(Frozen, frozen=True, kw_only=True):
+    """A snapshot that a thorough verification did not restore, although nothing that is here of it is wrong."""
+
+    snapshot: str  # its digest
+    reason: str
+    hint: str  # how to have it restored
+
+
 class Verification(Frozen, frozen=True, kw_only=True):
     """What was verified, and what was found. The counts are of what was looked at, each thing once."""
 
@@ -74,6 +82,7 @@ class Verification(Frozen, frozen=True, kw_only=True):
     frames: int = 0
     content_bytes: int = 0  # of the frames, decompressed
     restored: int = 0  # snapshots that were restored for real
+    not_restored: list[NotRestored] = msgspec.field(default_factory=list)  # and those that should have been
     remote: list[str] = msgspec.field(default_factory=list)  # layers that are kept elsewhere, not fetched for this
     orphans: int = 0  # blobs that no manifest needs: nothing is wrong with that, garbage collection takes them
     orphan_bytes: int = 0

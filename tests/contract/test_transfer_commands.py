@@ -124,6 +124,48 @@ def test_pushed_evicted_and_pulled_elsewhere(
     assert not there.layer(snapshot).exists()
 
 
+def test_what_is_not_restored_as_it_is_elsewhere_is_said(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    """A thorough verification is no failure there, but never silent about it; what it names brings the memory here."""
+    here, _, snapshot = nodes
+    url = (tmp_path / "store").as_uri()
+    here.said("push", "box", f"{url}:v1")
+    here.said("evict", "box")
+    pull = f"fcrun snapshot pull {url}@{snapshot.digest}"
+    reason = f"its memory is kept elsewhere: {url}"
+    line, hint, summary = here.said("verify", "--thorough", "box").splitlines()
+    assert line == f"snapshot {snapshot.digest} was not restored: {reason}"
+    assert hint == f"  Bring the memory here and verify it again: {pull}"
+    assert summary.startswith("box: sound: 1 snapshot, ")
+    assert ", 0 restored, 1 not restored; " in summary
+    assert here.said("verify", "--thorough", "-q", "box").splitlines() == [line]
+    report = json.loads(here.said("verify", "--thorough", "--format", "json"))
+    assert report.keys().isdisjoint({"findings", "restored"})  # none, and 0
+    (left,) = report["not_restored"]
+    assert (left["snapshot"], left["reason"]) == (snapshot.digest, reason)
+    assert pull in left["hint"]
+    assert "not restored" not in here.said("verify", "box")  # nobody asked for it
+    here.said(*pull.split()[2:])
+    assert here.layer(snapshot).exists()
+    assert "kept elsewhere" not in here.said("verify", "box")
+
+
+def test_a_layer_that_came_with_another_snapshot(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    """What was never pushed by itself is not there under its own digest, although its memory is: the error helps."""
+    here, _, snapshot = nodes
+    url = (tmp_path / "store").as_uri()
+    image = snapshot.config.image_digest
+    other = here.bench.capture(snapshot, {3: block(7)}, blocks_of(range(30)), image=image, sandbox_id="f" * 12)
+    here.said("push", other.digest, url)
+    here.said("evict", other.digest)
+    (hint,) = [line for line in here.said("verify", "--thorough", "box").splitlines() if "fcrun snapshot pull" in line]
+    status, _, err = here.fcrun(*hint.partition("fcrun snapshot ")[2].split())
+    push = f"fcrun snapshot push {snapshot.digest} {url}"
+    assert (status, push in err) == (125, True)
+    here.said(*push.split()[2:])
+    here.said(*hint.partition("fcrun snapshot ")[2].split())
+    assert here.layer(snapshot).exists()
+
+
 def test_a_pull_of_what_a_sandbox_has_goes_with_it(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
     here, _, snapshot = nodes
     url = str(tmp_path / "store")

@@ -98,7 +98,7 @@ class Transfers:
                         self._store, self._home.templates, images, remote, wish.reference, progress, is_kept=True
                     )
                 except NotFound as error:
-                    raise _with_tags(error, remote, wish.reference) from None
+                    raise self._with_hint(error, remote, wish.reference) from None
 
         async def whole(progress: Progress) -> Pulled:
             snapshot = await asyncio.to_thread(work, progress)
@@ -109,6 +109,20 @@ class Transfers:
             return Pulled(snapshot.digest, wish.url, wish.reference, snapshot.config.sandbox_id, elsewhere)
 
         return await long(request, whole)
+
+    def _with_hint(self, error: NotFound, remote: RemoteStore, reference: str) -> PerdureError:
+        """The same, saying what to do: which tags there are, or how a snapshot of this node comes to be there."""
+        if not reference.startswith("sha256:"):
+            return _with_tags(error, remote, reference)
+        try:
+            if reference in self._store.digests():
+                remote.manifest(reference)
+        except NotFound:
+            push = f"fcrun snapshot push {reference} {remote.url}"
+            return NotFound(error.message, hint=f"It was never pushed there, at most a part of it: {push}")
+        except PerdureError:
+            pass
+        return error
 
     async def _reading(
         self, digest: str, url: str, work: Callable[[Snapshot, RemoteStore, Progress], T], progress: Progress
@@ -137,7 +151,7 @@ def _with_tags(error: NotFound, remote: RemoteStore, reference: str) -> PerdureE
         tags = remote.tags()
     except PerdureError:
         return error
-    if reference in tags or reference.startswith("sha256:"):
+    if reference in tags:
         return error
     own = [tag for tag in tags if not tag.startswith(transfer.INTERNAL_TAGS)]
     hint = f"It has: {', '.join(own[:_LISTED])}{' …' if len(own) > _LISTED else ''}" if own else "It has no snapshot."

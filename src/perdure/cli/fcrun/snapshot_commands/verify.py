@@ -18,9 +18,14 @@ GROUP = "Snapshots"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--thorough", action="store_true", help="also restore each, compare its memory, check its disk")
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="also restore each, compare its memory, check its disk; of one whose memory is kept elsewhere it is only "
+        "said that it was not restored: that is no failure",
+    )
     parser.add_argument("--format", default="text", choices=("text", "json"), help="'json': one report a line")
-    parser.add_argument("-q", "--quiet", action="store_true", help="only what is wrong")
+    parser.add_argument("-q", "--quiet", action="store_true", help="only what is wrong, or was not restored")
     parser.add_argument("snapshots", nargs="*", metavar="SNAPSHOT", help="none: the whole store")
 
 
@@ -41,6 +46,10 @@ def run(options: argparse.Namespace) -> int:
                 print(_line(finding), flush=True)
                 if finding.hint and not options.quiet:
                     print(f"  {finding.hint}")
+            for left in report.not_restored:
+                print(f"snapshot {left.snapshot} was not restored: {left.reason}", flush=True)
+                if not options.quiet:
+                    print(f"  {left.hint}")
             if not options.quiet:
                 print(_summary(ref, report), flush=True)
     sys.stdout.flush()
@@ -61,8 +70,10 @@ def _summary(ref: str | None, report: Verification) -> str:
     verdict = _format.count(len(report.findings), "finding") if report.findings else "sound"
     read = f"{_format.count(report.snapshots, 'snapshot')}, {report.blobs} blobs ({_format.size(report.blob_bytes)})"
     text = f"{what}: {verdict}: {read}, {report.frames} frames ({_format.size(report.content_bytes)}) read"
-    if report.restored:
+    if report.restored or report.not_restored:
         text += f", {report.restored} restored"
+    if report.not_restored:
+        text += f", {len(report.not_restored)} not restored"
     if report.remote:
         text += f"; not read, as they are kept elsewhere: {_format.count(len(report.remote), 'layer')}"
     if report.orphans:

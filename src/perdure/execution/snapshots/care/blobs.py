@@ -36,14 +36,14 @@ def finding(what: str, error: PerdureError | OSError, hint: str = "", *, layer: 
 
 
 class Blobs:
-    """``read`` adds to ``findings``. ``remote``: layers that a note in the store says are kept elsewhere."""
+    """``read`` adds to ``findings``. ``remote``: layers that a note in the store says are kept elsewhere, and where."""
 
     def __init__(self, store: Store, findings: list[Finding], progress: Progress) -> None:
         self._store = store
         self._findings = findings
         self._progress = progress
         self.seen: dict[str, Read] = {}
-        self.remote: set[str] = set()
+        self.remote: dict[str, str] = {}
         self.total_bytes = 0  # that will be read, for the progress
         self.read_bytes = self.frames = self.content_bytes = 0
         self._done_bytes = 0
@@ -64,10 +64,15 @@ class Blobs:
     def _layer(self, blob: Descriptor) -> Read:
         path = self._store.blob_path(blob.digest)
         what = f"layer {blob.digest}"
-        if not path.exists() and (self._store.folder / "remotes" / path.name).exists():
-            self.remote.add(blob.digest)
-            return Read(sound=True)
         found: list[Finding] = []
+        if not path.exists():
+            try:
+                if url := self._store.place(blob):
+                    self.remote[blob.digest] = url
+                    return Read(sound=True)
+            except (PerdureError, OSError) as error:  # a restore would not know where to fetch it
+                self._findings.append(finding(what, error, LOST, layer=path.name))
+                return Read(sound=False)
         if problem := self._problem(blob, 2):
             found.append(Finding(object=what, problem=problem, layer=path.name, hint=LOST))
         held = None

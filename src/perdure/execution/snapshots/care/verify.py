@@ -6,7 +6,7 @@ garbage collection leaves it alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -24,7 +24,7 @@ from perdure.formats import blockmap, manifest
 from perdure.formats.blockmap import BLOCK, DISK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, ZERO, BlockMap, Run
 from perdure.formats.manifest import Snapshot, Space, digest_of
 from perdure.host.progress import Progress, silent
-from perdure.reports import Finding, Verification
+from perdure.reports import Finding, NotRestored, Verification
 
 # A generation id, and a vsock event in its queue: three blocks with Firecracker 1.12, for which a fourth may stand in.
 OWN_BLOCKS_MAX = 8
@@ -110,6 +110,7 @@ class _Verifier:
         self._template_runs: dict[tuple[str, str], list[Run]] = {}
         self._needed: set[str] = set()
         self._snapshots = self._restored = 0
+        self._not_restored: list[NotRestored] = []
         self._orphans = (0, 0)
         self._laid: dict[tuple[int, bytes], tuple[list[str], list[Run]]] = {}  # the last chain of each base, flattened
 
@@ -123,6 +124,7 @@ class _Verifier:
             frames=self._blobs.frames,
             content_bytes=self._blobs.content_bytes,
             restored=self._restored,
+            not_restored=self._not_restored,
             remote=sorted(self._blobs.remote),
             orphans=self._orphans[0],
             orphan_bytes=self._orphans[1],
@@ -212,8 +214,11 @@ class _Verifier:
                 return
             self._snapshot(what, found)
             self._working_set(what, digest)
-            if self._real is not None and len(self._findings) == before and not self._blobs.remote & set(reads):
-                self._restore(what, found, self._real)
+            if self._real is not None and len(self._findings) == before:
+                if away := {layer: url for layer, url in self._blobs.remote.items() if layer in reads}:
+                    self._not_restored.append(_kept_elsewhere(self._store, found, away))
+                else:
+                    self._restore(what, found, self._real)
 
     def _snapshot(self, what: str, found: Snapshot) -> None:
         config = found.config
@@ -325,6 +330,37 @@ class _Verifier:
             flat = blockmap.laid_over(flat, upper)
         self._laid[kind, base] = (chain, flat)
         return flat
+
+
+def _kept_elsewhere(store: Store, found: Snapshot, away: Mapping[str, str]) -> NotRestored:
+    """``away``: the layers that are not here, and the URLs of the stores that hold them.
+
+    All of its memory would have to be fetched, which nobody asked for who asked to have it verified.
+    """
+    layers = [layer.digest for layer in found.memory.layers if layer.digest in away]
+    last = {away[layer]: layer for layer in layers}  # of each store
+    made = {one.memory.layers[-1].digest: one.digest for one in _line(store, found) if one.memory.layers}
+    pulls = [f"fcrun snapshot pull {url}@{made.get(layer, found.digest)}" for url, layer in last.items()]
+    what = f"{len(layers)} of its {len(found.memory.layers)} memory layers {'is' if len(layers) == 1 else 'are'}"
+    if len(layers) == len(found.memory.layers):
+        what = "its memory is"
+    return NotRestored(
+        snapshot=found.digest,
+        reason=f"{what} kept elsewhere: {', '.join(last)}",
+        hint=f"Bring the memory here and verify it again: {'; '.join(pulls)}",
+    )
+
+
+def _line(store: Store, found: Snapshot) -> Iterator[Snapshot]:
+    """The snapshot and what it was made from, as far as that is there: newest first."""
+    while True:
+        yield found
+        if not found.config.parent:
+            return
+        try:
+            found = store.get(found.config.parent)
+        except (PerdureError, OSError):
+            return
 
 
 def _flat_map(data: bytes, record: Space, kind: int, base: bytes) -> list[Run]:

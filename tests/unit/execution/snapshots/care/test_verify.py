@@ -221,12 +221,18 @@ def test_a_tagged_artifact_of_another_kind(bench: Bench, chain: list[Snapshot]) 
 
 
 def test_layers_that_are_kept_elsewhere_are_named(bench: Bench, chain: list[Snapshot]) -> None:
-    gone = chain[0].memory.layers[0].digest
-    (bench.store.folder / "remotes").mkdir(exist_ok=True)
-    (bench.store.folder / "remotes" / gone.removeprefix("sha256:")).write_text("{}")
-    bench.store.blob_path(gone).unlink()
+    gone = chain[0].memory.layers[0]
+    bench.store.drop([gone], "s3://bucket/there")
     found = verify.whole(bench.store, templates=bench.templates)
-    assert (found.findings, found.remote) == ([], [gone])
+    assert (found.findings, found.remote) == ([], [gone.digest])
+    note = bench.store.folder / "remotes" / gone.digest.removeprefix("sha256:")
+    note.write_text("{}")  # nobody knows where any more
+    found = verify.whole(bench.store, templates=bench.templates)
+    assert found.remote == []
+    first, *others = found.findings
+    assert (first.layer, f"{note} does not read" in first.problem) == (note.name, True)
+    assert "again" in first.hint
+    assert [one.object for one in others] == [f"snapshot {one.digest}" for one in chain]
 
 
 def test_the_layout_file(bench: Bench, chain: list[Snapshot]) -> None:
@@ -278,6 +284,46 @@ def test_a_real_restore(bench: Bench, chain: list[Snapshot], problem: str, words
     assert machine.asked == 1
     assert found.restored == (problem != "dies")
     assert [words in one.problem for one in found.findings] == ([True] if words else [])
+
+
+def test_what_is_not_restored_as_it_is_elsewhere_is_named(bench: Bench, chain: list[Snapshot]) -> None:
+    """With the reason, and with what brings it here: the pull of the snapshot that the layer was captured for."""
+    own = bench.capture(templates.load(bench.templates, "warm"), {5: block(6)}, DISK)
+    bench.store.drop(chain[0].memory.layers, "s3://bucket/there")
+    bench.store.drop(chain[2].memory.layers[2:], "oci://host/here")
+    machine = Machine(bench)
+    found = verify.whole(bench.store, templates=bench.templates, restore=machine)
+    assert (found.findings, found.snapshots, found.restored, machine.asked) == ([], 4, 1, 1)
+    assert own.digest not in {one.snapshot for one in found.not_restored}
+    there, here = (f"fcrun snapshot pull {url}@" for url in ("s3://bucket/there", "oci://host/here"))
+    assert [(one.snapshot, one.reason, one.hint.partition(": ")[2]) for one in found.not_restored] == [
+        (
+            chain[0].digest,
+            "its memory is kept elsewhere: s3://bucket/there",
+            there + chain[0].digest,
+        ),
+        (
+            chain[1].digest,
+            "1 of its 2 memory layers is kept elsewhere: s3://bucket/there",
+            there + chain[0].digest,
+        ),
+        (
+            chain[2].digest,
+            "2 of its 3 memory layers are kept elsewhere: s3://bucket/there, oci://host/here",
+            f"{there}{chain[0].digest}; {here}{chain[2].digest}",
+        ),
+    ]
+    assert verify.whole(bench.store, templates=bench.templates).not_restored == []  # nobody asked for it
+    bench.store.remove([chain[0].digest, chain[1].digest])  # what it was made from is not known any more
+    (left,) = verify.whole(bench.store, templates=bench.templates, restore=machine).not_restored
+    assert f"{there}{chain[2].digest}; " in left.hint
+
+
+def test_what_is_elsewhere_and_damaged_is_a_finding(bench: Bench, chain: list[Snapshot]) -> None:
+    bench.store.drop(chain[0].memory.layers, "s3://bucket/there")
+    flip(bench.store.blob_path(chain[2].state.digest), 9)
+    found = verify.snapshot(bench.store, chain[2].digest, templates=bench.templates, restore=Machine(bench))
+    assert (len(found.findings), found.restored, found.not_restored) == (2, 0, [])
 
 
 def test_what_does_not_verify_is_never_restored(bench: Bench, chain: list[Snapshot]) -> None:
