@@ -304,6 +304,16 @@ def test_gc(node: Node) -> None:
     assert node.said("verify").startswith("the store: sound: 4 snapshots")
 
 
+def test_a_node_that_starts_takes_what_killed_builds_of_templates_left(node: Node) -> None:
+    node.client.shutdown()
+    for name in ("dead.0a1b2c3d.new", "half.gone"):
+        (node.home.templates / name).mkdir()
+        (node.home.templates / name / "memory").write_bytes(b"some of it")
+    ensure_running(node.home)
+    assert [path.name for path in node.home.templates.iterdir()] == ["warm"]
+    assert node.said("verify").startswith("the store: sound: 4 snapshots")
+
+
 def test_a_tag_keeps_and_names(node: Node) -> None:
     kept = node.bench.capture(node.fork, {9: block(98)}, DISK, sandbox_id="0" * 12)
     size = node.bench.store.blob_path(kept.digest).stat().st_size

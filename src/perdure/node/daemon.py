@@ -23,6 +23,7 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
+from perdure.execution.snapshots.care import garbage
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
 from perdure.node import compaction, settings
@@ -51,7 +52,8 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     await asyncio.to_thread(images.sweep)
     sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer, limits.disks_bytes)
     listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
-    await sandboxes.load()
+    await sandboxes.load()  # it ends what still built a template below the line,
+    await asyncio.to_thread(garbage.sweep_templates, home.templates)  # of which this takes the rest
     runner = web.AppRunner(Api(home, sandboxes, over.set).application(), access_log=None)
     await runner.setup()
     await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()

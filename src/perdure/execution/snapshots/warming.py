@@ -135,10 +135,10 @@ async def _made(
     async with _alone(home.templates / f"{name}.lock"):
         try:
             return await asyncio.to_thread(load)
-        except NotFound:
-            pass
-        except SnapshotInvalid:  # nothing can start from it, and nothing over it can be restored
-            await asyncio.to_thread(shutil.rmtree, home.templates / name)
+        except (NotFound, SnapshotInvalid):
+            # What is there nothing can start from, and nothing over it can be restored. A part of it is what a node
+            # left that was killed in this line: it would be in the way of the new one.
+            await asyncio.to_thread(shutil.rmtree, home.templates / name, True)
         await asyncio.to_thread(_sweep, home.templates, name)
         folder = home.templates / f"{name}.{secrets.token_hex(4)}.new"
         folder.mkdir(mode=0o700)
@@ -280,8 +280,11 @@ def _died(event: dict[str, object]) -> MachineFailed:
 
 
 def _sweep(folder: Path, name: str) -> None:
-    """Remove what a node that was killed left half-made; the lock says that nobody makes it now."""
-    for path in folder.glob(f"{name}*.new"):
+    """Remove what a node that was killed left half-made; the lock says that nobody makes it now.
+
+    Not ``NAME-DIGEST.new``: that is on its way from another machine, under a lock of its own.
+    """
+    for path in folder.glob(f"{name}.*.new"):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from perdure.errors import MachineFailed, NotFound, SnapshotInvalid, Unsupported
 from perdure.execution.snapshots import templates, warming
 from perdure.formats.blockmap import BASE, BLOCK, Run
+from perdure.formats.manifest import Facts
+from perdure.host.paths import Home
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of, captured, facts
 
 
@@ -81,6 +83,26 @@ def test_any_damaged_part_is_refused(bench: Bench, part: str) -> None:
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(SnapshotInvalid):
         templates.load(bench.templates, "warm")
+
+
+async def test_a_build_takes_what_killed_ones_left_and_nothing_of_a_pull(bench: Bench) -> None:
+    """Two machines boot one NAME to different contents: another one's may be on its way here in this moment."""
+    home = Home(bench.root, bench.root / "cache")
+    for left in ("warm.0a1b2c3d.new", "warm-0123456789abcdef.new", "warmer.0a1b2c3d.new"):
+        (bench.templates / left).mkdir()
+
+    async def make(folder: Path, name: str) -> Facts:
+        (folder / "memory").write_bytes(captured(dict.fromkeys(range(BLOCKS), block(1)), BLOCKS))
+        (folder / "state").write_bytes(b"state")
+        return facts()
+
+    (bench.templates / "warm").mkdir()  # all of it that a killed removal left: it has no record, and is in the way
+    (bench.templates / "warm" / "memory").write_bytes(b"")
+    made = await warming._made(home, "warm", make)
+    assert made.memory.read_bytes() == block(1) * BLOCKS
+    assert {path.name for path in bench.templates.iterdir() if path.is_dir()} == {
+        "warm", "warm-0123456789abcdef.new", "warmer.0a1b2c3d.new",
+    }  # fmt: skip
 
 
 def test_large_guests_need_a_firecracker_that_captures_them_right() -> None:

@@ -60,6 +60,16 @@ def collect(
     return swept
 
 
+def sweep_templates(templates: Path) -> None:
+    """Remove what builds and removals that were killed left: a node that starts does it. Blocking."""
+    for path in sorted(templates.iterdir()):
+        if path.name.endswith(_GONE) or (path.name.endswith(_NEW) and not _is_being_built(path)):
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            for fresh in path.glob("working-set.*"):  # it was to replace ``working-set``
+                fresh.unlink(missing_ok=True)
+
+
 def _needed_templates(store: Store, swept: Swept) -> set[str] | None:
     """Names and digests of those that snapshots lie over which stay; None: one does not read, so it is not known."""
     needed = set()
@@ -79,10 +89,14 @@ def _unneeded(there: Iterable[Path], needed: set[str]) -> Iterator[Path]:
         if not path.is_dir():
             continue
         if path.name.endswith(_NEW):
-            if not locks.is_held(path.with_name(path.name.partition(".")[0] + ".lock")):
+            if not _is_being_built(path):
                 yield path
         elif path.name.endswith(_GONE) or not {path.name, _digest(path)} & needed:
             yield path
+
+
+def _is_being_built(new: Path) -> bool:
+    return locks.is_held(new.with_name(new.name.partition(".")[0] + ".lock"))
 
 
 def _digest(template: Path) -> str:
@@ -95,7 +109,9 @@ def _digest(template: Path) -> str:
 
 def _remove(path: Path) -> None:
     if not path.name.endswith((_GONE, _NEW)):
-        path = path.rename(path.with_name(path.name + _GONE))
+        gone = path.with_name(path.name + _GONE)
+        shutil.rmtree(gone, ignore_errors=True)  # of the last time: a folder that is not empty is not replaced
+        path = path.rename(gone)
     shutil.rmtree(path, ignore_errors=True)  # what stays of it is taken the next time
 
 

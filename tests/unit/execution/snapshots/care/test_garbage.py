@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.execution.snapshots import restore
+from perdure.execution.snapshots import restore, templates
 from perdure.execution.snapshots.care import garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats import manifest
@@ -274,6 +275,30 @@ def test_templates_in_use_and_being_built_stay(bench: Bench, line: list[Snapshot
     unknown = garbage.collect(bench.store, named=lambda digest: False, templates=bench.templates)
     assert unknown.templates == []  # which are in use is not known
     assert len(unknown.forgotten) == 4
+
+
+def test_a_removal_that_was_not_finished_stops_no_later_one(bench: Bench, line: list[Snapshot]) -> None:
+    bench.template(blocks_of([3] * BLOCKS), "old")
+    shutil.copytree(bench.templates / "old", bench.templates / "old.gone")  # by a node that was killed; then made anew
+    assert collect(bench, line[3]).templates == ["old"]
+    assert sorted(path.name for path in bench.templates.iterdir()) == ["warm"]
+
+
+def test_a_start_takes_what_killed_builds_and_removals_of_templates_left(bench: Bench, line: list[Snapshot]) -> None:
+    names = ("built.new", "built.0a1b2c3d.new", "dead.new", "dead.0a1b2c3d.new", "half.gone")
+    for name in names:
+        (bench.templates / name).mkdir()
+        (bench.templates / name / "memory").write_bytes(b"some of it")
+    warm = templates.load(bench.templates, "warm")
+    warm.keep_working_set([3, 1])
+    (bench.templates / "warm" / "working-set.0a1b2c3d").write_bytes(b"a part of the next one")
+    with (bench.templates / "built.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        garbage.sweep_templates(bench.templates)
+    left = sorted(path.name for path in bench.templates.iterdir())
+    assert left == ["built.0a1b2c3d.new", "built.lock", "built.new", "warm"]
+    assert templates.load(bench.templates, "warm").working_set() == [3, 1]
+    assert [path.name for path in (bench.templates / "warm").glob("working-set*")] == ["working-set"]
 
 
 def test_a_template_under_another_name_stays_for_its_content(bench: Bench, line: list[Snapshot]) -> None:
