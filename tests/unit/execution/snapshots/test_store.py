@@ -17,6 +17,7 @@ from perdure.formats.manifest import MANIFEST
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
 DISK = b"d" * (16 * BLOCK)
+DEADLINE_S = 20
 
 
 def test_it_is_an_oci_image_layout(bench: Bench) -> None:
@@ -42,6 +43,29 @@ def test_removing_keeps_what_others_need(bench: Bench) -> None:
     bench.store.remove([second.digest])
     assert list((bench.store.folder / "blobs/sha256").iterdir()) == []
     assert bench.store.snapshots() == []
+
+
+def test_what_somebody_comes_to_name_while_a_removal_waits_for_him_stays(bench: Bench) -> None:
+    template = bench.template(b"a" * (BLOCKS * BLOCK))
+    wanted = bench.capture(template, {1: b"b" * BLOCK}, DISK)
+    unwanted = bench.capture(template, {2: b"c" * BLOCK}, DISK)
+    named: set[str] = set()
+    writes, waits = threading.Event(), threading.Event()
+
+    def write() -> None:
+        with Store(bench.store.folder).writing():
+            writes.set()
+            assert waits.wait(DEADLINE_S)
+            named.add(wanted.digest)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert writes.wait(DEADLINE_S)
+    bench.store.before_deleting = waits.set  # from here on the removal does nothing but wait
+    assert bench.store.remove([wanted.digest, unwanted.digest], unless=named.__contains__) > 0
+    writer.join()
+    assert bench.store.digests() == [wanted.digest]
+    restore.prepare(bench.store, wanted, folder=bench.root, templates=bench.templates, facts=facts())
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone"])
