@@ -19,7 +19,7 @@ from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots import spaces, templates
-from perdure.execution.snapshots.care import explain, verify
+from perdure.execution.snapshots.care import explain, garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
@@ -28,7 +28,7 @@ from perdure.node import compaction
 from perdure.node.compaction import Compactor
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
-BOX = "b0b0b0b0b0b0"
+BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
 DISK = blocks_of(range(10))
 LONG, SHORT = explain.LAYERS_MAX + 1, 3
 DEADLINE_S = 60
@@ -52,11 +52,11 @@ class World:
             found.append(self.bench.capture(parent, changed, DISK, working_set=(20, 11), sandbox_id=BOX))
         return found
 
-    def box(self, line: list[Snapshot], state: SandboxState = SandboxState.SUSPENDED) -> Sandbox:
-        folder = Folder(self.home.sandboxes / BOX)
+    def box(self, line: list[Snapshot], state: SandboxState = SandboxState.SUSPENDED, sandbox_id: str = BOX) -> Sandbox:
+        folder = Folder(self.home.sandboxes / sandbox_id)
         folder.root.mkdir()
         record = Record(
-            id=BOX,
+            id=sandbox_id,
             name="box",
             spec=SandboxSpec(image="i"),
             image_digest="",
@@ -67,7 +67,7 @@ class World:
         )
         folder.save(record)
         sandbox = Sandbox(self.every._rooms, folder, record)
-        self.every._sandboxes[BOX] = sandbox
+        self.every._sandboxes[sandbox_id] = sandbox
         return sandbox
 
     def memory(self, digest: str) -> bytes:
@@ -180,6 +180,25 @@ async def test_while_it_runs_the_record_changes_below_it(world: World) -> None:
     assert box.state is SandboxState.RUNNING
     assert box.record.parent not in (None, line[-1].digest)
     assert box.record.snapshot(line[-1].digest) == box.record.snapshots[-1]
+
+
+@pytest.mark.usefixtures("running")
+async def test_no_collection_takes_what_is_about_to_be_named(world: World) -> None:
+    """Of a fork: what is made of its origin's snapshot counts as the origin's, and that one is not busy."""
+    line = world.line(LONG)
+    fork = world.box(line, sandbox_id=FORK)
+    save, leased = fork.folder.save, list[str]()
+
+    def saved(record: Record) -> None:
+        leased.extend(garbage.collect(world.bench.store, named=world.every.names).leased)
+        save(record)
+
+    fork.folder.save = saved  # type: ignore[method-assign]
+    world.suspended(fork)
+    await world.compacted()
+    assert leased == [fork.record.parent] != [line[-1].digest]
+    assert fork.record.parent in world.bench.store.digests()
+    assert verify.whole(world.bench.store, templates=world.bench.templates).findings == []
 
 
 @pytest.mark.usefixtures("running")

@@ -15,15 +15,19 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
-from perdure.execution.snapshots.care import garbage
+from perdure.execution.snapshots.care import compact, garbage, verify
+from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.linux import locks
 from perdure.model import NodeEvent, SandboxSpec, SandboxState
+from perdure.reports import Swept
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
 BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
 DISK = blocks_of(range(10))
 Make = Callable[..., Sandbox]
+DEADLINE_S = 20
 
 
 @pytest.fixture
@@ -131,6 +135,111 @@ async def test_what_a_fork_names_stays(make: Make, bench: Bench, line: Any) -> N
     assert fork.record.names(line[0].digest)
     await fork.remove()
     assert bench.store.digests() == []
+
+
+async def test_what_a_fork_comes_to_name_while_its_removal_waits_stays(make: Make, bench: Bench, line: Any) -> None:
+    """Somebody writes to the store, as a pull does for long; meanwhile a fork is made of what is being given up."""
+    box = make(BOX, line)
+    writes, waits, forked = threading.Event(), asyncio.Event(), threading.Event()
+
+    def write() -> None:
+        with Store(bench.store.folder).writing():
+            writes.set()
+            assert forked.wait(DEADLINE_S)
+
+    writing = asyncio.create_task(asyncio.to_thread(write))
+    assert await asyncio.to_thread(writes.wait, DEADLINE_S)
+    loop = asyncio.get_running_loop()
+
+    def waiting() -> None:
+        loop.call_soon_threadsafe(waits.set)
+
+    bench.store.before_deleting = waiting
+    forgetting = asyncio.create_task(box.forget(line[0].digest))
+    async with asyncio.timeout(DEADLINE_S):
+        await waits.wait()
+        fork = make(FORK, line[:1])
+        forked.set()
+        await writing
+        assert await forgetting == 0
+    assert not box.record.names(line[0].digest)
+    assert bench.store.get(line[0].digest) == line[0]
+    await fork.remove()
+    assert bench.store.digests() == [line[1].digest]
+
+
+class Collecting(Folder):
+    """A sandbox's folder; in the moment before its record is saved somebody collects what nobody names by then."""
+
+    def __init__(self, root: Path, collect: Callable[[], Swept]) -> None:
+        super().__init__(root)
+        self._collect = collect
+        self.swept: list[Swept] = []
+
+    def save(self, record: Record) -> None:
+        self.swept.append(self._collect())
+        super().save(record)
+
+
+@pytest.fixture
+def collected(every: Sandboxes, bench: Bench) -> Callable[[Sandbox], Collecting]:
+    """From now on collections come between a sandbox and its record."""
+
+    def watched(sandbox: Sandbox) -> Collecting:
+        folder = Collecting(sandbox.folder.root, lambda: garbage.collect(bench.store, named=every.names))
+        sandbox.folder = folder
+        return folder
+
+    return watched
+
+
+async def test_no_collection_takes_a_compacted_one_before_it_is_named(
+    make: Make, bench: Bench, line: Any, collected: Any
+) -> None:
+    """Of a fork above all: what it has is its origin's, which is not busy, so nobody else seems to need the new one."""
+    make(BOX, line)
+    fork = make(FORK, line[1:])
+    folder = collected(fork)
+    leased = bench.store.reading
+    is_written = []
+
+    def reading(digest: str) -> Any:
+        if digest not in {one.digest for one in line}:
+            is_written.append(locks.is_held(bench.store.folder / "lock"))
+        return leased(digest)
+
+    bench.store.reading = reading  # type: ignore[method-assign]
+    done = await fork.compact(line[1].digest)
+    assert done.after.digest != line[1].digest
+    (swept,) = folder.swept
+    assert (swept.forgotten, swept.leased) == ([], [done.after.digest])
+    assert is_written == [True]  # nor does one between the moment in which it is there and that in which it is leased
+    assert fork.folder.load().parent == done.after.digest
+    assert bench.store.digests() == [line[0].digest, line[1].digest, done.after.digest]
+    assert verify.whole(bench.store, templates=bench.templates).findings == []
+
+
+async def test_nor_one_that_was_made_in_the_background(make: Make, bench: Bench, line: Any, collected: Any) -> None:
+    make(BOX, line)
+    fork = make(FORK, line[1:])
+    made = compact.compact(bench.store, line[1].digest, templates_folder=bench.templates)
+    folder = collected(fork)
+    done = await fork.take_compacted(line[1].digest, made.digest)
+    (swept,) = folder.swept
+    assert (swept.forgotten, swept.leased) == ([], [made.digest])
+    assert (done.after, fork.record.parent) == (made, made.digest)
+    assert verify.whole(bench.store, templates=bench.templates).findings == []
+
+
+async def test_one_that_was_collected_before_anybody_held_it_is_not_named(make: Make, bench: Bench, line: Any) -> None:
+    box = make(BOX, line)
+    before = box.record
+    made = compact.compact(bench.store, line[1].digest, templates_folder=bench.templates)
+    bench.store.remove([made.digest])
+    with pytest.raises(NotFound, match="collected before anybody named it"):
+        await box.take_compacted(line[1].digest, made.digest)
+    assert box.record == box.folder.load() == before
+    assert verify.whole(bench.store, templates=bench.templates).findings == []
 
 
 async def test_giving_one_up(make: Make, bench: Bench, line: Any) -> None:
