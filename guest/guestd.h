@@ -89,6 +89,7 @@ void network_files(const char *hostname);
 // memory.c
 size_t memory_report(char *out, size_t size);  // its length; 0: nothing is known
 long memory_cached_kib(void);                  // what the caches of files hold
+long memory_free_kib(void);                    // far cheaper than both
 
 // system.c
 void system_configure(struct reader *frame);

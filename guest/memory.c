@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "guestd.h"
@@ -79,6 +80,11 @@ static long cached(const char *meminfo) {
 long memory_cached_kib(void) {
     char text[4096];
     return read_file("/proc/meminfo", text, sizeof text) ? cached(text) : 0;
+}
+
+long memory_free_kib(void) {
+    struct sysinfo info;
+    return sysinfo(&info) ? 0 : (long)((unsigned long long)info.freeram * info.mem_unit >> 10);
 }
 
 size_t memory_report(char *out, size_t size) {

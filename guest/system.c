@@ -17,7 +17,8 @@
 
 #include "guestd.h"
 
-enum { REPORT = 240, FLAGS_END = 8, POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200, DROP_KIB = 4096 };
+enum { REPORT = 240, FLAGS_END = 8, POLL_MS = 2, ENTROPY_MAX = 512, POWER_OFF_MS = 200 };
+enum { DROP_KIB = 4096, CHANGED_KIB = 1024 };
 
 static bool write_to(const char *path, const char *text) {
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -90,13 +91,19 @@ static struct {
     uint64_t request;
     int64_t deadline_ms;
     uint32_t done;
-    pid_t child;
-    struct watch progress;  // the child writes the flag of each thing that it has done, then its report
     char report[REPORT];
     size_t reported;
-    long kept_kib;  // what the caches held after they were dropped the last time
     struct timer timer;
-} quiescing = {.progress.fd = -1};
+} quiescing;
+
+// What may take long is done by a process that can be left behind. It waits between two quiesces: a fork costs an
+// emulated guest a third of a quiesce, and dirties pages.
+static struct {
+    pid_t pid;             // 0: none
+    int orders;            // a byte each
+    struct watch answers;  // the flag of each thing that it has done, its report, then a zero
+    long kept_kib;         // what the caches held after they were dropped the last time; its own from its start on
+} cleaner = {.orders = -1, .answers.fd = -1};
 
 static void freeze(bool on) {
     char path[256];
@@ -121,11 +128,18 @@ static bool is_frozen(void) {
     return strstr(events, "frozen 1");
 }
 
+static void cleaner_end(void) {
+    watch_close(&cleaner.answers);
+    if (cleaner.orders >= 0)
+        close(cleaner.orders);
+    cleaner.orders = -1;
+    if (cleaner.pid > 0)
+        kill(cleaner.pid, SIGKILL);
+    cleaner.pid = 0;
+}
+
 static void quiesce_end(unsigned code, const char *message) {
     timer_stop(&quiescing.timer);
-    watch_close(&quiescing.progress);
-    if (quiescing.child > 0)
-        kill(quiescing.child, SIGKILL);
     quiescing.busy = false;
     request_done(quiescing.request, code, quiescing.done, "%s", message);
 }
@@ -133,7 +147,8 @@ static void quiesce_end(unsigned code, const char *message) {
 static void quiesce_deadline(struct timer *timer) {
     (void)timer;
     if (quiescing.done & QUIESCED_SYNCED)  // what could not be dropped in time is in the capture's layers from now on
-        quiescing.kept_kib = memory_cached_kib();
+        cleaner.kept_kib = memory_cached_kib();
+    cleaner_end();
     quiesce_end(REPLY_OK, "");
 }
 
@@ -141,35 +156,80 @@ static void quiesce_progress(struct watch *watch, uint32_t events) {
     (void)events;
     uint8_t data[REPORT];
     ssize_t count = read(watch->fd, data, sizeof data);
+    bool over = count == 0;  // it died
+    if (over) {
+        cleaner.pid = 0;
+        cleaner_end();
+    }
     for (ssize_t i = 0; i < count; i++) {
-        if (data[i] < FLAGS_END)  // no byte of the report is that small
+        if (data[i] == 0)
+            over = true;
+        else if (data[i] < FLAGS_END)  // no byte of the report is that small
             quiescing.done |= data[i];
         else if (quiescing.reported < REPORT - 1)
             quiescing.report[quiescing.reported++] = (char)data[i];
     }
-    if (count == 0) {
-        quiescing.child = 0;
-        if (quiescing.done & QUIESCED_DROPPED)
-            quiescing.kept_kib = memory_cached_kib();
+    if (over && quiescing.busy) {
         quiescing.report[quiescing.reported] = 0;
         quiesce_end(REPLY_OK, quiescing.report);
     }
 }
 
 // Dropping caches costs more than half of a quiesce. What they held at the capture before is in its layers already, so
-// it is done only when they have grown since by what is worth it.
-static _Noreturn void clean(int report) {
+// it is done only when they have grown since by what is worth it. Where as much memory is free as at the last report,
+// that one is given again: to read proc(5) costs more than the sync.
+static void clean(int answers) {
+    static char report[REPORT];
+    static long free_kib;
     uint8_t flag = QUIESCED_SYNCED;
-    dup2(report, 3);
-    close_from(4);
     sync();
-    (void)!write(3, &flag, 1);
-    flag = QUIESCED_DROPPED;
-    if (!guestd.test && memory_cached_kib() > quiescing.kept_kib + DROP_KIB && write_to("/proc/sys/vm/drop_caches", "3"))
-        (void)!write(3, &flag, 1);
-    char text[REPORT];
-    (void)!write(3, text, memory_report(text, sizeof text));
+    (void)!write(answers, &flag, 1);
+    long now_kib = memory_free_kib();
+    if (!report[0] || labs(now_kib - free_kib) >= CHANGED_KIB) {
+        flag = QUIESCED_DROPPED;
+        if (!guestd.test && memory_cached_kib() > cleaner.kept_kib + DROP_KIB &&
+            write_to("/proc/sys/vm/drop_caches", "3")) {
+            (void)!write(answers, &flag, 1);
+            cleaner.kept_kib = memory_cached_kib();
+            now_kib = memory_free_kib();
+        }
+        report[memory_report(report, sizeof report)] = 0;
+        free_kib = now_kib;
+    }
+    (void)!write(answers, report, strlen(report) + 1);
+}
+
+static _Noreturn void cleaner_main(int orders, int answers) {
+    uint8_t order;
+    answers = fcntl(answers, F_DUPFD, 3);  // whatever numbers they have: neither is where the other goes
+    dup2(orders, STDIN_FILENO);
+    dup2(answers, STDOUT_FILENO);
+    close_from(3);
+    while (read(STDIN_FILENO, &order, 1) == 1)
+        clean(STDOUT_FILENO);
     _exit(0);
+}
+
+static bool cleaner_start(void) {
+    int orders[2], answers[2];
+    if (pipe2(orders, O_CLOEXEC))
+        return false;
+    if (pipe2(answers, O_CLOEXEC | O_NONBLOCK)) {
+        close(orders[0]);
+        close(orders[1]);
+        return false;
+    }
+    cleaner.pid = fork();
+    if (!cleaner.pid)
+        cleaner_main(orders[0], answers[1]);
+    close(orders[0]);
+    close(answers[1]);
+    cleaner.orders = orders[1];
+    watch_open(&cleaner.answers, answers[0], EPOLLIN, quiesce_progress);
+    if (cleaner.pid > 0)
+        return true;
+    cleaner_end();
+    return false;
 }
 
 static void quiesce_step(struct timer *timer) {
@@ -179,17 +239,11 @@ static void quiesce_step(struct timer *timer) {
         timer_start(timer, POLL_MS, quiesce_step);
         return;
     }
-    int report[2];
     int64_t left = quiescing.deadline_ms - now_ms();
-    if (left <= 0 || pipe2(report, O_CLOEXEC | O_NONBLOCK)) {
+    if (left <= 0 || (!cleaner.pid && !cleaner_start()) || write(cleaner.orders, "", 1) != 1) {
         quiesce_end(REPLY_OK, "");
         return;
     }
-    quiescing.child = fork();  // sync may take long: a process that can be left behind does it
-    if (!quiescing.child)
-        clean(report[1]);
-    close(report[1]);
-    watch_open(&quiescing.progress, report[0], EPOLLIN, quiesce_progress);
     timer_start(timer, left, quiesce_deadline);
 }
 
@@ -198,21 +252,24 @@ void system_quiesce(struct reader *frame) {
     int64_t budget_ms = (int64_t)get_number(frame, 4);
     if (frame->bad || !request_begin(request))
         return;
-    if (quiescing.busy)
+    if (quiescing.busy) {
+        cleaner_end();
         quiesce_end(REPLY_CONFLICT, "another quiesce took its place");
+    }
     quiescing.busy = true;
     quiescing.request = request;
     quiescing.deadline_ms = now_ms() + budget_ms;
     quiescing.done = 0;
-    quiescing.child = 0;
     quiescing.reported = 0;
     freeze(true);
     quiesce_step(&quiescing.timer);
 }
 
 static void thaw(void) {
-    if (quiescing.busy)
+    if (quiescing.busy) {
+        cleaner_end();
         quiesce_end(REPLY_CONFLICT, "a thaw came before it was done");
+    }
     freeze(false);
 }
 

@@ -44,6 +44,11 @@ class Guest:
         else:
             await asyncio.Event().wait()  # the test answers, from outside; a cut ends this
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self, binary: Path, *options: str) -> None:
         path = self.folder / "guest.sock"
         self._server = await asyncio.start_unix_server(self._serve, path=str(path))

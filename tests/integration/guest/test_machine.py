@@ -116,6 +116,33 @@ async def test_quiesce_keeps_to_its_budget(frozen_guest: Guest) -> None:
     await frozen_guest.session.thaw()
 
 
+async def test_a_quiesce_needs_no_new_process_and_survives_the_loss_of_its_own(frozen_guest: Guest) -> None:
+    session = frozen_guest.session
+
+    async def quiesced(budget_s: float = DEADLINE_S) -> bool:
+        done = await asyncio.wait_for(session.quiesce(budget_s), 2 * DEADLINE_S)
+        assert (done.memory_use is not None) == done.synced
+        await session.thaw()
+        return done.synced
+
+    def children() -> list[int]:
+        return [int(pid) for pid in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    pid = frozen_guest.pid
+    assert children() == []
+    assert await quiesced()
+    (own,) = children()
+    assert await quiesced()
+    assert not await quiesced(0)
+    assert await quiesced()
+    assert children() == [own]
+    os.kill(own, 9)
+    while own in children():  # noqa: ASYNC110 - guestd reaps it; proc(5) has nothing to wait on
+        await asyncio.sleep(0.005)
+    assert await quiesced()
+    assert children() not in ([], [own])
+
+
 async def test_nothing_is_started_before_the_image_is_there(guest_build: Path, tmp_path: Path) -> None:
     guest = Guest(tmp_path)
     guest.session.configure = _nothing  # type: ignore[method-assign]
