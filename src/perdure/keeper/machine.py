@@ -302,6 +302,8 @@ class Machine:
         if self._collector is None:
             raise InvalidValue("there is no capture to collect", hint="Node and launcher differ in version.")
         began = time.monotonic()
+        if self._pager is not None:
+            self._pager.ask()
         try:
             size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros)
             self._diff_lost = False

@@ -42,7 +42,7 @@ class Pager:
         self.report: dict[str, Any] = {}  # its newest "stat"
         self.wanted: dict[tuple[int, int], None] = {}  # frames that it waits for, in the order in which it asked
         self.resident = False
-        self._answers = 0
+        self._answers = self._asked = 0
         with socket.socket(socket.AF_UNIX) as listener:
             if os.path.exists(PAGER_PATH):
                 os.unlink(PAGER_PATH)
@@ -61,12 +61,17 @@ class Pager:
         """What it serves from now on. ``template``: a copy of the template's memory nearer than the map's own path."""
         self._say({"op": "serve", "map": map_path, "template": template or ""})
 
-    def stat(self) -> dict[str, Any]:
-        """Ask for its figures; the newest that it gave when it does not answer."""
-        before = self._answers
+    def ask(self) -> None:
+        """Ask for its figures: it answers while others work, and ``stat`` has less to wait for."""
         if not self._stream.closed:
             self._say({"op": "stat"})
-            self._loop.run_until(lambda: self._answers > before or self._stream.closed, _STAT_TIMEOUT_S)
+            self._asked = self._answers + 1
+
+    def stat(self) -> dict[str, Any]:
+        """Its figures; the newest that it gave when it does not answer."""
+        if self._answers >= self._asked:
+            self.ask()
+        self._loop.run_until(lambda: self._answers >= self._asked or self._stream.closed, _STAT_TIMEOUT_S)
         return self.report
 
     def have(self, frames: Iterable[tuple[int, int]]) -> None:
