@@ -44,7 +44,7 @@ from perdure.host import assets as host_assets
 from perdure.host import below
 from perdure.host.assets import Assets
 from perdure.host.paths import Home
-from perdure.model import Fork
+from perdure.model import ExecSpec, Fork
 from perdure.testing.proxy import FaultingProxy
 from perdure.testing.servers import registry_server
 
@@ -54,6 +54,7 @@ REMOTE_ROUNDS = 3  # each is an agent of its own: what was fetched once would be
 FORK_ROUNDS = 3
 FORKS = 10
 LATENCY_S = 0.02
+FILES_MIB = 256
 PHASES = ("stand", "prepare", "keeper", "restore", "guest", "wake")  # of a resume, as ``fcrun inspect`` shows them
 
 
@@ -89,6 +90,7 @@ def main() -> int:
             remote = _remote(client, raw)
             forks = _forks(client, raw)
             live = _checkpoints(client, raw)
+            filled = _filled(client, raw)
         finally:
             raw.close()
         raw.add(report)
@@ -103,6 +105,10 @@ def main() -> int:
         report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
         for name in PHASES:
             report.add(f"resume, of it: {name}", found[f"{name}_s"], "s")
+        full = f"with {FILES_MIB} MiB of files on its disk"
+        report.add(f"{full}: resume requested to first answer", filled["answer"], "s", over=RESTORE)
+        report.add(f"{full}: suspend requested to durable, later", filled["took_s"], "s", over=DIFF)
+        report.add(f"{full}: suspend, vCPUs stand still", filled["pause_s"], "s", over=DIFF)
         behind = f"resume from a registry {LATENCY_S * 1000:g} ms away"
         report.add(behind, remote["answer"], "s", over=RESTORE, goal="ratio <= 2.5")
         report.add(f"{behind}: read at the first answer", remote["bytes"] / MEGABYTE, "MB")
@@ -275,6 +281,22 @@ def _remote(client: NodeClient, raw: Raw) -> dict[str, float]:
                 read.append(sum(_length(one.range) for one in asked))
     median = statistics.median
     return {"answer": median(answers), "bytes": median(read), "requests": median(requests)}
+
+
+def _filled(client: NodeClient, raw: Raw) -> dict[str, float]:
+    """Suspends and resumes of an agent with much on its disk, of which each turn changes little; medians."""
+    laters, answers = [], []
+    with agent(client) as (ref, talk):
+        filling = f"head -c {FILES_MIB << 20} /dev/urandom > /files"
+        if client.run(ref, ExecSpec(command=["sh", "-c", filling]))[0] != 0:
+            raise RuntimeError("the disk could not be filled")
+        _suspend(client, ref)
+        for turn in range(REMOTE_ROUNDS):
+            raw.round()
+            answers.append(_resume(client, ref, talk, f"with files {turn}"))
+            client.run(ref, ExecSpec(command=["sh", "-c", f"echo {turn} >> /notes"]))
+            laters.append(_suspend(client, ref))
+    return {"answer": statistics.median(answers)} | {name: _median(laters, name) for name in laters[0]}
 
 
 def _length(wanted: str) -> int:
