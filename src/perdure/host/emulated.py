@@ -37,9 +37,6 @@ INSTALL_HINT = "apt-get install qemu-system-x86 qemu-system-common (on Debian 13
 LAUNCHER_PORT = 4752  # inside
 ADDRESS, NETMASK = "10.0.2.15", "255.255.255.0"  # of QEMU's user network
 MEMORY_MAX_BYTES = 8 << 30  # given out page by page, as it is touched
-# Of it, a second NUMA node for the memory file system of the machines: a page that once held a guest's code is slow to
-# write to under TCG, and what a capture writes must not land in such ones (docs/design/0003).
-FILES_SHARE = 4
 PROCESSORS_MAX = 4
 # Without ERMS and FSRM the kernel copies eight bytes at a time, where TCG takes one by one: docs/design/0003.
 PROCESSOR = "EPYC-Milan,svm=on,erms=off,fsrm=off"
@@ -173,14 +170,10 @@ class EmulatedHost:
             "-display",
             "none",
         ]
-        command += ["-M", "q35"]
+        command += ["-M", "q35,memory-backend=memory"]
         command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", PROCESSOR, "-smp", str(processors)]
         command += ["-m", str(memory >> 20)]
-        apart = memory // FILES_SHARE >> 20 << 20
-        for node, size in enumerate((memory - apart, apart)):
-            command += ["-object", f"memory-backend-memfd,id=memory{node},size={size},share=on"]
-            cpus = f",cpus=0-{processors - 1}" if node == 0 else ""
-            command += ["-numa", f"node,nodeid={node},memdev=memory{node}{cpus}"]
+        command += ["-object", f"memory-backend-memfd,id=memory,size={memory},share=on"]
         arguments = f"{KERNEL_ARGUMENTS} tsc_early_khz={frequency}"
         command += ["-kernel", str(vmlinux), "-initrd", str(initrd), "-append", arguments]
         command += ["-chardev", f"file,id=console,path={_escaped(self.console)}", "-serial", "chardev:console"]
