@@ -173,7 +173,7 @@ class Swept(msgspec.Struct, kw_only=True):
     """What a sweep of the store deleted, or would delete."""
 
     forgotten: list[str] = msgspec.field(default_factory=list)  # snapshots
-    leased: list[str] = msgspec.field(default_factory=list)  # not needed, but being read: the next sweep takes them
+    leased: list[str] = msgspec.field(default_factory=list)  # not needed, but being read or stored: the next takes them
     unreadable: dict[str, str] = {}  # why; what such a snapshot needs is not known, so no blob is deleted
     blobs: int = 0
     blob_bytes: int = 0

@@ -119,7 +119,7 @@ def test_a_snapshot_is_named_in_many_ways(node: Node) -> None:
 def test_errors_help(node: Node) -> None:
     for argv, words in (
         (["inspect", "nope"], "no such snapshot or sandbox: nope"),
-        (["verify", "sha256:12"], "no such snapshot or sandbox: sha256:12"),
+        (["verify", "sha256:0123456789"], "no such snapshot or sandbox: sha256:0123456789"),
         (["ls", "nope"], "no such sandbox: nope"),
         (["compact", "nope"], "fcrun snapshot ls"),
         (["rm", "box"], "With --force it goes back"),

@@ -6,23 +6,27 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from perdure.cli.fcrun import _remote
 from perdure.client.node import NodeClient, ensure_running
-from perdure.errors import NotFound, Unavailable
+from perdure.errors import NotFound, PerdureError, Unavailable
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.snapshots import stores, transfer
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
 from perdure.testing import stores as bench
+from perdure.testing.proxy import Asked, Fault, FaultingProxy
 from perdure.testing.snapshots import BLOCKS, block, blocks_of
 
 BOX = "b0b0b0b0b0b0"
+DEADLINE_S = 60.0
 
 
 class Node:
@@ -178,6 +182,76 @@ def test_a_pull_of_what_a_sandbox_has_goes_with_it(nodes: tuple[Node, Node, Snap
     here.client.shutdown()
     ensure_running(here.home)
     assert [one.digest for one in here.client.store.list()] == [snapshot.digest]
+
+
+class Away:
+    """A snapshot in a registry, which gives nothing of its memory before ``goes_on``."""
+
+    def __init__(self, registry: str, proxy: FaultingProxy, root: Path) -> None:
+        self.proxy = proxy
+        self.reached = threading.Event()
+        name = f"away/{root.name}"
+        self.url, self.straight = f"oci+http://{proxy.host}/{name}", f"oci+http://{registry}/{name}"
+        with bench.Node(root / "away") as away:
+            template = away.template(blocks_of([2] * BLOCKS))
+            changed = {place: block(5000 + place) for place in range(100)}
+            self.snapshot = away.capture(template, changed, blocks_of(range(9)), image=away.image(b"another"))
+            remote = stores.open_store(self.straight)
+            transfer.push(away.store, away.templates, away.images, self.snapshot, remote, "v1")
+            remote.close()
+        proxy.always = [Fault("stall", self._is_memory)]
+
+    def _is_memory(self, asked: Asked) -> bool:
+        if is_it := self.snapshot.memory.layers[0].digest in asked.path:
+            self.reached.set()
+        return is_it
+
+    def goes_on(self) -> None:
+        self.proxy.always = []
+        self.proxy.over.set()
+
+
+@pytest.fixture
+def away(registry: str, tmp_path: Path) -> Iterator[Away]:
+    with FaultingProxy(registry) as proxy:
+        yield Away(registry, proxy, tmp_path)
+
+
+def test_removals_and_collections_end_while_pulls_stall(nodes: tuple[Node, Node, Snapshot], away: Away) -> None:
+    here, _, own = nodes
+    count = (os.cpu_count() or 1) + 5  # as many as asyncio has threads, and one
+    with ThreadPoolExecutor(count) as pool:
+        pulls = [pool.submit(here.client.store.pull, away.url, "v1") for _ in range(count)]
+        try:
+            assert away.reached.wait(DEADLINE_S)
+            here.client.remove("box")
+            assert here.said("gc") == "Deleted: nothing. Freed 0B.\n"
+            assert here.client.store.list() == []
+            assert not here.layer(own).exists()
+            assert not any(pull.done() for pull in pulls)
+        finally:
+            away.goes_on()
+        assert {pull.result().digest for pull in pulls} == {away.snapshot.digest}
+    assert [one.digest for one in here.client.store.list()] == [away.snapshot.digest]
+    assert here.client.store.verify().findings == []
+
+
+def test_a_node_ends_while_a_pull_stalls(nodes: tuple[Node, Node, Snapshot], away: Away) -> None:
+    here, _, own = nodes
+    with ThreadPoolExecutor(1) as pool:
+        pull = pool.submit(here.client.store.pull, away.url, "v1")
+        try:
+            assert away.reached.wait(DEADLINE_S)
+            here.client.shutdown()
+            ensure_running(here.home)
+            assert here.bench.left_over() == []
+            assert [one.digest for one in here.client.store.list()] == [own.digest]
+        finally:
+            away.goes_on()
+        with pytest.raises(PerdureError):
+            pull.result()
+    assert here.client.store.pull(away.straight, "v1").digest == away.snapshot.digest
+    assert here.client.store.verify().findings == []
 
 
 def test_errors_help(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:

@@ -17,13 +17,15 @@ import pytest
 
 from perdure.errors import NoSpace, NotFound, SnapshotInvalid
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
-from perdure.execution.snapshots import restore, spaces, templates
+from perdure.execution.snapshots import restore, spaces, templates, transfer
 from perdure.execution.snapshots.care import compact, garbage, verify
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.model import SandboxSpec, SandboxState
 from perdure.testing import dying
+from perdure.testing.places import DISK as PLACE_DISK
+from perdure.testing.places import Place, restored
 from perdure.testing.snapshots import BLOCKS, IMAGE, Bench, block, blocks_of, captured, facts, sparse_file
 from perdure.testing.stores import Node
 
@@ -274,6 +276,66 @@ async def test_a_node_dies_at_every_durable_step_of_giving_up(
 
 def folders(root: Path) -> set[str]:
     return {path.name for path in root.iterdir() if path.is_dir()}
+
+
+@pytest.fixture(scope="module")
+def pulling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A node that has pulled the first of two snapshots."""
+    place = Place(tmp_path_factory.mktemp("pulling"))
+    with place.here, place.there:
+        place.push(place.first)
+        place.push()
+        place.pull(reference=transfer.tag_of(place.first.digest))
+        yield place
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("has_first", [False, True], ids=["nothing-here", "first-here"])
+def test_a_puller_dies_at_every_durable_step(pulling: Place, tmp_path: Path, has_first: bool, done: bool) -> None:
+    first, second = pulling.first, pulling.snapshot
+    named = {first.digest} if has_first else set()
+
+    def checked(root: Path) -> set[str]:
+        """Nothing is half there; the snapshots that are there restore."""
+        with Node(root) as node:
+            assert node.left_over() == []
+            assert verify.whole(node.store, templates=node.templates).findings == []
+            there = set(node.store.digests())
+            if second.digest in there:
+                assert restored(node, second) == (pulling.content, PLACE_DISK)
+            if has_first:
+                restored(node, first)
+            return there
+
+    for at in range(1, STEPS_MAX):
+        root, swept = tmp_path / str(at), tmp_path / f"{at}-swept"
+        if has_first:
+            shutil.copytree(pulling.there.root, root)
+        else:
+            root.mkdir()
+            (root / "templates").mkdir()
+        (root / "remote").symlink_to(pulling.remote.inner.folder)
+        status = dying.run(root, "pull", second.digest, at, done=done)
+        there = checked(root)
+        if status == 0:
+            break
+        assert status == dying.KILLED
+        shutil.copytree(root, swept, symlinks=True)
+        with Node(swept) as node:  # one that never comes back to it
+            garbage.collect(
+                node.store, named=named.__contains__, templates=node.templates, templates_in_use=lambda: set()
+            )
+            assert list((swept / "store/leases").iterdir()) == []
+            assert verify.whole(node.store, templates=node.templates).orphans == 0
+            assert checked(swept) == named | set(node.store.tags().values())
+            assert len(list((swept / "templates").glob("*/"))) == bool(node.store.digests())
+        assert dying.run(root, "pull", second.digest, 0, done=False) == 0  # and one that does
+        assert checked(root) == named | {second.digest} >= there
+        assert len(list((root / "templates").glob("*/"))) == 1
+        shutil.rmtree(root)
+        shutil.rmtree(swept)
+    assert 10 < at < STEPS_MAX - 1
 
 
 @pytest.fixture

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 def is_held(path: Path) -> bool:
     """Somebody holds a lock on this file, shared or exclusive; False where there is no such file."""
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        try:
+    try:
+        with path.open("r+b") as file:  # over NFS only what is open for writing can be locked exclusively
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
     return False

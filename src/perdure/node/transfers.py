@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from perdure.model import Frozen
 from perdure.node.answers import body, long
 from perdure.reports import Evicted, Pulled, Pushed
 
+AT_ONCE = 8  # others wait for one to end; each has threads of its own for what it reads
 _LISTED = 8  # tags in a message
 
 T = TypeVar("T")
@@ -49,6 +51,8 @@ class Transfers:
         self._sandboxes = sandboxes
         self._store = sandboxes.store
         self._find = find
+        # They wait for other machines, for minutes where these stall: the loop's own threads are everybody's.
+        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="transfer")
 
     def routes(self) -> Iterable[web.RouteDef]:
         one = "/v1/snapshots/{ref}"
@@ -82,7 +86,7 @@ class Transfers:
             with _opened(url) as remote:
                 return Evicted(digest, remote.url, transfer.evict(self._store, snapshot, remote))
 
-        return await long(request, lambda progress: asyncio.to_thread(work, progress))
+        return await long(request, lambda progress: self._threaded(lambda: work(progress)))
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         wish = await body(request, _Pull)
@@ -101,7 +105,7 @@ class Transfers:
                     raise self._with_hint(error, remote, wish.reference) from None
 
         async def whole(progress: Progress) -> Pulled:
-            snapshot = await asyncio.to_thread(work, progress)
+            snapshot = await self._threaded(lambda: work(progress))
             await asyncio.to_thread(self._sandboxes.let_go_if_named, snapshot.digest)
             self._sandboxes.tell("snapshot.pulled", digest=snapshot.digest, url=wish.url)
             away = [layer for layer in snapshot.memory.layers if not self._store.blob_path(layer.digest).exists()]
@@ -133,7 +137,10 @@ class Transfers:
             with self._store.reading(digest), _opened(url) as remote:
                 return work(self._store.get(digest), remote, progress)
 
-        return await asyncio.to_thread(threaded)
+        return await self._threaded(threaded)
+
+    async def _threaded(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
 
 @contextlib.contextmanager

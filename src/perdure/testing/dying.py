@@ -19,6 +19,7 @@ from perdure.execution.snapshots import capture, templates, transfer, warming
 from perdure.execution.snapshots.care import compact, garbage
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores import open_store
+from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Facts
 from perdure.host.paths import Home
@@ -37,8 +38,8 @@ def run(folder: Path, action: str, digest: str, at: int, *, done: bool) -> int:
     """Do the action in a process of its own; its exit status: 0, or KILLED.
 
     done: the Nth step still happens. ``folder`` is a ``Bench``'s; a capture takes its ``captured`` and ``overlay``, an
-    evict the store in ``remote``, what sandboxes do those in ``sandboxes``. ``digest``: the snapshot that it is about;
-    of a removal and a collection the only one that stays.
+    evict and a pull the store in ``remote``, what sandboxes do those in ``sandboxes``. ``digest``: the snapshot that it
+    is about; of a removal and a collection the only one that stays.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -82,6 +83,9 @@ def _write(folder: str, action: str, digest: str, at: int, done: bool) -> None:
         asyncio.run(_with_sandbox_of(root, store, digest, lambda sandbox: sandbox.forget(digest)))
     elif action == "remove the sandbox":
         asyncio.run(_with_sandbox_of(root, store, digest, lambda sandbox: sandbox.remove()))
+    elif action == "pull":
+        images, remote = ImageLibrary(root / "images"), FolderStore(root / "remote")
+        transfer.pull(store, root / "templates", images, remote, digest, is_kept=True)
     else:
         raise AssertionError(action)
 

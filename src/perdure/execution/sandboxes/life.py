@@ -40,7 +40,6 @@ SYNC_BUDGET_S = 10.0  # of one attempt
 SYNC_LIMIT_S = 120.0  # a slow disk and much to write; after that files are lost, and the record says so
 SAVE_AGAIN_S = 1.0
 ENTROPY_BYTES = 64
-DROP_S = 10.0
 
 _log = logging.getLogger(__name__)
 
@@ -272,20 +271,12 @@ class Life(ABC):
         self.session = None
 
     async def drop(self, digests: Iterable[str]) -> int:
-        """Delete these of its snapshots, but those that another sandbox needs; the bytes freed.
-
-        While somebody writes to the store for long (a pull), this goes on in the background, and the answer is 0.
-        """
+        """Delete these of its snapshots, but those that another sandbox needs; the bytes freed."""
 
         def needed(digest: str) -> bool:
             return self.rooms.named_by_others(digest, self.id)
 
-        wanted = list(digests)
-        dropping = asyncio.ensure_future(asyncio.to_thread(self.rooms.store.remove, wanted, unless=needed))
-        if (await asyncio.wait({dropping}, timeout=DROP_S))[0]:
-            return dropping.result()
-        self.spawn_task(_dropped(self.id, dropping))
-        return 0
+        return await asyncio.to_thread(self.rooms.store.remove, list(digests), unless=needed)
 
     # -- how it ends --------------------------------------------------------------------------------------------------
     async def _main_exited(self, process: Process, status: int) -> None:
@@ -366,10 +357,3 @@ async def _drain(process: Process) -> None:
         process.release()
     except PerdureError:
         pass  # its machine is gone
-
-
-async def _dropped(sandbox_id: str, dropping: asyncio.Future[int]) -> None:
-    try:
-        _log.info("%s: %d bytes of its snapshots freed", sandbox_id, await dropping)
-    except (PerdureError, OSError) as error:  # what nobody names goes with the next start of the node, or a gc
-        _log.warning("%s: its snapshots stay: %s", sandbox_id, error)

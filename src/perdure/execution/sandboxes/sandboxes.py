@@ -306,7 +306,7 @@ class Sandboxes:
     def names(self, digest: str) -> bool:
         """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
 
-        Asked while nothing is written to the store: what a capture has stored by then is written down before the use
+        Asked while nothing is registered in the store: what a capture has stored by then is written down before the use
         case ends that holds ``moving``.
         """
         every = list(self._sandboxes.values())

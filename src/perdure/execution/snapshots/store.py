@@ -2,14 +2,18 @@
 
     FOLDER/oci-layout  index.json           which manifests there are
            blobs/sha256/HEX                 every blob, immutable
-           ingest/                          what is being written
+           ingest/                          what is being stored (``ingest``)
            working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
            leases/HEX                       locked by whoever reads that snapshot
            remotes/HEX                      where a memory layer is whose bytes are not here
-           lock                             held shared by whoever writes, exclusive by whoever deletes or sweeps
+           lock                             held shared while a name is changed, exclusive by whoever deletes or sweeps
 
 A blob is written beside, synced, and renamed to its digest; a snapshot exists from the moment ``index.json`` names
 it. So a crash or a full disk at any point leaves what was there before, and the next ``Store`` sweeps the rest.
+
+``lock`` is held shared for moments only, so nobody who deletes waits for a capture, or with a pull for another machine.
+What they need meanwhile is kept by locks that a process which dies lets go of: a file in ``ingest/`` is its writer's,
+what was stored within ``writing`` is claimed in one of those, and a snapshot on its way here is leased (``arriving``).
 """
 
 from __future__ import annotations
@@ -28,14 +32,13 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
-from perdure.execution.snapshots import sweep
+from perdure.execution.snapshots import ingest, sweep
 from perdure.execution.snapshots.elsewhere import Elsewhere, Place
 from perdure.formats import manifest, workingset
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 from perdure.linux import durable
 from perdure.reports import Swept
 
-_CHUNK = 1 << 20
 _log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
 TAG = "org.opencontainers.image.ref.name"
@@ -62,16 +65,18 @@ def space_checked(what: str) -> Iterator[None]:
 
 
 class BlobWriter:
-    """One blob on its way into the store. Leaving the ``with`` block without ``commit`` removes it."""
+    """One blob on its way into the store. Leaving the ``with`` block without ``commit`` removes it.
+
+    Its file is locked, so no sweep takes it, however long it takes; one whose process dies is free.
+    """
 
     def __init__(self, store: Store, what: str) -> None:
         self._store = store
         self._what = what
         self._hash = hashlib.sha256()
         self._size = 0
-        self._path = store.folder / "ingest" / f"{os.getpid()}-{secrets.token_hex(6)}"
-        with space_checked(what):
-            self._file = self._path.open("xb", buffering=_CHUNK)
+        with store.moment(what):
+            self._path, self._file = ingest.begin(store.folder / "ingest")
 
     def __enter__(self) -> BlobWriter:
         return self
@@ -105,8 +110,10 @@ class BlobWriter:
             self._file.flush()
             os.fsync(self._file.fileno())
             target = self._store.blob_path(digest)
-            self._path.rename(target)
-            durable.sync(target.parent)
+            with self._store.moment(self._what):
+                self._store.claims.add(digest)
+                self._path.rename(target)
+                durable.sync(target.parent)
         return Descriptor(media_type=media_type, digest=digest, size=self._size)
 
 
@@ -119,14 +126,15 @@ class Store:
     def __init__(self, folder: Path, elsewhere: Elsewhere | None = None) -> None:
         self.folder = folder
         self.elsewhere = elsewhere
-        self.before_deleting: Callable[[], None] = lambda: None  # in any thread: who can end its writing should
+        self.before_deleting: Callable[[], None] = lambda: None  # in any thread: who is only idle should let go
+        self.claims = ingest.Claims(folder / "ingest")
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._guard = threading.Lock()
         with space_checked(str(folder)):
             for part in ("blobs/sha256", "ingest", "working-sets", "leases", "remotes"):
                 (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
             if not (folder / "oci-layout").exists():
-                with self.writing():
+                with self.moment():
                     self._replace(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
         self._sweep()
 
@@ -137,14 +145,16 @@ class Store:
         return self.folder / "blobs" / "sha256" / check_digest(digest)
 
     def writer(self, what: str) -> BlobWriter:
-        """A new blob; ``what`` names it in errors. Use it within ``writing``."""
+        """A new blob; ``what`` names it in errors. Once it is committed, it is ``writing`` or a lease that keeps it."""
         return BlobWriter(self, what)
 
     def add(self, data: bytes, media_type: str) -> Descriptor:
-        """Store a small blob; nothing is written when it is there."""
-        digest = digest_of(data)
-        if self.blob_path(digest).exists():
-            return Descriptor(media_type=media_type, digest=digest, size=len(data))
+        """Store a small blob; nothing is written when it is there, whole."""
+        descriptor = Descriptor(media_type=media_type, digest=digest_of(data), size=len(data))
+        with contextlib.suppress(NotFound, SnapshotInvalid), self.moment(media_type):
+            self.claims.add(descriptor.digest)
+            self.verified(descriptor)
+            return descriptor
         with self.writer(media_type) as writer:
             writer.write(data)
             return writer.commit(media_type)
@@ -245,19 +255,27 @@ class Store:
         return self.adopt(*manifest.encode(snapshot))
 
     def adopt(self, data: bytes, config: bytes) -> Snapshot:
-        """``register`` for a snapshot that another store gave: its manifest and config, byte for byte."""
-        self.add(config, manifest.CONFIG)
-        descriptor = self.add(data, manifest.MANIFEST)
-        with self._locked("index.lock", fcntl.LOCK_EX):
-            index = self._index()
-            if all(entry.digest != descriptor.digest for entry in index.manifests):
-                index.manifests.append(descriptor)
-                self._replace(self.folder / "index.json", msgspec.json.encode(index))
+        """``register`` for a snapshot that another store gave: its manifest and config, byte for byte.
+
+        Raises NotFound where a blob is not here: whoever stored it did not keep it.
+        """
+        with self.moment():
+            self.add(config, manifest.CONFIG)
+            descriptor = self.add(data, manifest.MANIFEST)
+            for blob in manifest.blobs_of(data):
+                if not self.blob_path(blob.digest).exists() and not self.place(blob):
+                    what = f"blob {blob.digest} ({blob.media_type}) of a new snapshot"
+                    raise NotFound(f"{what} was removed meanwhile", hint="Try again.")
+            with self._locked("index.lock", fcntl.LOCK_EX):
+                index = self._index()
+                if all(entry.digest != descriptor.digest for entry in index.manifests):
+                    index.manifests.append(descriptor)
+                    self._replace(self.folder / "index.json", msgspec.json.encode(index))
         return self.get(descriptor.digest)
 
     def tag(self, name: str, manifest: Descriptor) -> None:
-        """Let ``name`` mean a manifest that is stored, from now on. Use it within ``writing``."""
-        with self._locked("index.lock", fcntl.LOCK_EX):
+        """Let ``name`` mean a manifest that is stored, from now on. Something must keep it until then."""
+        with self.moment(), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
             index.manifests = [entry for entry in index.manifests if entry.annotations.get(TAG) != name]
             index.manifests.append(msgspec.structs.replace(manifest, annotations={TAG: name}))
@@ -265,7 +283,7 @@ class Store:
 
     def untag(self, name: str) -> None:
         """Let ``name`` mean nothing any more. What it meant stays registered, and goes once nobody names it."""
-        with self.writing(), self._locked("index.lock", fcntl.LOCK_EX):
+        with self.moment(), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
             tagged = [entry for entry in index.manifests if entry.annotations.get(TAG) == name]
             if not tagged:
@@ -285,35 +303,75 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """While blobs are being written: nothing is deleted or swept meanwhile."""
-        with self._locked("lock", fcntl.LOCK_SH):
+        """What this thread stores meanwhile is kept, although nobody names it yet. One who dies lets go of it.
+
+        Others delete and sweep meanwhile: what else is needed must be named, or leased.
+        """
+        if self.claims.opened:
+            yield  # within another one, which ends later
+            return
+        with self.moment("a snapshot"):
+            self.claims.open()
+        try:
+            yield
+        finally:
+            self.claims.close()
+
+    @contextlib.contextmanager
+    def moment(self, what: str = "") -> Iterator[None]:
+        """No sweep is under way. Not while anything is waited for, or much is written. ``what`` names it in errors."""
+        with space_checked(what or str(self.folder)), self._locked("lock", fcntl.LOCK_SH):
             yield
 
     @contextlib.contextmanager
     def reading(self, digest: str) -> Iterator[None]:
         """While a snapshot is being read: no sweep of any process takes it or its blobs. One who dies lets go of it."""
         with contextlib.ExitStack() as held:
-            with self.writing():  # a sweep does not look for leases in this moment
+            with self.moment():  # a sweep does not look for leases now
                 try:
                     held.enter_context(self._locked(f"leases/{check_digest(digest)}", fcntl.LOCK_SH))
                 except OSError as error:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
-                    held.enter_context(self.writing())  # no room for a lease: every sweep waits
+                    held.enter_context(self._locked("lock", fcntl.LOCK_SH))  # no room for a lease: every sweep waits
             yield
+
+    @contextlib.contextmanager
+    def arriving(self, data: bytes, config: bytes) -> Iterator[None]:
+        """While a snapshot comes from another store, for ``adopt`` at the end: its manifest and config.
+
+        It is leased as if it were read: what it names is not swept or dropped, whether it was here before or comes
+        meanwhile. It does not exist yet: one who dies leaves blobs that nobody needs.
+        """
+        with self.reading(digest_of(data)):
+            with self.moment():
+                self.add(config, manifest.CONFIG)
+                self.add(data, manifest.MANIFEST)
+            yield
+
+    def leased(self) -> list[str]:
+        """The digests of the snapshots that are read or on their way here, and whose manifests are here."""
+        return [digest for digest in sweep.leased(self.folder) if self.blob_path(digest).exists()]
 
     def remove(self, digests: Iterable[str], *, unless: Callable[[str], bool] = lambda digest: False) -> int:
         """Forget these snapshots and delete the blobs that no other snapshot needs; the bytes freed.
 
-        ``unless(digest)``: it is needed after all. It is asked while nobody writes, who may have come to need it.
+        ``unless(digest)``: it is needed after all. It is asked while nothing is registered, which may come to need it.
         """
         unwanted = set(digests)
         return self.sweep(lambda digest: digest in unwanted and not unless(digest)).blob_bytes if unwanted else 0
 
-    def sweep(self, unneeded: Callable[[str], bool], *, dry_run: bool = False) -> Swept:
+    def sweep(
+        self,
+        unneeded: Callable[[str], bool],
+        *,
+        dry_run: bool = False,
+        then: Callable[[Swept], None] = lambda swept: None,
+    ) -> Swept:
         """Forget the manifests for whose digest ``unneeded`` says so, and delete all that no other one needs.
 
-        Nobody writes meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
+        Nothing is registered meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
+        ``then``: what is done before anybody writes or takes a lease again.
         """
         self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
@@ -323,7 +381,9 @@ class Store:
                 index.manifests = manifests
                 self._replace(self.folder / "index.json", msgspec.json.encode(index))
 
-            return sweep.sweep(self.folder, index.manifests, unneeded, keep=None if dry_run else keep)
+            swept = sweep.sweep(self.folder, index.manifests, unneeded, keep=None if dry_run else keep)
+            then(swept)
+            return swept
 
     def _index(self) -> _Index:
         try:
@@ -336,7 +396,11 @@ class Store:
     # Layers elsewhere
 
     def note(self, descriptor: Descriptor, url: str) -> None:
-        """From now on a layer that is not here is read from the store at ``url``. Use it within ``writing``."""
+        """From now on a layer that is not here is read from the store at ``url``. It must be named, or leased."""
+        with self.moment():
+            self._note(descriptor, url)
+
+    def _note(self, descriptor: Descriptor, url: str) -> None:
         place = Place(url=url, size=descriptor.size, media_type=descriptor.media_type)
         self._replace(self._note_path(descriptor.digest), msgspec.json.encode(place))
 
@@ -355,18 +419,18 @@ class Store:
     def drop(self, descriptors: Iterable[Descriptor], url: str) -> int:
         """Delete the copies here of layers that the store at ``url`` holds, and note so; the bytes freed.
 
-        Raises Conflict while a snapshot that needs one of them is being read, or restored.
+        Raises Conflict while a snapshot that needs one of them is being read, restored, or pulled.
         """
         freed, descriptors = 0, list(descriptors)
         self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX):
             if reader := sweep.reader_of(self.folder, {descriptor.digest for descriptor in descriptors}):
                 raise Conflict(
-                    f"snapshot {reader} is being read, or a machine reads its memory from it",
+                    f"snapshot {reader} is being read or pulled, or a machine reads its memory from it",
                     hint="Try again when that is done; what it reads stays here until then.",
                 )
             for descriptor in descriptors:
-                self.note(descriptor, url)
+                self._note(descriptor, url)
                 path = self.blob_path(descriptor.digest)
                 freed += path.stat().st_size if path.exists() else 0
                 path.unlink(missing_ok=True)
@@ -379,7 +443,7 @@ class Store:
 
     def keep_working_set(self, digest: str, blocks: Iterable[int]) -> None:
         """Remember which blocks a machine touched first after a restore of ``digest``, in that order."""
-        with self.writing():
+        with self.moment():
             self._replace(self._working_set_path(digest), workingset.encode(blocks), synced=False)
 
     def working_set(self, digest: str) -> list[int]:
@@ -418,11 +482,10 @@ class Store:
             os.close(descriptor)
 
     def _sweep(self) -> None:
-        """Remove what writers that died left behind. While one lives, the next ``Store`` does it."""
+        """Remove what writers that died left behind. While somebody writes, the next ``Store`` does it."""
         try:
             with self._locked("lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
-                for path in (self.folder / "ingest").iterdir():
-                    path.unlink(missing_ok=True)
+                ingest.left_over(self.folder / "ingest")
         except BlockingIOError:
             pass
 

@@ -1,7 +1,9 @@
-"""Mark and sweep over a store's folder, for ``Store.sweep``, which holds its locks: nobody writes meanwhile.
+"""Mark and sweep over a store's folder, for ``Store.sweep``, which holds its locks: no name changes meanwhile.
 
-What is being read stays, as does every blob while a manifest that stays does not read: what it needs is not known. The
-index is written before anything goes: a crash leaves blobs that nobody needs, which the next sweep takes.
+What is leased stays, with all that it names: a snapshot that is being read, or one that is on its way here and not in
+the index yet. So does what somebody claims who is still storing, and every blob while a manifest that stays does not
+read: what it needs is not known. The index is written before anything goes: a crash leaves blobs that nobody needs,
+which the next sweep takes.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from perdure.errors import PerdureError, SnapshotInvalid
+from perdure.execution.snapshots import ingest
 from perdure.formats import manifest
 from perdure.formats.manifest import Descriptor, check_digest, digest_of
 from perdure.linux import locks
@@ -28,17 +31,19 @@ def sweep(
 ) -> Swept:
     """``keep`` replaces the index by the manifests that stay; None: a dry run, nothing is changed."""
     dry_run = keep is None
-    swept = Swept(left_over=_delete(folder / "ingest", set(), dry_run)[0])
+    swept = Swept(left_over=ingest.left_over(folder / "ingest", dry_run=dry_run))
+    leases, claims = leased(folder), ingest.claimed(folder / "ingest")
     going = [digest for digest in dict.fromkeys(entry.digest for entry in manifests) if unneeded(digest)]
-    swept.leased = [digest for digest in going if _is_read(folder / "leases" / digest.removeprefix("sha256:"))]
+    swept.leased = [digest for digest in going if digest in leases | claims]
     swept.forgotten = [digest for digest in going if digest not in swept.leased]
     staying = [entry for entry in manifests if entry.digest not in swept.forgotten]
     if keep is not None and swept.forgotten:
         keep(staying)
     kept = {entry.digest for entry in staying}
-    needed = _mark(folder, kept, swept)
+    kept |= {digest for digest in leases if _blob(folder, digest).exists()}
+    needed = _mark(folder, kept, swept) | claims
     swept.working_sets, _ = _delete(folder / "working-sets", _names(kept), dry_run)
-    _delete(folder / "leases", {path.name for path in (folder / "leases").iterdir() if _is_read(path)}, dry_run)
+    _delete(folder / "leases", _names(leases), dry_run)
     if swept.unreadable:
         _log.warning("no blobs are deleted: these snapshots do not read: %s", swept.unreadable)
         return swept
@@ -52,7 +57,7 @@ def _mark(folder: Path, kept: Iterable[str], swept: Swept) -> set[str]:
     needed = set()
     for digest in kept:
         try:
-            data = (folder / "blobs" / "sha256" / check_digest(digest)).read_bytes()
+            data = _blob(folder, digest).read_bytes()
             if digest_of(data) != digest:
                 raise SnapshotInvalid("it does not have its digest: it was damaged or changed")
             needed |= {digest, *(blob.digest for blob in manifest.blobs_of(data))}
@@ -62,22 +67,24 @@ def _mark(folder: Path, kept: Iterable[str], swept: Swept) -> set[str]:
 
 
 def reader_of(folder: Path, blobs: set[str]) -> str:
-    """A snapshot that is being read and needs one of these blobs (digests), or nothing. The same lock is held."""
-    for lease in (folder / "leases").iterdir():
-        if not _is_read(lease):
-            continue
+    """A snapshot that is leased and needs one of these blobs (digests), or nothing. The same lock is held."""
+    for digest in leased(folder):
         try:
-            needed = manifest.blobs_of((folder / "blobs" / "sha256" / lease.name).read_bytes())
+            needed = manifest.blobs_of(_blob(folder, digest).read_bytes())
         except (PerdureError, OSError):
             continue  # it is gone, or does not read: nothing is restored from it
         if any(blob.digest in blobs for blob in needed):
-            return f"sha256:{lease.name}"
+            return digest
     return ""
 
 
-def _is_read(lease: Path) -> bool:
-    """Somebody holds it. Nobody can take one while the store's lock is held exclusively."""
-    return locks.is_held(lease)
+def leased(folder: Path) -> set[str]:
+    """The digests of snapshots that somebody holds. Nobody can take one while the store's lock is held exclusively."""
+    return {f"sha256:{lease.name}" for lease in (folder / "leases").iterdir() if locks.is_held(lease)}
+
+
+def _blob(folder: Path, digest: str) -> Path:
+    return folder / "blobs" / "sha256" / check_digest(digest)
 
 
 def _delete(folder: Path, but: set[str], dry_run: bool) -> tuple[int, int]:

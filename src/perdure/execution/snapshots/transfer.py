@@ -30,8 +30,6 @@ from perdure.host.progress import Progress, silent
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INTERNAL_TAGS = ("template-", "image-", "working-set-")  # beginnings of those that no snapshot has
 _INDEXES = 8  # at once
-_ROUNDS = 5  # of downloads, while removals of other snapshots take what just came
-_GONE = "It is being removed while it is transferred. Try again."
 
 
 def tag_of(digest: str) -> str:
@@ -71,10 +69,9 @@ def push(
             parcels.append(_working_set_parcel(store, snapshot, working_set, Path(scratch)))
         parcels.append(_snapshot_parcel(store, snapshot, remote, tag or tag_of(snapshot.digest)))
         sent = send(remote, parcels, progress)
-    with store.writing():
-        for layer in snapshot.memory.layers:
-            if store.blob_path(layer.digest).exists():
-                store.note(layer, remote.url)  # so that it is known where to evict it to
+    for layer in snapshot.memory.layers:
+        if store.blob_path(layer.digest).exists():
+            store.note(layer, remote.url)  # so that it is known where to evict it to
     return sent
 
 
@@ -172,37 +169,29 @@ def _bring(
         lazy = snapshot.memory.layers if is_lazy else []
         wanted = [blob for blob in snapshot.descriptors if blob not in lazy]
         facts = snapshot.config
-        download.expect(_missing(store, wanted))
-        template = template_artifact.fetch(templates_folder, facts.template, facts.template_digest, download)
-        if facts.image_digest:
-            image_artifact.fetch(images, facts.image_digest, download)
-        _bring_indexes(store, lazy, remote)
-        for _ in range(_ROUNDS):
-            download.into_store(store, _missing(store, wanted))
-            with store.writing():  # from here on nothing is removed
-                if _missing(store, wanted):
-                    continue
-                for layer in lazy:
-                    if not store.blob_path(layer.digest).exists():
-                        store.note(layer, remote.url)
-                with (
-                    spaces.memory_of(store, snapshot, template),
-                    spaces.disk_of(store, snapshot, snapshot.disk.size),
-                ):
-                    pass  # chain, bases and maps were verified
-                store.adopt(data, config)
-                if is_kept:
-                    named = Descriptor(media_type=MANIFEST, digest=snapshot.digest, size=len(data))
-                    store.tag(kept_tag(snapshot.digest), named)
-            break
-        else:
-            raise Conflict(f"blobs of snapshot {snapshot.digest} are removed as they come", hint=_GONE)
-        _bring_working_set(store, snapshot, download)
+        with store.arriving(data, config):  # from here on nothing of it is removed
+            missing = _missing(store, wanted)
+            download.expect(missing)
+            template = template_artifact.fetch(templates_folder, facts.template, facts.template_digest, download)
+            if facts.image_digest:
+                image_artifact.fetch(images, facts.image_digest, download)
+            _bring_indexes(store, lazy, remote)
+            download.into_store(store, missing)
+            for layer in lazy:
+                if not store.blob_path(layer.digest).exists():
+                    store.note(layer, remote.url)
+            with spaces.memory_of(store, snapshot, template), spaces.disk_of(store, snapshot, snapshot.disk.size):
+                pass  # chain, bases and maps were verified
+            store.adopt(data, config)
+            if is_kept:
+                named = Descriptor(media_type=MANIFEST, digest=snapshot.digest, size=len(data))
+                store.tag(kept_tag(snapshot.digest), named)
+            _bring_working_set(store, snapshot, download)
     return store.get(snapshot.digest)
 
 
 def _bring_indexes(store: Store, lazy: Sequence[Descriptor], remote: RemoteStore) -> None:
-    """All at once, and before the store is locked: each costs a round trip or two."""
+    """All at once: each costs a round trip or two."""
     absent = [layer for layer in lazy if not store.blob_path(layer.digest).exists()]
     elsewhere = store.elsewhere
     if not absent or elsewhere is None:  # ``attach`` has refused the latter

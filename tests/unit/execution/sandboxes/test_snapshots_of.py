@@ -15,11 +15,11 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots import ingest
 from perdure.execution.snapshots.care import compact, garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
-from perdure.linux import locks
 from perdure.model import NodeEvent, SandboxSpec, SandboxState
 from perdure.reports import Swept
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
@@ -138,12 +138,12 @@ async def test_what_a_fork_names_stays(make: Make, bench: Bench, line: Any) -> N
 
 
 async def test_what_a_fork_comes_to_name_while_its_removal_waits_stays(make: Make, bench: Bench, line: Any) -> None:
-    """Somebody writes to the store, as a pull does for long; meanwhile a fork is made of what is being given up."""
+    """Somebody has the store for a moment; meanwhile a fork is made of what is being given up."""
     box = make(BOX, line)
     writes, waits, forked = threading.Event(), asyncio.Event(), threading.Event()
 
     def write() -> None:
-        with Store(bench.store.folder).writing():
+        with Store(bench.store.folder).moment():
             writes.set()
             assert forked.wait(DEADLINE_S)
 
@@ -205,7 +205,7 @@ async def test_no_collection_takes_a_compacted_one_before_it_is_named(
 
     def reading(digest: str) -> Any:
         if digest not in {one.digest for one in line}:
-            is_written.append(locks.is_held(bench.store.folder / "lock"))
+            is_written.append(digest in ingest.claimed(bench.store.folder / "ingest"))
         return leased(digest)
 
     bench.store.reading = reading  # type: ignore[method-assign]

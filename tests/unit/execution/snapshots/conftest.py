@@ -16,6 +16,7 @@ from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.formats.memorymap import MemoryMap
 from perdure.testing.pagers import Serve, Served
+from perdure.testing.places import Place
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 from perdure.testing.stores import Shelf
 
@@ -89,3 +90,10 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     yield shelf
     shelf.remote.gate.set()
     shelf.cache.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    place = Place(tmp_path)
+    with place.here, place.there:
+        yield place

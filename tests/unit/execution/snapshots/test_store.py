@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from perdure.errors import NotFound, SnapshotInvalid
-from perdure.execution.snapshots import restore
+from perdure.execution.snapshots import layers, restore
 from perdure.execution.snapshots.store import Store
-from perdure.formats.blockmap import BLOCK
+from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, NO_BASE, Run
 from perdure.formats.manifest import MANIFEST
-from perdure.testing.snapshots import BLOCKS, Bench, facts
+from perdure.reports import Swept
+from perdure.testing.snapshots import BLOCKS, Bench, block, facts
 
 DISK = b"d" * (16 * BLOCK)
 DEADLINE_S = 20
@@ -53,7 +55,7 @@ def test_what_somebody_comes_to_name_while_a_removal_waits_for_him_stays(bench: 
     writes, waits = threading.Event(), threading.Event()
 
     def write() -> None:
-        with Store(bench.store.folder).writing():
+        with Store(bench.store.folder).moment():
             writes.set()
             assert waits.wait(DEADLINE_S)
             named.add(wanted.digest)
@@ -124,7 +126,7 @@ import sys
 from pathlib import Path
 from perdure.execution.snapshots.store import Store
 store = Store(Path(sys.argv[1]))
-with store.writing(), store.writer("a layer") as writer:
+with store.writer("a layer") as writer:
     writer.write(b"x" * (2 << 20))
     print("writing", flush=True)
     sys.stdin.read()
@@ -136,7 +138,7 @@ def test_what_a_killed_writer_left_is_swept_and_a_living_ones_is_not(bench: Benc
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
         writer.stdout.readline()
-        Store(bench.store.folder)
+        Store(bench.store.folder).sweep(lambda digest: True)
         assert len(bench.left_over()) == 1
         writer.kill()
         writer.wait()
@@ -181,3 +183,32 @@ def test_a_damaged_working_set_only_costs_time(bench: Bench) -> None:
     path = bench.store.folder / "working-sets" / ("a" * 64)
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
     assert bench.store.working_set(digest) == []
+
+
+def test_sweeps_go_on_while_a_layer_is_written_and_leave_it(bench: Bench) -> None:
+    other, swept = Store(bench.store.folder), []
+
+    def data() -> Iterator[bytes]:
+        for seed in range(1, 5):
+            swept.append(other.sweep(lambda digest: True))
+            yield block(seed)
+
+    with bench.store.writing():
+        with bench.store.writing():
+            made = layers.write(bench.store, [Run(0, 4, LAYER)], data(), kind=MEMORY, blocks=BLOCKS, base=NO_BASE)
+        assert made is not None
+        swept.append(other.sweep(lambda digest: True))
+        bench.store.verified(made)
+        assert swept == [Swept()] * 5
+    assert other.sweep(lambda digest: True).blobs == 1
+    assert bench.left_over() == []
+
+
+def test_what_one_thread_claims_is_no_other_threads(bench: Bench) -> None:
+    """A blob that somebody stored beside it, and does not keep, is nobody's."""
+    with bench.store.writing():
+        beside = threading.Thread(target=bench.store.add, args=(b"beside", "x/y"))
+        beside.start()
+        beside.join()
+        bench.store.add(b"claimed", "x/y")
+        assert bench.store.sweep(lambda digest: True).blob_bytes == len(b"beside")

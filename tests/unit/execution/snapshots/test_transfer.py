@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,73 +18,10 @@ from perdure.errors import Conflict, InvalidValue, NoSpace, NotFound, SnapshotIn
 from perdure.execution.snapshots import restore, spaces, templates, transfer
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.folder import FolderStore
-from perdure.execution.snapshots.templates import Template
-from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
-from perdure.formats.manifest import Snapshot
+from perdure.testing.places import DISK, Place, restored
 from perdure.testing.snapshots import BLOCKS, facts
-from perdure.testing.stores import Counting, Node, block
-
-DISK = b"".join(block(seed) for seed in (1, 0, 2, 0, 0, 3))
-
-
-class Place:
-    """Two nodes and a folder between them; the first node has captured twice."""
-
-    def __init__(self, root: Path) -> None:
-        self.here, self.there = Node(root / "here"), Node(root / "there")
-        self.remote = Counting(FolderStore(root / "remote"))
-        self.memory = [seed % 7 for seed in range(BLOCKS)]
-        self.image = self.here.image()
-        self.template = self.here.template(b"".join(map(block, self.memory)))
-        first = self._capture(self.template, {place: 100 + place for place in range(0, BLOCKS, 2)})
-        self.snapshot = self._capture(first, {3: 0, 4: 900, 5: 901, 77: 902}, working_set=(4, 5, 77))
-
-    def _capture(
-        self, parent: Snapshot | Template, changes: dict[int, int], working_set: tuple[int, ...] = ()
-    ) -> Snapshot:
-        for place, seed in changes.items():
-            self.memory[place] = seed
-        changed = {place: block(seed) for place, seed in changes.items()}
-        return self.here.capture(parent, changed, DISK, image=self.image, working_set=working_set)
-
-    @property
-    def content(self) -> bytes:
-        return b"".join(map(block, self.memory))
-
-    def push(self, **more: str) -> transfer.Sent:
-        here = self.here
-        return transfer.push(here.store, here.templates, here.images, self.snapshot, self.remote, **more)
-
-    def pull(self, node: Node | None = None, reference: str = "") -> Snapshot:
-        node = node or self.there
-        wanted = reference or transfer.tag_of(self.snapshot.digest)
-        return transfer.pull(node.store, node.templates, node.images, self.remote, wanted)
-
-    def attach(self, reference: str = "") -> Snapshot:
-        there = self.there
-        wanted = reference or transfer.tag_of(self.snapshot.digest)
-        return transfer.attach(there.store, there.templates, there.images, self.remote, wanted)
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    place = Place(tmp_path)
-    with place.here, place.there:
-        yield place
-
-
-def restored(node: Node, snapshot: Snapshot) -> tuple[bytes, bytes]:
-    """(memory, disk) as a restore on this node would have them."""
-    template = templates.load(node.templates, snapshot.config.template, snapshot.config.template_digest)
-    with spaces.memory_of(node.store, snapshot, template) as memory:
-        content = memory.read(0, memory.blocks)
-    folder = node.root / "restored"
-    folder.mkdir(exist_ok=True)
-    files = restore.prepare(node.store, snapshot, folder=folder, templates=node.templates, facts=facts())
-    assert files.state.read_bytes() == b"device state"
-    assert memorymap.decode(files.memory_map.read_bytes()).template == str(template.memory)
-    return content, files.overlay.read_bytes()
+from perdure.testing.stores import Counting, block
 
 
 def test_what_was_pushed_is_pulled(place: Place) -> None:

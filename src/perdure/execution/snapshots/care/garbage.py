@@ -1,13 +1,15 @@
 """Mark and sweep: what no sandbox, no tag and no reader needs goes. Blocking: run it in a thread.
 
-The roots are the snapshots that the caller names, asked while nobody can write, and every tagged manifest. It is safe
-beside captures (they hold ``Store.writing``) and restores (they hold ``Store.reading``), of other processes too.
+The roots are the snapshots that the caller names, asked while nothing can be registered, and every tagged manifest. It
+is safe beside captures (they hold ``Store.writing``), restores (``Store.reading``) and pulls (``Store.arriving``), of
+other processes too, and waits for none of them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -34,7 +36,7 @@ def collect(
 ) -> Swept:
     """Delete what nobody needs, or with ``dry_run`` only say what that is.
 
-    named: whether somebody names the snapshot of this digest. It is asked while nothing is written, so whoever has
+    named: whether somebody names the snapshot of this digest. It is asked while nothing is registered, so whoever has
     stored a snapshot and not yet written its name down must be counted as naming it.
     templates: ``home.templates``. A template goes when no snapshot that stays lies over it and it is not among
     ``templates_in_use`` (names; None: not known, and all stay).
@@ -44,18 +46,26 @@ def collect(
     def unneeded(digest: str) -> bool:
         return not named(digest) and digest not in store.tags().values()
 
-    swept = store.sweep(unneeded, dry_run=dry_run)
+    there: list[Path] = []
+    in_use: set[str] | None = None
     if templates is not None and templates.is_dir():
         there = sorted(templates.iterdir())  # first: one that is built from now on is not looked at
         in_use = templates_in_use()
+    going: list[Path] = []
+
+    def choose(swept: Swept) -> None:  # before a pull can begin that finds one here
         needed = _needed_templates(store, swept)
-        if in_use is not None and needed is not None:
-            for path in _unneeded(there, in_use | needed):
-                progress("Collecting garbage", 0, 0)
-                swept.templates.append(path.name)
-                swept.template_bytes += _size(path)
-                if not dry_run:
-                    _remove(path)
+        for path in [] if in_use is None or needed is None else _unneeded(there, in_use | needed):
+            swept.templates.append(path.name)
+            swept.template_bytes += _size(path)
+            if not dry_run:
+                with contextlib.suppress(FileNotFoundError):  # somebody began to build it anew in this moment
+                    going.append(path.rename(path.with_name(f"{path.name}.{secrets.token_hex(4)}{_GONE}")))
+
+    swept = store.sweep(unneeded, dry_run=dry_run, then=choose)
+    for path in going:
+        progress("Collecting garbage", 0, 0)
+        shutil.rmtree(path, ignore_errors=True)  # what stays of it is taken the next time
     progress("Collecting garbage", 1, 1)
     return swept
 
@@ -71,9 +81,10 @@ def sweep_templates(templates: Path) -> None:
 
 
 def _needed_templates(store: Store, swept: Swept) -> set[str] | None:
-    """Names and digests of those that snapshots lie over which stay; None: one does not read, so it is not known."""
+    """Names and digests of those that snapshots lie over which stay, or come; None: one does not read, so it is not
+    known."""
     needed = set()
-    for digest in store.digests():
+    for digest in {*store.digests(), *store.leased()}:
         if digest in swept.forgotten:
             continue  # in a dry run it is still there
         try:
@@ -105,14 +116,6 @@ def _digest(template: Path) -> str:
         return described(template.parent, template.name)[0]
     except (PerdureError, OSError):
         return template.name
-
-
-def _remove(path: Path) -> None:
-    if not path.name.endswith((_GONE, _NEW)):
-        gone = path.with_name(path.name + _GONE)
-        shutil.rmtree(gone, ignore_errors=True)  # of the last time: a folder that is not empty is not replaced
-        path = path.rename(gone)
-    shutil.rmtree(path, ignore_errors=True)  # what stays of it is taken the next time
 
 
 def _size(folder: Path) -> int:

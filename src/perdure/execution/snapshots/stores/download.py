@@ -64,7 +64,7 @@ class Download:
         return bytes(held)
 
     def into_store(self, store: Store, descriptors: Iterable[Descriptor]) -> None:
-        """Each blob that the store does not have. Raises NoSpace, SnapshotInvalid, and what the remote store raises."""
+        """Each blob, one beside the other. Raises NoSpace, SnapshotInvalid, and what the remote store raises."""
         self._all(partial(self._into_store, store, descriptor) for descriptor in descriptors)
 
     def into_files(self, files: Iterable[tuple[Descriptor, Path]]) -> None:
@@ -82,14 +82,13 @@ class Download:
             raise (told or failed)[0]
 
     def _into_store(self, store: Store, descriptor: Descriptor) -> None:
-        with store.writing():
-            for _ in range(READS):
-                with store.writer(descriptor.media_type) as out:
-                    self._read(descriptor, out.write)
-                    if out.digest == descriptor.digest:
-                        out.commit(descriptor.media_type)
-                        return
-                    found = out.digest
+        for _ in range(READS):
+            with store.writer(descriptor.media_type) as out:
+                self._read(descriptor, out.write)
+                if out.digest == descriptor.digest:
+                    out.commit(descriptor.media_type)
+                    return
+                found = out.digest
         raise self._other_bytes(descriptor, found)
 
     def _into_file(self, descriptor: Descriptor, path: Path) -> None:

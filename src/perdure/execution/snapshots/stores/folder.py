@@ -55,14 +55,12 @@ class FolderStore:
     def put(self, descriptor: Descriptor, source: Path) -> None:
         if self.has(descriptor):
             return
-        with self._told(), source.open("rb") as file:
-            store = self._store()
-            with store.writing(), store.writer(descriptor.media_type) as out:
-                while data := file.read(CHUNK_BYTES):
-                    out.write(data)
-                if out.digest != descriptor.digest:
-                    raise SnapshotInvalid(f"{source} does not have the digest {descriptor.digest}: it was changed")
-                out.commit(descriptor.media_type)
+        with self._told(), source.open("rb") as file, self._store().writer(descriptor.media_type) as out:
+            while data := file.read(CHUNK_BYTES):
+                out.write(data)
+            if out.digest != descriptor.digest:
+                raise SnapshotInvalid(f"{source} does not have the digest {descriptor.digest}: it was changed")
+            out.commit(descriptor.media_type)
 
     def tag(self, name: str, manifest: bytes, descriptor: Descriptor) -> None:
         check_tag(name)

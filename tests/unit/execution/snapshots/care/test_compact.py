@@ -228,17 +228,21 @@ def test_the_digest_of_content_is_that_of_the_file(bench: Bench, line: tuple[Tem
     assert content.digest_of_file(template.memory) != content.digest_of_file(raw)
 
 
-def test_it_holds_off_a_sweep_while_it_works(bench: Bench, line: tuple[Template, Snapshot]) -> None:
-    """A sweep of another process waits: it would take what is written and not yet registered."""
+def test_sweeps_beside_it_wait_for_nothing_and_take_nothing(bench: Bench, line: tuple[Template, Snapshot]) -> None:
+    template, snapshot = line
     other = Store(bench.store.folder)
+    before = memory_of(bench, snapshot, template)
     told: list[str] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        if not told:
+        if not told or told[-1] != what:
             told.append(what)
-            assert subprocess.run(
-                ["flock", "--exclusive", "--nonblock", other.folder / "lock", "true"], check=False
-            ).returncode
+            is_free = ["flock", "--exclusive", "--nonblock", other.folder / "lock", "true"]
+            assert subprocess.run(is_free, check=False).returncode == 0
+            other.sweep(lambda digest: digest != snapshot.digest)
 
-    compaction.compact(bench.store, line[1].digest, templates_folder=bench.templates, progress=progress)
-    assert told
+    made = compaction.compact(bench.store, snapshot.digest, templates_folder=bench.templates, progress=progress)
+    assert len(told) > 4  # before and after each layer
+    assert bench.left_over() == []
+    assert memory_of(bench, made, template) == before
+    assert verify.whole(bench.store, templates=bench.templates).findings == []

@@ -12,8 +12,10 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from perdure.errors import NotFound
 from perdure.execution.snapshots import restore, templates
 from perdure.execution.snapshots.care import garbage, verify
 from perdure.execution.snapshots.store import Store
@@ -168,32 +170,51 @@ def test_without_room_for_a_lease_every_sweep_waits(
     assert verify.whole(bench.store, templates=bench.templates).findings == []
 
 
-def test_it_waits_for_a_writer_and_asks_for_names_after_it(bench: Bench, line: list[Snapshot]) -> None:
-    """A capture that registers while a sweep waits is there when the sweep asks who is named."""
-    named = {snapshot.digest for snapshot in line}
-    writing, asked = threading.Event(), []
-    found: list[Swept] = []
+WRITER = """
+import sys
+from pathlib import Path
+from perdure.execution.snapshots.store import Store
+store = Store(Path(sys.argv[1]))
+with store.writing():
+    store.add(b"its own", "x/y")
+    store.add(b"what was there", "x/y")
+    print("stored", flush=True)
+    sys.stdin.read()
+"""
 
-    def sweep() -> None:
-        def known(digest: str) -> bool:
-            asked.append(digest)
-            return digest in named
 
-        writing.wait()
-        found.append(garbage.collect(Store(bench.store.folder), named=known))
+def test_what_another_process_stores_stays_until_it_ends_or_dies(bench: Bench, line: list[Snapshot]) -> None:
+    there = bench.store.add(b"what was there", "x/y")
+    argv = [sys.executable, "-c", WRITER, str(bench.store.folder)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        bench.store.add(b"of one that is dead", "x/y")
+        assert collect(bench, *line, dry_run=True).blobs == 1
+        assert (collect(bench, *line).blobs, collect(bench, *line)) == (1, Swept())
+        assert bench.store.read(there) == b"what was there"
+        writer.kill()
+        writer.wait()
+    found = collect(bench, *line)
+    assert (found.blobs, found.left_over) == (2, 1)
+    assert bench.left_over() == []
 
-    thread = threading.Thread(target=sweep)
-    thread.start()
+
+def test_what_is_registered_stays_until_it_is_named(bench: Bench, line: list[Snapshot]) -> None:
     with bench.store.writing():
-        writing.set()
-        thread.join(0.2)
-        assert asked == []
         made = bench.capture(line[3], {0: block(77)}, DISK)
-        named.add(made.digest)
-    thread.join()
-    assert made.digest in asked
-    assert found == [Swept()]
-    assert bench.store.get(made.digest) == made
+        assert collect(bench, *line).leased == [made.digest]
+        assert bench.store.get(made.digest) == made
+    assert collect(bench, *line, made) == Swept()
+    assert collect(bench, *line).forgotten == [made.digest]
+
+
+def test_a_snapshot_is_not_registered_without_its_blobs(bench: Bench, line: list[Snapshot]) -> None:
+    bench.store.blob_path(line[3].state.digest).unlink()
+    config = msgspec.structs.replace(line[3].config, created=1.0)
+    with pytest.raises(NotFound, match="removed meanwhile"):
+        bench.store.register(msgspec.structs.replace(line[3], config=config))
+    assert bench.store.digests() == [one.digest for one in line]
 
 
 def test_captures_removals_restores_and_sweeps_at_once(bench: Bench, line: list[Snapshot]) -> None:
@@ -280,7 +301,7 @@ def test_templates_in_use_and_being_built_stay(bench: Bench, line: list[Snapshot
 def test_a_removal_that_was_not_finished_stops_no_later_one(bench: Bench, line: list[Snapshot]) -> None:
     bench.template(blocks_of([3] * BLOCKS), "old")
     shutil.copytree(bench.templates / "old", bench.templates / "old.gone")  # by a node that was killed; then made anew
-    assert collect(bench, line[3]).templates == ["old"]
+    assert collect(bench, line[3]).templates == ["old", "old.gone"]
     assert sorted(path.name for path in bench.templates.iterdir()) == ["warm"]
 
 
