@@ -65,7 +65,7 @@ class Pager:
         """Ask for its figures: it answers while others work, and ``stat`` has less to wait for."""
         if not self._stream.closed:
             self._say({"op": "stat"})
-            self._asked = self._answers + 1
+            self._asked += 1
 
     def stat(self) -> dict[str, Any]:
         """Its figures; the newest that it gave when it does not answer."""

@@ -63,6 +63,14 @@ def copy_range(source: int, target: int, first: int, end: int) -> None:
             at += _write(target, view, 0, len(data), at)
 
 
+def read(file: int, length: int, at: int) -> bytes:
+    """So many bytes, fewer only at the file's end. Raises OSError."""
+    data = os.pread(file, length, at)
+    while 0 < len(data) < length and (more := os.pread(file, length - len(data), at + len(data))):
+        data += more
+    return data
+
+
 def open_direct(path: str) -> int:
     """Open for reading past the page cache: several times faster through virtiofs. As always where there is no such."""
     try:

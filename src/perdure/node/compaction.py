@@ -133,7 +133,9 @@ class Compactor:
         if sandbox.state not in (SandboxState.SUSPENDED, SandboxState.RUNNING):
             self._want(sandbox.id, self._again_s)
             return
-        disk.admit(self._home, store.folder, sum(blob.size for blob in snapshot.descriptors), "a compaction")
+        disk.admit(
+            self._home, store.folder, sum(blob.size for blob in snapshot.descriptors), "a compaction", trims=False
+        )
         made = await self._rewritten(sandbox.id, snapshot.digest, urgent=self._is_urgent(sandbox.id))
         try:
             if made:

@@ -15,11 +15,13 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from aiohttp import web
 
 from perdure.errors import AlreadyRunning
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.sandboxes import keptdisks
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
@@ -59,6 +61,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
     _log.info("serving %s, pid %d", home.root, os.getpid())
     background = [loop.create_task(ground.watch())]
+    background.append(loop.create_task(keptdisks.watch(home.sandboxes, limits.disks_bytes)))
     if compacts:
         background.append(loop.create_task(compaction.Compactor(home, sandboxes).run()))
     if ready is not None:
@@ -124,13 +127,14 @@ def answers(home: Home) -> bool:
     return True
 
 
-def run(home: Home) -> int:
+def run(home: Home) -> NoReturn:
     """In the foreground, logging to stderr."""
     home.make()
     lock(home)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     asyncio.run(serve(home))
-    return 0
+    logging.shutdown()
+    os._exit(0)  # transfers that stall are in threads, which an exit would wait for with the lock held
 
 
 def detach(home: Home) -> int:

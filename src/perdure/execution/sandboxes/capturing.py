@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,6 +37,7 @@ QUIESCE_BUDGET_S = 2.0
 _PAGER_FIGURES = ("faults", "stale_faults", "prefetched", "frames", "copied_bytes", "zero_bytes", "cpu_s")
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 def base_of(record: Record, store: Store, templates_folder: Path) -> Snapshot | Template:
@@ -85,8 +87,19 @@ def origin_of(life: Life) -> Origin:
 async def quiesced(life: Life, machine: Machine, session: GuestSession) -> Quiesced:
     """The workload is frozen, what it wrote is on the disk, its free memory given back, as far as the budget allows."""
     done = await machine.answered(session.quiesce(QUIESCE_BUDGET_S), QUIESCE_BUDGET_S)
-    await asyncio.to_thread(disk.write_back, life.folder.overlay(life.record.generation))
+    await on_disk(life, disk.write_back, life.folder.overlay(life.record.generation))
     return done
+
+
+async def on_disk(life: Life, work: Callable[..., _T], *values: Any) -> _T:
+    """Do something with the file of its disk, in a thread. Raises Unavailable, NoSpace."""
+    try:
+        return await asyncio.to_thread(work, *values)
+    except OSError as error:
+        raise Unavailable(
+            f"the disk of sandbox {life.name} cannot be read: {error}",
+            hint=f"The sandbox goes on. Look after {life.folder.root}, then try it again.",
+        ) from error
 
 
 async def index_of(life: Life) -> DiskIndex | None:

@@ -20,7 +20,7 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The sandbox stays running throughout; refused at any step, it goes on, and nothing is stored."""
     life.check("checkpoint")
     phases = Phases()
-    disk.admit(life.rooms.home, life.rooms.home.store, 0, "a checkpoint")
+    await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
     overlay, index = life.folder.overlay(life.record.generation), await capturing.index_of(life)
     collector = str((await life.rooms.ground.assets()).collector)
@@ -33,23 +33,20 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
         target = folder / "overlay"
         quiesced = await capturing.quiesced(life, machine, session)
         phases.end("quiesce")
-        with disk.Copy(overlay, target, index) as copy:
-            await asyncio.to_thread(copy.begin)
-            phases.end("copy")
-            still = time.monotonic()
-            await machine.request("pause")
-            copying = asyncio.create_task(asyncio.to_thread(copy.finish))
-            try:
-                await machine.request("capture", kind=kind, collector=collector)
-            finally:
-                await copying
-            origin = capturing.origin_of(life)
-            await machine.request("continue")
+        copy = disk.Copy(overlay, target, index)
+        await capturing.on_disk(life, copy.begin)
+        phases.end("copy")
+        still = time.monotonic()
+        await machine.request("pause")
+        await machine.request("capture", kind=kind, collector=collector)
+        await capturing.on_disk(life, copy.finish)
+        origin = capturing.origin_of(life)
+        await machine.request("continue")
         captured = capturing.Captured(
             folder,
             time.monotonic() - still,
             target,
-            lambda: asyncio.to_thread(copy.changes),
+            lambda: capturing.on_disk(life, copy.changes),
             origin,
             quiesced.memory_use,
         )

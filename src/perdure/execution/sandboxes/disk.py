@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import shutil
 import subprocess
@@ -23,8 +22,6 @@ RESERVE_BYTES = 256 << 20  # never begin anything with less than this free
 MEBIBYTE = 1 << 20
 FSCK_LINES = 4  # of what it finds, told
 
-_log = logging.getLogger(__name__)
-
 
 def make(empty_disks: Path, size_mib: int, target: Path) -> None:
     """Write an empty disk of this apparent size to ``target``. Raises NoSpace, Unsupported (no mke2fs)."""
@@ -37,33 +34,20 @@ def make(empty_disks: Path, size_mib: int, target: Path) -> None:
 class Copy:
     """What a disk holds at one moment, while its machine stands still for as short as can be.
 
-    ``begin`` while the machine runs and its workload is frozen, ``finish`` while it stands still. Where the file system
-    has clones, all is done by one in ``finish``. Elsewhere ``begin`` copies what changed since the snapshot of
-    ``index`` (without one: all), and ``finish`` sees to it that nothing was written since. A context manager. Raises
-    NoSpace.
+    ``begin`` while the machine runs and its workload is frozen, ``finish`` once its memory is captured: Firecracker may
+    still do requests of the guest until then. Where the file system has clones, all is done by one in ``finish``.
+    Elsewhere ``begin`` copies what changed since the snapshot of ``index`` (without one: all), and ``finish`` sees to
+    it that nothing was written since. Raises NoSpace. Each opens the files itself, as a thread may outlive who waits.
     """
 
     def __init__(self, source: Path, target: Path, index: DiskIndex | None) -> None:
         self._paths = source, target
         self._index = index
-        self._source = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self._target = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except BaseException:
-            os.close(self._source)
-            raise
         self._stamp: Stamp | None = None  # of the source, when it was cloned
         self._changes: Changes | None = None
 
-    def __enter__(self) -> Copy:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self._source)
-        os.close(self._target)
-
     def begin(self) -> None:
-        if reflink.clone(self._source, self._target):
+        if self._clone():
             self._stamp = diskchanges.stamp_of(self._paths[0])
         else:
             self._copy()
@@ -73,7 +57,7 @@ class Copy:
         if self._stamp is not None:
             if self._index is None or diskchanges.stamp_of(source) != self._index.stamp:
                 self._stamp = diskchanges.stamped(source)
-            reflink.clone(self._source, self._target)
+            self._clone()
         elif self._changes is None or diskchanges.stamp_of(source) != self._changes.stamp:
             self._copy()
 
@@ -84,18 +68,22 @@ class Copy:
             self._changes = diskchanges.changes(self._paths[1], self._index, copy_of=self._stamp)
         return self._changes
 
+    def _clone(self) -> bool:
+        source, target = self._paths
+        with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new, space_checked(str(target)):
+            return reflink.clone(old.fileno(), new.fileno())
+
     def _copy(self) -> None:
         source, target = self._paths
         self._changes = diskchanges.changes(source, self._index)
-        with space_checked(str(target)):
-            os.ftruncate(self._target, 0)
+        with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new, space_checked(str(target)):
             if self._changes.ranges is None:
-                for _ in sparse.copy(self._source, self._target):
+                for _ in sparse.copy(old.fileno(), new.fileno()):
                     pass
             else:
-                os.ftruncate(self._target, self._changes.stamp.size)
+                os.ftruncate(new.fileno(), self._changes.stamp.size)
                 for first, end in self._changes.ranges:
-                    sparse.copy_range(self._source, self._target, first * BLOCK, end * BLOCK)
+                    sparse.copy_range(old.fileno(), new.fileno(), first * BLOCK, end * BLOCK)
 
 
 def clone(source: Path, target: Path) -> None:
@@ -173,20 +161,16 @@ def _run(argv: list[str], target: Path) -> None:
         raise Unavailable(message)
 
 
-def admit(home: Home, folder: Path, needed_bytes: int, what: str) -> None:
-    """Raises NoSpace unless ``needed_bytes`` fit into ``folder`` and RESERVE_BYTES stay free. Where they do not, the
-    kept disks of suspended sandboxes go first."""
-    if _lack(folder, needed_bytes) and keptdisks.trim(home.sandboxes, 0):
-        _log.info("kept disks were deleted to make room for %s", what)
-    if _lack(folder, needed_bytes):
-        free = shutil.disk_usage(folder).free
-        wanted_mib = (needed_bytes + RESERVE_BYTES) // MEBIBYTE
+def admit(home: Home, folder: Path, needed_bytes: int, what: str, *, trims: bool = True) -> None:
+    """Raises NoSpace unless ``needed_bytes`` fit into ``folder`` and RESERVE_BYTES stay free. Where they do not, kept
+    disks of suspended sandboxes go first (``trims``)."""
+    floor_bytes = needed_bytes + RESERVE_BYTES
+    if trims and shutil.disk_usage(folder).free < floor_bytes:
+        keptdisks.trim(home.sandboxes, floor_bytes=floor_bytes)
+    free = shutil.disk_usage(folder).free
+    if free < floor_bytes:
         raise NoSpace(
-            f"{what} needs {wanted_mib} MiB free at {folder}, and {free // MEBIBYTE} MiB are",
+            f"{what} needs {floor_bytes // MEBIBYTE} MiB free at {folder}, and {free // MEBIBYTE} MiB are",
             hint="Free some space, or remove sandboxes with `fcrun rm`.",
             free_bytes=free,
         )
-
-
-def _lack(folder: Path, needed_bytes: int) -> bool:
-    return shutil.disk_usage(folder).free < needed_bytes + RESERVE_BYTES

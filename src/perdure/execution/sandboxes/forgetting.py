@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from perdure.errors import Conflict, NotFound
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.states import LIVE
@@ -34,4 +36,6 @@ async def forget(life: Life, wanted: str, *, force: bool) -> int:
     life.save(snapshots=left, parent=None if record.parent == digest else record.parent)
     if life.session_parent == digest:
         life.session_parent = None
+    if newest:
+        await asyncio.to_thread(life.folder.disk.unlink, missing_ok=True)  # it holds what that snapshot held
     return await life.drop([digest])

@@ -74,6 +74,7 @@ class Life(ABC):
         self.machine: Machine | None = None
         self.main: MainProcess | None = None
         self.figures: dict[str, Any] = {}
+        self.tried = 0  # the highest number of a machine's folder that was used: see ``fresh_generation``
         self.stopping = ""  # the cause to record when the main process exits now
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -194,6 +195,12 @@ class Life(ABC):
             await end_stray(launcher, self.id)  # of an end that was not heard
             keeper = await launcher.spawn(self.id, firecracker=firecracker, pager=pager)
         return self.hold(launcher, keeper, session)
+
+    def fresh_generation(self) -> int:
+        """A number for the folder of its next machine. None is used twice, not even after a resume that failed: below
+        the line a shared folder remembers for a while what a name meant before."""
+        self.tried = max(self.tried, self.record.generation) + 1
+        return self.tried
 
     def hold(self, launcher: Launcher, keeper: Keeper, session: GuestSession) -> Machine:
         machine = Machine(launcher, keeper, session, lambda cause, detail: self._died(machine, cause, detail))

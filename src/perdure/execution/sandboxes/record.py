@@ -160,6 +160,7 @@ class Folder:
     def tidy(self, record: Record) -> None:
         """Remove what an interrupted operation left."""
         self.forget_captures()
+        self.disk_index.with_name("disk-index.new").unlink(missing_ok=True)
         if record.state is not SandboxState.SUSPENDED:
             self.disk.unlink(missing_ok=True)
         for path in self.root.glob("machine-*"):
@@ -167,4 +168,8 @@ class Folder:
                 shutil.rmtree(path, ignore_errors=True)
 
     def remove(self) -> None:
-        shutil.rmtree(self.root)
+        def missing(_function: object, _path: str, failed: tuple[type[BaseException], BaseException, object]) -> None:
+            if not isinstance(failed[1], FileNotFoundError):  # else: a kept disk that was just deleted for its room
+                raise failed[1]
+
+        shutil.rmtree(self.root, onerror=missing)

@@ -72,8 +72,9 @@ async def _resume(
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     phases.end("stand")
+    generation = life.fresh_generation()
     try:  # what is damaged refuses before anything ends
-        prepared = await asyncio.to_thread(_prepare, life, stored, template, ready)
+        prepared = await asyncio.to_thread(_prepare, life, generation, stored, template, ready)
     except BaseException:
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
@@ -84,9 +85,13 @@ async def _resume(
     goes_on = life.session is not None and life.session_parent == stored.digest
     if not goes_on:
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
-    life.move(event)
     try:
-        await _restore(life, stored, kept, prepared, launcher, calls, goes_on, phases, feeder, populates)
+        life.move(event)
+    except BaseException:
+        await asyncio.to_thread(life.folder.tidy, life.record)
+        raise
+    try:
+        await _restore(life, generation, stored, kept, prepared, launcher, calls, goes_on, phases, feeder, populates)
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -105,6 +110,7 @@ def refusal(record: Record) -> str:
 
 async def _restore(
     life: Life,
+    generation: int,
     stored: Snapshot,
     kept: KeptSnapshot,
     prepared: restore.RestoreFiles,
@@ -168,7 +174,7 @@ async def _restore(
         cause="",
         detail="",
         full_next=False,
-        generation=life.record.generation + 1,
+        generation=generation,
         has_disk=True,
     )
     await life.measure(answer, phases, main)
@@ -193,9 +199,9 @@ def _choose(life: Life, wanted: str | None) -> KeptSnapshot:
 
 
 def _prepare(
-    life: Life, stored: Snapshot, template: Template, ready: restore.RestoreFiles | None
+    life: Life, generation: int, stored: Snapshot, template: Template, ready: restore.RestoreFiles | None
 ) -> restore.RestoreFiles:
-    folder = life.folder.machine(life.record.generation + 1)
+    folder = life.folder.machine(generation)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o700)
     home = life.rooms.home

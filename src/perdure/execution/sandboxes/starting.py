@@ -26,7 +26,7 @@ async def start(life: Life, progress: Progress) -> None:
     phases = Phases()
     image, spec = life.image, life.record.spec
     process = workload.main_process(spec, image.config, life.hostname)
-    disk.admit(life.rooms.home, life.rooms.home.sandboxes, 0, "a start")
+    await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.sandboxes, 0, "a start")
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
     if not life.record.has_disk:  # files that it left are no part of any template
         template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress)

@@ -29,7 +29,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost."""
     life.check("suspend")
     phases = Phases()
-    disk.admit(life.rooms.home, life.rooms.home.store, 0, "a suspend")
+    await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a suspend")
     parent = await capturing.parent_of(life)
     overlay, index = life.folder.overlay(life.record.generation), await capturing.index_of(life)
     collector = str((await life.rooms.ground.assets()).collector)
@@ -43,7 +43,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
         quiesced = await capturing.quiesced(life, machine, session)
         phases.end("quiesce")
         folder, still = life.folder.new_capture(), asyncio.Event()
-        looking = asyncio.create_task(_changes(overlay, index, still))
+        looking = asyncio.create_task(_changes(life, overlay, index, still))
         answer = await machine.request("capture", kind=kind, collector=collector)
         still.set()
         phases.end("capture")
@@ -75,19 +75,21 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     return info
 
 
-async def _changes(overlay: Path, index: DiskIndex | None, still: asyncio.Event) -> Changes:
+async def _changes(life: Life, overlay: Path, index: DiskIndex | None, still: asyncio.Event) -> Changes:
     """Found while the machine is captured; again, if it wrote before it stood ``still``."""
-    found = await asyncio.to_thread(diskchanges.changes, overlay, index)
+    found = await capturing.on_disk(life, diskchanges.changes, overlay, index)
     await still.wait()
-    if await asyncio.to_thread(diskchanges.stamp_of, overlay) != found.stamp:
-        found = await asyncio.to_thread(diskchanges.changes, overlay, index)
+    if await capturing.on_disk(life, diskchanges.stamp_of, overlay) != found.stamp:
+        found = await capturing.on_disk(life, diskchanges.changes, overlay, index)
     return found
 
 
 def _keep_disk(life: Life) -> None:
-    life.folder.keep_disk(life.record.generation)
+    if life.record.recipe is None:  # the template of a workload is forked, not resumed
+        life.folder.keep_disk(life.record.generation)
     life.folder.tidy(life.record)
-    keptdisks.trim(life.rooms.home.sandboxes, life.rooms.disks_bytes)
+    sandboxes = life.rooms.home.sandboxes
+    keptdisks.trim(sandboxes, life.rooms.disks_bytes, floor_bytes=keptdisks.floor_of(sandboxes))
 
 
 async def go_on(life: Life, machine: Machine, session: GuestSession, error: BaseException) -> None:

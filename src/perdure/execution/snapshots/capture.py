@@ -6,7 +6,6 @@ that were only read, and the guest writes back what was there. So each block is 
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -71,10 +70,11 @@ def pack(
         disk_size = overlay.stat().st_size
         if before and disk_size != before.disk.size:
             raise InvalidValue(f"{overlay} has {disk_size} bytes where the snapshot before it has {before.disk.size}")
-        if before and changed == []:
-            disk_map, disk_layers = before.disk.map, before.disk.layers
-        else:
-            with spaces.disk_of(store, before, disk_size) as disk, overlay.open("rb", buffering=0) as file:
+        # opened in any case: a parent that does not verify is no ground to end a machine on
+        with spaces.disk_of(store, before, disk_size) as disk, overlay.open("rb", buffering=0) as file:
+            if before and changed == []:
+                disk_map, disk_layers = before.disk.map, before.disk.layers
+            else:
                 disk_map, disk_layers = _add(store, disk, _of_disk(file.fileno(), disk, changed))
         state = store.add(_compressed((folder / "state").read_bytes()), STATE)
         old = {descriptor.digest for descriptor in before.descriptors} if before else set()
@@ -173,7 +173,7 @@ def _of_disk(file: int, before: Space, changed: Ranges | None) -> Iterator[Piece
         changed = _united(held + [(run.first, run.first + run.length) for run in before.runs])
     for first, end in changed:
         for run in Run(first, end - first, LAYER).steps(_STEP):
-            yield run.first, run.first + run.length, os.pread(file, run.length * BLOCK, run.first * BLOCK)
+            yield run.first, run.first + run.length, sparse.read(file, run.length * BLOCK, run.first * BLOCK)
 
 
 def _united(ranges: Iterable[tuple[int, int]]) -> Ranges:

@@ -88,7 +88,7 @@ def _steps(extents: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
 
 
 def _hashes(file: int, first: int, end: int) -> list[tuple[int, bytes]]:
-    view = memoryview(os.pread(file, (end - first) * CHUNK, first * CHUNK))
+    view = memoryview(sparse.read(file, (end - first) * CHUNK, first * CHUNK))
     return [
         (first + place // CHUNK, hashlib.sha256(view[place : place + CHUNK]).digest()[:HASH_BYTES])
         for place in range(0, len(view), CHUNK)

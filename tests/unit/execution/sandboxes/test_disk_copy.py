@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perdure.errors import NoSpace
 from perdure.execution.sandboxes import disk, keptdisks
+from perdure.execution.sandboxes.record import Folder
 from perdure.execution.snapshots import diskchanges
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.diskindex import CHUNK, DiskIndex
@@ -39,12 +43,12 @@ def test_it_holds_what_changed_until_it_stood_still(source: Path, tmp_path: Path
     found = diskchanges.changes(source, None)
     write(source, 9 * CHUNK + 5, b"early")
     target = tmp_path / "target"
-    with disk.Copy(source, target, DiskIndex(SNAPSHOT, found.stamp, found.chunks) if indexed else None) as copy:
-        copy.begin()
-        if late:
-            write(source, 30 * CHUNK, b"late")
-        copy.finish()
-        now = source.read_bytes()
+    copy = disk.Copy(source, target, DiskIndex(SNAPSHOT, found.stamp, found.chunks) if indexed else None)
+    copy.begin()
+    if late:
+        write(source, 30 * CHUNK, b"late")
+    copy.finish()
+    now = source.read_bytes()
     write(source, 50 * CHUNK, b"after")
     changes = copy.changes()
     assert target.stat().st_size == SIZE
@@ -68,9 +72,9 @@ def test_it_holds_what_changed_until_it_stood_still(source: Path, tmp_path: Path
 
 def test_nothing_is_copied_of_a_disk_that_nobody_wrote_to(source: Path, tmp_path: Path) -> None:
     found = diskchanges.changes(source, None)
-    with disk.Copy(source, tmp_path / "target", DiskIndex(SNAPSHOT, found.stamp, found.chunks)) as copy:
-        copy.begin()
-        copy.finish()
+    copy = disk.Copy(source, tmp_path / "target", DiskIndex(SNAPSHOT, found.stamp, found.chunks))
+    copy.begin()
+    copy.finish()
     assert copy.changes().ranges == []
 
 
@@ -112,3 +116,35 @@ def test_kept_disks_make_room(home: Home) -> None:
     with pytest.raises(NoSpace, match="a test needs"):
         disk.admit(home, home.sandboxes, 1 << 60, "a test")
     assert kept(home) == ""
+
+
+def test_only_as_many_go_as_are_lacking(home: Home) -> None:
+    free = shutil.disk_usage(home.sandboxes).free
+    assert keptdisks.trim(home.sandboxes, floor_bytes=free // 2) == 0
+    assert kept(home) == "abc"
+    assert 0 < keptdisks.floor_of(home.sandboxes) <= keptdisks.FLOOR_BYTES
+    with pytest.raises(NoSpace):
+        disk.admit(home, home.sandboxes, 1 << 60, "a compaction", trims=False)
+    assert kept(home) == "abc"
+
+
+async def test_a_limit_that_was_lowered_counts_from_the_start_of_the_node(home: Home) -> None:
+    watching = asyncio.create_task(keptdisks.watch(home.sandboxes, CHUNK))
+    while kept(home) != "c":  # noqa: ASYNC110 - another thread unlinks them
+        await asyncio.sleep(0)
+    watching.cancel()
+
+
+def test_a_sandbox_goes_while_its_kept_disk_goes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    unlink, trimmed = os.unlink, []
+
+    def overtaken(path: Any, **named: Any) -> None:
+        if Path(os.fsdecode(path)).name == "disk" and not trimmed:
+            trimmed.append(True)
+            keptdisks.trim(home.sandboxes, 0)
+        unlink(path, **named)
+
+    monkeypatch.setattr(os, "unlink", overtaken)
+    Folder(home.sandboxes / "a").remove()
+    assert trimmed
+    assert not (home.sandboxes / "a").exists()

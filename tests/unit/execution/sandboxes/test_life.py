@@ -50,6 +50,14 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
 
+async def test_no_folder_of_a_machine_has_a_name_twice(sandbox: Any) -> None:
+    """Not after resumes that failed either: the record says nothing of these."""
+    assert [sandbox.fresh_generation() for _ in range(3)] == [1, 2, 3]
+    sandbox.folder.room = True
+    sandbox.save(generation=7)
+    assert sandbox.fresh_generation() == 8
+
+
 async def test_an_exit_on_a_full_disk_is_told_and_written_later(sandbox: Any, told: list[str]) -> None:
     waiting = asyncio.create_task(sandbox.wait_exited())
     await asyncio.sleep(0)
