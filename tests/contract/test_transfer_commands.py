@@ -254,6 +254,32 @@ def test_a_node_ends_while_a_pull_stalls(nodes: tuple[Node, Node, Snapshot], awa
     assert here.client.store.verify().findings == []
 
 
+def test_a_node_in_the_foreground_ends_while_a_pull_stalls(nodes: tuple[Node, Node, Snapshot], away: Away) -> None:
+    """As a service manager runs it: the process is gone, and with it the lock that the next one needs."""
+    here, *_ = nodes
+    here.client.shutdown()
+    env = {**os.environ, "PERDURE_HOME": str(here.home.root), "PERDURE_CACHE": str(here.home.cache)}
+    with (
+        subprocess.Popen(
+            [sys.executable, "-m", "perdure.node"], env=env, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as node,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert node.stderr is not None
+        while b"serving" not in (line := node.stderr.readline()):
+            assert line, "the node ended"
+        pull = pool.submit(here.client.store.pull, away.url, "v1")
+        try:
+            assert away.reached.wait(DEADLINE_S)
+            node.terminate()
+            assert node.wait(DEADLINE_S / 3) == 0  # the stalled pull takes longer to give up
+            ensure_running(here.home)
+        finally:
+            away.goes_on()
+        with pytest.raises(PerdureError):
+            pull.result()
+
+
 def test_errors_help(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
     here, there, _ = nodes
     url, port = str(tmp_path / "store"), "127.0.0.1:9"  # discard: nobody listens
