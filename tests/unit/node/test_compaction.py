@@ -183,7 +183,7 @@ async def test_while_it_runs_the_record_changes_below_it(world: World) -> None:
 
 
 @pytest.mark.usefixtures("running")
-async def test_no_collection_takes_what_is_about_to_be_named(world: World) -> None:
+async def test_no_collection_takes_what_is_about_to_be_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a fork: what is made of its origin's snapshot counts as the origin's, and that one is not busy."""
     line = world.line(LONG)
     fork = world.box(line, sandbox_id=FORK)
@@ -193,7 +193,7 @@ async def test_no_collection_takes_what_is_about_to_be_named(world: World) -> No
         leased.extend(garbage.collect(world.bench.store, named=world.every.names).leased)
         save(record)
 
-    fork.folder.save = saved  # type: ignore[method-assign]
+    monkeypatch.setattr(fork.folder, "save", saved)
     world.suspended(fork)
     await world.compacted()
     assert leased == [fork.record.parent] != [line[-1].digest]

@@ -47,7 +47,9 @@ def floor_of(sandboxes: Path) -> int:
 
 async def watch(sandboxes: Path, limit_bytes: int) -> None:
     """For ever: the disks of running sandboxes grow, and are not to meet a full file system for those that are kept."""
+    await asyncio.to_thread(trim, sandboxes, limit_bytes)
     while True:
-        await asyncio.to_thread(trim, sandboxes, limit_bytes, floor_bytes=floor_of(sandboxes))
-        while shutil.disk_usage(sandboxes).free >= floor_of(sandboxes):  # noqa: ASYNC110 - nothing tells of it
-            await asyncio.sleep(LOOK_EVERY_S)
+        floor_bytes = floor_of(sandboxes)
+        if shutil.disk_usage(sandboxes).free < floor_bytes:
+            await asyncio.to_thread(trim, sandboxes, floor_bytes=floor_bytes)
+        await asyncio.sleep(LOOK_EVERY_S)

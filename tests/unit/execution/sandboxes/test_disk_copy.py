@@ -135,6 +135,15 @@ async def test_a_limit_that_was_lowered_counts_from_the_start_of_the_node(home: 
     watching.cancel()
 
 
+async def test_a_full_disk_without_kept_ones_keeps_nobody_busy(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    trims: list[int] = []
+    monkeypatch.setattr(keptdisks, "floor_of", lambda sandboxes: 1 << 62)
+    monkeypatch.setattr(keptdisks, "trim", lambda *values, **named: trims.append(1))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(keptdisks.watch(home.sandboxes, 0), 0.3)
+    assert len(trims) == 2  # to the limit, and for the floor; then it waits
+
+
 def test_a_sandbox_goes_while_its_kept_disk_goes(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     unlink, trimmed = os.unlink, []
 

@@ -194,7 +194,7 @@ def collected(every: Sandboxes, bench: Bench) -> Callable[[Sandbox], Collecting]
 
 
 async def test_no_collection_takes_a_compacted_one_before_it_is_named(
-    make: Make, bench: Bench, line: Any, collected: Any
+    make: Make, bench: Bench, line: Any, collected: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of a fork above all: what it has is its origin's, which is not busy, so nobody else seems to need the new one."""
     make(BOX, line)
@@ -208,7 +208,7 @@ async def test_no_collection_takes_a_compacted_one_before_it_is_named(
             is_written.append(digest in ingest.claimed(bench.store.folder / "ingest"))
         return leased(digest)
 
-    bench.store.reading = reading  # type: ignore[method-assign]
+    monkeypatch.setattr(bench.store, "reading", reading)
     done = await fork.compact(line[1].digest)
     assert done.after.digest != line[1].digest
     (swept,) = folder.swept
