@@ -86,6 +86,11 @@ class House:
         assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
         return info
 
+    async def released(self, run_id: str) -> None:
+        """Wait until nothing is left of an ended run's machine."""
+        run = self.engine._runs.get(run_id)
+        assert run is None or await run.until(lambda: run.record.released, 10)
+
     async def entries(self, run_id: str, kind: str | None = None) -> list[Entry]:
         return await self.context.read(run_id, kind=kind, limit=100_000)
 

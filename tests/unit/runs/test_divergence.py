@@ -1,0 +1,95 @@
+"""A program that goes another way than its log: a new branch, or its failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perdure.model import RunState
+from perdure.testing.machines import CHAT, Ask, Effect
+from perdure.testing.programs import Steps, approval, chat
+
+
+@pytest.mark.parametrize("policy", ["fork", "fail"])
+async def test_a_program_that_goes_another_way_diverges(house: Any, provider: Any, policy: str) -> None:
+    lives = 0
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        yield Ask("emit", {"name": "same"})
+        answer = yield chat(f"life {min(lives, 2)}")
+        verdict = yield approval("Publish?")
+        text = answer.value["choices"][0]["message"]["content"]
+        yield Ask("complete", {"result": [text, verdict.value["by"]]})
+
+    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
+    await house.down()
+    await house.up()
+    run_id = await house.start(program, on_divergence=policy)
+    await house.reaches(run_id, RunState.WAITING)
+    await house.kill_machine(run_id)
+    if policy == "fail":
+        info = await house.ends(run_id)
+        assert (info.state, info.error["code"]) == (RunState.FAILED, "diverged")
+        sides = info.error["details"]
+        assert sides["recorded"]["payload"]["messages"][0]["content"] == "life 1"
+        assert sides["asked"]["body"]["messages"][0]["content"] == "life 2"
+        return
+    await house.reaches(run_id, RunState.RECOVERING, RunState.STARTING, RunState.RUNNING)
+    info = await house.reaches(run_id, RunState.WAITING)
+    assert info.branch == 2
+    assert len(info.waits) == 1
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    info = await house.ends(run_id)
+    assert info.result == ["answer to life 2", "ann"]
+    entries = await house.entries(run_id)
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+    assert [entry.kind for entry in entries].count("wait.started") == 1
+    old = await house.context.read(run_id, branch=1)
+    assert old[-1].kind == "run.running"
+    assert any(entry.kind == "wait.started" for entry in old)
+    assert len(await house.entries(run_id, "emit")) == 1
+    await house.context.verify(run_id)
+
+
+async def test_another_way_of_one_lane_leaves_signals_and_other_lanes_as_they_are(house: Any, provider: Any) -> None:
+    life = 1
+    effects: list[int] = []
+
+    def program() -> Steps:
+        yield chat("the same")
+        yield chat(f"life {life}")
+        asked = yield Ask("step", {"name": "pay", "on_doubt": "fail"}, lane="other", at=0)
+        if asked.value["status"] == "run":
+            yield Effect(lambda: effects.append(1))
+            yield Ask("step/end", {"result": "paid"}, lane="other", at=0)
+        turn = yield Ask(CHAT, chat("beside").body, lane="other", at=1)
+        first = yield Ask("wait", {"kind": "signal", "name": "data"})
+        second = yield Ask("wait", {"kind": "signal", "name": "data"})
+        if life == 1:
+            yield approval("Only in the first life?")
+        text = turn.value["choices"][0]["message"]["content"]
+        yield Ask("complete", {"result": [asked.value["status"], text, first.value["value"], second.value["value"]]})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    for number in (1, 2):
+        await house.engine.signal(run_id, "data", number)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: any(wait.kind == "approval" for wait in run.record.waits.open), 10)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    house.machines.sandboxes.clear()
+    life = 2
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result == ["done", "answer to beside", 1, 2]
+    assert effects == [1]
+    assert provider.requests == 4  # "the same", both lives, "beside" once
+    info = await house.engine.info(run_id)
+    assert (info.branch, info.turns_asked) == (2, 4)
+    (diverged,) = await house.entries(run_id, "diverged")
+    assert diverged.payload["carried"] == len(
+        [e for e in await house.entries(run_id) if e.seq > diverged.seq and e.time == diverged.time]
+    )
+    await house.context.verify(run_id)
