@@ -1,10 +1,11 @@
 // guestd is PID 1 of every microVM. One thread and one epoll loop; each .c file is one duty:
 //   main.c      start, signals, the loop            mounts.c   modules, boot and image mounts, files in the image
 //   channel.c   the connection to the host          system.c   freeze, quiesce, wake, power off
-//   requests.c  requests are done once              process.c  processes and their streams
-//   calls.c     the HTTP door and its calls         spawn.c    the child's side: user, cwd, PATH, exec
-//   http.c      parser of HTTP/1.1 requests         files.c    file tools, run as children
-//   memory.c    who has the machine's memory        frames.c bytes.c loop.c   the pieces below all that
+//   requests.c  requests are done once              process.c  the host's processes: their life
+//   calls.c     the HTTP door and its calls         streams.c  their output and input
+//   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
+//   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
+//   files.c     file tools, run as children         frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -44,13 +45,15 @@ void processes_rewind(void);                 // a new connection: everything not
 bool processes_produce(struct bytes *out);   // at most one frame per stream; false: nothing to send
 void processes_reap(void);
 void processes_kill(void);
-void process_exec(struct reader *frame);  // each takes its frame and reports a malformed one in frame->bad
-void process_signal(struct reader *frame);
+void process_signal(struct reader *frame);  // each takes its frame and reports a malformed one in frame->bad
 void process_resize(struct reader *frame);
 void process_stdin(struct reader *frame);
 void process_stdin_end(struct reader *frame);
 void process_output_ack(struct reader *frame);
 void process_release(struct reader *frame);
+
+// launch.c
+void process_exec(struct reader *frame);
 
 // spawn.c
 struct spawn {
