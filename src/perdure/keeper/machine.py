@@ -14,7 +14,8 @@ from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError, f
 from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
-from perdure.keeper.collector import CAPTURED, Collector, Ground, remove
+from perdure.keeper.captures import Captures
+from perdure.keeper.collector import CAPTURED, Ground, remove
 from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
@@ -54,10 +55,8 @@ class Machine:
         self._api: Api | None = None
         self.on_resident: Callable[[], None] = lambda: None  # its memory is all there, and its pager has gone
         self._death: tuple[str, str] | None = None  # why the machine ended, once it has
-        self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
-        self._holes_are_zeros = False  # of the capture that waits to be collected
+        self._captures = Captures(loop)
         self._ground: Ground | None = None  # the template that its memory stands on
-        self._collector: Collector | None = None  # of the capture that is made, or waits to be collected
         self._ahead: tuple[str, str] | None = None  # the programs (Firecracker, pager) that were started ahead
 
     def stat(self) -> dict[str, Any]:
@@ -197,7 +196,8 @@ class Machine:
 
     def _starting(self, come_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         self.state = after(self.state, MachineEvent.START)
-        self._death, self._diff_lost = None, False
+        self._death = None
+        self._captures.begin_anew()
         try:
             answer = come_up()
             self._check_alive()
@@ -261,7 +261,6 @@ class Machine:
         """
         if params.get("kind") not in ("full", "diff"):
             raise InvalidValue("the parameter 'kind' must be 'full' or 'diff'")
-        kind = "full" if self._diff_lost else str(params["kind"])
         program = configuration.text(params, "collector")
         was_running = self.state is MachineState.RUNNING
         began = time.monotonic()
@@ -269,14 +268,14 @@ class Machine:
             self.pause()
         elif self.state is not MachineState.PAUSED:
             after(self.state, MachineEvent.PAUSE)  # raises
-        self._forget_capture()
-        starting = self._loop.after(0, lambda: self._start_collector(program, early=True))  # while Firecracker writes
         try:
-            self._diff_lost = True
-            self._living().create_snapshot(kind.capitalize(), *CAPTURED)
-            self._start_collector(program)
+            kind = self._captures.take(
+                params["kind"],
+                program,
+                self._ground,
+                lambda kind: self._living().create_snapshot(kind.capitalize(), *CAPTURED),
+            )
         except BaseException as error:
-            self._forget_capture()
             if was_running and self.state is MachineState.PAUSED:
                 self.resume()
             if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
@@ -284,11 +283,6 @@ class Machine:
                     "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
                 ) from error
             raise
-        finally:
-            self._loop.cancel(starting)
-        # what was asked for decides what a hole means: in a diff it is as before, and a full one that stands in for a
-        # lost diff has none
-        self._holes_are_zeros = params["kind"] == "full"
         return {"kind": kind, "pause_s": round(time.monotonic() - began, 4)}
 
     def collect(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -299,16 +293,12 @@ class Machine:
         files is left, and the next capture takes all memory.
         """
         folder = configuration.text(params, "folder")
-        if self._collector is None:
+        if not self._captures.is_waiting:
             raise InvalidValue("there is no capture to collect", hint="Node and launcher differ in version.")
         began = time.monotonic()
         if self._pager is not None:
             self._pager.ask()
-        try:
-            size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros)
-            self._diff_lost = False
-        finally:
-            self._forget_capture()
+        size = self._captures.collect(folder)
         report = self._pager.stat() if self._pager else {}
         if params.get("end"):
             self.end()
@@ -320,23 +310,10 @@ class Machine:
             "pager": report,
         }
 
-    def _start_collector(self, program: str, *, early: bool = False) -> None:
-        try:
-            self._collector = self._collector or Collector(self._loop, program, self._ground)
-        except OSError as error:
-            if not early:  # else it is tried again
-                raise MachineFailed(f"the collector {program} cannot be started: {error.strerror}") from error
-
-    def _forget_capture(self) -> None:
-        remove(*CAPTURED)
-        if self._collector is not None:
-            self._collector.close()
-            self._collector = None
-
     def end(self) -> None:
         """Kill the machine and release everything, in any state."""
         self.state = after(self.state, MachineEvent.END)
-        self._forget_capture()
+        self._captures.forget()
         self._release()
 
     # Death

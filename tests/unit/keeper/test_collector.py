@@ -27,24 +27,6 @@ STATE = b"the device state" * 1000
 PART = 2048  # blocks that one thread takes at a time
 
 
-@pytest.fixture
-def place(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A machine's folder, in tmpfs as below the line, and the working directory."""
-    folder = Path(tempfile.mkdtemp(prefix="perdure-collector-", dir="/dev/shm"))
-    monkeypatch.chdir(folder)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    loop = Loop()
-    yield loop
-    loop.close()
-
-
 def written(path: Path, blocks: dict[int, bytes], count: int) -> None:
     path.unlink(missing_ok=True)
     with path.open("wb") as file:
