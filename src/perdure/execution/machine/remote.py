@@ -1,19 +1,18 @@
-"""The node's end of the line: asyncio connections to the launcher and to keepers (docs/design/0001-contracts.md, 3)."""
+"""The node's end of the line: the launcher and the keepers that it talks to (docs/design/0001-contracts.md, 3)."""
 
 from __future__ import annotations
 
 import asyncio
 import binascii
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from perdure.errors import MachineFailed, PerdureError, ProtocolError, Unavailable, from_json
+from perdure.errors import MachineFailed, PerdureError, ProtocolError, from_json
+from perdure.execution.machine.wire import CONNECT_TIMEOUT_S, Closed, Wire
 from perdure.keeper import line
 from perdure.model import LauncherAddress
 
-CONNECT_TIMEOUT_S = 10.0
 SEND_HIGH_BYTES = 1 << 20  # ``drain`` waits while more than this is queued for the channel
 
 
@@ -76,7 +75,7 @@ class Launcher:
         parts = {"firecracker": firecracker, "pager": pager} if firecracker and pager else {}
         try:
             return await self._keeper("spawn", sandbox_id, timeout_s, parts)
-        except _Closed:  # one that was started ahead died as it was handed over: the launcher has another, or makes one
+        except Closed:  # one that was started ahead died as it was handed over: the launcher has another, or makes one
             return await self._keeper("spawn", sandbox_id, timeout_s, parts)
 
     async def attach(self, sandbox_id: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Keeper:
@@ -101,7 +100,7 @@ class Launcher:
         """
         hello = {"want": "run", "argv": list(argv), "env": dict(env or {}), "cwd": cwd}
         async with asyncio.timeout(timeout_s):
-            wire = await _Wire.open(self.address, hello)
+            wire = await Wire.open(self.address, hello)
             try:
                 while True:
                     message = await wire.control()
@@ -113,7 +112,7 @@ class Launcher:
                 wire.close()
 
     async def _ask(self, hello: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        wire = await _Wire.open(self.address, hello, timeout_s=timeout_s)
+        wire = await Wire.open(self.address, hello, timeout_s=timeout_s)
         try:
             return await wire.answer(timeout_s)
         finally:
@@ -123,7 +122,7 @@ class Launcher:
         self, want: str, sandbox_id: str, timeout_s: float, more: Mapping[str, str] | None = None
     ) -> Keeper:
         hello = {"want": want, "sandbox": sandbox_id, **(more or {})}
-        wire = await _Wire.open(self.address, hello, timeout_s=timeout_s)
+        wire = await Wire.open(self.address, hello, timeout_s=timeout_s)
         try:
             facts = await wire.answer(timeout_s)
         except BaseException:
@@ -139,7 +138,7 @@ class Keeper:
     ``{"event": "exited", "cause", "detail"}``; ``closed`` is done when the connection has ended, for any reason.
     """
 
-    def __init__(self, sandbox_id: str, facts: dict[str, Any], wire: _Wire) -> None:
+    def __init__(self, sandbox_id: str, facts: dict[str, Any], wire: Wire) -> None:
         self.sandbox_id = sandbox_id
         self.facts = facts
         self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -312,111 +311,3 @@ class Keeper:
             self._drained.clear()
         else:
             self._drained.set()
-
-
-class _Closed(Unavailable):
-    """The other end closed the connection before it answered."""
-
-
-class _Wire(asyncio.Protocol):
-    """One connection of the line. Frames wait in a list until somebody receives them."""
-
-    def __init__(self) -> None:
-        self._decoder = line.Decoder()
-        self._transport: asyncio.Transport | None = None
-        self._frames: list[tuple[int, bytes]] = []
-        self._arrived = asyncio.Event()
-        self._lost = False
-        self._reason: PerdureError | None = None
-        self._on_frame: Callable[[int, bytes], None] | None = None
-        self._on_lost: Callable[[PerdureError | None], None] | None = None
-
-    @staticmethod
-    async def open(address: LauncherAddress, hello: dict[str, Any], *, timeout_s: float = CONNECT_TIMEOUT_S) -> _Wire:
-        loop = asyncio.get_running_loop()
-        try:
-            async with asyncio.timeout(timeout_s):
-                if address.unix_path:
-                    _, wire = await loop.create_unix_connection(_Wire, address.unix_path)
-                else:
-                    _, wire = await loop.create_connection(_Wire, "127.0.0.1", address.tcp_port)
-        except (OSError, TimeoutError) as error:
-            raise Unavailable(
-                f"the launcher does not answer at {address.unix_path or address.tcp_port}: {error or 'timed out'}",
-                hint="Start it with: fcrun host start",
-            ) from None
-        wire.write(line.encode_control({"op": "hello", "version": line.VERSION, "token": address.token, **hello}))
-        return wire
-
-    async def answer(self, timeout_s: float) -> dict[str, Any]:
-        """The answer to the hello. Raises what the other side answered, Unavailable."""
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await self.control()
-        except TimeoutError:
-            raise Unavailable(
-                f"the launcher did not answer within {timeout_s:g} s", hint="See: fcrun host status"
-            ) from None
-        return dict(message.get("ok") or {})
-
-    async def control(self) -> dict[str, Any]:
-        """The next control message. Raises what it carries if that is an error, Unavailable when there is none."""
-        while not self._frames:
-            if self._lost:
-                raise self._reason or _Closed(
-                    "the launcher closed the connection", hint="See: fcrun host status, and the launcher's log"
-                )
-            self._arrived.clear()
-            await self._arrived.wait()
-        kind, payload = self._frames.pop(0)
-        if kind != line.CONTROL:
-            raise ProtocolError(f"expected a control message on the line, got a frame of kind {kind}")
-        message = line.decode_control(payload)
-        if "error" in message:
-            raise from_json(message["error"])
-        return message
-
-    def receive(self, on_frame: Callable[[int, bytes], None], on_lost: Callable[[PerdureError | None], None]) -> None:
-        """From now on give every frame to ``on_frame``, those that wait first."""
-        self._on_frame, self._on_lost = on_frame, on_lost
-        frames, self._frames = self._frames, []
-        for kind, payload in frames:
-            on_frame(kind, payload)
-        if self._lost:
-            on_lost(self._reason)
-
-    def write(self, data: bytes) -> None:
-        if self._transport is not None and not self._lost:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-    # asyncio.Protocol
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        made: socket.socket = transport.get_extra_info("socket")
-        if made.family != socket.AF_UNIX:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            for kind, payload in self._decoder.feed(data):
-                if self._on_frame is not None:
-                    self._on_frame(kind, payload)
-                else:
-                    self._frames.append((kind, payload))
-                    self._arrived.set()
-        except ProtocolError as error:
-            self._reason = error
-            if self._transport is not None:
-                self._transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
-        self._arrived.set()
-        if self._on_lost is not None:
-            self._on_lost(self._reason)
