@@ -11,7 +11,6 @@ that is killed leaves a folder that nobody holds or a folder that the index does
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -26,14 +25,15 @@ from typing import BinaryIO
 
 import msgspec
 
-from perdure.errors import Conflict, ImageInvalid, NoSpace, NotFound, PerdureError, ProtocolError
+from perdure.errors import Conflict, ImageInvalid, NotFound, PerdureError, ProtocolError
 from perdure.execution.images.archive import ImageArchive
-from perdure.execution.images.bytestream import CHUNK, Section
 from perdure.execution.images.config import changed
+from perdure.execution.images.diskerror import disk_error
 from perdure.execution.images.image import Image, ImageConfig
 from perdure.execution.images.layers import Layer, merge
 from perdure.execution.images.packages import bootstrap
 from perdure.execution.images.references import full_name
+from perdure.execution.images.source import opened
 from perdure.execution.images.squashfs import pack
 from perdure.linux import durable
 from perdure.model import Frozen
@@ -84,7 +84,7 @@ class ImageLibrary:
         """
         names = [full_name(name)]
         config = changed(ImageConfig(), changes)
-        with self._new() as folder, _opened(source, folder) as section:
+        with self._new() as folder, opened(source, folder) as section:
             self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
             return self._publish([(folder, names)])[0]
 
@@ -93,7 +93,7 @@ class ImageLibrary:
 
         Raises as ``import_tar`` does; an image for another kind of machine is an ImageInvalid.
         """
-        with self._new() as folder, _opened(source, folder, plain=True) as section:
+        with self._new() as folder, opened(source, folder, plain=True) as section:
             packed = ImageArchive(section).images()
             if name and len(packed) > 1:
                 raise ImageInvalid(f"{section.name} has {len(packed)} images", hint="Load it without a name.")
@@ -113,7 +113,7 @@ class ImageLibrary:
         with self._new() as folder:
             tar = folder / "root.tar"
             bootstrap(tar, packages, suite, progress)
-            with _opened(tar, folder) as section:
+            with opened(tar, folder) as section:
                 config = ImageConfig(cmd=["/bin/sh"], env={"PATH": _PATH})
                 self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
             tar.unlink()
@@ -204,7 +204,7 @@ class ImageLibrary:
             document = _Document(version=_FORMAT, squashfs=f"sha256:{digest}", config=config)
             _write(folder / "config.json", msgspec.json.encode(document, order="sorted"))
         except OSError as error:
-            raise _disk_error(error, folder) from error
+            raise disk_error(error, folder) from error
 
     def _publish(self, made: Iterable[tuple[Path, Sequence[str]]]) -> Listing:
         """Move finished images into place and list them, all at once."""
@@ -300,7 +300,7 @@ class ImageLibrary:
                     new.rename(self._folder / "index.json")
                     durable.sync(self._folder)
                 except OSError as error:
-                    raise _disk_error(error, self._folder) from error
+                    raise disk_error(error, self._folder) from error
 
     @contextmanager
     def _new(self) -> Iterator[Path]:
@@ -315,55 +315,6 @@ class ImageLibrary:
                 yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _opened(source: Path | BinaryIO, folder: Path, *, plain: bool = False) -> Iterator[Section]:
-    """``source`` as a section: of its own file, or of a copy where it cannot be read twice.
-
-    A pipe is copied as it comes; with ``plain`` a compressed file is decompressed too, because blobs in the middle
-    of it are needed one by one.
-    """
-    try:
-        if not isinstance(source, Path):
-            with (folder / "spool").open("w+b") as spool:
-                shutil.copyfileobj(source, spool, CHUNK)
-                spool.flush()
-                with _plain(Section.whole(spool, "standard input"), folder, plain) as section:
-                    yield section
-            return
-        if not source.is_file():
-            raise NotFound(f"{source} is not a file", hint="Give the path of a tar archive, or - for standard input.")
-        with source.open("rb") as file, _plain(Section.whole(file, source.name), folder, plain) as section:
-            yield section
-            if os.fstat(file.fileno()).st_size != section.size_bytes and not section.is_compressed and not plain:
-                raise ImageInvalid(f"{source} changed while it was read", hint="Write the archive, then load it.")
-    except OSError as error:
-        raise _disk_error(error, folder) from error
-
-
-@contextmanager
-def _plain(section: Section, folder: Path, plain: bool) -> Iterator[Section]:
-    if not plain or not section.is_compressed:
-        yield section
-        return
-    free = shutil.disk_usage(folder).free
-    with (folder / "plain").open("w+b") as file:
-        reader = section.open()
-        while data := reader.read(CHUNK):
-            if reader.tell() > free:
-                raise NoSpace(f"{section.name} does not fit decompressed in {folder.parent}", hint="Free some space.")
-            file.write(data)
-        file.flush()
-        yield Section.whole(file, section.name)
-
-
-def _disk_error(error: OSError, folder: Path) -> PerdureError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(
-            f"no space in {folder.parent}", hint="Remove images that are not needed: fcrun images, fcrun rmi."
-        )
-    return ImageInvalid(f"cannot read or write: {error}", hint="Check the file and the rights on it.")
 
 
 def _check_whole(folder: Path, digest: str) -> None:
