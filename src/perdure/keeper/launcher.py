@@ -5,7 +5,7 @@
 One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
 fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
 it once they run: a launcher that starts finds them by their control sockets. It watches all by pidfd, and cleans up
-after one that died.
+after one that died (``keeper.keepers``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from _operator import _compare_digest  # what hmac.compare_digest is, without ha
 from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, PerdureError, ProtocolError
 from perdure.keeper import line
 from perdure.keeper.folder import Below, checked_name
+from perdure.keeper.keepers import Keepers
 from perdure.keeper.loop import READ, Loop, Stream
 
 TYPE_CHECKING = False
@@ -29,16 +30,11 @@ if TYPE_CHECKING:
 
     from perdure.keeper.program import Program
     from perdure.keeper.spares import Spares
-    from perdure.linux.cgroup import Cgroup
-    from perdure.linux.process import Process
 
 _WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "perdure.keeper.spares")
 _HELLO_TIMEOUT_S = 10.0
 _MACHINES_TIMEOUT_S = 60.0
 _LOOK_S = 0.02
-_LEAVE_TIMEOUT_S = 2.0
-_CGROUP_RETRY_S = 0.05
-_CGROUP_RETRIES = 200
 
 
 class Launcher:
@@ -48,10 +44,9 @@ class Launcher:
         """``after``: no keeper is forked before this file is there: KVM is still being loaded."""
         self._listener, self._token, self._below, self._after = listener, token.encode(), below, after
         self._loop = Loop()
-        self._kept: dict[str, Process] = {}
+        self._keepers = Keepers(self._loop, below)
         self._callers: set[_Caller] = set()
         self._cold = list(_WARM)
-        self._cgroups = f"perdure-{os.path.basename(below.path)}"
         self._spare_keepers: Spares | None = None
 
     def run(self) -> None:
@@ -60,7 +55,7 @@ class Launcher:
         while self._cold:
             self._loop.turn(0)
             self._warm_up()
-        self._adopt()
+        self._keepers.adopt()
         self._below.clear_spares()
         while True:
             self._loop.turn()
@@ -72,59 +67,6 @@ class Launcher:
             if not self._cold:
                 gc.collect()
                 gc.freeze()  # so that a keeper's collector does not touch, and thereby copy, what it shares with us
-
-    def _adopt(self) -> None:
-        """Find the keepers that an earlier launcher forked, and clean up after those that died."""
-        for sandbox in self._below.sandboxes():
-            if sandbox not in self._kept and not self._find(sandbox):
-                self._clean(sandbox, "the keeper died while no launcher watched it")
-
-    def _find(self, sandbox: str) -> bool:
-        """Watch a living keeper that is not ours yet; False: none lives."""
-        from perdure.linux.process import Process
-
-        with socket.socket(socket.AF_UNIX) as probe:
-            try:
-                probe.connect(self._below.machine(sandbox).control)
-                credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-                pid = int.from_bytes(credentials[:4], sys.byteorder)  # struct ucred: who called listen(2)
-                self._watch(sandbox, Process(pid))
-            except OSError:
-                return False
-        return True
-
-    def _watch(self, sandbox: str, keeper: Process) -> None:
-        self._kept[sandbox] = keeper
-        self._loop.watch(keeper.pidfd, READ, lambda _mask: self._look(sandbox))
-
-    def _look(self, sandbox: str) -> None:
-        """Clean up after a keeper if it has ended."""
-        keeper = self._kept.get(sandbox)
-        if keeper is None or (status := keeper.poll()) is None:
-            return
-        self._loop.forget(keeper.pidfd)
-        keeper.close()
-        del self._kept[sandbox]
-        self._clean(sandbox, f"the keeper was killed by signal {-status}" if status < 0 else "the keeper ended")
-
-    def _clean(self, sandbox: str, how: str) -> None:
-        """Kill and remove what a dead keeper left. Its children die with it anyway; the cgroup takes any other."""
-        from perdure.linux.cgroup import Cgroup
-
-        cgroup = Cgroup.find(f"{self._cgroups}/{sandbox}")
-        if cgroup is not None:
-            cgroup.kill()
-            self._remove_cgroup(cgroup, _CGROUP_RETRIES)
-        folder = self._below.machine(sandbox)
-        if not os.path.isdir(folder.path):
-            return  # it ended as it was told to
-        if folder.read_exit() is None:
-            folder.record_exit("keeper-died", how)
-        folder.clear(keep_record=True)
-
-    def _remove_cgroup(self, cgroup: Cgroup, tries: int) -> None:
-        if not cgroup.remove() and tries:
-            self._loop.after(_CGROUP_RETRY_S, lambda: self._remove_cgroup(cgroup, tries - 1))
 
     # Callers
 
@@ -153,14 +95,14 @@ class Launcher:
         want = hello.get("want")
         if want == "ping":
             facts = {"pid": os.getpid(), "version": line.VERSION, "python": sys.version.split()[0]}
-            caller.answer({**facts, "keepers": len(self._kept)})
+            caller.answer({**facts, "keepers": len(self._keepers)})
         elif want == "run":
             caller.program = self._run(caller, hello)
         else:
             while self._cold:
                 self._warm_up()
             if want == "list":
-                caller.answer({"keepers": self._list()})
+                caller.answer({"keepers": self._keepers.report()})
             elif want == "forget":
                 self._forget(_sandbox(hello))
                 caller.answer({})
@@ -179,31 +121,8 @@ class Launcher:
             self._spare_keepers = Spares(self._loop, self._below, self._be_spare)
         return self._spare_keepers
 
-    def _list(self) -> list[dict[str, Any]]:
-        self._adopt()
-        for sandbox in list(self._kept):
-            self._look(sandbox)
-        found: list[dict[str, Any]] = []
-        for sandbox in self._below.sandboxes():
-            if sandbox in self._kept:
-                found.append({"sandbox": sandbox, "alive": True, "pid": self._kept[sandbox].pid})
-            else:
-                record = self._below.machine(sandbox).read_exit()
-                found.append({"sandbox": sandbox, "alive": False, "exit": record})
-        return found
-
-    def _lives(self, sandbox: str) -> bool:
-        self._look(sandbox)
-        return sandbox in self._kept or self._find(sandbox)
-
-    def _stays(self, sandbox: str) -> bool:
-        """Whether a keeper lives that is not about to leave: one without node and machine ends in a moment."""
-        if self._lives(sandbox):
-            self._loop.run_until(lambda: sandbox not in self._kept, _LEAVE_TIMEOUT_S)
-        return self._lives(sandbox)
-
     def _forget(self, sandbox: str) -> None:
-        if self._stays(sandbox):
+        if self._keepers.stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a living keeper", hint="End its machine first.")
         self._below.machine(sandbox).remove()
 
@@ -211,7 +130,7 @@ class Launcher:
         from perdure.linux import process
 
         self._await_machines()
-        if self._stays(sandbox):
+        if self._keepers.stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a keeper already", hint="Attach to it.")
         if caller.closed:
             return
@@ -222,7 +141,7 @@ class Launcher:
                 keeper = process.fork(lambda: self._be_keeper(sandbox, fd), keep=(fd,), die_with_parent=False)
         finally:
             os.close(fd)
-        self._watch(sandbox, keeper)
+        self._keepers.watch(sandbox, keeper)
         if parts:
             self._spares.wish(parts)
 
@@ -242,7 +161,7 @@ class Launcher:
         from perdure.linux.cgroup import Cgroup
 
         os.setsid()
-        cgroup = Cgroup.make(f"{self._cgroups}/{sandbox}")
+        cgroup = Cgroup.make(f"{self._keepers.cgroups}/{sandbox}")
         if cgroup is not None:
             cgroup.enter()
         Keeper(self._below, sandbox).run(fd)
@@ -254,7 +173,7 @@ class Launcher:
 
         def become(sandbox: str, pids: list[int]) -> None:
             live_on()
-            cgroup = Cgroup.make(f"{self._cgroups}/{sandbox}")
+            cgroup = Cgroup.make(f"{self._keepers.cgroups}/{sandbox}")
             if cgroup is not None:
                 cgroup.enter(pids)
 
@@ -262,7 +181,7 @@ class Launcher:
         Keeper(self._below, name, self._below.spare(name)).run_spare(*parts, become)
 
     def _attach(self, caller: _Caller, sandbox: str) -> None:
-        if not self._lives(sandbox):
+        if not self._keepers.lives(sandbox):
             record = self._below.machine(sandbox).read_exit() or {}
             raise NotFound(f"no keeper of sandbox {sandbox} lives", hint="Resume it from its last snapshot.", **record)
         with socket.socket(socket.AF_UNIX) as control:
