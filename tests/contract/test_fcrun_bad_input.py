@@ -6,7 +6,6 @@ import io
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +15,13 @@ import pytest
 from perdure.client.node import NodeClient
 from perdure.errors import Unavailable
 from perdure.host.paths import Home
+from perdure.testing.commands import Fcrun
 
 
 def fcrun(home: Home, *argv: str, stdin: bytes = b"") -> tuple[int, str]:
     """Exit status and stderr."""
-    env = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
-    command = [sys.executable, "-m", "perdure.cli.fcrun", *argv]
-    done = subprocess.run(command, env=env, input=stdin, capture_output=True, timeout=60)
-    return done.returncode, done.stderr.decode()
+    status, _, said = Fcrun(home)(*argv, stdin=stdin)
+    return status, said
 
 
 def tar(*members: tarfile.TarInfo) -> bytes:

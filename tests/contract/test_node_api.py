@@ -23,6 +23,7 @@ from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import Conflict, ImageInvalid, InvalidValue, NotFound, Unavailable
 from perdure.host.paths import Home
 from perdure.model import ExecSpec, SandboxSpec, SandboxState
+from perdure.testing.commands import Fcrun
 
 TINY = SandboxSpec(image="tiny", command=["/bin/true"])
 
@@ -255,7 +256,6 @@ def test_a_node_that_does_not_run_is_named(tmp_path: Path) -> None:
 
 
 def test_fcrun_reports_the_nodes_errors(home: Home) -> None:
-    env = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     for argv, words in (
         (["run", "nope", "x"], "nope"),
         (["rm", "nope"], "no such sandbox: nope"),
@@ -267,10 +267,7 @@ def test_fcrun_reports_the_nodes_errors(home: Home) -> None:
         (["run", "-it", "tiny", "x"], "not a TTY"),
         (["import", "/nonexistent", "x"], "No such file"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "perdure.cli.fcrun", *argv],
-            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-        )  # fmt: skip
-        assert (done.returncode, done.stdout.replace("[]\n", "")) == (125, ""), argv
-        assert done.stderr.startswith("fcrun: ")
-        assert words in done.stderr
+        status, out, err = Fcrun(home)(*argv)
+        assert (status, out.replace("[]\n", "")) == (125, ""), argv
+        assert err.startswith("fcrun: ")
+        assert words in err

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from perdure.formats import manifest
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
+from perdure.testing.commands import Fcrun
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
 BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
@@ -34,19 +32,7 @@ class Node:
     line: list[Snapshot]
     fork: Snapshot
     client: NodeClient
-
-    def fcrun(self, *argv: str) -> tuple[int, str, str]:
-        env = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
-        done = subprocess.run(
-            [sys.executable, "-m", "perdure.cli.fcrun", "snapshot", *argv],
-            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    def said(self, *argv: str) -> str:
-        status, out, err = self.fcrun(*argv)
-        assert (status, err) == (0, "")
-        return out
+    fcrun: Fcrun
 
 
 def short(snapshot: Snapshot) -> str:
@@ -83,13 +69,13 @@ def node(tmp_path: Path) -> Iterator[Node]:
     ensure_running(home)
     client = NodeClient(home)
     try:
-        yield Node(home, bench, line, fork, client)
+        yield Node(home, bench, line, fork, client, Fcrun(home, ("snapshot",)))
     finally:
         client.shutdown()
 
 
 def test_ls(node: Node) -> None:
-    heading, *rows = node.said("ls").splitlines()
+    heading, *rows = node.fcrun.said("ls").splitlines()
     assert heading.split() == ["SNAPSHOT", "ID", "SANDBOX", "CREATED", "LAYERS", "SIZE", "TOTAL", "PARENT"]
     assert [row.split()[:2] for row in rows] == [
         [short(node.fork), "fork"],
@@ -97,23 +83,23 @@ def test_ls(node: Node) -> None:
     ]
     assert [row.split()[-1] for row in rows] == [short(node.line[1]), short(node.line[1]), short(node.line[0]), "warm"]
     assert "3+1" in rows[0]
-    assert node.said("ls", "-q", "--no-trunc", "box").split() == [one.digest for one in reversed(node.line)]
-    (value,) = [json.loads(line) for line in node.said("ls", "--format", "json", "fork").splitlines()]
+    assert node.fcrun.said("ls", "-q", "--no-trunc", "box").split() == [one.digest for one in reversed(node.line)]
+    (value,) = [json.loads(line) for line in node.fcrun.said("ls", "--format", "json", "fork").splitlines()]
     assert value["digest"] == node.fork.digest
     assert value["total_bytes"] > value["stored_bytes"] > 0
-    assert node.said("ls", "--format", "{{.ID}} {{.Layers}}", "fork") == f"{short(node.fork)} 3+1\n"
+    assert node.fcrun.said("ls", "--format", "{{.ID}} {{.Layers}}", "fork") == f"{short(node.fork)} 3+1\n"
 
 
 def test_a_snapshot_is_named_in_many_ways(node: Node) -> None:
     digest = node.line[2].digest
     for ref in (digest, digest[7:], digest[:20], digest[7:19], "box", BOX, BOX[:5]):
         assert node.client.store.inspect(ref)["digest"] == digest
-    (found,) = json.loads(node.said("inspect", "box"))
+    (found,) = json.loads(node.fcrun.said("inspect", "box"))
     assert (found["named_by"], found["working_set_blocks"]) == (["box"], 2)
     assert [layer["digest"] for layer in found["memory"]["layers"]] == [
         layer.digest for layer in node.line[2].memory.layers
     ]
-    assert node.said("inspect", "-f", "{{.config.template}}", "box") == "warm\n"
+    assert node.fcrun.said("inspect", "-f", "{{.config.template}}", "box") == "warm\n"
 
 
 def test_errors_help(node: Node) -> None:
@@ -140,7 +126,7 @@ def test_a_thorough_verification_needs_all_that_a_restore_needs(node: Node) -> N
     status, out, err = node.fcrun("verify", "--thorough", "box")
     assert (status, err) == (1, "")
     assert f"snapshot {node.line[2].digest}: no image" in out
-    assert node.said("verify", "box").startswith("box: sound")
+    assert node.fcrun.said("verify", "box").startswith("box: sound")
 
 
 def _common(node: Node) -> str:
@@ -156,7 +142,7 @@ def _common(node: Node) -> str:
 
 
 def test_tree(node: Node) -> None:
-    lines = node.said("tree").splitlines()
+    lines = node.fcrun.said("tree").splitlines()
     assert lines[0] == "template warm"
     assert [line[:66].rstrip() for line in lines[1:]] == [
         f"└─ {short(node.line[0])}  box",
@@ -165,10 +151,10 @@ def test_tree(node: Node) -> None:
         f"   {short(node.line[2])}  box",
     ]
     assert all(len(line) <= 100 for line in lines)
-    assert node.said("tree", "-q").split() == [
+    assert node.fcrun.said("tree", "-q").split() == [
         short(one) for one in (node.line[0], node.line[1], node.fork, node.line[2])
     ]
-    assert [json.loads(line).get("depth", 0) for line in node.said("tree", "--format", "json").splitlines()] == [
+    assert [json.loads(line).get("depth", 0) for line in node.fcrun.said("tree", "--format", "json").splitlines()] == [
         0,
         1,
         1,
@@ -178,9 +164,9 @@ def test_tree(node: Node) -> None:
 
 
 def test_verify(node: Node) -> None:
-    assert node.said("verify", "box").startswith("box: sound: 1 snapshot, ")
-    assert node.said("verify").startswith("the store: sound: 4 snapshots, ")
-    assert node.said("verify", "-q") == ""
+    assert node.fcrun.said("verify", "box").startswith("box: sound: 1 snapshot, ")
+    assert node.fcrun.said("verify").startswith("the store: sound: 4 snapshots, ")
+    assert node.fcrun.said("verify", "-q") == ""
     path = node.bench.store.blob_path(node.line[0].memory.layers[0].digest)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -196,14 +182,14 @@ def test_verify(node: Node) -> None:
 
 
 def test_explain(node: Node) -> None:
-    out = node.said("explain", "box")
+    out = node.fcrun.said("explain", "box")
     assert f"snapshot {node.line[2].digest}" in out
     assert "memory  1.05MB: " in out
     assert "working set  2 blocks" in out
     for layer in (*node.line[2].memory.layers, *node.line[2].disk.layers):
         assert layer.digest[7:19] in out
     assert all(len(line) <= 100 for line in out.splitlines())
-    found = json.loads(node.said("explain", "--format", "json", "box"))
+    found = json.loads(node.fcrun.said("explain", "--format", "json", "box"))
     assert found["compaction_due"] is True  # nearly all of the older layers is dead
     assert "fcrun snapshot compact" in out
 
@@ -223,8 +209,8 @@ def test_compact_takes_the_place_of_the_old_one(node: Node) -> None:
     assert [one.digest for one in node.client.snapshots("box")][:2] == [one.digest for one in node.line[:2]]
     record = Folder(node.home.sandboxes / BOX).load()
     assert (record.parent, record.snapshots[2].stdout) == (new["digest"], 5)
-    assert node.said("verify").startswith("the store: sound: 4 snapshots")
-    assert "it was compact already" in node.said("compact", "box")
+    assert node.fcrun.said("verify").startswith("the store: sound: 4 snapshots")
+    assert "it was compact already" in node.fcrun.said("compact", "box")
     (event,) = [one for one in node.client.events(follow=False, since=0) if one.kind == "sandbox.compacted"]
     assert event.details["before"] == old.digest
     node.client.shutdown()
@@ -268,40 +254,40 @@ def test_a_snapshot_that_a_fork_has_too_is_given_up_by_the_one_it_is_of(node: No
 
 
 def test_rm(node: Node) -> None:
-    assert node.said("rm", node.line[0].digest[:30]) == f"{node.line[0].digest[:30]}\n"
+    assert node.fcrun.said("rm", node.line[0].digest[:30]) == f"{node.line[0].digest[:30]}\n"
     with pytest.raises(NotFound):
         node.bench.store.get(node.line[0].digest)
-    assert node.said("rm", "--force", "box") == "box\n"
+    assert node.fcrun.said("rm", "--force", "box") == "box\n"
     record = Folder(node.home.sandboxes / BOX).load()
     assert ([kept.info.digest for kept in record.snapshots], record.parent) == ([node.line[1].digest], None)
     info = node.client.get("box")
     assert info.snapshot is not None and info.snapshot.digest == node.line[1].digest  # it goes back to that one
-    assert node.said("verify").startswith("the store: sound: 2 snapshots")
+    assert node.fcrun.said("verify").startswith("the store: sound: 2 snapshots")
 
 
 def test_rm_of_one_that_does_not_read(node: Node) -> None:
     path = node.bench.store.blob_path(node.line[0].digest)
     path.write_bytes(path.read_bytes()[1:])
-    (row,) = [row for row in node.said("ls").splitlines() if "does not read" in row]
+    (row,) = [row for row in node.fcrun.said("ls").splitlines() if "does not read" in row]
     assert row.split()[0] == short(node.line[0])
     status, _, err = node.fcrun("gc")
     assert status == 0
     assert f"fcrun snapshot rm --force {short(node.line[0])}" in err
-    node.said("rm", "--force", short(node.line[0]))
-    assert node.said("verify").startswith("the store: sound: 3 snapshots")
+    node.fcrun.said("rm", "--force", short(node.line[0]))
+    assert node.fcrun.said("verify").startswith("the store: sound: 3 snapshots")
 
 
 def test_gc(node: Node) -> None:
     unnamed = node.bench.capture(node.fork, {9: block(99)}, DISK, sandbox_id="0" * 12)
     node.bench.store.add(b"left by a crash", "x/y")
-    dry = node.said("gc", "--dry-run")
+    dry = node.fcrun.said("gc", "--dry-run")
     assert dry.splitlines()[0] == short(unnamed)
     assert "Would delete: 1 snapshot, 5 blobs" in dry
     assert node.bench.store.get(unnamed.digest) == unnamed
-    assert json.loads(node.said("gc", "--dry-run", "--format", "json"))["forgotten"] == [unnamed.digest]
-    assert node.said("gc", "-q") == f"{short(unnamed)}\n"
-    assert node.said("gc") == "Deleted: nothing. Freed 0B.\n"
-    assert node.said("verify").startswith("the store: sound: 4 snapshots")
+    assert json.loads(node.fcrun.said("gc", "--dry-run", "--format", "json"))["forgotten"] == [unnamed.digest]
+    assert node.fcrun.said("gc", "-q") == f"{short(unnamed)}\n"
+    assert node.fcrun.said("gc") == "Deleted: nothing. Freed 0B.\n"
+    assert node.fcrun.said("verify").startswith("the store: sound: 4 snapshots")
 
 
 def test_a_node_that_starts_takes_what_killed_builds_of_templates_left(node: Node) -> None:
@@ -311,7 +297,7 @@ def test_a_node_that_starts_takes_what_killed_builds_of_templates_left(node: Nod
         (node.home.templates / name / "memory").write_bytes(b"some of it")
     ensure_running(node.home)
     assert [path.name for path in node.home.templates.iterdir()] == ["warm"]
-    assert node.said("verify").startswith("the store: sound: 4 snapshots")
+    assert node.fcrun.said("verify").startswith("the store: sound: 4 snapshots")
 
 
 def test_a_tag_keeps_and_names(node: Node) -> None:
@@ -320,15 +306,15 @@ def test_a_tag_keeps_and_names(node: Node) -> None:
     node.bench.store.tag(
         "keep/this:1", manifest.Descriptor(media_type=manifest.MANIFEST, digest=kept.digest, size=size)
     )
-    assert node.said("gc") == "Deleted: nothing. Freed 0B.\n"
+    assert node.fcrun.said("gc") == "Deleted: nothing. Freed 0B.\n"
     assert node.client.store.inspect("keep/this:1")["tags"] == ["keep/this:1"]
     status, _, err = node.fcrun("rm", "keep/this:1")
     assert (status, "is tagged keep/this:1" in err) == (125, True)
 
 
 def test_help(node: Node) -> None:
-    out = node.said()
+    out = node.fcrun.said()
     assert "Usage: fcrun snapshot COMMAND" in out
     for name in ("ls", "inspect", "tree", "verify", "explain", "rm", "compact", "gc"):
         assert f"\n  {name} " in out
-        assert f"fcrun snapshot {name}" in node.said(name, "--help")
+        assert f"fcrun snapshot {name}" in node.fcrun.said(name, "--help")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +13,10 @@ from perdure.client.node import NodeClient, ensure_running
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.host.paths import Home
 from perdure.model import Recipe, SandboxSpec, SandboxState
+from perdure.testing.commands import Fcrun
 from perdure.testing.snapshots import BLOCKS, Bench, blocks_of
 
 WEB, PLAIN = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
-Fcrun = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -66,15 +63,7 @@ def home(tmp_path: Path) -> Iterator[Home]:
 
 @pytest.fixture
 def fcrun(home: Home) -> Fcrun:
-    def run(*argv: str) -> tuple[int, str, str]:
-        env = {**os.environ, "PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
-        done = subprocess.run(
-            [sys.executable, "-m", "perdure.cli.fcrun", *argv],
-            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    return run
+    return Fcrun(home)
 
 
 def test_ls(fcrun: Fcrun) -> None:

@@ -22,6 +22,7 @@ from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
 from perdure.testing import stores as bench
+from perdure.testing.commands import Fcrun
 from perdure.testing.proxy import Asked, Fault, FaultingProxy
 from perdure.testing.snapshots import BLOCKS, block, blocks_of
 
@@ -36,6 +37,7 @@ class Node:
         self.home = Home(root, root / "assets").make()
         self.bench = bench.Node(root)
         self.client = NodeClient(self.home)
+        self.fcrun = Fcrun(self.home, ("snapshot",))
 
     def suspended(self) -> Snapshot:
         """A sandbox ``box`` that sleeps."""
@@ -63,19 +65,6 @@ class Node:
         )
         return snapshot
 
-    def fcrun(self, *argv: str) -> tuple[int, str, str]:
-        env = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
-        done = subprocess.run(
-            [sys.executable, "-m", "perdure.cli.fcrun", "snapshot", *argv],
-            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        return done.returncode, done.stdout, done.stderr
-
-    def said(self, *argv: str) -> str:
-        status, out, err = self.fcrun(*argv)
-        assert (status, err) == (0, "")
-        return out
-
     def layer(self, snapshot: Snapshot) -> Path:
         return self.bench.store.blob_path(snapshot.memory.layers[0].digest)
 
@@ -102,28 +91,28 @@ def test_pushed_evicted_and_pulled_elsewhere(
     here, there, snapshot = nodes
     folder = (tmp_path / "store").as_uri()
     url = folder if kind == "folder" else f"oci+http://{request.getfixturevalue('registry')}/commands"
-    pushed = json.loads(here.said("push", "--format", "json", "box", f"{url}:v1"))
+    pushed = json.loads(here.fcrun.said("push", "--format", "json", "box", f"{url}:v1"))
     assert (pushed["digest"], pushed["url"], pushed["tag"]) == (snapshot.digest, url, "v1")
     assert pushed["sent_bytes"] > snapshot.memory.layers[0].size
-    again = here.said("push", "box", url)  # under its own name
+    again = here.fcrun.said("push", "box", url)  # under its own name
     assert again.splitlines()[0] == snapshot.digest
     assert f"{url}:{transfer.tag_of(snapshot.digest)}, sent 0B" in again
 
     assert here.layer(snapshot).exists()
-    evicted = json.loads(here.said("evict", "--format", "json", "box"))
+    evicted = json.loads(here.fcrun.said("evict", "--format", "json", "box"))
     assert evicted == {"digest": snapshot.digest, "url": url, "freed_bytes": snapshot.memory.layers[0].size}
     assert not here.layer(snapshot).exists()
-    assert "not read, as they are kept elsewhere: 1 layer" in here.said("verify", "box")
+    assert "not read, as they are kept elsewhere: 1 layer" in here.fcrun.said("verify", "box")
 
-    pulled = json.loads(there.said("pull", "--lazy", "--format", "json", f"{url}:v1"))
+    pulled = json.loads(there.fcrun.said("pull", "--lazy", "--format", "json", f"{url}:v1"))
     assert (pulled["digest"], pulled["sandbox_id"]) == (snapshot.digest, BOX)
     assert pulled["elsewhere_bytes"] == snapshot.memory.layers[0].size
     assert not there.layer(snapshot).exists()
-    assert there.said("pull", "-q", f"{url}@{snapshot.digest}") == f"{snapshot.digest}\n"  # the whole of it
+    assert there.fcrun.said("pull", "-q", f"{url}@{snapshot.digest}") == f"{snapshot.digest}\n"  # the whole of it
     assert there.layer(snapshot).exists()
-    assert there.said("gc") == "Deleted: nothing. Freed 0B.\n"
+    assert there.fcrun.said("gc") == "Deleted: nothing. Freed 0B.\n"
     assert there.client.store.inspect(snapshot.digest)["working_set_blocks"] == 2
-    assert there.said("rm", snapshot.digest[:20]) == f"{snapshot.digest[:20]}\n"
+    assert there.fcrun.said("rm", snapshot.digest[:20]) == f"{snapshot.digest[:20]}\n"
     assert there.client.store.list() == []
     assert not there.layer(snapshot).exists()
 
@@ -132,25 +121,25 @@ def test_what_is_not_restored_as_it_is_elsewhere_is_said(nodes: tuple[Node, Node
     """A thorough verification is no failure there, but never silent about it; what it names brings the memory here."""
     here, _, snapshot = nodes
     url = (tmp_path / "store").as_uri()
-    here.said("push", "box", f"{url}:v1")
-    here.said("evict", "box")
+    here.fcrun.said("push", "box", f"{url}:v1")
+    here.fcrun.said("evict", "box")
     pull = f"fcrun snapshot pull {url}@{snapshot.digest}"
     reason = f"its memory is kept elsewhere: {url}"
-    line, hint, summary = here.said("verify", "--thorough", "box").splitlines()
+    line, hint, summary = here.fcrun.said("verify", "--thorough", "box").splitlines()
     assert line == f"snapshot {snapshot.digest} was not restored: {reason}"
     assert hint == f"  Bring the memory here and verify it again: {pull}"
     assert summary.startswith("box: sound: 1 snapshot, ")
     assert ", 0 restored, 1 not restored; " in summary
-    assert here.said("verify", "--thorough", "-q", "box").splitlines() == [line]
-    report = json.loads(here.said("verify", "--thorough", "--format", "json"))
+    assert here.fcrun.said("verify", "--thorough", "-q", "box").splitlines() == [line]
+    report = json.loads(here.fcrun.said("verify", "--thorough", "--format", "json"))
     assert report.keys().isdisjoint({"findings", "restored"})  # none, and 0
     (left,) = report["not_restored"]
     assert (left["snapshot"], left["reason"]) == (snapshot.digest, reason)
     assert pull in left["hint"]
-    assert "not restored" not in here.said("verify", "box")  # nobody asked for it
-    here.said(*pull.split()[2:])
+    assert "not restored" not in here.fcrun.said("verify", "box")  # nobody asked for it
+    here.fcrun.said(*pull.split()[2:])
     assert here.layer(snapshot).exists()
-    assert "kept elsewhere" not in here.said("verify", "box")
+    assert "kept elsewhere" not in here.fcrun.said("verify", "box")
 
 
 def test_a_layer_that_came_with_another_snapshot(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
@@ -159,14 +148,16 @@ def test_a_layer_that_came_with_another_snapshot(nodes: tuple[Node, Node, Snapsh
     url = (tmp_path / "store").as_uri()
     image = snapshot.config.image_digest
     other = here.bench.capture(snapshot, {3: block(7)}, blocks_of(range(30)), image=image, sandbox_id="f" * 12)
-    here.said("push", other.digest, url)
-    here.said("evict", other.digest)
-    (hint,) = [line for line in here.said("verify", "--thorough", "box").splitlines() if "fcrun snapshot pull" in line]
+    here.fcrun.said("push", other.digest, url)
+    here.fcrun.said("evict", other.digest)
+    (hint,) = [
+        line for line in here.fcrun.said("verify", "--thorough", "box").splitlines() if "fcrun snapshot pull" in line
+    ]
     status, _, err = here.fcrun(*hint.partition("fcrun snapshot ")[2].split())
     push = f"fcrun snapshot push {snapshot.digest} {url}"
     assert (status, push in err) == (125, True)
-    here.said(*push.split()[2:])
-    here.said(*hint.partition("fcrun snapshot ")[2].split())
+    here.fcrun.said(*push.split()[2:])
+    here.fcrun.said(*hint.partition("fcrun snapshot ")[2].split())
     assert here.layer(snapshot).exists()
 
 
@@ -225,7 +216,7 @@ def test_removals_and_collections_end_while_pulls_stall(nodes: tuple[Node, Node,
         try:
             assert away.reached.wait(DEADLINE_S)
             here.client.remove("box")
-            assert here.said("gc") == "Deleted: nothing. Freed 0B.\n"
+            assert here.fcrun.said("gc") == "Deleted: nothing. Freed 0B.\n"
             assert here.client.store.list() == []
             assert not here.layer(own).exists()
             assert not any(pull.done() for pull in pulls)
@@ -299,7 +290,7 @@ def test_errors_help(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None
         assert (status, out) == (125, ""), argv
         assert words in err, (argv, err)
         assert err.startswith("fcrun"), argv
-    here.said("push", "box", f"{url}:v1")
+    here.fcrun.said("push", "box", f"{url}:v1")
     with pytest.raises(NotFound) as refused:
         there.client.store.pull(url, "v2")
     assert refused.value.hint == "It has: v1"
@@ -313,7 +304,7 @@ def test_errors_help(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None
 def test_wrong_bytes_are_named(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
     here, there, snapshot = nodes
     url = str(tmp_path / "store")
-    here.said("push", "box", f"{url}:v1")
+    here.fcrun.said("push", "box", f"{url}:v1")
     path = tmp_path / "store" / "blobs" / "sha256" / here.layer(snapshot).name
     path.write_bytes(b"x" * path.stat().st_size)
     status, _, err = there.fcrun("pull", f"{url}:v1")
