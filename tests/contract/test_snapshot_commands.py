@@ -11,12 +11,12 @@ import pytest
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import Conflict, NotFound
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.sandboxes.record import Folder, KeptSnapshot
 from perdure.formats import manifest
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec, SandboxState
 from perdure.testing.commands import Fcrun
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
 BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
@@ -50,21 +50,14 @@ def node(tmp_path: Path) -> Iterator[Node]:
         line.append(bench.capture(line[-1] if line else template, changed, DISK, working_set=(90, 5), sandbox_id=BOX))
     fork = bench.capture(line[1], {3: block(7)}, DISK, sandbox_id=FORK)
     for sandbox_id, name, snapshots in ((BOX, "box", line), (FORK, "fork", [fork])):
-        folder = Folder(home.sandboxes / sandbox_id)
-        folder.root.mkdir()
-        folder.save(
-            Record(
-                id=sandbox_id,
-                name=name,
-                spec=SandboxSpec(image="tiny"),
-                image_digest="",
-                created=1.0,
-                state=SandboxState.SUSPENDED,
-                template=template.name,
-                template_digest=template.digest,
-                parent=snapshots[-1].digest,
-                snapshots=[KeptSnapshot(info=one.info(), stdout=5) for one in snapshots],
-            )
+        sleeping(
+            home.sandboxes,
+            sandbox_id,
+            name,
+            snapshots,
+            template=template.name,
+            template_digest=template.digest,
+            snapshots=[KeptSnapshot(info=one.info(), stdout=5) for one in snapshots],
         )
     ensure_running(home)
     client = NodeClient(home)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.host.paths import Home
-from perdure.model import Recipe, SandboxSpec, SandboxState
+from perdure.model import Recipe, SandboxSpec
 from perdure.testing.commands import Fcrun
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, blocks_of
 
 WEB, PLAIN = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
@@ -37,22 +37,17 @@ def home(tmp_path: Path) -> Iterator[Home]:
         (PLAIN, Recipe(name="plain", spec=plain)),
     ):
         snapshot = bench.capture(base, {}, blocks_of(range(4)), sandbox_id=sandbox_id)
-        folder = Folder(home.sandboxes / sandbox_id)
-        folder.root.mkdir()
-        folder.save(
-            Record(
-                id=sandbox_id,
-                name=f"hidden-{recipe.name}",
-                spec=recipe.spec,
-                image_digest="sha256:" + "1" * 64,
-                created=time.time() - 3 * 3600,
-                state=SandboxState.SUSPENDED,
-                template=base.name,
-                template_digest=base.digest,
-                parent=snapshot.digest,
-                snapshots=[KeptSnapshot(info=snapshot.info())],
-                recipe=recipe,
-            )
+        sleeping(
+            home.sandboxes,
+            sandbox_id,
+            f"hidden-{recipe.name}",
+            [snapshot],
+            spec=recipe.spec,
+            image_digest="sha256:" + "1" * 64,
+            created=time.time() - 3 * 3600,
+            template=base.name,
+            template_digest=base.digest,
+            recipe=recipe,
         )
     ensure_running(home)
     try:

@@ -16,14 +16,13 @@ import pytest
 from perdure.cli.fcrun import _remote
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import NotFound, PerdureError, Unavailable
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.snapshots import stores, transfer
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec, SandboxState
 from perdure.testing import stores as bench
 from perdure.testing.commands import Fcrun
 from perdure.testing.proxy import Asked, Fault, FaultingProxy
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, block, blocks_of
 
 BOX = "b0b0b0b0b0b0"
@@ -47,22 +46,8 @@ class Node:
         snapshot = self.bench.capture(
             template, changed, blocks_of(range(30)), image=image, working_set=(90, 5), sandbox_id=BOX
         )
-        folder = Folder(self.home.sandboxes / BOX)
-        folder.root.mkdir()
-        folder.save(
-            Record(
-                id=BOX,
-                name="box",
-                spec=SandboxSpec(image="tiny"),
-                image_digest=image,
-                created=1.0,
-                state=SandboxState.SUSPENDED,
-                template=template.name,
-                template_digest=template.digest,
-                parent=snapshot.digest,
-                snapshots=[KeptSnapshot(info=snapshot.info())],
-            )
-        )
+        names = {"image_digest": image, "template": template.name, "template_digest": template.digest}
+        sleeping(self.home.sandboxes, BOX, "box", [snapshot], **names)
         return snapshot
 
     def layer(self, snapshot: Snapshot) -> Path:

@@ -16,16 +16,15 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import NoSpace, NotFound, SnapshotInvalid
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.snapshots import restore, spaces, templates, transfer
 from perdure.execution.snapshots.care import compact, garbage, verify
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
-from perdure.model import SandboxSpec, SandboxState
 from perdure.testing import dying
 from perdure.testing.places import DISK as PLACE_DISK
 from perdure.testing.places import Place, restored
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, IMAGE, Bench, block, blocks_of, captured, facts, sparse_file
 from perdure.testing.stores import Node
 
@@ -56,30 +55,14 @@ class World:
             self.line.append(self.bench.capture(parent, held, blocks_of(DISK_SEEDS), working_set=(20, 3)))
             self.memory[self.line[-1].digest] = blocks_of(memory.values())
         self.disk = blocks_of(DISK_SEEDS)
-        self._sandbox(root, BOX, self.line[:2])
-        self._sandbox(root, FORK, self.line[2:])
+        sleeping(root / "sandboxes", BOX, "box", self.line[:2])
+        sleeping(root / "sandboxes", FORK, "fork", self.line[2:])
         remote = FolderStore(root / "remote")
         for layer in self.line[-1].memory.layers:
             remote.put(layer, self.bench.store.blob_path(layer.digest))
         self.bench.cache.close()
         (root / "captured" / "memory").write_bytes(captured({5: block(999), 6: bytes(BLOCK)}, BLOCKS))
         sparse_file(root / "overlay", {2: block(888)}, len(DISK_SEEDS))
-
-    def _sandbox(self, root: Path, sandbox_id: str, snapshots: list[Snapshot]) -> None:
-        folder = Folder(root / "sandboxes" / sandbox_id)
-        folder.root.mkdir(parents=True)
-        folder.save(
-            Record(
-                id=sandbox_id,
-                name="box" if sandbox_id == BOX else "fork",
-                spec=SandboxSpec(image="i"),
-                image_digest="",
-                created=1.0,
-                state=SandboxState.SUSPENDED,
-                parent=snapshots[-1].digest,
-                snapshots=[KeptSnapshot(info=one.info()) for one in snapshots],
-            )
-        )
 
     def at(self, root: Path) -> Node:
         """A copy of it, as the machine finds it after a crash: opened anew."""

@@ -23,9 +23,10 @@ from perdure.execution.snapshots.care import explain, garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec, SandboxState
+from perdure.model import SandboxState
 from perdure.node import compaction
 from perdure.node.compaction import Compactor
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
 BOX, FORK = "b0b0b0b0b0b0", "f0f0f0f0f0f0"
@@ -53,20 +54,8 @@ class World:
         return found
 
     def box(self, line: list[Snapshot], state: SandboxState = SandboxState.SUSPENDED, sandbox_id: str = BOX) -> Sandbox:
-        folder = Folder(self.home.sandboxes / sandbox_id)
-        folder.root.mkdir()
-        record = Record(
-            id=sandbox_id,
-            name="box",
-            spec=SandboxSpec(image="i"),
-            image_digest="",
-            created=1.0,
-            state=state,
-            parent=line[-1].digest,
-            snapshots=[KeptSnapshot(info=one.info()) for one in line],
-        )
-        folder.save(record)
-        sandbox = Sandbox(self.every._rooms, folder, record)
+        record = sleeping(self.home.sandboxes, sandbox_id, "box", line, state=state)
+        sandbox = Sandbox(self.every._rooms, Folder(self.home.sandboxes / sandbox_id), record)
         self.every._sandboxes[sandbox_id] = sandbox
         return sandbox
 

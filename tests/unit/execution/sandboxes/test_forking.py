@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from perdure.execution.sandboxes import forking
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec, SandboxState
+from perdure.model import SandboxState
+from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, blocks_of
 
 SOURCE, HALF, OTHER = "b0b0b0b0b0b0", "f0f0f0f0f0f0", "e0e0e0e0e0e0"
@@ -32,20 +32,7 @@ async def test_what_was_not_acknowledged_is_removed_at_the_next_start(tmp_path: 
         (HALF, SandboxState.RESUMING),
         (OTHER, SandboxState.SUSPENDED),
     ):
-        folder = Folder(home.sandboxes / sandbox_id)
-        folder.root.mkdir()
-        folder.save(
-            Record(
-                id=sandbox_id,
-                name=sandbox_id,
-                spec=SandboxSpec(image="i"),
-                image_digest="",
-                created=1.0,
-                state=state,
-                parent=snapshot.digest,
-                snapshots=[KeptSnapshot(info=snapshot.info())],
-            )
-        )
+        sleeping(home.sandboxes, sandbox_id, sandbox_id, [snapshot], state=state)
     killed = forking.making(home.run, [HALF, "a0a0a0a0a0a0"])  # the second was not even begun
     killed.__enter__()
     assert forking.unfinished(home.run) == {HALF, "a0a0a0a0a0a0"}
