@@ -1,27 +1,5 @@
 """Fixtures: a house that is up, and the provider that its models are asked at."""
 
-from __future__ import annotations
+from perdure.testing.house_fixtures import house, provider
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
-
-from perdure.testing.house import House, Provider
-
-
-@pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    made = Provider()
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
-async def house(tmp_path: Path, provider: Provider) -> AsyncIterator[House]:
-    made = House(tmp_path, provider.url)
-    await made.up()
-    yield made
-    await made.machines.close()
-    await made.down()
+__all__ = ["house", "provider"]

@@ -60,14 +60,6 @@ class Desk:
 
 
 @pytest.fixture
-async def provider() -> AsyncIterator[Provider]:
-    made = Provider()
-    await made.open()
-    yield made
-    await made.close()
-
-
-@pytest.fixture
 async def desk(tmp_path: Path, provider: Provider) -> AsyncIterator[Desk]:
     house = House(tmp_path, provider.url)
     await house.up()
