@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import os
 import shutil
-import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from perdure.client.node import NodeClient
 from perdure.errors import Unavailable
 from perdure.host.paths import Home
 from perdure.testing.commands import Fcrun
+from perdure.testing.smalldisk import small_disk
 
 
 def fcrun(home: Home, *argv: str, stdin: bytes = b"") -> tuple[int, str]:
@@ -47,20 +47,22 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     if shutil.which("mksquashfs") is None:
         pytest.skip("mksquashfs is not installed")
     root = tmp_path_factory.mktemp("bad-input")
-    home = Home(root / "home", root / "cache").make()
-    yield home
-    end(home)
+    with ended(Home(root / "home", root / "cache").make()) as home:
+        yield home
 
 
 def stored(home: Home) -> list[Path]:
     return sorted(path for path in home.images.rglob("*") if path.name != "lock")
 
 
-def end(home: Home) -> None:
+@contextlib.contextmanager
+def ended(home: Home) -> Iterator[Home]:
+    """Its node ends afterwards, if a command started it."""
     try:
-        NodeClient(home).shutdown()
-    except Unavailable:
-        pass  # no command started it
+        yield home
+    finally:
+        with contextlib.suppress(Unavailable):
+            NodeClient(home).shutdown()
 
 
 @pytest.mark.parametrize(
@@ -95,13 +97,9 @@ def test_import_from_a_pipe_that_breaks_off(home: Home) -> None:
 
 def test_no_space(tmp_path: Path) -> None:
     """On a file system of 8 MiB that is really full."""
-    if os.geteuid() != 0 or shutil.which("mksquashfs") is None:
-        pytest.skip("mounting a small file system needs root (and mksquashfs)")
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], check=True)
-    home = Home(small / "home", tmp_path / "cache")
-    try:
+    if shutil.which("mksquashfs") is None:
+        pytest.skip("mksquashfs is not installed")
+    with small_disk(tmp_path / "small", 8) as small, ended(Home(small / "home", tmp_path / "cache")) as home:
         archive = tmp_path / "root.tar"
         archive.write_bytes(tar(member("etc/passwd"), member("etc/large", size=16 << 20)))
         status, said = fcrun(home, "import", str(archive), "large")
@@ -110,11 +108,6 @@ def test_no_space(tmp_path: Path) -> None:
         assert not [path for path in home.images.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20]
         assert not list(home.run.glob("upload-*"))
         assert fcrun(home, "images")[0] == 0  # the node lives on
-    finally:
-        try:
-            end(home)
-        finally:
-            subprocess.run(["umount", "--lazy", str(small)], check=True)
 
 
 def test_a_tampered_asset(home: Home, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -25,6 +24,7 @@ from perdure.testing import dying
 from perdure.testing.places import DISK as PLACE_DISK
 from perdure.testing.places import Place, restored
 from perdure.testing.sandboxes import sleeping
+from perdure.testing.smalldisk import small_disk
 from perdure.testing.snapshots import BLOCKS, IMAGE, Bench, block, blocks_of, captured, facts, sparse_file
 from perdure.testing.stores import Node
 
@@ -324,15 +324,8 @@ def test_a_puller_dies_at_every_durable_step(pulling: Place, tmp_path: Path, has
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = tmp_path / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], check=True)
-    try:
+    with small_disk(tmp_path / "small", 16) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def fill(folder: Path, pages: int) -> None:

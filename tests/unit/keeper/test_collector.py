@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from perdure.formats.blockmap import BASE, BLOCK, LAYER, NO_BASE, ZERO
 from perdure.formats.capturefile import CaptureFile
 from perdure.keeper.collector import Collector, Ground
 from perdure.keeper.loop import Loop
+from perdure.testing.smalldisk import small_disk
 
 DIGEST = bytes(range(32))
 STATE = b"the device state" * 1000
@@ -176,15 +176,8 @@ def test_what_fails_leaves_nothing_and_says_why(place: Path, loop: Loop, collect
 @pytest.fixture
 def small(place: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    folder = place / "small"
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], check=True)
-    try:
+    with small_disk(place / "small", 1) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_no_space_is_said_as_such(place: Path, loop: Loop, collector_program: Path, small: Path) -> None:
