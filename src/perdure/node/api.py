@@ -23,7 +23,7 @@ from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats import logs
 from perdure.host.paths import Home
 from perdure.host.progress import Progress

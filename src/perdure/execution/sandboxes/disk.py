@@ -12,7 +12,7 @@ from perdure.errors import NoSpace, Unavailable, Unsupported
 from perdure.execution.sandboxes import keptdisks
 from perdure.execution.snapshots import diskchanges
 from perdure.execution.snapshots.diskchanges import Changes
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.diskindex import DiskIndex, Stamp
 from perdure.host.paths import Home

@@ -20,7 +20,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import ProtocolError
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats.manifest import Origin
 from perdure.model import CallsEndpoint, Frozen, Recipe, SandboxSpec, SandboxState, SnapshotInfo
 

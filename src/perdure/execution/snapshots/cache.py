@@ -17,8 +17,8 @@ import zstandard
 from perdure.errors import NoSpace, SnapshotInvalid, Unavailable
 from perdure.execution.snapshots import cachefile
 from perdure.execution.snapshots.cachefile import CacheFile
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.layers import Layer
-from perdure.execution.snapshots.store import space_checked
 from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats import seekable

@@ -20,7 +20,7 @@ from pathlib import Path
 import zstandard
 
 from perdure.errors import SnapshotInvalid
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats import presence, seekable
 from perdure.formats.presence import Presence
 from perdure.formats.seekable import Frame

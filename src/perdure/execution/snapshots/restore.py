@@ -17,8 +17,9 @@ import zstandard
 
 from perdure.errors import SnapshotInvalid
 from perdure.execution.snapshots import spaces
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.spaces import Space
-from perdure.execution.snapshots.store import Store, space_checked
+from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.templates import Template, load
 from perdure.formats import memorymap, seekable
 from perdure.formats.blockmap import BASE, BLOCK, LAYER

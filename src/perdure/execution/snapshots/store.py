@@ -31,8 +31,9 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
+from perdure.errors import Conflict, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots import ingest, sweep
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.elsewhere import Elsewhere, Place
 from perdure.formats import manifest, workingset
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
@@ -48,20 +49,6 @@ class _Index(msgspec.Struct, rename="camel"):
     schema_version: int = 2
     media_type: str = "application/vnd.oci.image.index.v1+json"
     manifests: list[Descriptor] = []
-
-
-@contextlib.contextmanager
-def space_checked(what: str) -> Iterator[None]:
-    """Turn "disk full" and "quota used up" into NoSpace."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(
-                f"no space left while writing {what}: {error.strerror}",
-                hint="Free space (fcrun rm of sandboxes you do not need). What was stored before is intact.",
-            ) from error
-        raise
 
 
 class BlobWriter:

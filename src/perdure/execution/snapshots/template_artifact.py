@@ -17,8 +17,9 @@ import zstandard
 
 from perdure.errors import NotFound, SnapshotInvalid
 from perdure.execution.snapshots import layers, templates
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.layers import Layer
-from perdure.execution.snapshots.store import Store, space_checked
+from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.contract import checked
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.upload import Parcel

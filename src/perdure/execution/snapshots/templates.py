@@ -31,7 +31,7 @@ from perdure.errors import (
     SnapshotInvalid,
 )
 from perdure.execution.snapshots.collected import opened
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats import blockmap, workingset
 from perdure.formats.blockmap import BASE, BLOCK, LAYER, MEMORY, NO_BASE, ROLE_FLAT, Run
 from perdure.formats.manifest import Facts

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from perdure.errors import SnapshotInvalid
-from perdure.execution.snapshots.store import SMALL_BYTES_MAX, Store, space_checked
+from perdure.execution.snapshots.diskspace import space_checked
+from perdure.execution.snapshots.store import SMALL_BYTES_MAX, Store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats.manifest import Descriptor
 from perdure.host.progress import Progress
