@@ -33,8 +33,10 @@ import msgspec
 
 from perdure.errors import Conflict, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots import ingest, sweep
+from perdure.execution.snapshots.blobwriter import BlobWriter
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.elsewhere import Elsewhere, Place
+from perdure.execution.snapshots.index import Index
 from perdure.formats import manifest, workingset
 from perdure.formats.manifest import Descriptor, Snapshot, check_digest, digest_of
 from perdure.linux import durable
@@ -42,66 +44,6 @@ from perdure.reports import Swept
 
 _log = logging.getLogger(__name__)
 SMALL_BYTES_MAX = 64 << 20  # of blobs that are read whole: maps, configs, device states
-TAG = "org.opencontainers.image.ref.name"
-
-
-class _Index(msgspec.Struct, rename="camel"):
-    schema_version: int = 2
-    media_type: str = "application/vnd.oci.image.index.v1+json"
-    manifests: list[Descriptor] = []
-
-
-class BlobWriter:
-    """One blob on its way into the store. Leaving the ``with`` block without ``commit`` removes it.
-
-    Its file is locked, so no sweep takes it, however long it takes; one whose process dies is free.
-    """
-
-    def __init__(self, store: Store, what: str) -> None:
-        self._store = store
-        self._what = what
-        self._hash = hashlib.sha256()
-        self._size = 0
-        with store.moment(what):
-            self._path, self._file = ingest.begin(store.folder / "ingest")
-
-    def __enter__(self) -> BlobWriter:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        try:
-            self._file.close()
-        except OSError:
-            pass  # the disk is full: the bytes it still held are not wanted any more
-        self._path.unlink(missing_ok=True)
-
-    def write(self, data: bytes) -> None:
-        with space_checked(self._what):
-            self._file.write(data)
-        self._hash.update(data)
-        self._size += len(data)
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    @property
-    def digest(self) -> str:
-        """Of what was written so far."""
-        return "sha256:" + self._hash.hexdigest()
-
-    def commit(self, media_type: str) -> Descriptor:
-        """Make it durable under its digest."""
-        digest = self.digest
-        with space_checked(self._what):
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            target = self._store.blob_path(digest)
-            with self._store.moment(self._what):
-                self._store.claims.add(digest)
-                self._path.rename(target)
-                durable.sync(target.parent)
-        return Descriptor(media_type=media_type, digest=digest, size=self._size)
 
 
 class Store:
@@ -204,8 +146,7 @@ class Store:
         Raises NotFound, Conflict (ambiguous), SnapshotInvalid.
         """
         wanted = digest.removeprefix("sha256:")
-        every = dict.fromkeys(entry.digest for entry in self._index().manifests)  # one that is tagged is there twice
-        found = [one for one in every if one.removeprefix("sha256:").startswith(wanted)]
+        found = [one for one in self._index().digests() if one.removeprefix("sha256:").startswith(wanted)]
         if not wanted or not found:
             raise NotFound(f"no such sandbox or snapshot: {digest}", hint="`fcrun snapshot ls` lists the snapshots.")
         if len(found) > 1:
@@ -227,8 +168,7 @@ class Store:
 
     def digests(self) -> list[str]:
         """The digests of all snapshots, oldest first, also of those that do not read."""
-        found = dict.fromkeys(entry.digest for entry in self._index().manifests)
-        return [digest for digest in found if self._artifact(digest) in (manifest.ARTIFACT, "")]
+        return [digest for digest in self._index().digests() if self._artifact(digest) in (manifest.ARTIFACT, "")]
 
     def _artifact(self, digest: str) -> str:
         """What kind of artifact a manifest is; empty: it does not read."""
@@ -255,7 +195,7 @@ class Store:
                     raise NotFound(f"{what} was removed meanwhile", hint="Try again.")
             with self._locked("index.lock", fcntl.LOCK_EX):
                 index = self._index()
-                if all(entry.digest != descriptor.digest for entry in index.manifests):
+                if descriptor.digest not in index.digests():
                     index.manifests.append(descriptor)
                     self._replace(self.folder / "index.json", msgspec.json.encode(index))
         return self.get(descriptor.digest)
@@ -264,27 +204,19 @@ class Store:
         """Let ``name`` mean a manifest that is stored, from now on. Something must keep it until then."""
         with self.moment(), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
-            index.manifests = [entry for entry in index.manifests if entry.annotations.get(TAG) != name]
-            index.manifests.append(msgspec.structs.replace(manifest, annotations={TAG: name}))
+            index.tag(name, manifest)
             self._replace(self.folder / "index.json", msgspec.json.encode(index))
 
     def untag(self, name: str) -> None:
         """Let ``name`` mean nothing any more. What it meant stays registered, and goes once nobody names it."""
         with self.moment(), self._locked("index.lock", fcntl.LOCK_EX):
             index = self._index()
-            tagged = [entry for entry in index.manifests if entry.annotations.get(TAG) == name]
-            if not tagged:
-                return
-            index.manifests = [entry for entry in index.manifests if entry not in tagged]
-            known = {entry.digest for entry in index.manifests}
-            index.manifests += [
-                msgspec.structs.replace(entry, annotations={}) for entry in tagged if entry.digest not in known
-            ]
-            self._replace(self.folder / "index.json", msgspec.json.encode(index))
+            if index.untag(name):
+                self._replace(self.folder / "index.json", msgspec.json.encode(index))
 
     def tags(self) -> dict[str, str]:
         """The digest that each tag means."""
-        return {entry.annotations[TAG]: entry.digest for entry in self._index().manifests if TAG in entry.annotations}
+        return self._index().tags()
 
     # What is needed, and what is not
 
@@ -372,13 +304,8 @@ class Store:
             then(swept)
             return swept
 
-    def _index(self) -> _Index:
-        try:
-            return msgspec.json.decode((self.folder / "index.json").read_bytes(), type=_Index)
-        except FileNotFoundError:
-            return _Index()
-        except msgspec.MsgspecError as error:
-            raise SnapshotInvalid(f"{self.folder / 'index.json'} does not read: {error}") from None
+    def _index(self) -> Index:
+        return Index.read(self.folder / "index.json")
 
     # Layers elsewhere
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.errors import NoRights, NotFound, PerdureError, SnapshotInvalid, Unavailable
-from perdure.execution.snapshots.store import TAG, Store
+from perdure.execution.snapshots.index import TAG
+from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores.contract import check_tag, checked
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
 
