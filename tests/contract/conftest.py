@@ -1,12 +1,15 @@
-"""The servers that hold snapshots, once for all tests of this folder."""
+"""The servers that hold snapshots, once for all tests of this folder, and empty stores on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from perdure.testing.servers import registry_server, s3_server
+from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
+
+_numbers = iter(range(1 << 30))
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +24,17 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """HOST:PORT of a registry that asks nobody who they are."""
     with registry_server(tmp_path_factory.mktemp("registry")) as host:
         yield host
+
+
+@pytest.fixture(params=["folder", "s3", "registry"])
+def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of an empty store, of each kind."""
+    number = next(_numbers)
+    if request.param == "folder":
+        return str(tmp_path / "a folder of 100%#?")
+    if request.param == "s3":
+        for name, value in S3_ENVIRONMENT.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
+        return f"s3://{BUCKET}/some/place-{number}"
+    return f"oci+http://{request.getfixturevalue('registry')}/some/place-{number}"

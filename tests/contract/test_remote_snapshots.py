@@ -16,26 +16,11 @@ from perdure.execution.snapshots.stores import open_store
 from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
-from perdure.testing.servers import BUCKET, S3_ENVIRONMENT
 from perdure.testing.snapshots import facts
 from perdure.testing.stores import Node
 
 GUEST_BLOCKS = 4096  # 16 MiB
 DISK = random.Random(5).randbytes(20 * BLOCK)
-_numbers = iter(range(1 << 30))
-
-
-@pytest.fixture(params=["folder", "s3", "registry"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    number = next(_numbers)
-    if request.param == "folder":
-        return str(tmp_path / "remote")
-    if request.param == "s3":
-        for name, value in S3_ENVIRONMENT.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
-        return f"s3://{BUCKET}/whole/way-{number}"
-    return f"oci+http://{request.getfixturevalue('registry')}/whole/way-{number}"
 
 
 class Way:

@@ -15,23 +15,8 @@ from perdure.errors import InvalidValue, NotFound, SnapshotInvalid
 from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats.manifest import MANIFEST, Descriptor, digest_of
-from perdure.testing.servers import BUCKET, S3_ENVIRONMENT
 
 _numbers = iter(range(1 << 30))
-
-
-@pytest.fixture(params=["folder", "s3", "registry"])
-def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of an empty store."""
-    number = next(_numbers)
-    if request.param == "folder":
-        return str(tmp_path / "a folder of 100%#?")
-    if request.param == "s3":
-        for name, value in S3_ENVIRONMENT.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
-        return f"s3://{BUCKET}/some/place-{number}"
-    return f"oci+http://{request.getfixturevalue('registry')}/some/place-{number}"
 
 
 @pytest.fixture
