@@ -1,9 +1,9 @@
+#define _GNU_SOURCE
 #include "crew.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
-#include <unistd.h>
-
 
 enum { THREADS_MAX = 4 };
 
@@ -39,7 +39,8 @@ static void *live(void *none) {
 }
 
 void crew_start(void) {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    cpu_set_t usable;
+    int processors = sched_getaffinity(0, sizeof usable, &usable) ? 1 : CPU_COUNT(&usable);
     pthread_attr_t small;
     pthread_attr_init(&small);
     pthread_attr_setdetachstate(&small, PTHREAD_CREATE_DETACHED);

@@ -28,7 +28,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.host import kvm
 from perdure.host.assets import Assets
-from perdure.host.emulated import LAUNCHER_PORT, PIECES, EmulatedHost, find_programs, free_port
+from perdure.host.emulated import LAUNCHER_PORT, PIECES, EmulatedHost, find_programs, free_port, machine_processors
 from perdure.host.machine import boot_id, require_root
 from perdure.host.paths import Home
 from perdure.host.processes import ProcessFile, ProcessName, last_lines, start_detached
@@ -207,10 +207,12 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
     what = "starting the emulated host"
     progress(what, 0, 0)
     address = LauncherAddress(token=_new_token(home), tcp_port=free_port(), emulated=True)
+    listen = ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]
+    listen += ["--processors", ",".join(map(str, machine_processors()))]
     times = EmulatedHost(home).start(
         assets,
         address.tcp_port,
-        _launcher_command(home, ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]),
+        _launcher_command(home, listen),
         _launcher_environment(),
         lambda: ping(address) is not None,
     )

@@ -1,6 +1,6 @@
 """The launcher: the warm process below the line that forks keepers. ``python -m perdure.keeper.launcher``
 
-    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE]
+    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE] [--processors LIST]
 
 One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
 fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
@@ -40,9 +40,18 @@ _LOOK_S = 0.02
 class Launcher:
     """Serves one listening socket. ``run`` never returns."""
 
-    def __init__(self, listener: socket.socket, token: str, below: Below, after: str = "") -> None:
-        """``after``: no keeper is forked before this file is there: KVM is still being loaded."""
-        self._listener, self._token, self._below, self._after = listener, token.encode(), below, after
+    def __init__(
+        self,
+        listener: socket.socket,
+        token: str,
+        below: Below,
+        after: str = "",
+        processors: frozenset[int] = frozenset(),
+    ) -> None:
+        """``after``: no keeper is forked before this file is there: KVM is still being loaded. ``processors``: keepers,
+        programs and all that they start run on these only; none: on any."""
+        self._listener, self._token, self._below = listener, token.encode(), below
+        self._after, self._processors = after, processors
         self._loop = Loop()
         self._keepers = Keepers(self._loop, below)
         self._callers: set[_Caller] = set()
@@ -154,7 +163,16 @@ class Launcher:
                     hint="fcrun host stop, then try again.",
                 )
             self._loop.turn(_LOOK_S)
-        self._after = ""
+        self._stay_on_processors()
+
+    def _stay_on_processors(self) -> None:
+        """Bind this process, and all that it starts from now on. Not before machines can be: while KVM is loaded, the
+        processors are off for a moment, and Linux then forgets who was bound to them."""
+        if self._after and os.path.exists(self._after):
+            self._after = ""
+        if self._processors and not self._after:
+            os.sched_setaffinity(0, self._processors)
+            self._processors = frozenset()
 
     def _be_keeper(self, sandbox: str, fd: int) -> None:
         from perdure.keeper.keeper import Keeper
@@ -195,6 +213,7 @@ class Launcher:
     def _run(self, caller: _Caller, hello: dict[str, Any]) -> Program:
         from perdure.keeper.program import Program
 
+        self._stay_on_processors()
         return Program(self._loop, hello, caller)
 
 
@@ -273,7 +292,7 @@ def _parts(hello: dict[str, Any]) -> tuple[str, str] | None:
 def _options(argv: list[str]) -> dict[str, str]:
     """``--name value`` pairs (argparse would cost the emulated host 0.2 s). Raises InvalidValue."""
     names = argv[::2]
-    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below", "--after"}:
+    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below", "--after", "--processors"}:
         raise InvalidValue(__doc__ or "")
     options = dict(zip((name[2:] for name in names), argv[1::2], strict=True))
     if ("unix" in options) == ("tcp" in options) or not {"token-file", "below"} <= set(options):
@@ -312,7 +331,8 @@ def main(argv: list[str]) -> None:
         token = file.read().strip()
     if not token:
         raise InvalidValue(f"the token file {options['token-file']} is empty")
-    Launcher(_listen(options), token, below, options.get("after", "")).run()
+    processors = frozenset(int(number) for number in options.get("processors", "").split(",") if number)
+    Launcher(_listen(options), token, below, options.get("after", ""), processors).run()
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from perdure.host import assets as host_assets
 from perdure.host import below, kvm
 from perdure.host import emulated as emulated_host
 from perdure.host.assets import Assets
-from perdure.host.emulated import find_programs
+from perdure.host.emulated import find_programs, machine_processors
 from perdure.host.paths import Home
 from perdure.model import LauncherAddress
 
@@ -113,6 +113,12 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
 
     # It answers while KVM is still being loaded, and machines wait for that.
     await run_below(address, "/bin/sh", "-c", f"until test -e {below.MACHINES_FILE}; do sleep 0.05; done")
+    # One processor is kept free of guests: QEMU's state of the first one is written to by the others, without a lock.
+    processors = len(machine_processors())
+    show = "grep Cpus_allowed_list /proc/self/status; cat /sys/devices/system/cpu/online"
+    allowed, online = (await run_below(address, "/bin/sh", "-c", show))[1].split()[1:]
+    assert allowed == (f"1-{processors}" if processors > 1 else "1") and online == f"0-{processors}"
+
     # KVM works in there: the real Firecracker boots a kernel up to its panic for want of a root.
     machine = own_home.root / "machine.json"
     boot = {"kernel_image_path": str(assets.vmlinux), "boot_args": kvm.BOOT_ARGUMENTS}

@@ -303,3 +303,22 @@ async def test_no_keeper_before_machines_can_be(host: Host) -> None:
     ready.touch()
     keeper = await asyncio.wait_for(spawning, DEADLINE_S)
     await ended(keeper)
+
+
+async def test_machines_run_on_the_processors_that_are_for_them(host: Host) -> None:
+    """An emulated host's first processor must run no guest (docs/design/0003)."""
+    every = os.sched_getaffinity(0)
+    only = max(every)
+    ready = host.folder / "ready"
+    process = host.start("--after", str(ready), "--processors", str(only))
+    launcher = await connected(host)
+    assert await launcher.run(["/bin/true"]) == 0
+    assert os.sched_getaffinity(process.pid) == every  # they are switched off and on until then
+    ready.touch()
+    said: list[bytes] = []
+    show = ["/bin/sh", "-c", "grep Cpus_allowed_list /proc/self/status"]
+    assert await launcher.run(show, output=said.append) == 0
+    assert b"".join(said).split()[1] == str(only).encode()
+    keeper, firecracker = await running(host, launcher)
+    assert os.sched_getaffinity(firecracker) == {only}
+    await ended(keeper)

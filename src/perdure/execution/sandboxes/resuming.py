@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from perdure.errors import Conflict, GuestFailed, MachineFailed, NotFound, PerdureError
+from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import disk, feeding
 from perdure.execution.sandboxes.feeding import Feeder
@@ -38,35 +38,8 @@ async def resume(
     """``ready``: files that were prepared for this snapshot, of which this machine gets a copy. ``populate``: bring all
     of its memory once it runs (None: where some of it is beyond this machine).
 
-    A machine that is lost before its workload was awake has done nothing: another one is tried, once. Raises what
-    refused; the sandbox is then as it was, or (where its machine was ended before) suspended.
+    Raises what refused; the sandbox is then as it was, or (where its machine was ended before) suspended.
     """
-    try:
-        await _tried(life, wanted, calls, progress, ready, populate)
-    except _LostAsleepError as lost:
-        _log.warning("resume of %s is tried again: %s", life.id, lost.error)
-        try:
-            await _tried(life, wanted, calls, progress, ready, populate)
-        except _LostAsleepError as again:
-            raise again.error from None
-
-
-class _LostAsleepError(Exception):
-    """The machine was lost before its workload was awake; the sandbox is as it was."""
-
-    def __init__(self, error: PerdureError) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-async def _tried(
-    life: Life,
-    wanted: str | None,
-    calls: CallsEndpoint | None,
-    progress: Progress,
-    ready: restore.RestoreFiles | None,
-    populate: bool | None,
-) -> None:
     event = "roll back" if wanted and life.state is SandboxState.RUNNING else "resume"
     life.check(event)
     phases = Phases()
@@ -124,8 +97,6 @@ async def _resume(
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
         life.happened(refusal(life.record))
         await asyncio.to_thread(life.folder.tidy, life.record)
-        if isinstance(error, (MachineFailed, GuestFailed)) and "guest_s" not in phases.times and event == "resume":
-            raise _LostAsleepError(error) from error
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)
     _log.info("%s resumed: %s", life.id, phases)
