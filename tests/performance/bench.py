@@ -123,6 +123,7 @@ def main() -> int:
         report.add("keeper of a started sandbox, unique memory", found["unique, started"], "MB", goal="value <= 24")
         resumed = "keeper and pager of a resumed sandbox, unique memory"
         report.add(resumed, found["unique, resumed"], "MB", goal="value <= 24")
+        report.add(f"resident of {MEMORY_MIB} MiB after a resume's first answer", found["resident"], "MB")
         environment = _environment(home, assets, status.emulated)
         (build / "bench-environment.json").write_text(json.dumps(environment, indent=1) + "\n")
     finally:
@@ -196,6 +197,7 @@ def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any
             answers.append(_resume(client, ref, talk, f"after {turn}"))
             parts.append(client.get(ref).machine["phases"])
             if turn == 0:
+                found["resident"] = _memory(launcher, client.get(ref).machine["firecracker_pid"], "Rss")
                 found["unique, resumed"] = _unique_memory(client, launcher, ref)
             laters.append(_suspend(client, ref))
         found["stored"] = client.get(ref).stored_bytes
@@ -239,11 +241,15 @@ def _unique_memory(client: NodeClient, launcher: Launcher, ref: str) -> float:
     """Private pages of the helper processes of one sandbox (proc_pid_smaps(5)), in MB."""
     machine = client.get(ref).machine
     pids = [pid for pid in (machine.get("keeper_pid"), machine.get("pager_pid")) if pid]
+    return sum(_memory(launcher, pid, "Private_Clean", "Private_Dirty") for pid in pids)
+
+
+def _memory(launcher: Launcher, pid: int, *names: str) -> float:
+    """Of one process below the line, in MB, by the names of proc_pid_smaps(5)."""
     said = bytearray()
-    asyncio.run(launcher.run(["cat", *(f"/proc/{pid}/smaps_rollup" for pid in pids)], output=said.extend))
-    lines = [line.split() for line in said.decode().splitlines() if line.startswith(("Private_Clean", "Private_Dirty"))]
-    private = sum(int(words[1]) for words in lines)
-    return private * 1024 / MEGABYTE
+    asyncio.run(launcher.run(["cat", f"/proc/{pid}/smaps_rollup"], output=said.extend))
+    lines = [line.split() for line in said.decode().splitlines() if line.startswith(names)]
+    return sum(int(words[1]) for words in lines) * 1024 / MEGABYTE
 
 
 def _checkpoints(client: NodeClient, raw: Raw) -> float:

@@ -9,6 +9,8 @@ What it is told by the environment:
     SOAK_MEMORY_MIB     of memory that the guest fills, changes and checks (8)
     SOAK_DISK_MIB       the same of a file (4)
     SOAK_SNAPSHOTS      older snapshots are given up but for so many (10), so that sweeps run too
+    SOAK_FORKS          each so many generations a fork of a live checkpoint is looked at (9; 0: never)
+    SOAK_ROLL_BACKS     each so many it lives on for a moment, and is taken back to a checkpoint (13; 0: never)
     SOAK_VERIFY         the whole store is verified after each so many generations (50), and at the end
     SOAK_SANDBOX        go on with the sandbox of this name, or make it; it is kept, suspended. None: one of its own
 
@@ -184,6 +186,33 @@ class Soak:
         self.nexts[said["count"]] = said["next"]
         return guest, said
 
+    def fork(self, last: dict[str, Any]) -> None:
+        """A fork of a live checkpoint is where the sandbox is, which does not notice."""
+        (twin,) = self.client.fork(self.client.checkpoint(self.ref).digest)
+        guest = Guest(self.client.attach(twin.id, logs=False))
+        self.check_next(last, guest.ask(), "its fork")
+        guest.close()
+        self.client.remove(twin.id, force=True)
+
+    def roll_back(self, guest: Guest, last: dict[str, Any]) -> tuple[Guest, dict[str, Any]]:
+        """What it does after a checkpoint is undone, in memory and on its disk; the guest, and what it says then."""
+        checkpoint = self.client.checkpoint(self.ref).digest
+        self.check_next(last, guest.ask(), "after a live checkpoint")
+        guest.close()
+        self.client.resume(self.ref, snapshot=checkpoint)
+        guest = Guest(self.client.attach(self.ref, logs=False))
+        said = guest.ask()
+        self.check_next(last, said, "taken back")
+        self.nexts[said["count"]] = said["next"]
+        return guest, said
+
+    def check_next(self, last: dict[str, Any], said: dict[str, Any], what: str) -> None:
+        """It goes on right behind what was said last."""
+        if not said["right"] or said["found"] != last["next"] or said["pid"] != last["pid"]:
+            self.figures.wrong(f"generation {last['count']}, {what}: not where that ended: {said}")
+        if said["count"] != last["count"] + 1:
+            self.figures.wrong(f"generation {last['count']}, {what}: it has seen {said['count']}")
+
     def sleep_and_wake(self) -> None:
         figures = self.figures
         figures.suspend_s.append(timed(lambda: self.client.suspend(self.ref)))
@@ -212,13 +241,17 @@ class Soak:
 
     def run(self) -> int:
         count, limit_s = setting("GENERATIONS", 200), setting("SECONDS", 1 << 31)
-        every = setting("VERIFY", 50)
+        every, forks, roll_backs = setting("VERIFY", 50), setting("FORKS", 9), setting("ROLL_BACKS", 13)
         began = time.monotonic()
         guest, said = self.begin()
         self.nexts[said["count"]] = said["next"]
         before = Node(self.client)
         for number in range(1, count + 1):
             guest, said = self.generation(guest, said)
+            if forks and number % forks == 0:
+                self.fork(said)
+            if roll_backs and number % roll_backs == 0:
+                guest, said = self.roll_back(guest, said)
             self.give_up_old()
             if number % SHOWN_EVERY == 0 or number == count:
                 self.show(number, said, time.monotonic() - began)

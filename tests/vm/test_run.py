@@ -181,3 +181,5 @@ def test_ps_and_inspect(start: Start, fcrun: Fcrun) -> None:
     assert fcrun("ps", "-q", "--filter", "label=tier=other").stdout == ""
     assert fcrun("inspect", "-f", "{{.state}} {{.spec.image}}", "shown").stdout == f"running {IMAGE}\n"
     assert '"firecracker_pid"' in fcrun("inspect", "shown").stdout
+    # its memory is the template's file, which all of its kind share in the page cache
+    assert fcrun("inspect", "-f", "{{.machine.backend}}", "shown").stdout == "file\n"

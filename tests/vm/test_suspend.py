@@ -43,6 +43,7 @@ def test_the_same_process_goes_on(keeper: tuple[str, Any], ask: Ask, client: Nod
     resumed = client.resume(ref)
     assert resumed.state == SandboxState.RUNNING
     assert resumed.machine["phases"]["total_s"] > 0
+    assert fcrun("inspect", "-f", "{{.machine.backend}}", ref).stdout == "uffd\n"  # from layers, by its pager
     second = ast.literal_eval(talk.hear())
     assert (second["word"], second["count"], second["pid"]) == ("two", 2, first["pid"])
     assert second["memory"] == first["next"]
