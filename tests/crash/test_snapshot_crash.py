@@ -20,11 +20,10 @@ from perdure.execution.snapshots.care import compact, garbage, verify
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
-from perdure.testing import dying
+from perdure.testing import dying, smalldisks
 from perdure.testing.places import DISK as PLACE_DISK
 from perdure.testing.places import Place, restored
 from perdure.testing.sandboxes import sleeping
-from perdure.testing.smalldisk import small_disk
 from perdure.testing.snapshots import BLOCKS, IMAGE, Bench, block, blocks_of, captured, facts, sparse_file
 from perdure.testing.stores import Node
 
@@ -324,16 +323,10 @@ def test_a_puller_dies_at_every_durable_step(pulling: Place, tmp_path: Path, has
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    with small_disk(tmp_path / "small", 16) as folder:
+    if smalldisks.MISSING:
+        pytest.skip(smalldisks.MISSING)
+    with smalldisks.mounted(tmp_path / "small", 16) as folder:
         yield folder
-
-
-def fill(folder: Path, pages: int) -> None:
-    """Leave room for so many pages."""
-    facts = os.statvfs(folder)
-    with (folder / "filler").open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, (facts.f_bavail - pages) * facts.f_bsize)
-    assert os.statvfs(folder).f_bavail == pages
 
 
 @pytest.mark.timeout(300)
@@ -371,18 +364,18 @@ def test_the_disk_is_full_at_every_page(world: World, small: Path, action: str) 
     with bench.store.reading(last.digest):
         pass  # the lease file is there: what is measured is what is written
     for pages in range(STEPS_MAX):
-        fill(small, pages)
+        smalldisks.fill(small, pages)
         try:
             acts[action]()
         except NoSpace as error:
             assert "Free space" in error.hint
             assert bench.left_over() == []
             assert set(bench.store.digests()) == before
-            (small / "filler").unlink()
+            smalldisks.clear(small)
             assert world.check(bench) == set()
             bench.store.sweep(lambda digest: False)  # blobs that were complete, and that nobody names now
         else:
             break
-    (small / "filler").unlink()
+    smalldisks.clear(small)
     assert 3 < pages < STEPS_MAX - 1
     assert len(world.check(bench)) == (action != "restore")

@@ -35,9 +35,11 @@ class Claims(threading.local):
         self._path, self._file = begin(self._folder, _CLAIM, buffering=0)
 
     def add(self, digest: str) -> None:
-        """Claim a blob or snapshot; nothing where the thread has no claim open."""
+        """Claim a blob or snapshot; nothing where the thread has no claim open. Raises OSError."""
         if self._file is not None:
-            self._file.write(f"{digest}\n".encode())
+            data = f"{digest}\n".encode()
+            while data:  # a disk that gets full takes the half of it, and says so at the next write only
+                data = data[self._file.write(data) :]
 
     def close(self) -> None:
         """At any time: what was claimed is named now, or not needed."""

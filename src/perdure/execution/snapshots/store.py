@@ -5,6 +5,7 @@
            ingest/                          what is being stored (``ingest``)
            working-sets/HEX                 which blocks a machine touched first after a restore (may be lost)
            leases/HEX                       locked by whoever reads that snapshot
+           lease.lock                       the same for every snapshot, where there is no room for one of its own
            remotes/HEX                      where a memory layer is whose bytes are not here
            lock                             held shared while a name is changed, exclusive by whoever deletes or sweeps
 
@@ -62,6 +63,7 @@ class Store:
         with space_checked(str(folder)):
             for part in ("blobs/sha256", "ingest", "working-sets", "leases", "remotes"):
                 (folder / part).mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._make_locks()
             if not (folder / "oci-layout").exists():
                 with self.moment():
                     self._replace(folder / "oci-layout", b'{"imageLayoutVersion":"1.0.0"}')
@@ -244,7 +246,10 @@ class Store:
 
     @contextlib.contextmanager
     def reading(self, digest: str) -> Iterator[None]:
-        """While a snapshot is being read: no sweep of any process takes it or its blobs. One who dies lets go of it."""
+        """While a snapshot is being read: no sweep of any process takes it or its blobs. One who dies lets go of it.
+
+        Where there is no room for a lease of its own, everything is leased: sweeps end as ever, but nothing goes.
+        """
         with contextlib.ExitStack() as held:
             with self.moment():  # a sweep does not look for leases now
                 try:
@@ -252,7 +257,8 @@ class Store:
                 except OSError as error:
                     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                         raise
-                    held.enter_context(self._locked("lock", fcntl.LOCK_SH))  # no room for a lease: every sweep waits
+                    # not ``lock``: who deletes something else while he reads would wait for himself
+                    held.enter_context(self._locked(sweep.EVERY_LEASE, fcntl.LOCK_SH))
             yield
 
     @contextlib.contextmanager
@@ -260,9 +266,11 @@ class Store:
         """While a snapshot comes from another store, for ``adopt`` at the end: its manifest and config.
 
         It is leased as if it were read: what it names is not swept or dropped, whether it was here before or comes
-        meanwhile. It does not exist yet: one who dies leaves blobs that nobody needs.
+        meanwhile. It does not exist yet: one who dies leaves blobs that nobody needs. Raises NoSpace.
         """
-        with self.reading(digest_of(data)):
+        with contextlib.ExitStack() as held:
+            with self.moment("a lease"):
+                held.enter_context(self._locked(f"leases/{check_digest(digest_of(data))}", fcntl.LOCK_SH))
             with self.moment():
                 self.add(config, manifest.CONFIG)
                 self.add(data, manifest.MANIFEST)
@@ -290,7 +298,7 @@ class Store:
         """Forget the manifests for whose digest ``unneeded`` says so, and delete all that no other one needs.
 
         Nothing is registered meanwhile: what was registered before is there when ``unneeded`` is asked (see ``sweep``).
-        ``then``: what is done before anybody writes or takes a lease again.
+        ``then``: what is done before anybody writes or takes a lease again; not where everything is leased.
         """
         self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX), self._locked("index.lock", fcntl.LOCK_EX):
@@ -301,7 +309,8 @@ class Store:
                 self._replace(self.folder / "index.json", msgspec.json.encode(index))
 
             swept = sweep.sweep(self.folder, index.manifests, unneeded, keep=None if dry_run else keep)
-            then(swept)
+            if not sweep.everything_leased(self.folder):
+                then(swept)
             return swept
 
     def _index(self) -> Index:
@@ -338,6 +347,11 @@ class Store:
         freed, descriptors = 0, list(descriptors)
         self.before_deleting()
         with self._locked("lock", fcntl.LOCK_EX):
+            if sweep.everything_leased(self.folder):
+                raise Conflict(
+                    "a snapshot is being read, and there was no room to write down which one",
+                    hint="Try again when that is done, or free some space: fcrun rm, fcrun snapshot gc.",
+                )
             if reader := sweep.reader_of(self.folder, {descriptor.digest for descriptor in descriptors}):
                 raise Conflict(
                     f"snapshot {reader} is being read or pulled, or a machine reads its memory from it",
@@ -385,6 +399,13 @@ class Store:
                     durable.sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _make_locks(self) -> None:
+        """While there is room: they are wanted above all when there is none."""
+        for name in ("lock", "index.lock", sweep.EVERY_LEASE):
+            if not (self.folder / name).exists():
+                with contextlib.suppress(NoSpace), space_checked(name):  # a store of before there was this one
+                    (self.folder / name).touch(mode=0o600)
 
     @contextlib.contextmanager
     def _locked(self, name: str, how: int) -> Iterator[None]:

@@ -20,6 +20,9 @@ from perdure.linux import locks
 from perdure.reports import Swept
 
 _log = logging.getLogger(__name__)
+EVERY_LEASE = (
+    "lease.lock"  # a file that is always there: locked by who reads a snapshot and had no room for its own lease
+)
 
 
 def sweep(
@@ -32,8 +35,11 @@ def sweep(
     """``keep`` replaces the index by the manifests that stay; None: a dry run, nothing is changed."""
     dry_run = keep is None
     swept = Swept(left_over=ingest.left_over(folder / "ingest", dry_run=dry_run))
-    leases, claims = leased(folder), ingest.claimed(folder / "ingest")
     going = [digest for digest in dict.fromkeys(entry.digest for entry in manifests) if unneeded(digest)]
+    if everything_leased(folder):
+        swept.leased = going
+        return swept
+    leases, claims = leased(folder), ingest.claimed(folder / "ingest")
     swept.leased = [digest for digest in going if digest in leases | claims]
     swept.forgotten = [digest for digest in going if digest not in swept.leased]
     staying = [entry for entry in manifests if entry.digest not in swept.forgotten]
@@ -81,6 +87,11 @@ def reader_of(folder: Path, blobs: set[str]) -> str:
 def leased(folder: Path) -> set[str]:
     """The digests of snapshots that somebody holds. Nobody can take one while the store's lock is held exclusively."""
     return {f"sha256:{lease.name}" for lease in (folder / "leases").iterdir() if locks.is_held(lease)}
+
+
+def everything_leased(folder: Path) -> bool:
+    """Somebody reads a snapshot, and had no room to say which one."""
+    return locks.is_held(folder / EVERY_LEASE)
 
 
 def _blob(folder: Path, digest: str) -> Path:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import os
 import random
 import shutil
 import subprocess
@@ -149,25 +147,6 @@ def test_what_another_process_reads_stays_until_it_ends_or_dies(bench: Bench, li
         reader.wait()
     assert collect(bench, line[3]).forgotten == [line[1].digest]
     assert list((bench.store.folder / "leases").iterdir()) == []
-
-
-def test_without_room_for_a_lease_every_sweep_waits(
-    bench: Bench, line: list[Snapshot], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Looking at what there is must work on a full disk: it is how somebody finds out what to remove."""
-    real = os.open
-
-    def full(path: Path, *values: int, **named: int) -> int:
-        if Path(path).parent.name == "leases":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return real(path, *values, **named)
-
-    monkeypatch.setattr(os, "open", full)
-    sweeping = ["flock", "--exclusive", "--nonblock", bench.store.folder / "lock", "true"]
-    with bench.store.reading(line[0].digest):
-        assert subprocess.run(sweeping, check=False).returncode == 1
-    assert subprocess.run(sweeping, check=False).returncode == 0
-    assert verify.whole(bench.store, templates=bench.templates).findings == []
 
 
 WRITER = """
