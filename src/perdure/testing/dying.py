@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +23,27 @@ from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Facts
 from perdure.host.paths import Home
+from perdure.testing import stillmachines
 from perdure.testing.snapshots import BLOCKS, IMAGE, block, captured, facts, sparse_file
 
 STEPS = ("fsync", "rename", "replace", "unlink", "mkdir", "rmdir")
+DISK_STEPS = (*STEPS, "utime", "ftruncate", "pwrite", "fdatasync")  # of those whose disk is kept
 DEADLINE_S = 60.0
 KILLED = -signal.SIGKILL
 SEALED = "5ea1ed"  # the name of the template that is sealed, over the one that is called ``warm``
 SEALED_MEMORY = {3: block(7001), 9: bytes(BLOCK)}
 SEALED_DISK = {1: block(7002)}
 DISK_BLOCKS = 8
+BOX = "b0b0b0b0b0b0"  # the sandbox whose machine stands still
+BOX_WRITES = {3: block(7003), 20: block(7004)}  # to its disk, by each of its machines
 
 
 def run(folder: Path, action: str, digest: str, at: int, *, done: bool) -> int:
     """Do the action in a process of its own; its exit status: 0, or KILLED.
 
     done: the Nth step still happens. ``folder`` is a ``Bench``'s; a capture takes its ``captured`` and ``overlay``, an
-    evict and a pull the store in ``remote``, what sandboxes do those in ``sandboxes``. ``digest``: the snapshot that it
-    is about; of a removal and a collection the only one that stays.
+    evict and a pull the store in ``remote``, what sandboxes do those in ``sandboxes``, BOX_ACTIONS the one called BOX.
+    ``digest``: the snapshot that it is about; of a removal and a collection the only one that stays.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -55,6 +59,9 @@ def run(folder: Path, action: str, digest: str, at: int, *, done: bool) -> int:
 def _write(folder: str, action: str, digest: str, at: int, done: bool) -> None:
     root = Path(folder)
     store = Store(root / "store")
+    if action in BOX_ACTIONS:
+        asyncio.run(_with_box(root, store, action, digest, at, done))
+        return
     _die_at(at, done)
     if action == "capture":
         capture.pack(
@@ -119,11 +126,31 @@ async def _with_sandbox_of(root: Path, store: Store, digest: str, act: Callable[
             await act(sandbox)
 
 
+BOX_ACTIONS = ("suspend", "suspend without room", "resume", "give up")
+
+
+async def _with_box(root: Path, store: Store, action: str, digest: str, at: int, done: bool) -> None:
+    """As a node does it whose machines stand still. It dies in the action, not before it."""
+    limit_bytes = 0 if action == "suspend without room" else 1 << 40
+    box = await stillmachines.started(root, store, BOX, disks_bytes=limit_bytes)
+    box.writes = BOX_WRITES
+    if action.startswith("suspend"):
+        await box.resume()
+        _die_at(at, done, DISK_STEPS)
+        await box.suspend()
+        return
+    _die_at(at, done, DISK_STEPS)
+    if action == "resume":
+        await box.resume(snapshot=digest or None)
+    else:
+        await box.forget(digest, force=True)
+
+
 async def _refuse(*call: object) -> None:
     raise NotFound("nobody answers calls here")
 
 
-def _die_at(at: int, done: bool) -> None:
+def _die_at(at: int, done: bool, steps: Sequence[str] = STEPS) -> None:
     left = at
 
     def dying(step: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,5 +167,5 @@ def _die_at(at: int, done: bool) -> None:
 
         return taken
 
-    for name in STEPS:
+    for name in steps:
         setattr(os, name, dying(getattr(os, name)))

@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 async def reconcile(life: Life, launcher: Launcher | None) -> None:
     """``launcher`` is None where none answers: nothing lives then. What each state means: see ``states``."""
+    await asyncio.to_thread(life.folder.forget_unsaved)
     if life.state in (S.STARTING, S.RUNNING, S.SUSPENDING):
         await _adopt(life, launcher)
     elif launcher is not None:

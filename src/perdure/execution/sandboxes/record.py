@@ -136,17 +136,29 @@ class Folder:
 
     def save(self, record: Record) -> None:
         """Replace the record durably (fsync of file and folder). Raises NoSpace."""
-        target, fresh = self.root / "sandbox.json", self.root / "sandbox.json.new"
-        with space_checked(str(target)), fresh.open("wb") as file:
-            file.write(msgspec.json.encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(target)
+        target, fresh = self.root / "sandbox.json", self._fresh
+        try:
+            with space_checked(str(target)), fresh.open("wb") as file:
+                file.write(msgspec.json.encode(record))
+                file.flush()
+                os.fsync(file.fileno())
+                fresh.replace(target)
+        except BaseException:
+            fresh.unlink(missing_ok=True)
+            raise
         descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+    def forget_unsaved(self) -> None:
+        """What a node that was killed while it saved left. Not while anybody saves."""
+        self._fresh.unlink(missing_ok=True)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.root / "sandbox.json.new"
 
     def forget_captures(self) -> None:
         for path in self.root.glob("capture-*"):
