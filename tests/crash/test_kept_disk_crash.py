@@ -175,3 +175,19 @@ async def test_a_node_dies_at_every_durable_step_of_a_resume(
             await goes_on(node, box, disk)
     assert ("suspended", has_disk, 2) in outcomes
     assert {one for one in outcomes if one[0] == "exited"} == {("exited", False, wanted)}
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+async def test_a_node_dies_at_every_durable_step_of_giving_its_snapshot_up(
+    world: World, tmp_path: Path, done: bool
+) -> None:
+    outcomes = set()
+    for root in world.deaths(tmp_path, "give up", world.line[-1], done, has_disk=True):
+        with Node(root) as node:
+            box = await stillmachines.started(root, node.store, BOX)
+            parent = box.record.parent or box.record.snapshots[-1].info.digest
+            outcomes.add(world.line.index(parent))
+            assert kept_in(root) in (None, world.disks[parent])
+            assert names_in(box) <= {"sandbox.json", "log", "disk", "disk-index"}
+            await goes_on(node, box, world.disks[parent])
+    assert outcomes == {1, 2}

@@ -33,9 +33,9 @@ async def forget(life: Life, wanted: str, *, force: bool) -> int:
             f"sandbox {life.name} is suspended to snapshot {digest}",
             hint="With --force it goes back to the snapshot before it: what it did since is lost.",
         )
+    if newest:  # first: it holds what that snapshot holds, and would be nobody's
+        await asyncio.to_thread(life.folder.disk.unlink, missing_ok=True)
     life.save(snapshots=left, parent=None if record.parent == digest else record.parent)
     if life.session_parent == digest:
         life.session_parent = None
-    if newest:
-        await asyncio.to_thread(life.folder.disk.unlink, missing_ok=True)  # it holds what that snapshot held
     return await life.drop([digest])
