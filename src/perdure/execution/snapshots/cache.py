@@ -16,7 +16,7 @@ import zstandard
 
 from perdure.errors import NoSpace, SnapshotInvalid, Unavailable
 from perdure.execution.snapshots import cachefile
-from perdure.execution.snapshots.cachefile import CacheFile
+from perdure.execution.snapshots.cachefile import CacheFile, Read
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.stores import open_store
@@ -135,12 +135,11 @@ class FrameCache:
         def read(offset: int, length: int) -> bytes:
             return self._store(url).read(descriptor, offset, length)
 
-        with self._guard, space_checked(str(self.folder)):
-            file = self._files.get(name)
-            if file is None:
-                file = self._files[name] = CacheFile(self.folder / name, descriptor.size, read)
-            file.read = read  # the store that was named last
-            file.users += 1
+        try:
+            file = self._used(name, descriptor.size, read)
+        except NoSpace:  # for one more file
+            self._make_room(0)
+            file = self._used(name, descriptor.size, read)
         try:
             return self._opened(file, url)
         except BaseException:
@@ -148,6 +147,16 @@ class FrameCache:
             if name not in self._files:
                 cachefile.remove(file.path)
             raise
+
+    def _used(self, name: str, size: int, read: Read) -> CacheFile:
+        """The file, with one more user."""
+        with self._guard, space_checked(str(self.folder)):
+            file = self._files.get(name)
+            if file is None:
+                file = self._files[name] = CacheFile(self.folder / name, size, read)
+            file.read = read  # the store that was named last
+            file.users += 1
+            return file
 
     def _opened(self, file: CacheFile, url: str) -> CachedLayer:
         for attempt in range(READS):
