@@ -6,6 +6,7 @@ there is room succeeds. What only saves time is simply not there.
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,8 @@ import pytest
 from perdure.errors import NoSpace
 from perdure.execution.snapshots import spaces, templates, transfer
 from perdure.execution.snapshots.care import verify
-from perdure.testing import smalldisks
+from perdure.formats.blockmap import BLOCK
+from perdure.testing import dying, smalldisks
 from perdure.testing.places import DISK, Place, restored
 from perdure.testing.snapshots import BLOCKS
 from perdure.testing.stores import Node, Shelf, frame_of
@@ -161,3 +163,23 @@ def test_what_is_idle_in_the_cache_makes_room(small: Path, tmp_path: Path, full:
         there = [layer.present(number) for number in range(6)]
         assert there == [(full, room) != ("names", 0)] * 6  # for a new record there was one name too few
     shelf.cache.close()
+
+
+@full
+def test_a_template_that_is_sealed(place: Place, small: Path, full: str) -> None:
+    def begin(root: Path) -> Node:
+        shutil.copytree(place.here.root, root)
+        node = Node(root)
+        (root / "host").mkdir(exist_ok=True)
+        return node
+
+    def check(node: Node) -> None:
+        assert {path.name for path in node.templates.iterdir() if path.is_dir()} == {"warm"}
+        assert restored(node, place.snapshot) == (place.content, DISK)
+
+    assert at_every_room(small, full, begin, lambda node: asyncio.run(dying.seal(node.root)), check) > 3
+    made = templates.load(small / "node" / "templates", dying.SEALED)
+    memory = bytearray(templates.load(small / "node" / "templates", "warm").memory.read_bytes())
+    for number, data in dying.SEALED_MEMORY.items():
+        memory[number * BLOCK : (number + 1) * BLOCK] = data
+    assert made.memory.read_bytes() == memory

@@ -85,7 +85,7 @@ def _write(folder: str, action: str, digest: str, at: int, done: bool) -> None:
     elif action == "evict":
         transfer.evict(store, store.get(digest), open_store(str(root / "remote")))
     elif action == "seal":
-        asyncio.run(_seal(root))
+        asyncio.run(seal(root))
     elif action == "forget":
         asyncio.run(_with_sandbox_of(root, store, digest, lambda sandbox: sandbox.forget(digest)))
     elif action == "remove the sandbox":
@@ -97,7 +97,7 @@ def _write(folder: str, action: str, digest: str, at: int, done: bool) -> None:
         raise AssertionError(action)
 
 
-async def _seal(root: Path) -> None:
+async def seal(root: Path) -> None:
     """As a node does it, but for the machine."""
     base = templates.load(root / "templates", "warm")
 

@@ -31,6 +31,7 @@ from perdure.execution.guest.session import GuestCall, GuestSession, Identity
 from perdure.execution.machine.configuration import BOOT_ARGS, PLACEHOLDER_BYTES
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.snapshots import templates
+from perdure.execution.snapshots.store import space_checked
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.manifest import Facts
 from perdure.host.assets import Assets
@@ -132,22 +133,23 @@ async def _made(
         return await asyncio.to_thread(load)
     except (NotFound, SnapshotInvalid):
         pass  # made below
-    async with _alone(home.templates / f"{name}.lock"):
-        try:
+    with space_checked(f"template {name}"):
+        async with _alone(home.templates / f"{name}.lock"):
+            try:
+                return await asyncio.to_thread(load)
+            except (NotFound, SnapshotInvalid):
+                # What is there nothing can start from, and nothing over it can be restored. A part of it is what a node
+                # left that was killed in this line: it would be in the way of the new one.
+                await asyncio.to_thread(shutil.rmtree, home.templates / name, True)
+            await asyncio.to_thread(_sweep, home.templates, name)
+            folder = home.templates / f"{name}.{secrets.token_hex(4)}.new"
+            folder.mkdir(mode=0o700)
+            try:
+                facts = await make(folder, name)
+                await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image, base)
+            finally:
+                await asyncio.to_thread(shutil.rmtree, folder, True)
             return await asyncio.to_thread(load)
-        except (NotFound, SnapshotInvalid):
-            # What is there nothing can start from, and nothing over it can be restored. A part of it is what a node
-            # left that was killed in this line: it would be in the way of the new one.
-            await asyncio.to_thread(shutil.rmtree, home.templates / name, True)
-        await asyncio.to_thread(_sweep, home.templates, name)
-        folder = home.templates / f"{name}.{secrets.token_hex(4)}.new"
-        folder.mkdir(mode=0o700)
-        try:
-            facts = await make(folder, name)
-            await asyncio.to_thread(templates.seal, folder, home.templates / name, facts, image, base)
-        finally:
-            await asyncio.to_thread(shutil.rmtree, folder, True)
-        return await asyncio.to_thread(load)
 
 
 def check_supported(firecracker: str, memory_mib: int) -> None:
