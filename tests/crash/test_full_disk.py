@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import NoSpace
-from perdure.execution.snapshots import spaces, templates, transfer
+from perdure.execution.snapshots import capture, spaces, templates, transfer
 from perdure.execution.snapshots.care import verify
 from perdure.formats.blockmap import BLOCK
+from perdure.formats.manifest import Snapshot
 from perdure.testing import dying, smalldisks
 from perdure.testing.places import DISK, Place, restored
-from perdure.testing.snapshots import BLOCKS
+from perdure.testing.snapshots import BLOCKS, block, captured
 from perdure.testing.stores import Node, Shelf, frame_of
 
 pytestmark = pytest.mark.timeout(300)
@@ -96,6 +97,41 @@ def at_every_room(
                 assert verify.whole(node.store, templates=node.templates).findings == []
         shutil.rmtree(small / "node")
     raise AssertionError("not reached")
+
+
+@full
+def test_a_capture_with_a_working_set(place: Place, small: Path, tmp_path: Path, full: str) -> None:
+    (tmp_path / "captured").mkdir()
+    (tmp_path / "captured" / "memory").write_bytes(captured({5: block(999), 6: bytes(BLOCK)}, BLOCKS))
+    (tmp_path / "captured" / "state").write_bytes(b"device state")
+    (tmp_path / "overlay").write_bytes(block(998) + DISK[BLOCK:])
+    made: list[Snapshot] = []
+
+    def begin(root: Path) -> Node:
+        shutil.copytree(place.here.root, root)
+        return Node(root)
+
+    def act(node: Node) -> None:
+        made.append(
+            capture.pack(
+                node.store,
+                folder=tmp_path / "captured",
+                overlay=tmp_path / "overlay",
+                parent=place.snapshot,
+                templates=node.templates,
+                sandbox_id="0123456789ab",
+                image_digest=place.image,
+                working_set=range(4000),  # several pages of it
+            )
+        )
+
+    def check(node: Node) -> None:
+        assert restored(node, place.snapshot) == (place.content, DISK)
+
+    assert at_every_room(small, full, begin, act, check) > 2
+    with Node(small / "node") as node:
+        content = place.content[: 5 * BLOCK] + block(999) + bytes(BLOCK) + place.content[7 * BLOCK :]
+        assert restored(node, made[-1]) == (content, block(998) + DISK[BLOCK:])
 
 
 @full

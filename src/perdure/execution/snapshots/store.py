@@ -370,8 +370,11 @@ class Store:
     # Working sets
 
     def keep_working_set(self, digest: str, blocks: Iterable[int]) -> None:
-        """Remember which blocks a machine touched first after a restore of ``digest``, in that order."""
-        with self.moment():
+        """Remember which blocks a machine touched first after a restore of ``digest``, in that order.
+
+        Where there is no room it is not kept: it only saves time, and the snapshot is stored by then.
+        """
+        with contextlib.suppress(NoSpace), self.moment():
             self._replace(self._working_set_path(digest), workingset.encode(blocks), synced=False)
 
     def working_set(self, digest: str) -> list[int]:
