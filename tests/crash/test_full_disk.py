@@ -100,6 +100,31 @@ def at_every_room(
 
 
 @full
+@pytest.mark.parametrize("has_first", [False, True], ids=["nothing-here", "first-here"])
+@pytest.mark.parametrize("how", ["pull", "attach"])
+def test_what_comes_from_another_store(place: Place, small: Path, how: str, has_first: bool, full: str) -> None:
+    wanted = transfer.tag_of(place.snapshot.digest)
+
+    def begin(root: Path) -> Node:
+        if has_first:
+            shutil.copytree(place.there.root, root)
+        return Node(root)
+
+    def act(node: Node) -> None:
+        bring = getattr(transfer, how)
+        came = bring(node.store, node.templates, node.images, place.remote, wanted, is_kept=True)
+        assert came == place.snapshot
+
+    def check(node: Node) -> None:
+        if has_first:
+            restored(node, place.first)
+
+    assert at_every_room(small, full, begin, act, check) > 5
+    with Node(small / "node") as node:
+        assert restored(node, place.snapshot) == (place.content, DISK)
+
+
+@full
 def test_a_capture_with_a_working_set(place: Place, small: Path, tmp_path: Path, full: str) -> None:
     (tmp_path / "captured").mkdir()
     (tmp_path / "captured" / "memory").write_bytes(captured({5: block(999), 6: bytes(BLOCK)}, BLOCKS))

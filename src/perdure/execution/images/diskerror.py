@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.errors import ImageInvalid, NoSpace, PerdureError
@@ -15,3 +17,14 @@ def disk_error(error: OSError, folder: Path) -> PerdureError:
             f"no space in {folder.parent}", hint="Remove images that are not needed: fcrun images, fcrun rmi."
         )
     return ImageInvalid(f"cannot read or write: {error}", hint="Check the file and the rights on it.")
+
+
+@contextlib.contextmanager
+def space_checked(folder: Path) -> Iterator[None]:
+    """Raise what says so, where there is no space left for what is done meanwhile; other errors as they are."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise disk_error(error, folder) from error
+        raise

@@ -28,7 +28,7 @@ import msgspec
 from perdure.errors import Conflict, ImageInvalid, NotFound, PerdureError, ProtocolError
 from perdure.execution.images.archive import ImageArchive
 from perdure.execution.images.config import changed
-from perdure.execution.images.diskerror import disk_error
+from perdure.execution.images.diskerror import disk_error, space_checked
 from perdure.execution.images.image import Image, ImageConfig
 from perdure.execution.images.layers import Layer, merge
 from perdure.execution.images.packages import bootstrap
@@ -287,20 +287,23 @@ class ImageLibrary:
     @contextmanager
     def _changing(self) -> Iterator[_Index]:
         """The index, alone with it; written back when the block ends well."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self._folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            index = self._read()
-            before = msgspec.json.encode(index)
-            yield index
-            if msgspec.json.encode(index) != before:
-                try:
-                    new = self._folder / "index.json.new"
-                    _write(new, msgspec.json.format(msgspec.json.encode(index, order="sorted")))
-                    new.rename(self._folder / "index.json")
-                    durable.sync(self._folder)
-                except OSError as error:
-                    raise disk_error(error, self._folder) from error
+        new = self._folder / "index.json.new"
+        with space_checked(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with (self._folder / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                index = self._read()
+                before = msgspec.json.encode(index)
+                yield index
+                if msgspec.json.encode(index) != before:
+                    try:
+                        _write(new, msgspec.json.format(msgspec.json.encode(index, order="sorted")))
+                        new.rename(self._folder / "index.json")
+                        durable.sync(self._folder)
+                    except OSError as error:
+                        raise disk_error(error, self._folder) from error
+                    finally:
+                        new.unlink(missing_ok=True)
 
     @contextmanager
     def _new(self) -> Iterator[Path]:
@@ -308,7 +311,11 @@ class ImageLibrary:
         self.sweep()
         with self._changing():  # so that no sweep sees the folder before it is held
             folder = Path(tempfile.mkdtemp(prefix="new-", dir=self._folder))
-            lock = (folder / "lock").open("w")
+            try:
+                lock = (folder / "lock").open("w")
+            except OSError:
+                folder.rmdir()
+                raise
             fcntl.flock(lock, fcntl.LOCK_EX)
         with lock:
             try:

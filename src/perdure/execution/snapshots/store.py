@@ -32,7 +32,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import Conflict, NotFound, PerdureError, SnapshotInvalid
+from perdure.errors import Conflict, NoSpace, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.snapshots import ingest, sweep
 from perdure.execution.snapshots.blobwriter import BlobWriter
 from perdure.execution.snapshots.diskspace import space_checked
@@ -183,8 +183,9 @@ class Store:
         """Make the snapshot exist, all its blobs being stored: the last step of a capture. Its digest is filled in."""
         return self.adopt(*manifest.encode(snapshot))
 
-    def adopt(self, data: bytes, config: bytes) -> Snapshot:
-        """``register`` for a snapshot that another store gave: its manifest and config, byte for byte.
+    def adopt(self, data: bytes, config: bytes, tag: str = "") -> Snapshot:
+        """``register`` for a snapshot that another store gave: its manifest and config, byte for byte. From the same
+        moment on ``tag`` means it, if one is given.
 
         Raises NotFound where a blob is not here: whoever stored it did not keep it.
         """
@@ -197,8 +198,12 @@ class Store:
                     raise NotFound(f"{what} was removed meanwhile", hint="Try again.")
             with self._locked("index.lock", fcntl.LOCK_EX):
                 index = self._index()
-                if descriptor.digest not in index.digests():
+                known = descriptor.digest in index.digests()
+                if tag:
+                    index.tag(tag, descriptor)
+                elif not known:
                     index.manifests.append(descriptor)
+                if tag or not known:
                     self._replace(self.folder / "index.json", msgspec.json.encode(index))
         return self.get(descriptor.digest)
 

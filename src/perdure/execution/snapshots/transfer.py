@@ -182,10 +182,7 @@ def _bring(
                     store.note(layer, remote.url)
             with spaces.memory_of(store, snapshot, template), spaces.disk_of(store, snapshot, snapshot.disk.size):
                 pass  # chain, bases and maps were verified
-            store.adopt(data, config)
-            if is_kept:
-                named = Descriptor(media_type=MANIFEST, digest=snapshot.digest, size=len(data))
-                store.tag(kept_tag(snapshot.digest), named)
+            store.adopt(data, config, kept_tag(snapshot.digest) if is_kept else "")
             _bring_working_set(store, snapshot, download)
     return store.get(snapshot.digest)
 
