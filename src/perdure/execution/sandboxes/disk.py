@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from perdure.errors import NoSpace, Unavailable, Unsupported
 from perdure.execution.sandboxes import keptdisks
@@ -69,29 +72,39 @@ class Copy:
         return self._changes
 
     def _clone(self) -> bool:
-        source, target = self._paths
-        with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new, space_checked(str(target)):
-            return reflink.clone(old.fileno(), new.fileno())
+        with _opened(*self._paths, "wb") as (old, new):
+            return reflink.clone(old, new)
 
     def _copy(self) -> None:
         source, target = self._paths
         self._changes = diskchanges.changes(source, self._index)
-        with source.open("rb", buffering=0) as old, target.open("wb", buffering=0) as new, space_checked(str(target)):
+        with _opened(source, target, "wb") as (old, new):
             if self._changes.ranges is None:
-                for _ in sparse.copy(old.fileno(), new.fileno()):
+                for _ in sparse.copy(old, new):
                     pass
             else:
-                os.ftruncate(new.fileno(), self._changes.stamp.size)
+                os.ftruncate(new, self._changes.stamp.size)
                 for first, end in self._changes.ranges:
-                    sparse.copy_range(old.fileno(), new.fileno(), first * BLOCK, end * BLOCK)
+                    sparse.copy_range(old, new, first * BLOCK, end * BLOCK)
 
 
 def clone(source: Path, target: Path) -> None:
     """A copy of a disk that nobody writes to meanwhile; shares its blocks where the file system can. Raises NoSpace."""
-    with source.open("rb", buffering=0) as old, target.open("xb", buffering=0) as new, space_checked(str(target)):
-        if not reflink.clone(old.fileno(), new.fileno()):
-            for _ in sparse.copy(old.fileno(), new.fileno()):
+    with _opened(source, target, "xb") as (old, new):
+        if not reflink.clone(old, new):
+            for _ in sparse.copy(old, new):
                 pass
+
+
+@contextlib.contextmanager
+def _opened(source: Path, target: Path, mode: Literal["wb", "xb"]) -> Iterator[tuple[int, int]]:
+    """Raises NoSpace for the target, also where there is no room for its name."""
+    with (
+        space_checked(str(target)),
+        source.open("rb", buffering=0) as old,
+        target.open(mode, buffering=0) as new,
+    ):
+        yield old.fileno(), new.fileno()
 
 
 def write_back(path: Path) -> None:

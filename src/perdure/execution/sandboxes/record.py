@@ -100,9 +100,11 @@ class Folder:
         return self.root / "log"
 
     def new_capture(self) -> Path:
-        """An empty folder of a name that was never used: the other side of a shared folder remembers old ones."""
+        """An empty folder of a name that was never used: the other side of a shared folder remembers old ones. Raises
+        NoSpace."""
         path = self.root / f"capture-{secrets.token_hex(4)}"
-        path.mkdir(mode=0o700)
+        with space_checked(str(path)):
+            path.mkdir(mode=0o700)
         return path
 
     @property

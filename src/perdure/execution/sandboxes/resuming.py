@@ -18,6 +18,7 @@ from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import diskchanges, restore
+from perdure.execution.snapshots.store import space_checked
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.diskindex import DiskIndex
 from perdure.formats.manifest import Snapshot
@@ -199,6 +200,14 @@ def _choose(life: Life, wanted: str | None) -> KeptSnapshot:
 
 
 def _prepare(
+    life: Life, generation: int, stored: Snapshot, template: Template, ready: restore.RestoreFiles | None
+) -> restore.RestoreFiles:
+    """Raises what ``restore.prepare`` does."""
+    with space_checked(f"the files of a machine of sandbox {life.name}"):
+        return _prepared(life, generation, stored, template, ready)
+
+
+def _prepared(
     life: Life, generation: int, stored: Snapshot, template: Template, ready: restore.RestoreFiles | None
 ) -> restore.RestoreFiles:
     folder = life.folder.machine(generation)
