@@ -25,6 +25,7 @@ from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats import logs
+from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
@@ -297,7 +298,8 @@ class Api:
                 f"image {image.name} is in use by {', '.join(sandbox.record.name for sandbox in users)}",
                 hint="Remove these sandboxes first: fcrun rm",
             )
-        removed = await asyncio.to_thread(library.remove, request.query["name"])
+        with headroom.given(self._home):
+            removed = await asyncio.to_thread(library.remove, request.query["name"])
         self._sandboxes.tell("image.removed", name=image.name)
         return ok(removed)
 

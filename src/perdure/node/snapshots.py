@@ -18,6 +18,7 @@ from perdure.execution.snapshots.care.verify import RealRestore
 from perdure.execution.snapshots.store import Store
 from perdure.formats import manifest
 from perdure.formats.manifest import Snapshot
+from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import Frozen
@@ -238,7 +239,8 @@ class Snapshots:
             raise Conflict(f"snapshot {digest} is tagged {', '.join(tags)}", hint="A tag keeps it.")
         sandbox = self._owner(digest, request.match_info["ref"])
         if sandbox is not None:
-            await asyncio.to_thread(self._store.untag, kept)
+            with headroom.given(self._home):
+                await asyncio.to_thread(self._store.untag, kept)
             freed = await asyncio.shield(asyncio.ensure_future(sandbox.forget(digest, force=force)))
         elif await asyncio.to_thread(self._sandboxes.names, digest):
             users = ", ".join(one.name for one in self._sandboxes.all() if one.record.names(digest))
@@ -247,8 +249,9 @@ class Snapshots:
                 hint="Remove these sandboxes first: fcrun rm" if users else "Try again when that is done.",
             )
         else:
-            await asyncio.to_thread(self._store.untag, kept)
-            freed = await asyncio.to_thread(self._store.remove, [digest])
+            with headroom.given(self._home):
+                await asyncio.to_thread(self._store.untag, kept)
+                freed = await asyncio.to_thread(self._store.remove, [digest])
             if digest in await asyncio.to_thread(self._store.digests):
                 raise Conflict(f"snapshot {digest} is being read", hint="Try again when that is done.")
         self._sandboxes.tell("snapshot.removed", digest=digest, freed_bytes=freed)
@@ -258,14 +261,15 @@ class Snapshots:
         wish = await body(request, _Collect)
 
         def work(progress: Progress) -> Any:
-            return garbage.collect(
-                self._store,
-                named=self._sandboxes.names,
-                templates=self._home.templates,
-                templates_in_use=self._sandboxes.templates_in_use,
-                dry_run=wish.dry_run,
-                progress=progress,
-            )
+            with headroom.given(self._home):
+                return garbage.collect(
+                    self._store,
+                    named=self._sandboxes.names,
+                    templates=self._home.templates,
+                    templates_in_use=self._sandboxes.templates_in_use,
+                    dry_run=wish.dry_run,
+                    progress=progress,
+                )
 
         return await long(request, _threaded(work))
 

@@ -23,6 +23,7 @@ from perdure.execution.sandboxes import (
 )
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.snapshots.restore import RestoreFiles
+from perdure.host import headroom
 from perdure.host.progress import Progress, silent
 from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, SnapshotInfo
 from perdure.model import SandboxState as S
@@ -78,7 +79,8 @@ class Sandbox(Life):
         """Give one of its snapshots up; the bytes freed. force: also the one that it is suspended to."""
         self.rooms.before_moving(self.id)
         async with self.moving:
-            return await forgetting.forget(self, snapshot, force=force)
+            with headroom.given(self.rooms.home):
+                return await forgetting.forget(self, snapshot, force=force)
 
     async def reconcile(self, launcher: Launcher | None) -> None:
         """After a restart of the node."""
@@ -161,17 +163,18 @@ class Sandbox(Life):
         async with self.moving:
             if not self.folder.root.exists():
                 raise NotFound(f"sandbox {self.name} is removed already")
-            if force and self.state is S.RUNNING:
-                await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
-                self.move("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
-                self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)
-            self.move("remove")
-            if self.session is not None:
-                self.session.close(NotFound(f"sandbox {self.name} was removed"))
-            await self.drop(kept.info.digest for kept in self.record.snapshots)
-            self.log.close()
-            await asyncio.to_thread(self.folder.remove)
-            self.emit("removed")
+            with headroom.given(self.rooms.home):
+                if force and self.state is S.RUNNING:
+                    await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
+                    self.move("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
+                    self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)
+                self.move("remove")
+                if self.session is not None:
+                    self.session.close(NotFound(f"sandbox {self.name} was removed"))
+                await self.drop(kept.info.digest for kept in self.record.snapshots)
+                self.log.close()
+                await asyncio.to_thread(self.folder.remove)
+                self.emit("removed")
 
     # -- what runs in it ----------------------------------------------------------------------------------------------
     async def exec(self, wish: ExecSpec) -> Process:

@@ -29,6 +29,7 @@ from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
+from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 from perdure.model import CallsEndpoint, Fork, NodeEvent, Recipe, SandboxSpec, SandboxState, new_id
@@ -273,6 +274,7 @@ class Sandboxes:
     # -- the node's life ----------------------------------------------------------------------------------------------
     async def load(self) -> None:
         """Read all records and join them with what lives below the line. Nothing is started for it."""
+        await asyncio.to_thread(headroom.keep, self._home)
         for root in sorted(self._home.sandboxes.iterdir()):
             if not (root / "sandbox.json").exists():
                 _log.warning("%s has no record: a creation that was not acknowledged", root)
