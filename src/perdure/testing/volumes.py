@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-SIZE_BYTES = 512 << 20  # sparse; mkfs.xfs wants 300 MiB, mkfs.btrfs 110 MiB or so
+SIZE_BYTES = 1 << 30  # sparse; mkfs.xfs wants 300 MiB, and a node leaves 256 free
 _MAKE = {
     "btrfs": ("mkfs.btrfs", "--quiet"),
     "xfs": ("mkfs.xfs", "-q", "-m", "reflink=1"),
