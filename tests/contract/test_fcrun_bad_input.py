@@ -14,8 +14,8 @@ import pytest
 from perdure.client.node import NodeClient
 from perdure.errors import Unavailable
 from perdure.host.paths import Home
+from perdure.testing import smalldisks
 from perdure.testing.commands import Fcrun
-from perdure.testing.smalldisk import small_disk
 
 
 def fcrun(home: Home, *argv: str, stdin: bytes = b"") -> tuple[int, str]:
@@ -99,7 +99,7 @@ def test_no_space(tmp_path: Path) -> None:
     """On a file system of 8 MiB that is really full."""
     if shutil.which("mksquashfs") is None:
         pytest.skip("mksquashfs is not installed")
-    with small_disk(tmp_path / "small", 8) as small, ended(Home(small / "home", tmp_path / "cache")) as home:
+    with smalldisks.mounted(tmp_path / "small", 8) as small, ended(Home(small / "home", tmp_path / "cache")) as home:
         archive = tmp_path / "root.tar"
         archive.write_bytes(tar(member("etc/passwd"), member("etc/large", size=16 << 20)))
         status, said = fcrun(home, "import", str(archive), "large")

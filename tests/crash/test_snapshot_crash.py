@@ -323,8 +323,6 @@ def test_a_puller_dies_at_every_durable_step(pulling: Place, tmp_path: Path, has
 @pytest.fixture
 def small(tmp_path: Path) -> Iterator[Path]:
     """A file system of 16 MiB."""
-    if smalldisks.MISSING:
-        pytest.skip(smalldisks.MISSING)
     with smalldisks.mounted(tmp_path / "small", 16) as folder:
         yield folder
 

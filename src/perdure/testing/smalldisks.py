@@ -1,7 +1,4 @@
-"""A file system that is really full (ENOSPC): a small tmpfs of the test's own, filled to the last page or file.
-
-Mounting needs root: a test that finds ``MISSING`` is skipped.
-"""
+"""A file system that is really full (ENOSPC): a small tmpfs of the test's own, filled to the last page or file."""
 
 from __future__ import annotations
 
@@ -12,13 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-MISSING = "" if os.geteuid() == 0 else "mounting a small file system needs root"
+import pytest
+
 FILES = 1000  # names that there is room for, where nothing else is said
 
 
 @contextmanager
 def mounted(folder: Path, size_mib: int, files: int = FILES) -> Iterator[Path]:
-    """A file system of this size at ``folder``, which is made."""
+    """A file system of this size at ``folder``, which is made. The test is skipped where none can be mounted."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
     folder.mkdir()
     options = f"size={size_mib}m,nr_inodes={files}"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], check=True, timeout=60)

@@ -19,7 +19,8 @@ from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots import templates
-from perdure.execution.snapshots.store import Store, space_checked
+from perdure.execution.snapshots.diskspace import space_checked
+from perdure.execution.snapshots.store import Store
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home

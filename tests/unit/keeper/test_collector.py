@@ -20,7 +20,7 @@ from perdure.formats.blockmap import BASE, BLOCK, LAYER, NO_BASE, ZERO
 from perdure.formats.capturefile import CaptureFile
 from perdure.keeper.collector import Collector, Ground
 from perdure.keeper.loop import Loop
-from perdure.testing.smalldisk import small_disk
+from perdure.testing import smalldisks
 
 DIGEST = bytes(range(32))
 STATE = b"the device state" * 1000
@@ -176,7 +176,7 @@ def test_what_fails_leaves_nothing_and_says_why(place: Path, loop: Loop, collect
 @pytest.fixture
 def small(place: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""
-    with small_disk(place / "small", 1) as folder:
+    with smalldisks.mounted(place / "small", 1) as folder:
         yield folder
 
 

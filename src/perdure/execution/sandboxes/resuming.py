@@ -18,7 +18,7 @@ from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import diskchanges, restore
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.diskindex import DiskIndex
 from perdure.formats.manifest import Snapshot

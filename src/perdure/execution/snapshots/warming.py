@@ -31,7 +31,7 @@ from perdure.execution.guest.session import GuestCall, GuestSession, Identity
 from perdure.execution.machine.configuration import BOOT_ARGS, PLACEHOLDER_BYTES
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.snapshots import templates
-from perdure.execution.snapshots.store import space_checked
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.templates import Template
 from perdure.formats.manifest import Facts
 from perdure.host.assets import Assets
