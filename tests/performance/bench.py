@@ -197,8 +197,8 @@ def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any
             answers.append(_resume(client, ref, talk, f"after {turn}"))
             parts.append(client.get(ref).machine["phases"])
             if turn == 0:
-                found["resident"] = _memory(launcher, client.get(ref).machine["firecracker_pid"], "Rss")
                 found["unique, resumed"] = _unique_memory(client, launcher, ref)
+                found["resident"] = _memory(launcher, client.get(ref).machine["firecracker_pid"], "Rss")
             laters.append(_suspend(client, ref))
         found["stored"] = client.get(ref).stored_bytes
     for name in PHASES:
