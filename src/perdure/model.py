@@ -223,6 +223,16 @@ class NodeEvent(Frozen, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
+class DiskUse(Frozen, frozen=True, kw_only=True):
+    """What things of one kind take on a node's disk, in bytes that are allocated."""
+
+    kind: str  # images, sandboxes, kept-disks, snapshots, templates, frames
+    total: int  # how many
+    active: int  # of them those that something needs now
+    size_bytes: int
+    reclaimable_bytes: int  # that would be free if what is not needed were deleted
+
+
 class Entry(Frozen, frozen=True, kw_only=True):
     """One entry of a context log. ``hash`` chains over the entry before (see docs/formats/context-log.md)."""
 

@@ -21,6 +21,7 @@ from perdure.formats.logs import Decoder, LogRecord
 from perdure.host.paths import Home
 from perdure.model import (
     CallsEndpoint,
+    DiskUse,
     ExecSpec,
     Fork,
     ImageInfo,
@@ -43,6 +44,7 @@ SHUTDOWN_S = 60.0  # a daemon that ends waits some time for what is under way
 _Sandboxes = list[SandboxInfo]
 _Snapshots = list[SnapshotInfo]
 _Images = list[ImageInfo]
+_DiskUses = list[DiskUse]
 _Templates = list[TemplateInfo]
 
 
@@ -139,9 +141,15 @@ class NodeClient:
         finally:
             os.close(handle)
 
-    def events(self, *, follow: bool = True, since: float | None = None) -> Iterator[NodeEvent]:
-        """Events, oldest first; with ``follow`` also those to come. since: seconds since the epoch."""
-        query = {"follow": int(follow), "since": since}
+    def disk_use(self) -> _DiskUses:
+        """What the node's disk is taken by, a kind of thing each."""
+        return msgspec.convert(self._http.call("GET", "/v1/system/df"), _DiskUses)
+
+    def events(
+        self, *, follow: bool = True, since: float | None = None, until: float | None = None
+    ) -> Iterator[NodeEvent]:
+        """Events, oldest first; with ``follow`` also those to come. since, until: seconds since the epoch."""
+        query = {"follow": int(follow), "since": since, "until": until}
         with self._http.open("GET", "/v1/events", query=query) as answer:
             for line in answer.lines():
                 yield msgspec.convert(line, NodeEvent)
@@ -157,6 +165,9 @@ class NodeClient:
 
     def get(self, ref: str) -> SandboxInfo:
         return self._sandbox("GET", _path(ref))
+
+    def rename(self, ref: str, name: str) -> SandboxInfo:
+        return self._sandbox("POST", f"{_path(ref)}/rename", {"name": name})
 
     def list(self, *, everything: bool = True) -> _Sandboxes:
         """Sandboxes, newest first; without ``everything`` not the created and exited ones."""
@@ -336,6 +347,12 @@ class NodeClient:
         """An image of a minimal Debian with these packages."""
         body = {"name": name, "packages": [*packages], "suite": suite}
         return msgspec.convert(self._long("POST", "/v1/images/build", body), ImageInfo)
+
+    def tag_image(self, source: str, name: str) -> ImageInfo:
+        """One more name for an image, which no other has from now on."""
+        return msgspec.convert(
+            self._http.call("POST", "/v1/images/tag", json_body={"source": source, "name": name}), ImageInfo
+        )
 
     def remove_image(self, name: str) -> None:
         self._http.call("DELETE", "/v1/images", query={"name": name})

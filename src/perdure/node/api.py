@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import stat
 import tempfile
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from perdure import __version__
 from perdure.errors import Conflict, InvalidValue
 from perdure.execution.images.image import Image
 from perdure.execution.sandboxes import archive
@@ -30,11 +27,21 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
-from perdure.node.answers import NDJSON, body, errors_as_json, long, number, ok, stream
+from perdure.node.answers import body, errors_as_json, long, number, ok, stream
 from perdure.node.snapshots import Snapshots
+from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
+
+
+class _Rename(Frozen, frozen=True, kw_only=True):
+    name: str
+
+
+class _Tag(Frozen, frozen=True, kw_only=True):
+    source: str  # a name, or a digest or the beginning of it
+    name: str
 
 
 class _Stop(Frozen, frozen=True, kw_only=True):
@@ -85,13 +92,11 @@ class Api:
         one = "/v1/sandboxes/{ref}"
         app.add_routes(
             [
-                web.get("/v1/system", self.system),
-                web.post("/v1/system/shutdown", self.shutdown),
-                web.get("/v1/events", self.events),
                 web.post("/v1/sandboxes", self.create),
                 web.get("/v1/sandboxes", self.list),
                 web.get(one, self.get),
                 web.delete(one, self.remove),
+                web.post(one + "/rename", self.rename),
                 web.post(one + "/start", self.start),
                 web.post(one + "/stop", self.stop),
                 web.post(one + "/kill", self.kill),
@@ -110,6 +115,7 @@ class Api:
                 web.get(one + "/stat", self.stat),
                 web.get("/v1/images", self.images),
                 web.delete("/v1/images", self.remove_image),
+                web.post("/v1/images/tag", self.tag_image),
                 web.post("/v1/images/import", self.import_image),
                 web.post("/v1/images/load", self.load_images),
                 web.post("/v1/images/build", self.build_image),
@@ -119,35 +125,11 @@ class Api:
         every = self._sandboxes
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
+        app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 
     def _find(self, request: web.Request) -> Sandbox:
         return self._sandboxes.find(request.match_info["ref"])
-
-    # -- the node -----------------------------------------------------------------------------------------------------
-    async def system(self, request: web.Request) -> web.Response:
-        states = Counter(str(sandbox.state) for sandbox in self._sandboxes.all())
-        return ok(
-            {
-                "version": __version__,
-                "pid": os.getpid(),
-                "home": str(self._home.root),
-                "sandboxes": states,
-                "images": len(self._sandboxes.images.list()),
-                "emulated": self._sandboxes.ground.emulated,
-            }
-        )
-
-    async def shutdown(self, request: web.Request) -> web.Response:
-        asyncio.get_running_loop().call_soon(self._shutdown)
-        return ok()
-
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        since, follow = number(request, "since"), request.query.get("follow", "1") == "1"
-        response = await stream(request, NDJSON)
-        async for event in self._sandboxes.events(follow=follow, since=since):
-            await response.write(msgspec.json.encode(event) + b"\n")
-        return response
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -168,6 +150,10 @@ class Api:
     async def remove(self, request: web.Request) -> web.Response:
         await asyncio.shield(asyncio.ensure_future(self._find(request).remove(force=request.query.get("force") == "1")))
         return ok()
+
+    async def rename(self, request: web.Request) -> web.Response:
+        wish = await body(request, _Rename)
+        return ok(self._sandboxes.rename(request.match_info["ref"], wish.name).info())
 
     async def start(self, request: web.Request) -> web.StreamResponse:
         sandbox = self._find(request)
@@ -302,6 +288,12 @@ class Api:
             removed = await asyncio.to_thread(library.remove, request.query["name"])
         self._sandboxes.tell("image.removed", name=image.name)
         return ok(removed)
+
+    async def tag_image(self, request: web.Request) -> web.Response:
+        wish = await body(request, _Tag)
+        image = await asyncio.to_thread(self._sandboxes.images.tag, wish.source, wish.name)
+        self._sandboxes.tell("image.tagged", name=image.name, digest=image.digest)
+        return ok(_image_info(image), 201)
 
     async def import_image(self, request: web.Request) -> web.StreamResponse:
         name, changes = request.query.get("name", ""), request.query.getall("change", [])

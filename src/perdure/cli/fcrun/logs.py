@@ -19,12 +19,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._moment import moment
     from perdure.cli.fcrun._node import node
     from perdure.client.node import STDOUT
 
     stamps = _Stamps() if options.timestamps else None
     with node() as client:
-        since = _moment(options.since) if options.since else None
+        since = moment(options.since, "--since") if options.since else None
         for record in client.logs(options.sandbox, follow=options.follow, tail=_lines(options.tail), since=since):
             data = stamps.mark(record.stream, record.time, record.data) if stamps else record.data
             rest = memoryview(data)
@@ -59,23 +60,3 @@ def _lines(text: str) -> int | None:
         return max(0, int(text))
     except ValueError:
         raise InvalidValue(f"--tail: {text!r} is no number of lines") from None
-
-
-def _moment(text: str) -> float:
-    import datetime
-    import re
-    import time
-
-    from perdure.errors import InvalidValue
-
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if re.fullmatch(r"(\d+(\.\d+)?[smhd])+", text):
-        units = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-        return time.time() - sum(float(n) * units[unit] for n, _, unit in re.findall(r"(\d+(\.\d+)?)([smhd])", text))
-    try:
-        return datetime.datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        raise InvalidValue(
-            f"--since: {text!r} is no time", hint="Write 10m, 1700000000 or 2030-01-31T12:00:00Z."
-        ) from None

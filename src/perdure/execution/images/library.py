@@ -151,6 +151,22 @@ class ImageLibrary:
                     found.append(self._of(digest, name, record, ImageConfig()))
         return found
 
+    def tag(self, source: str, name: str) -> Image:
+        """Give the image that is found as ``get`` finds it one more name, which belongs to no other from now on.
+
+        Raises NotFound, InvalidValue.
+        """
+        name = full_name(name)
+        with self._changing() as index:
+            digest, _ = self._find(index, source)
+            for other, record in index.images.items():
+                names = [each for each in record.names if each != name]
+                index.images[other] = msgspec.structs.replace(
+                    record, names=[*names, name] if other == digest else names
+                )
+            record = index.images[digest]
+        return self._image(digest, name, record)
+
     def remove(self, name: str) -> Names:
         """Take a name away; with its last name, or by digest, the image goes too. Returns what is gone.
 

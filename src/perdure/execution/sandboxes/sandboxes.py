@@ -87,20 +87,25 @@ class Sandboxes:
         self._event_count += 1
         self._happened.notify()
 
-    async def events(self, *, follow: bool, since: float | None) -> AsyncIterator[NodeEvent]:
-        """The newest EVENTS_KEPT of this daemon's life, oldest first, then those to come."""
+    async def events(
+        self, *, follow: bool, since: float | None, until: float | None = None
+    ) -> AsyncIterator[NodeEvent]:
+        """The newest EVENTS_KEPT of this daemon's life, oldest first, then those to come, until that moment."""
         seen = 0 if since is not None or not follow else self._event_count
         while True:
             happened = self._happened.next
             fresh = list(self._events)[max(0, len(self._events) - (self._event_count - seen)) :]
             seen = self._event_count
             for event in fresh:
-                if since is None or event.time >= since:
+                if (since is None or event.time >= since) and (until is None or event.time <= until):
                     yield event
             if not follow:
                 return
             if seen == self._event_count:
-                await happened.wait()
+                try:
+                    await asyncio.wait_for(happened.wait(), None if until is None else until - time.time())
+                except TimeoutError:
+                    return
 
     # -- finding ------------------------------------------------------------------------------------------------------
     def find(self, ref: str) -> Sandbox:
@@ -124,6 +129,16 @@ class Sandboxes:
     def hidden(self) -> list[Sandbox]:
         """The templates of workloads."""
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.recipe is not None]
+
+    def rename(self, ref: str, name: str) -> Sandbox:
+        """Raises NotFound, Conflict (the name is taken), InvalidValue."""
+        sandbox = self.find(ref)
+        if not name:
+            raise InvalidValue("a sandbox needs a name")
+        before = sandbox.record.name
+        sandbox.save(name=self._free_name(name))
+        sandbox.emit("renamed", before=before)
+        return sandbox
 
     # -- making -------------------------------------------------------------------------------------------------------
     def create(self, spec: SandboxSpec, recipe: Recipe | None = None) -> Sandbox:
