@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import NoSpace
 from perdure.execution.images.library import ImageLibrary
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.model import SandboxSpec
 from perdure.testing import smalldisks, stillmachines
+from perdure.testing.commands import Fcrun
 from perdure.testing.snapshots import BLOCKS, block, blocks_of
 from perdure.testing.stores import Node
 
@@ -49,15 +50,10 @@ class House:
             stillmachines.suspended(self.home.root, FORK, [self.fork], node.image())
             self.unused = node.image(os.urandom(LARGE))
         ensure_running(self.home)
+        self.fcrun = Fcrun(self.home).said
 
-    def fcrun(self, *argv: str) -> str:
-        env = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
-        done = subprocess.run(
-            [sys.executable, "-m", "perdure.cli.fcrun", *argv],
-            env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return done.stdout
+    def fill(self, full: str) -> None:
+        (smalldisks.fill if full == "pages" else smalldisks.fill_names)(self.small, 0)
 
     def free_bytes(self) -> int:
         facts = os.statvfs(self.small)
@@ -86,7 +82,7 @@ def house(tmp_path: Path, full: str) -> Iterator[House]:
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_what_is_removed_makes_room(house: House, full: str, argv: tuple[str, ...], frees: int) -> None:
-    (smalldisks.fill if full == "pages" else smalldisks.fill_names)(house.small, 0)
+    house.fill(full)
     before = house.free_bytes()
     assert house.fcrun("ps", "-a", "-q").split()
     digests = {json.loads(line)["digest"] for line in house.fcrun("snapshot", "ls", "--format", "json").splitlines()}
@@ -104,3 +100,35 @@ def test_what_is_removed_makes_room(house: House, full: str, argv: tuple[str, ..
     smalldisks.clear(house.small)
     house.fcrun("rm", FORK)
     assert (house.home.root / "headroom").stat().st_size > 0  # for the next time
+
+
+@pytest.mark.parametrize("full", ["pages"], indirect=True)  # its socket needs a name
+def test_a_node_starts_where_room_is_to_be_made(house: House, full: str) -> None:
+    """Also with a snapshot that nobody names, of a suspend that a killed node did not live to write down."""
+    client = NodeClient(house.home)
+    client.shutdown()
+    newest = house.line[-1]
+    with Node(house.home.root) as node:
+        lost = node.capture(newest, {7: block(77)}, DISK, sandbox_id=BOX, image=newest.config.image_digest)
+    house.fill(full)
+    before = house.free_bytes()
+    assert len(house.fcrun("ps", "-a", "-q").split()) == 2
+    house.fcrun("rm", BOX)
+    assert house.free_bytes() - before >= 2 * LARGE
+    assert lost.digest not in [one.digest for one in client.store.list()]
+
+
+def test_a_sandbox_that_finds_no_room_for_its_files_leaves_none(tmp_path: Path) -> None:
+    with smalldisks.mounted(tmp_path / "roomy", 512) as roomy:  # one needs 256 MiB to be free
+        house = House(roomy)
+        client, sandboxes = NodeClient(house.home), house.home.sandboxes
+        before = sorted(path.name for path in sandboxes.iterdir())
+        spec = SandboxSpec(image=house.unused, command=["/bin/true"])
+        smalldisks.fill_names(roomy, 1)
+        for _ in range(2):  # the one name that is left is not lost
+            with pytest.raises(NoSpace, match="no space left"):
+                client.create(spec)
+            assert sorted(path.name for path in sandboxes.iterdir()) == before
+        smalldisks.clear(roomy)
+        client.create(spec)
+        client.shutdown()

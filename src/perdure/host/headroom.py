@@ -19,13 +19,11 @@ NAMES_MIN = 16  # with room for fewer new files than this, the disk counts as fu
 def keep(home: Home) -> None:
     """Make the file, unless it is there, or little more would be free then. Blocking, for a moment."""
     path = home.root / "headroom"
-    if path.exists() or _free_bytes(home) < 4 * HEADROOM_BYTES:  # never what somebody else was just given
+    if _free_bytes(home) < 4 * HEADROOM_BYTES:  # never what somebody else was just given
         return
-    try:
-        with path.open("xb") as file:
+    with contextlib.suppress(OSError), path.open("ab") as file:  # what is short of it, the next one makes
+        if os.fstat(file.fileno()).st_size < HEADROOM_BYTES:  # also where who made it was killed before it was whole
             os.posix_fallocate(file.fileno(), 0, HEADROOM_BYTES)
-    except OSError:
-        path.unlink(missing_ok=True)  # the next one makes it
 
 
 @contextlib.contextmanager

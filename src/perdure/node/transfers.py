@@ -16,6 +16,7 @@ from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.contract import RemoteStore, check_tag
 from perdure.formats.manifest import Snapshot
+from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import Frozen
@@ -83,7 +84,7 @@ class Transfers:
             )
 
         def work(_: Progress) -> Evicted:
-            with _opened(url) as remote:
+            with _opened(url) as remote, headroom.given(self._home):
                 return Evicted(digest, remote.url, transfer.evict(self._store, snapshot, remote))
 
         return await long(request, lambda progress: self._threaded(lambda: work(progress)))

@@ -20,7 +20,7 @@ def disk_error(error: OSError, folder: Path) -> PerdureError:
 
 
 @contextlib.contextmanager
-def space_checked(folder: Path) -> Iterator[None]:
+def image_space_checked(folder: Path) -> Iterator[None]:
     """Raise what says so, where there is no space left for what is done meanwhile; other errors as they are."""
     try:
         yield

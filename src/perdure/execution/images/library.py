@@ -28,7 +28,7 @@ import msgspec
 from perdure.errors import Conflict, ImageInvalid, NotFound, PerdureError, ProtocolError
 from perdure.execution.images.archive import ImageArchive
 from perdure.execution.images.config import changed
-from perdure.execution.images.diskerror import disk_error, space_checked
+from perdure.execution.images.diskerror import disk_error, image_space_checked
 from perdure.execution.images.image import Image, ImageConfig
 from perdure.execution.images.layers import Layer, merge
 from perdure.execution.images.packages import bootstrap
@@ -304,7 +304,7 @@ class ImageLibrary:
     def _changing(self) -> Iterator[_Index]:
         """The index, alone with it; written back when the block ends well."""
         new = self._folder / "index.json.new"
-        with space_checked(self._folder):
+        with image_space_checked(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with (self._folder / "lock").open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)

@@ -20,6 +20,7 @@ from perdure.execution.sandboxes import feeding
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots import restore
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.progress import Progress
@@ -60,9 +61,11 @@ def origin_of(snapshot: Snapshot) -> Origin:
 def making(run: Path, ids: Sequence[str]) -> Iterator[Path]:
     """Write down which sandboxes are about to be made, until they all run or none is there: what a node that is killed
     meanwhile had made of them, the next one removes. Gives the folder for what they share."""
-    folder = Path(tempfile.mkdtemp(dir=run, prefix="fork-"))
+    with space_checked("forks"):
+        folder = Path(tempfile.mkdtemp(dir=run, prefix="fork-"))
     try:
-        (folder / _IDS).write_text("\n".join(ids))
+        with space_checked("forks"):
+            (folder / _IDS).write_text("\n".join(ids))
         yield folder
     finally:
         (folder / _IDS).unlink(missing_ok=True)  # done: from here on they are as any other

@@ -166,7 +166,7 @@ class Sandbox(Life):
             with headroom.given(self.rooms.home):
                 if force and self.state is S.RUNNING:
                     await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
-                    self.move("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
+                    self.happened("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
                     self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)
                 self.move("remove")
                 if self.session is not None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
+from perdure.errors import Conflict, InvalidValue, NoSpace, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes import disk, forking, rehearsing, workload
@@ -27,6 +27,7 @@ from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots import transfer
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host import headroom
@@ -274,10 +275,15 @@ class Sandboxes:
 
     def _add(self, record: Record, log: Path | None = None) -> Sandbox:
         folder = Folder(self._home.sandboxes / record.id)
-        folder.root.mkdir(mode=0o700)
-        if log is not None:
-            shutil.copyfile(log, folder.log)
-        folder.save(record)
+        try:
+            with space_checked("a sandbox"):
+                folder.root.mkdir(mode=0o700)
+                if log is not None:
+                    shutil.copyfile(log, folder.log)
+            folder.save(record)
+        except BaseException:
+            folder.remove()
+            raise
         sandbox = Sandbox(self._rooms, folder, record)
         self._sandboxes[record.id] = sandbox
         self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=record.spec.image)
@@ -343,9 +349,13 @@ class Sandboxes:
         return digest in self._rooms.store.tags().values()
 
     def let_go_if_named(self, digest: str) -> None:
-        """A snapshot that was pulled needs no tag any more, once a sandbox names it. Blocking."""
+        """A snapshot that was pulled needs no tag any more, once a sandbox names it. Blocking.
+
+        On a full disk the tag stays, which only keeps the snapshot longer.
+        """
         if any(one.record.names(digest) for one in list(self._sandboxes.values())):
-            self._rooms.store.untag(transfer.kept_tag(digest))
+            with contextlib.suppress(NoSpace):
+                self._rooms.store.untag(transfer.kept_tag(digest))
 
     def templates_of_today(self) -> set[str] | None:
         """The templates that the next start of an image may take; None: not known. Blocking."""
@@ -370,8 +380,13 @@ class Sandboxes:
             for digest, owner in self._rooms.store.owners().items()
             if owner in self._sandboxes and not self._named_by_others(digest, "")
         ]
-        if unnamed:
-            _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))
+        if not unnamed:
+            return
+        try:
+            with headroom.given(self._home):
+                _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))
+        except NoSpace as error:  # whoever comes to make room must find a node; the next start drops them
+            _log.warning("snapshots that no sandbox names stay: %s", error)
 
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:

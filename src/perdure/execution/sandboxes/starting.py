@@ -14,6 +14,7 @@ from perdure.execution.sandboxes import archive, disk, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.templates import Template
 from perdure.host.progress import Progress
 
@@ -55,7 +56,7 @@ async def start(life: Life, progress: Progress) -> None:
         await _give_up(life, error)
         raise
     life.follow(main)
-    life.move("started", started=time.time())
+    life.happened("started", started=time.time())  # it runs, whether or not the disk has room for saying so
     phases.end("command")
     phases.finish()
     await life.measure(answer, phases, main)
@@ -67,7 +68,8 @@ async def _make_disk(life: Life, template: Template) -> None:
     if life.record.has_disk:
         return
     folder = life.folder.machine(life.record.generation)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with space_checked("the disk of a sandbox"):
+        folder.mkdir(mode=0o700, exist_ok=True)
     overlay = folder / "overlay"
     if template.overlay is not None:
         await asyncio.to_thread(disk.clone, template.overlay, overlay)
