@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -230,3 +231,47 @@ def test_info(node: Node) -> None:
     assert node.fcrun.said("system", "info") == node.fcrun.said("info")
     assert json.loads(node.fcrun.said("info", "-f", "json"))["images"] == 1
     assert node.fcrun.said("info", "--format", "{{.home}}") == f"{node.home.root}\n"
+
+
+def complete(node: Node, *words: str) -> list[str]:
+    """What bash itself would offer for the last word, by the script that fcrun prints for it."""
+    typed = " ".join(map(shlex.quote, ("fcrun", *words)))
+    script = f"""
+        source <({sys.executable} -m perdure.cli.fcrun completion bash)
+        fcrun() {{ {sys.executable} -m perdure.cli.fcrun "$@"; }}
+        COMP_WORDS=({typed}); COMP_CWORD={len(words)}
+        _fcrun; printf '%s\\n' "${{COMPREPLY[@]}}"
+    """
+    homes = {"PERDURE_HOME": str(node.home.root), "PERDURE_CACHE": str(node.home.cache)}
+    done = subprocess.run(
+        ["bash", "-c", script], env=os.environ | homes, capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.split()
+
+
+def test_a_shell_completes_what_is_typed(node: Node) -> None:
+    node.create("bold")
+    node.client.tag_image("tiny", "team/tiny:v1")
+    assert complete(node, "sus") == ["suspend"]
+    assert complete(node, "snapshot", "ex") == ["explain"]
+    assert complete(node, "rm", "") == ["bold", "box"]
+    assert complete(node, "rm", "-f", "bold", "bo") == ["bold", "box"]  # it takes several
+    assert complete(node, "rename", "bold", "b") == []  # a new name: nothing to offer
+    assert complete(node, "rmi", "t") == ["team/tiny:v1", "tiny"]
+    assert complete(node, "run", "-m", "512m", "--name", "x", "ti") == ["tiny"]
+    assert complete(node, "run", "tiny", "bo") == []  # words of its own command
+    assert complete(node, "snapshot", "rm", node.snapshot.digest[7:10]) == [node.snapshot.digest[7:19]]
+    assert complete(node, "system", "df", "--f") == ["--format"]
+    assert complete(node, "snapshot", "tree", "--format", "") == ["json", "tree"]
+    assert complete(node, "host", "st") == ["start", "status", "stop"]
+    assert complete(node, "nonsense", "") == complete(node, "cp", "--", "/et") == []
+
+
+def test_a_completion_starts_no_node(tmp_path: Path) -> None:
+    fcrun = Fcrun(Home(tmp_path / "home", tmp_path / "cache"))
+    assert fcrun("completion", "--words", "rm", "") == (0, "", "")
+    assert not (tmp_path / "home").exists()
+    assert "compdef" in fcrun.said("completion", "zsh") and "complete -c fcrun" in fcrun.said("completion", "fish")
+    status, _, said = fcrun("completion")
+    assert status == 125 and "which shell" in said

@@ -69,7 +69,7 @@ class Program:
         """(full name, help) of every command, those of groups after the group's own."""
         for name in self.command_names():
             command = self.command_module(name)
-            if (group := _group(command)) is not None:
+            if (group := group_of(command)) is not None:
                 yield group.name, group.overview()
                 yield from group.pages()
             else:
@@ -97,7 +97,7 @@ class Program:
         if argv[0] not in names:
             return self._unknown(argv[0], names)
         command = self.command_module(argv[0])
-        if (group := _group(command)) is not None:
+        if (group := group_of(command)) is not None:
             return group.main(argv[1:])
         sys.unraisablehook = _unraisable
         try:
@@ -143,6 +143,7 @@ class Program:
         return "".join(text)
 
 
-def _group(command: ModuleType) -> Program | None:
+def group_of(command: ModuleType) -> Program | None:
+    """Its commands, where it is a group of them."""
     found = getattr(command, "PROGRAM", None)
     return found if isinstance(found, Program) else None

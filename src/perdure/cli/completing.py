@@ -1,0 +1,70 @@
+"""What a shell may offer next on a command line of a ``Program``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+
+from perdure.cli.program import Program, group_of
+
+Names = Callable[[str], Iterable[str]]  # what there is of a kind, by the metavar of the argument: SANDBOX, IMAGE …
+
+
+def candidates(program: Program, words: Sequence[str], names: Names) -> list[str]:
+    """The completions of the last of ``words``, which follow the program's name; sorted.
+
+    Empty also where files are meant: the shell knows those.
+    """
+    *before, current = words or [""]
+    if not before:
+        return _starting(current, program.command_names())
+    if before[0] not in program.command_names():
+        return []
+    command = program.command_module(before[0])
+    if (group := group_of(command)) is not None:
+        return candidates(group, [*before[1:], current], names)
+    parser = program.parser_of(command)
+    wanted = _argument(parser, before[1:])
+    if wanted is not None and wanted.option_strings:
+        return _starting(current, _values(wanted, names))
+    if current.startswith("-"):
+        return _starting(current, [option for option in _options(parser) if option.startswith("--")])
+    return _starting(current, _values(wanted, names)) if wanted is not None else []
+
+
+def _argument(parser: argparse.ArgumentParser, before: Sequence[str]) -> argparse.Action | None:
+    """Which argument comes next; None: none does, or what follows is another program's."""
+    options = _options(parser)
+    positionals = [action for action in parser._actions if not action.option_strings]
+    waiting: argparse.Action | None = None
+    count = 0
+    for word in before:
+        if waiting is not None:
+            waiting = None
+        elif word in options:
+            action = options[word]
+            waiting = action if action.nargs != 0 else None
+        elif not word.startswith("-") or word == "-":
+            count += 1
+            if count <= len(positionals) and positionals[count - 1].nargs == argparse.REMAINDER:
+                return None
+    if waiting is not None:
+        return waiting
+    if count < len(positionals):
+        return positionals[count] if positionals[count].nargs != argparse.REMAINDER else None
+    last = positionals[-1] if positionals else None
+    return last if last is not None and last.nargs in ("*", "+") else None
+
+
+def _options(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    return {option: action for action in parser._actions for option in action.option_strings}
+
+
+def _values(action: argparse.Action, names: Names) -> Iterable[str]:
+    if action.choices is not None:
+        return [str(choice) for choice in action.choices]
+    return names(action.metavar) if isinstance(action.metavar, str) else []
+
+
+def _starting(current: str, found: Iterable[str]) -> list[str]:
+    return sorted({each for each in found if each.startswith(current)})

@@ -1,0 +1,90 @@
+"""fcrun completion"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable
+
+NAME = "completion"
+HELP = "Print the script that completes fcrun's words in your shell"
+GROUP = "System"
+DESCRIPTION = """\
+Print the script that completes fcrun's words in your shell: commands, options, and the names of sandboxes, images,
+snapshots and templates. In ~/.bashrc: source <(fcrun completion bash). In ~/.zshrc, after compinit:
+source <(fcrun completion zsh). In ~/.config/fish/config.fish: fcrun completion fish | source."""
+
+# Each asks `fcrun completion --words` with what is typed so far, and takes files where that has nothing to say.
+SCRIPTS = {
+    "bash": """\
+_fcrun() {
+    local words
+    words=$(fcrun completion --words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    local IFS=$'\\n'
+    COMPREPLY=($words)
+}
+complete -o default -F _fcrun fcrun
+""",
+    "zsh": """\
+_fcrun() {
+    local -a found
+    found=(${(f)"$(fcrun completion --words "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( ${#found} )); then compadd -a found; else _files; fi
+}
+compdef _fcrun fcrun
+""",
+    "fish": """\
+function __fcrun_words
+    set -l typed (commandline -opc) (commandline -ct)
+    fcrun completion --words $typed[2..] 2>/dev/null
+end
+complete -c fcrun -a '(__fcrun_words)'
+""",
+}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", nargs="?", choices=sorted(SCRIPTS), help="bash, fish or zsh")
+    parser.add_argument("--words", nargs=argparse.REMAINDER, metavar="WORD", help="what may come next: for the scripts")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.words is not None:
+        from perdure.cli.completing import candidates
+        from perdure.cli.fcrun import PROGRAM
+
+        found = candidates(PROGRAM, options.words, _names)
+        sys.stdout.write("".join(f"{each}\n" for each in found))
+        return 0
+    if not options.shell:
+        from perdure.errors import InvalidValue
+
+        raise InvalidValue("which shell?", hint="fcrun completion bash, fish or zsh")
+    sys.stdout.write(SCRIPTS[options.shell])
+    return 0
+
+
+def _names(kind: str) -> Iterable[str]:
+    """What the node has of a kind. A key that was pressed starts no node, and waits for none that is busy."""
+    from perdure.client.node import NodeClient
+    from perdure.errors import PerdureError
+    from perdure.host.paths import Home
+
+    home = Home.find()
+    if not os.path.exists(home.socket("fcrund")):  # noqa: PTH110 - pathlib costs start time
+        return []
+    client = NodeClient(home)
+    try:
+        if kind == "SANDBOX":
+            return [info.name for info in client.list()]
+        if kind == "IMAGE":
+            return [name for image in client.images() if (name := image.name.removesuffix(":latest"))]
+        if kind == "TEMPLATE":
+            return [template.name for template in client.templates()]
+        if kind == "SNAPSHOT":
+            found = client.store.list()
+            return [*(info.name for info in client.list()), *(one.digest[7:19] for one in found)]
+    except PerdureError:
+        pass
+    return []
