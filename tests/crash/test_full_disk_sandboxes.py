@@ -69,6 +69,14 @@ async def check(node: Node, box: StillSandbox, disk: bytes) -> None:
     assert verify.whole(node.store, templates=node.templates).findings == []
 
 
+async def awake(node: Node) -> StillSandbox:
+    """BOX, which runs and has changed one more block."""
+    box = await stillmachines.started(node.root, node.store, BOX)
+    box.writes = BOX_WRITES | {33: block(33)}
+    await box.resume()
+    return box
+
+
 @full
 async def test_a_suspend(lived: Lived, small: Path, full: str, no_reserve: None) -> None:
     machine = written(lived.disks[lived.line[-1]], BOX_WRITES | {33: block(33)})
@@ -77,9 +85,7 @@ async def test_a_suspend(lived: Lived, small: Path, full: str, no_reserve: None)
         root = small / "node"
         shutil.copytree(lived.root, root)
         with Node(root) as node:
-            box = await stillmachines.started(root, node.store, BOX)
-            box.writes = BOX_WRITES | {33: block(33)}
-            await box.resume()
+            box = await awake(node)
             fill(small, full, room)
             try:
                 await box.suspend()
@@ -116,9 +122,7 @@ async def test_a_checkpoint(lived: Lived, small: Path, indexed: bool, full: str,
         root = small / "node"
         shutil.copytree(lived.root, root)
         with Node(root) as node:
-            box = await stillmachines.started(root, node.store, BOX)
-            box.writes = BOX_WRITES | {33: block(33)}
-            await box.resume()
+            box = await awake(node)
             overlay = box.folder.overlay(box.record.generation)
             if not indexed:  # then all of the disk is copied
                 box.folder.disk_index.unlink()

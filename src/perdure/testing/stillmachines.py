@@ -97,12 +97,12 @@ class StillSandbox(Sandbox):
     writes: Writes = {}  # noqa: RUF012 - replaced, never changed
 
     def new_session(self) -> Any:
-        self.session = StillSession(self.main_id)  # type: ignore[assignment]
+        self.session = StillSession(self.main_id)  # type: ignore[assignment]  # it stands for a GuestSession
         self.session_parent = None
         return self.session
 
     async def spawn(self, launcher: Any, session: Any) -> Any:
-        self.machine = StillMachine(self.writes)  # type: ignore[assignment]
+        self.machine = StillMachine(self.writes)  # type: ignore[assignment]  # it stands for a Machine
         return self.machine
 
     def follow(self, process: Any) -> None:

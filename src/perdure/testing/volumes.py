@@ -81,11 +81,6 @@ def shared_bytes(path: Path) -> tuple[int, int]:
 
 def used_bytes(folder: Path) -> int:
     """Of the file system, once all is written out."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
     os.sync()
     facts = os.statvfs(folder)
     return (facts.f_blocks - facts.f_bfree) * facts.f_frsize

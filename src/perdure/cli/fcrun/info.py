@@ -1,17 +1,5 @@
 """fcrun info: the short name of ``fcrun system info``, as docker has it."""
 
-from __future__ import annotations
-
-import argparse
-
-from perdure.cli.fcrun._system import configure, show
+from perdure.cli.fcrun.system_commands.info import GROUP, HELP, NAME, configure, run
 
 __all__ = ["GROUP", "HELP", "NAME", "configure", "run"]
-
-NAME = "info"
-HELP = "Show what the node is"
-GROUP = "System"
-
-
-def run(options: argparse.Namespace) -> int:
-    return show(options)

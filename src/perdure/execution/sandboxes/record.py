@@ -22,6 +22,7 @@ import msgspec
 from perdure.errors import ProtocolError
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats.manifest import Origin
+from perdure.linux import durable
 from perdure.model import CallsEndpoint, Frozen, Recipe, SandboxSpec, SandboxState, SnapshotInfo
 
 VERSION = 1
@@ -148,11 +149,7 @@ class Folder:
         except BaseException:
             fresh.unlink(missing_ok=True)
             raise
-        descriptor = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        durable.sync(self.root)
 
     def forget_unsaved(self) -> None:
         """What a node that was killed while it saved left. Not while anybody saves."""

@@ -244,7 +244,8 @@ def remote_in(folder: Path) -> FolderStore:
 
 
 def brought(node: Node, remote: FolderStore, how: str, reference: str = "golden") -> Snapshot:
-    return getattr(transfer, how)(node.store, node.templates, node.images, remote, reference)  # type: ignore[no-any-return]
+    snapshot: Snapshot = getattr(transfer, how)(node.store, node.templates, node.images, remote, reference)
+    return snapshot
 
 
 def check(node: Node, snapshot: Snapshot) -> None:

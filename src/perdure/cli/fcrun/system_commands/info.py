@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
-from perdure.cli.fcrun._system import configure, show
-
-__all__ = ["GROUP", "HELP", "NAME", "configure", "run"]
+from perdure.cli.fcrun import _format
 
 NAME = "info"
 HELP = "Show what the node is"
 GROUP = "System"
 
 
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-f", "--format", default="", metavar="FORMAT", help="'json', or a template such as '{{.version}}'"
+    )
+
+
 def run(options: argparse.Namespace) -> int:
-    return show(options)
+    from perdure.cli.fcrun._node import node
+
+    with node() as client:
+        found = client.system()
+    if options.format == "json":
+        print(json.dumps(found))
+    elif options.format:
+        print(_format.fill(options.format, found))
+    else:
+        print("\n".join(_lines(found)))
+    return 0
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    states: dict[str, int] = found["sandboxes"]
+    where = "in the emulated host" if found["emulated"] else "on this machine's KVM"
+    return [
+        f"Version: {found['version']}",
+        f"Home: {found['home']}",
+        f"Daemon: fcrund, pid {found['pid']}",
+        f"Machines: {where}",
+        f"Images: {found['images']}",
+        f"Sandboxes: {sum(states.values())}",
+        *(f" {state.capitalize()}: {count}" for state, count in sorted(states.items())),
+    ]
