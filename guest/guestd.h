@@ -5,6 +5,7 @@
 //   calls.c     the HTTP door and its calls         streams.c  their output and input
 //   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
 //   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
+//   network.c   interfaces, name files
 //   files.c     file tools, run as children         frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
@@ -86,8 +87,13 @@ void mounts_boot(void);
 const char *mounts_image(void);  // NULL, or what failed
 bool drives_ready(void);
 int root_open(const char *path, int flags, mode_t mode);  // a path inside the workload's root, whatever links it holds
+void root_write(const char *path, const char *text, const char *only_over);  // NULL: over whatever it holds
 void identity_write(const char *hostname, const char *machine_id);
-void network_files(const char *hostname);
+
+// network.c
+void network_boot(void);
+void network_files(const char *hostname);    // for an image that was just mounted
+void network_renamed(const char *hostname);  // before the host name changes
 
 // memory.c
 size_t memory_report(char *out, size_t size);  // its length; 0: nothing is known

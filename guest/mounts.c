@@ -9,13 +9,11 @@
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/openat2.h>
-#include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -106,15 +104,6 @@ static void load_modules(void) {
         fclose(order);
 }
 
-static void loopback_up(void) {
-    struct ifreq lo = {.ifr_name = "lo"};
-    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    if (fd < 0 || ioctl(fd, SIOCGIFFLAGS, &lo) || (lo.ifr_flags |= IFF_UP, ioctl(fd, SIOCSIFFLAGS, &lo)))
-        complain("the loopback interface: %s", strerror(errno));
-    if (fd >= 0)
-        close(fd);
-}
-
 static void open_console(void) {
     int fd = open("/dev/console", O_RDWR);
     if (fd < 0)
@@ -133,7 +122,7 @@ void mounts_boot(void) {
         complain("%s", failed);
     mkdir(guestd.cgroup, 0755);
     load_modules();
-    loopback_up();
+    network_boot();
 }
 
 static bool drive_is_real(const char *path) {
@@ -176,11 +165,12 @@ int root_open(const char *path, int flags, mode_t mode) {
     return (int)syscall(SYS_openat2, guestd.root_fd, path, &how, sizeof how);
 }
 
-static void write_file(const char *path, const char *text, bool only_if_empty) {
-    struct stat info;
-    int fd = root_open(path, O_WRONLY | O_CREAT, 0644);
-    if (fd >= 0 && !(only_if_empty && !fstat(fd, &info) && info.st_size > 0) &&
-        (write(fd, text, strlen(text)) < 0 || ftruncate(fd, (off_t)strlen(text))))
+void root_write(const char *path, const char *text, const char *only_over) {
+    char held[1024];
+    int fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    ssize_t size = fd >= 0 && only_over ? read(fd, held, sizeof held) : 0;
+    bool wanted = fd >= 0 && (!only_over || (size == (ssize_t)strlen(only_over) && !memcmp(held, only_over, (size_t)size)));
+    if (wanted && (pwrite(fd, text, strlen(text), 0) < 0 || ftruncate(fd, (off_t)strlen(text))))
         complain("writing %s: %s", path, strerror(errno));
     if (fd >= 0)
         close(fd);
@@ -189,20 +179,14 @@ static void write_file(const char *path, const char *text, bool only_if_empty) {
 void identity_write(const char *hostname, const char *machine_id) {
     char line[300];
     if (*hostname) {
+        network_renamed(hostname);
         if (sethostname(hostname, strlen(hostname)))
             complain("host name %s: %s", hostname, strerror(errno));
         snprintf(line, sizeof line, "%s\n", hostname);
-        write_file("/etc/hostname", line, false);
+        root_write("/etc/hostname", line, NULL);
     }
     if (*machine_id) {
         snprintf(line, sizeof line, "%s\n", machine_id);
-        write_file("/etc/machine-id", line, false);
+        root_write("/etc/machine-id", line, NULL);
     }
-}
-
-void network_files(const char *hostname) {
-    char hosts[512];
-    snprintf(hosts, sizeof hosts, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 %s\n", hostname);
-    write_file("/etc/hosts", hosts, true);
-    write_file("/etc/resolv.conf", "# no name server: this sandbox has no network\n", true);
 }

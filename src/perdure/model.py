@@ -72,6 +72,15 @@ class CallsEndpoint(Frozen, frozen=True, kw_only=True):
     token: str
 
 
+class PublishedPort(Frozen, frozen=True, kw_only=True):
+    """A port of a guest that the node listens for on its host."""
+
+    guest_port: int
+    host_port: int = 0  # 0 in a spec: the node finds one
+    host_ip: str = ""  # empty: on every address
+    protocol: str = "tcp"  # or udp
+
+
 class SandboxSpec(Frozen, frozen=True, kw_only=True):
     """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
 
@@ -91,6 +100,13 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     disk_mib: int = DEFAULT_DISK_MIB
     auto_remove: bool = False
     calls: CallsEndpoint | None = None
+    networks: list[str] = []  # names; none: "bridge". "none" alone: no network at all
+    aliases: list[str] = []  # other names of it in its networks
+    ports: list[PublishedPort] = []
+    egress: list[str] | None = None  # networks and host names that it may reach; None: all
+    dns: list[str] = []  # name servers to ask; none: those of the host
+    bytes_per_s: int = 0  # of its network, each way; 0: no limit
+    packets_per_s: int = 0
 
 
 class ExecSpec(Frozen, frozen=True, kw_only=True):
@@ -170,6 +186,8 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     image_digest: str = ""
     snapshot: SnapshotInfo | None = None  # the newest
     stored_bytes: int = 0  # what it costs at rest, over all its own snapshots
+    addresses: dict[str, str] = {}  # its own in each network that it is in
+    ports: list[PublishedPort] = []  # those that the node listens for now, with the host's numbers
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
 
 
@@ -212,6 +230,19 @@ class ImageInfo(Frozen, frozen=True, kw_only=True):
     digest: str  # of its squashfs file: sha256:HEX
     size_bytes: int = 0
     created: float = 0.0
+
+
+class Network(Frozen, frozen=True, kw_only=True):
+    """A network of a node, as ``fcrun network inspect`` shows it."""
+
+    id: str
+    name: str
+    created: float
+    subnet: str  # ADDRESS/PREFIX, IPv4
+    internal: bool = False  # it leads nowhere but to its members
+    isolated: bool = False  # its members do not reach each other
+    labels: dict[str, str] = {}
+    members: dict[str, str] = {}  # in answers: the names of sandboxes in it, with their addresses
 
 
 class NodeEvent(Frozen, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from perdure.model import (
     Fork,
     ImageInfo,
     LogPosition,
+    Network,
     NodeEvent,
     Recipe,
     SandboxInfo,
@@ -46,6 +47,7 @@ _Snapshots = list[SnapshotInfo]
 _Images = list[ImageInfo]
 _DiskUses = list[DiskUse]
 _Templates = list[TemplateInfo]
+_Networks = list[Network]
 
 
 class Session:
@@ -360,6 +362,26 @@ class NodeClient:
     # -- ------------------------------------------------------------------------------------------------------------
     def _long(self, method: str, path: str, body: Any = None) -> Any:
         return self._http.call(method, path, json_body=body, progress=self._progress)
+
+    # -- networks -----------------------------------------------------------------------------------------------------
+    def networks(self) -> _Networks:
+        """All, oldest first, with their members."""
+        return msgspec.convert(self._http.call("GET", "/v1/networks"), _Networks)
+
+    def network(self, ref: str) -> Network:
+        """By name, id, or a unique beginning of an id. Raises NotFound, Conflict."""
+        return msgspec.convert(self._http.call("GET", f"/v1/networks/{quote(ref, safe='')}"), Network)
+
+    def create_network(
+        self, name: str, *, subnet: str = "", internal: bool = False, labels: Mapping[str, str] | None = None
+    ) -> Network:
+        """Raises InvalidValue, Conflict (the name, the subnet)."""
+        wish = {"name": name, "subnet": subnet, "internal": internal, "labels": dict(labels or {})}
+        return msgspec.convert(self._http.call("POST", "/v1/networks", json_body=wish), Network)
+
+    def remove_network(self, ref: str) -> None:
+        """Raises NotFound, Conflict (sandboxes are in it)."""
+        self._http.call("DELETE", f"/v1/networks/{quote(ref, safe='')}")
 
     def _sandbox(self, method: str, path: str, body: Any = None) -> SandboxInfo:
         progress = self._progress if method == "POST" else None

@@ -25,16 +25,24 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import MachineFailed, PerdureError
+from perdure.errors import InvalidValue, MachineFailed, PerdureError
 from perdure.host import kvm
 from perdure.host.assets import Assets
-from perdure.host.emulated import LAUNCHER_PORT, PIECES, EmulatedHost, find_programs, free_port, machine_processors
+from perdure.host.emulated import (
+    LAUNCHER_PORT,
+    NETWORK,
+    PIECES,
+    EmulatedHost,
+    find_programs,
+    free_port,
+    machine_processors,
+)
 from perdure.host.machine import boot_id, require_root
 from perdure.host.paths import Home
 from perdure.host.processes import ProcessFile, ProcessName, last_lines, start_detached
 from perdure.host.progress import Progress, silent
 from perdure.host.vault import write_durably
-from perdure.keeper import line
+from perdure.keeper import hostnetwork, line
 from perdure.linux import cgroup
 from perdure.model import LauncherAddress
 
@@ -208,7 +216,7 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
     progress(what, 0, 0)
     address = LauncherAddress(token=_new_token(home), tcp_port=free_port(), emulated=True)
     listen = ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]
-    listen += ["--processors", ",".join(map(str, machine_processors()))]
+    listen += ["--processors", ",".join(map(str, machine_processors())), "--guard", NETWORK]
     times = EmulatedHost(home).start(
         assets,
         address.tcp_port,
@@ -252,6 +260,7 @@ def _stop(home: Home) -> bool:
         ran = _end_keepers(home) or ran
     ran = launcher.end() or ran
     _remove_cgroups(home)
+    _remove_bridges(home)
     shutil.rmtree(home.below_line_folder, ignore_errors=True)
     for path in (_state_file(home), _token_file(home), home.socket("launcher")):
         path.unlink(missing_ok=True)
@@ -270,6 +279,15 @@ def _end_keepers(home: Home) -> bool:
                 keeper.end()
                 found = True
     return found
+
+
+def _remove_bridges(home: Home) -> None:
+    """What the networks of the home have left on this machine itself."""
+    if not home.networks.is_dir() or os.geteuid() != 0:
+        return
+    for path in home.networks.glob("*.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, InvalidValue):
+            hostnetwork.remove_bridge(f"pd{json.loads(path.read_text())['id']}")
 
 
 def _remove_cgroups(home: Home) -> None:

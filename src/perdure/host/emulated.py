@@ -35,7 +35,9 @@ from perdure.host.virtiofs import Virtiofsd
 QEMU = "qemu-system-x86_64"
 INSTALL_HINT = "apt-get install qemu-system-x86 qemu-system-common (on Debian 13 and Ubuntu also: virtiofsd)"
 LAUNCHER_PORT = 4752  # inside
-ADDRESS, NETMASK = "10.0.2.15", "255.255.255.0"  # of QEMU's user network
+ADDRESS, NETMASK, GATEWAY = "10.0.2.15", "255.255.255.0", "10.0.2.2"  # of QEMU's user network
+NETWORK = "10.0.2.0/24"  # machines must not reach it: its GATEWAY is this machine's own loopback
+NAME_SERVER = "10.0.2.3"  # asks those of this machine
 MEMORY_MAX_BYTES = 8 << 30  # given out page by page, as it is touched
 PROCESSORS_MAX = 4  # for machines
 # Without ERMS and FSRM the kernel copies eight bytes at a time, where TCG takes one by one: docs/design/0003.
@@ -181,7 +183,7 @@ class EmulatedHost:
             command += ["-chardev", f"socket,id={share},path={_escaped(self._socket(share))}"]
             command += ["-device", f"vhost-user-fs-pci,chardev={share},tag={share}"]
         forward = f"hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:{LAUNCHER_PORT}"
-        command += ["-netdev", f"user,id=net,restrict=on,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
+        command += ["-netdev", f"user,id=net,ipv6=off,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
         return [*command, "-no-reboot", "-monitor", "none"]
 
 
@@ -222,7 +224,7 @@ def free_port() -> int:
 
 def _configuration(home: Home, launcher: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """An archive with /config (emulated_init.c), to be appended to the initramfs."""
-    records = [f"share=home {home.root}", f"address={ADDRESS}", f"netmask={NETMASK}"]
+    records = [f"share=home {home.root}", f"address={ADDRESS}", f"netmask={NETMASK}", f"gateway={GATEWAY}"]
     records += [f"env={name}={value}" for name, value in environment.items()]
     records += [f"arg={word}" for word in launcher]
     data = b"".join(os.fsencode(record) + b"\0" for record in records)

@@ -11,7 +11,7 @@
  * In the initramfs, /mod/order names the modules of /mod to load before the root is mounted, one a line, and /mod/later
  * those to load meanwhile. /config, written for each start, is a sequence of "key=value" records, each ended by a NUL:
  *   share=TAG PATH   a virtiofs share mounted writable at PATH
- *   address=, netmask=               of eth0
+ *   address=, netmask=, gateway=     of eth0
  *   env=NAME=VALUE, arg=WORD         of the launcher, in order
  *   folder=PATH      the launcher's working directory
  *
@@ -24,6 +24,7 @@
 #include <fcntl.h>
 #include <linux/kvm.h>
 #include <net/if.h>
+#include <net/route.h>
 #include <netinet/in.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -226,10 +227,19 @@ static void raise_card(int control, const char *name, const char *address, const
         say("%s: %s", name, strerror(errno));
 }
 
+static void add_default_route(int control, const char *gateway) {
+    struct rtentry route = {.rt_flags = RTF_UP | RTF_GATEWAY};
+    struct sockaddr_in *hop = (struct sockaddr_in *)&route.rt_gateway;
+    hop->sin_family = route.rt_dst.sa_family = route.rt_genmask.sa_family = AF_INET;
+    if (!gateway || inet_pton(AF_INET, gateway, &hop->sin_addr) != 1 || ioctl(control, SIOCADDRT, &route) < 0)
+        say("the route by %s: %s", gateway ? gateway : "(none)", strerror(errno));
+}
+
 static void start_network(void) {
     int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
     raise_card(control, "lo", NULL, NULL);
     raise_card(control, "eth0", records("address", NULL), records("netmask", NULL));
+    add_default_route(control, records("gateway", NULL));
     close(control);
 }
 

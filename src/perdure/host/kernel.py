@@ -21,9 +21,11 @@ from perdure.host.progress import Progress
 from perdure.host.vault import Part, Vault
 
 PART = "kernel"
-GUEST_MODULES = ("virtio_mmio", "virtio_blk", "overlay", "squashfs", "vmw_vsock_virtio_transport")
+GUEST_MODULES = ("virtio_mmio", "virtio_blk", "virtio_net", "overlay", "squashfs", "vmw_vsock_virtio_transport")
+# What machines' networks are made of (keeper/network.py), as the rules there name it.
+NETWORK_MODULES = ("veth", "bridge", "nf_tables", "nft_ct", "nft_chain_nat", "nft_nat", "nft_masq", "nft_reject_ipv4")
 HOST_MODULES = ("virtio_pci", "virtiofs", "overlay", "virtio_net")  # of the emulated host's root and card
-HOST_LATER_MODULES = ("kvm-amd", "tun", "loop")  # loaded while its launcher starts
+HOST_LATER_MODULES = ("kvm-amd", "tun", "loop", *NETWORK_MODULES)  # loaded while its launcher starts
 UNPACKED_BYTES = 700 << 20  # a package unpacked beside what is made from it; removed afterwards
 APT_TIMEOUT_S = 900.0
 META_PACKAGES = {

@@ -3,7 +3,7 @@
     HOME/                       PERDURE_HOME; /var/lib/perdure for root, ~/.local/share/perdure otherwise
         run/                    sockets, pid files, locks, daemon logs
         host/                   the emulated host: its pids, logs and launcher address
-        images/ templates/ store/ sandboxes/ perdure.db
+        images/ templates/ store/ sandboxes/ networks/ perdure.db
         headroom                for the small files of what frees room (``headroom``)
         frames/                 of layers that are beyond this machine: a cache, which may be deleted
     CACHE/                      PERDURE_CACHE; /var/cache/perdure or ~/.cache/perdure: assets, by digest
@@ -69,6 +69,10 @@ class Home:
     @property
     def frames(self) -> Path:
         return self.root / "frames"
+
+    @property
+    def networks(self) -> Path:
+        return self.root / "networks"
 
     @property
     def sandboxes(self) -> Path:

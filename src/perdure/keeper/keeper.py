@@ -20,6 +20,8 @@ from perdure.keeper import line
 from perdure.keeper.channel import Channel
 from perdure.keeper.loop import READ, Loop, Stream
 from perdure.keeper.machine import Machine, failure
+from perdure.keeper.network import Network
+from perdure.keeper.relay import Relays
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from perdure.keeper.pager import Frames
 
 _FLUSH_TIMEOUT_S = 5.0
-_NAME_MAX = 64
+_SAID_MAX = 4096
 
 
 class Keeper:
@@ -43,6 +45,7 @@ class Keeper:
         self._machine = Machine(self._loop, below, self._exited, self._want)
         self._machine.on_resident = self._resident
         self._channel = Channel(self._loop)
+        self._network, self._relays = Network(self._loop), Relays(self._loop)
         self._node: Stream | None = None
         self._decoder = line.Decoder()
         self._requests: deque[tuple[Stream, dict[str, Any]]] = deque()
@@ -76,6 +79,7 @@ class Keeper:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.umask(0o077)
+        self._network.open()
         self.folder.make()
         os.chdir(self.folder.path)
         self._control = socket.socket(socket.AF_UNIX)
@@ -98,9 +102,10 @@ class Keeper:
         return self._machine.state not in (MachineState.EMPTY, MachineState.EXITED)
 
     def _release(self) -> None:
-        """Let go of everything but the node's connection."""
+        """Let go of everything but the node's connection; the network goes with the process."""
         self._machine.end()
         self._channel.close()
+        self._relays.close()
         if self._control is not None:
             self._loop.forget(self._control.fileno())
             self._control.close()
@@ -127,12 +132,14 @@ class Keeper:
         with accepted:
             accepted.settimeout(1.0)  # a launcher sends at once; one that only looks whether we live closes at once
             try:
-                said, fds, _, _ = socket.recv_fds(accepted, _NAME_MAX, 1)
+                said, fds, _, _ = socket.recv_fds(accepted, _SAID_MAX, 1)
             except OSError:
                 return
-        if fds and said != b"\0":
-            self._become(said.decode())
-        if fds:
+        if fds and said[:1] == b"\1":
+            self._relays.open(fds[0], line.decode_control(said[1:]))
+        elif fds:
+            if said != b"\0":
+                self._become(said.decode())
             self._node_up(fds[0])
 
     def _become(self, sandbox: str) -> None:
@@ -195,6 +202,8 @@ class Keeper:
     def _perform(self, request: dict[str, Any]) -> dict[str, Any]:
         op = request.get("op")
         if op in ("boot", "restore"):
+            if "network" in request:
+                self._network.join(self.sandbox, configuration.network(request))
             self._channel.open()
             try:
                 return self._machine.boot(request) if op == "boot" else self._machine.restore(request)
@@ -223,6 +232,9 @@ class Keeper:
             return {}
         if op == "pager-populate":
             self._machine.pager_populate()
+            return {}
+        if op == "names":
+            self._network.list_names(request)
             return {}
         if op == "end":
             self._ended = True

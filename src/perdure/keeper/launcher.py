@@ -1,6 +1,6 @@
 """The launcher: the warm process below the line that forks keepers. ``python -m perdure.keeper.launcher``
 
-    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE] [--processors LIST]
+    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE] [--processors LIST] [--guard NETWORK]
 
 One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
 fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import json
 import os
 import socket
 import sys
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from perdure.keeper.program import Program
     from perdure.keeper.spares import Spares
 
-_WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "perdure.keeper.spares")
+_WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "perdure.keeper.spares", "perdure.keeper.hostnetwork")
 _HELLO_TIMEOUT_S = 10.0
 _MACHINES_TIMEOUT_S = 60.0
 _LOOK_S = 0.02
@@ -47,11 +48,13 @@ class Launcher:
         below: Below,
         after: str = "",
         processors: frozenset[int] = frozenset(),
+        guard: str = "",
     ) -> None:
         """``after``: no keeper is forked before this file is there: KVM is still being loaded. ``processors``: keepers,
-        programs and all that they start run on these only; none: on any."""
+        programs and all that they start run on these only; none: on any. ``guard``: no machine reaches this network
+        (ADDRESS/PREFIX) of the host."""
         self._listener, self._token, self._below = listener, token.encode(), below
-        self._after, self._processors = after, processors
+        self._after, self._processors, self._guard = after, processors, guard
         self._loop = Loop()
         self._keepers = Keepers(self._loop, below)
         self._callers: set[_Caller] = set()
@@ -110,15 +113,23 @@ class Launcher:
         else:
             while self._cold:
                 self._warm_up()
+            from perdure.keeper import hostnetwork
+
             if want == "list":
                 caller.answer({"keepers": self._keepers.report()})
             elif want == "forget":
                 self._forget(_sandbox(hello))
                 caller.answer({})
+            elif want == "forget-network":
+                hostnetwork.remove_bridge(str(hello.get("bridge")))
+                caller.answer({})
             elif want == "spawn":
                 self._spawn(caller, _sandbox(hello), _parts(hello))
             elif want == "attach":
-                self._attach(caller, _sandbox(hello))
+                self._hand_over(caller, _sandbox(hello), b"\0")
+            elif want == "dial":
+                wish = {name: hello.get(name) for name in ("protocol", "port")}
+                self._hand_over(caller, _sandbox(hello), b"\1" + json.dumps(wish).encode())
             else:
                 raise InvalidValue(f"the launcher does not know the wish {want!r}")
 
@@ -163,6 +174,11 @@ class Launcher:
                     hint="fcrun host stop, then try again.",
                 )
             self._loop.turn(_LOOK_S)
+        if self._guard:
+            from perdure.keeper import hostnetwork
+
+            hostnetwork.prepare(self._guard)
+            self._guard = ""
         self._stay_on_processors()
 
     def _stay_on_processors(self) -> None:
@@ -198,7 +214,8 @@ class Launcher:
         os.setsid()
         Keeper(self._below, name, self._below.spare(name)).run_spare(*parts, become)
 
-    def _attach(self, caller: _Caller, sandbox: str) -> None:
+    def _hand_over(self, caller: _Caller, sandbox: str, said: bytes) -> None:
+        """Give a caller's connection to a sandbox's keeper, which is told what for."""
         if not self._keepers.lives(sandbox):
             record = self._below.machine(sandbox).read_exit() or {}
             raise NotFound(f"no keeper of sandbox {sandbox} lives", hint="Resume it from its last snapshot.", **record)
@@ -206,7 +223,7 @@ class Launcher:
             control.connect(self._below.machine(sandbox).control)
             fd = caller.detach()
             try:
-                socket.send_fds(control, [b"\0"], [fd])
+                socket.send_fds(control, [said], [fd])
             finally:
                 os.close(fd)
 
@@ -292,7 +309,15 @@ def _parts(hello: dict[str, Any]) -> tuple[str, str] | None:
 def _options(argv: list[str]) -> dict[str, str]:
     """``--name value`` pairs (argparse would cost the emulated host 0.2 s). Raises InvalidValue."""
     names = argv[::2]
-    if len(argv) % 2 or not set(names) <= {"--unix", "--tcp", "--token-file", "--below", "--after", "--processors"}:
+    if len(argv) % 2 or not set(names) <= {
+        "--unix",
+        "--tcp",
+        "--token-file",
+        "--below",
+        "--after",
+        "--processors",
+        "--guard",
+    }:
         raise InvalidValue(__doc__ or "")
     options = dict(zip((name[2:] for name in names), argv[1::2], strict=True))
     if ("unix" in options) == ("tcp" in options) or not {"token-file", "below"} <= set(options):
@@ -332,7 +357,7 @@ def main(argv: list[str]) -> None:
     if not token:
         raise InvalidValue(f"the token file {options['token-file']} is empty")
     processors = frozenset(int(number) for number in options.get("processors", "").split(",") if number)
-    Launcher(_listen(options), token, below, options.get("after", ""), processors).run()
+    Launcher(_listen(options), token, below, options.get("after", ""), processors, options.get("guard", "")).run()
 
 
 if __name__ == "__main__":

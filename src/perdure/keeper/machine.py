@@ -179,6 +179,8 @@ class Machine:
                 for name, path in drives.items():
                     _link(name, path)
                     api.swap_drive(name, name)
+            for limits in configuration.network_limits(params):
+                api.limit_network(configuration.NIC, limits)
             if not params.get("paused"):
                 api.resume()
             self.backend = backend.lower()

@@ -28,6 +28,7 @@ from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
+from perdure.node.networks import NetworksApi
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
@@ -125,6 +126,7 @@ class Api:
         every = self._sandboxes
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
+        app.add_routes(NetworksApi(every).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 

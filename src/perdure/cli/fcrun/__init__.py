@@ -11,7 +11,7 @@ PROGRAM = Program(
     __name__,
     os.path.dirname(__file__),  # noqa: PTH120 - pathlib costs start time
     "Sandboxes that last: Docker's words, for Firecracker microVMs",
-    ("Common commands", "Sandboxes", "Snapshots", "Images", "Host", "System"),
+    ("Common commands", "Sandboxes", "Snapshots", "Images", "Networks", "Host", "System"),
     docker=True,
 )
 command_names = PROGRAM.command_names

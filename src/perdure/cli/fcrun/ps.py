@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from perdure.cli.fcrun import _format
+from perdure.cli.fcrun._network import listed
 
 NAME = "ps"
 HELP = "List sandboxes: running and suspended ones, with -a all"
@@ -17,6 +18,7 @@ COLUMNS = {
     "Command": "COMMAND",
     "CreatedAt": "CREATED",
     "Status": "STATUS",
+    "Ports": "PORTS",
     "Stored": "STORED",
     "Names": "NAMES",
 }
@@ -89,6 +91,8 @@ def _row(info: SandboxInfo, *, short: bool) -> dict[str, str]:
         "CreatedAt": f"{_format.ago(info.created)} ago",
         "Status": _status(info),
         "State": str(info.state),
+        "Ports": listed(info.ports),
+        "Networks": ",".join(info.addresses),
         "Stored": _format.size(info.stored_bytes) if info.stored_bytes else "",
         "Names": info.name,
         "Labels": ",".join(f"{name}={value}" for name, value in info.spec.labels.items()),

@@ -29,6 +29,13 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--cpus": ("cpus", ""),
     "--disk": ("disk", ""),
     "--entrypoint": ("entrypoint", None),
+    "--publish": ("publish", []),
+    "--network": ("network", []),
+    "--network-alias": ("network_alias", []),
+    "--egress": ("egress", None),
+    "--dns": ("dns", []),
+    "--bandwidth": ("bandwidth", ""),
+    "--packet-rate": ("packet_rate", ""),
 }
 
 

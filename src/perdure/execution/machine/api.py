@@ -109,6 +109,11 @@ class Api:
         """Put another file in a drive's place; the guest sees its size."""
         self.call("PATCH", f"/drives/{drive_id}", {"drive_id": drive_id, "path_on_host": path})
 
+    def limit_network(self, nic: str, limits: dict[str, Any]) -> None:
+        """Give an interface's both directions these limits (``RateLimiter`` of Firecracker's API)."""
+        body = {"iface_id": nic, "rx_rate_limiter": limits, "tx_rate_limiter": limits}
+        self.call("PATCH", f"/network-interfaces/{nic}", body)
+
 
 def _parse_head(head: bytes) -> tuple[int, int]:
     """(status, Content-Length) of an answer's head."""

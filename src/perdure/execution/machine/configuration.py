@@ -16,6 +16,10 @@ GUEST_PORT = 4751  # guestd dials CID 2 (the host) at this port; Firecracker for
 VSOCK_PATH = "vsock.sock"  # relative, like the drives: a snapshot records the path, and restores in any folder
 API_PATH = "api.sock"
 PAGER_PATH = "pager.sock"
+NIC = "eth0"
+TAP = "tap0"  # of every machine, in a network namespace of its own (keeper.network)
+GUEST_MAC = "02:fc:00:00:00:02"  # eth0's, and its address and its way out: the same in every guest (guest/network.c)
+GUEST_ADDRESS, HOST_ADDRESS = "172.31.255.2", "172.31.255.1"
 PLACEHOLDER_BYTES = 4096  # the size of a template's drives
 
 
@@ -32,6 +36,47 @@ def whole(params: dict[str, Any], name: str, least: int, most: int) -> int:
     value = params.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise InvalidValue(f"the parameter {name!r} must be a whole number from {least} to {most}, it is {value!r}")
+    return value
+
+
+def interface(params: dict[str, Any], name: str) -> str:
+    """A parameter that must be the name of a network interface. Raises InvalidValue."""
+    value = text(params, name)
+    if len(value) > 15 or not value.isascii() or not value.replace("-", "").isalnum():
+        raise InvalidValue(f"the parameter {name!r} must be the name of an interface, it is {value!r}")
+    return value
+
+
+def address(params: dict[str, Any], name: str) -> str:
+    """A parameter that must be an IPv4 address, as four numbers. Raises InvalidValue."""
+    value = text(params, name)
+    parts = value.split(".")
+    if len(parts) != 4 or not all(part.isascii() and part.isdigit() and int(part) <= 255 for part in parts):
+        raise InvalidValue(f"the parameter {name!r} must be an IPv4 address, it is {value!r}")
+    return value
+
+
+def cidr(value: object) -> tuple[str, int]:
+    """``ADDRESS/PREFIX`` as both. Raises InvalidValue."""
+    head, _, tail = value.partition("/") if isinstance(value, str) else ("", "", "")
+    if not tail.isdigit() or int(tail) > 32:
+        raise InvalidValue(f"a network must be ADDRESS/PREFIX, it is {value!r}")
+    return address({"network": head}, "network"), int(tail)
+
+
+def listed(params: dict[str, Any], name: str) -> list[Any]:
+    """A parameter that must be a list, or is left out. Raises InvalidValue."""
+    value = params.get(name) or []
+    if not isinstance(value, list):
+        raise InvalidValue(f"the parameter {name!r} must be a list")
+    return value
+
+
+def texts(params: dict[str, Any], name: str) -> list[str]:
+    """A parameter that must be a list of strings, or is left out. Raises InvalidValue."""
+    value = listed(params, name)
+    if not all(isinstance(one, str) for one in value):
+        raise InvalidValue(f"the parameter {name!r} must be a list of strings")
     return value
 
 
@@ -76,9 +121,34 @@ def boot_requests(params: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]
             "is_read_only": bool(drive.get("read_only")),
         }
         requests.append(("PUT", f"/drives/{name}", body))
+    if params.get("nic"):
+        body = {"iface_id": NIC, "host_dev_name": TAP, "guest_mac": GUEST_MAC}
+        requests.append(("PUT", f"/network-interfaces/{NIC}", body))
     requests.append(("PUT", "/vsock", {"guest_cid": GUEST_CID, "uds_path": VSOCK_PATH}))
     requests.append(("PUT", "/actions", {"action_type": "InstanceStart"}))
     return requests
+
+
+def network(params: dict[str, Any]) -> dict[str, Any]:
+    """The parameter ``network``. Raises InvalidValue."""
+    value = params.get("network")
+    if not isinstance(value, dict):
+        raise InvalidValue("the parameter 'network' must be an object")
+    return value
+
+
+def network_limits(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """What Firecracker is to limit its guest's network to; nothing, where no limit was asked for. Raises InvalidValue.
+
+    A bucket of one second's worth, refilled as it empties: a burst of that size is let through.
+    """
+    wanted = network(params) if "network" in params else {}
+    limits = {}
+    for name, parameter, most in (("bandwidth", "bytes_per_s", 1 << 50), ("ops", "packets_per_s", 1 << 40)):
+        if wanted.get(parameter):
+            size = whole(wanted, parameter, 1, most)
+            limits[name] = {"size": size, "refill_time": 1000}
+    return [limits] if limits else []
 
 
 def drive_paths(params: dict[str, Any]) -> dict[str, str]:

@@ -22,7 +22,9 @@ from perdure.execution.guest.session import GuestCall, GuestSession, Identity, P
 from perdure.execution.images.image import Image
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.machine.remote import Keeper, Launcher
-from perdure.execution.sandboxes import states
+from perdure.execution.network.networks import Networks
+from perdure.execution.network.publishing import Published
+from perdure.execution.sandboxes import networking, states
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.logfile import LogFile, Watch
 from perdure.execution.sandboxes.machine import Machine, end_stray
@@ -56,6 +58,8 @@ class Rooms:
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
     named_by_others: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox needs the snapshot
     before_moving: Callable[[str], None]  # (sandbox): what is done for it in the background should end now
+    networks: Networks
+    others: Callable[[], Iterable[Record]]  # the records of all sandboxes
     disks_bytes: int  # what the kept disks of suspended sandboxes may take (``keptdisks``)
 
 
@@ -73,6 +77,7 @@ class Life(ABC):
         self.session_parent: str | None = None  # the snapshot that ``session`` can go on from
         self.machine: Machine | None = None
         self.main: MainProcess | None = None
+        self.published: Published | None = None  # while the node listens for its ports
         self.figures: dict[str, Any] = {}
         self.tried = 0  # the highest number of a machine's folder that was used: see ``fresh_generation``
         self.stopping = ""  # the cause to record when the main process exits now
@@ -122,6 +127,8 @@ class Life(ABC):
             image_digest=record.image_digest,
             snapshot=current.info if current else None,
             stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),
+            addresses=record.addresses,
+            ports=record.ports if self.published is not None else [],
             machine=self.figures | self._fed() if record.state in states.LIVE else {},
         )
 
@@ -315,6 +322,7 @@ class Life(ABC):
     def exited(self, event: str, cause: str, detail: str, status: int | None) -> None:
         """Record the end, and remove the sandbox where that was asked for."""
         self.stopping = ""
+        self.spawn_task(networking.withdraw(self))
         self.happened(event, cause=cause, detail=detail, exit_status=status, finished=time.time())
         self.emit("exited", cause=cause, detail=detail, exit_status=status)
         # what died while it has a snapshot is not over: it can be resumed
@@ -338,6 +346,9 @@ class Life(ABC):
             MachineFailed(f"the machine of sandbox {self.name} died ({cause})", hint=f"{hint} {self.name}", cause=cause)
         )
         self.exited("died", self.stopping or cause, detail, 137 if self.stopping else None)
+
+    @abstractmethod
+    async def awake(self) -> None: ...
 
     @abstractmethod
     async def remove(self, *, force: bool = False) -> None: ...

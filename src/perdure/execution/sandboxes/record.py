@@ -23,7 +23,7 @@ from perdure.errors import ProtocolError
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats.manifest import Origin
 from perdure.linux import durable
-from perdure.model import CallsEndpoint, Frozen, Recipe, SandboxSpec, SandboxState, SnapshotInfo
+from perdure.model import CallsEndpoint, Frozen, PublishedPort, Recipe, SandboxSpec, SandboxState, SnapshotInfo
 
 VERSION = 1
 
@@ -66,6 +66,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     populates: bool = False  # that pager was told to bring everything
     snapshots: list[KeptSnapshot] = msgspec.field(default_factory=list)  # oldest first
     full_next: bool = False  # a capture was taken and lost: Firecracker's dirty log no longer tells all
+    addresses: dict[str, str] = msgspec.field(default_factory=dict)  # its own, by network
+    ports: list[PublishedPort] = msgspec.field(default_factory=list)  # with the host's numbers, while it has them
     started: float | None = None
     finished: float | None = None
     exit_status: int | None = None

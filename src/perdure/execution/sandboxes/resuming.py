@@ -12,7 +12,7 @@ from pathlib import Path
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import disk, feeding
+from perdure.execution.sandboxes import disk, feeding, networking
 from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
@@ -82,6 +82,7 @@ async def _resume(
     if feeder is not None:
         feeder.ahead(prepared.absent)
     phases.end("prepare")
+    await networking.publish(life)
     # in the same daemon, from the snapshot that it was suspended to: every stream goes on where it was
     goes_on = life.session is not None and life.session_parent == stored.digest
     if not goes_on:
@@ -145,6 +146,7 @@ async def _restore(
         },
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,
+        network=networking.params(life),
     )
     phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))

@@ -16,6 +16,7 @@ from perdure.execution.sandboxes import (
     checkpointing,
     compacting,
     forgetting,
+    networking,
     resuming,
     starting,
     suspending,
@@ -42,6 +43,13 @@ class Sandbox(Life):
     async def suspend(self, position: LogPosition | None = None) -> SnapshotInfo:
         async with self.moving:
             return await suspending.suspend(self, position)
+
+    async def awake(self) -> None:
+        """Once this returns it runs: a suspended one is resumed. Raises what a resume does, Conflict (it has ended)."""
+        async with self.moving:
+            if self.state is S.SUSPENDED:
+                await resuming.resume(self, None, None, silent)
+            self.need_running()
 
     async def checkpoint(self, position: LogPosition | None = None) -> SnapshotInfo:
         """A snapshot of it while it runs on."""
@@ -96,6 +104,7 @@ class Sandbox(Life):
                 self.main.cancel()
             if self.machine is not None:
                 self.machine.leave()
+            await networking.withdraw(self)
             self.log.close()
 
     # -- the end ------------------------------------------------------------------------------------------------------
@@ -173,6 +182,7 @@ class Sandbox(Life):
                     self.session.close(NotFound(f"sandbox {self.name} was removed"))
                 await self.drop(kept.info.digest for kept in self.record.snapshots)
                 self.log.close()
+                await networking.withdraw(self)
                 await asyncio.to_thread(self.folder.remove)
                 self.emit("removed")
 

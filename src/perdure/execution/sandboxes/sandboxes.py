@@ -17,7 +17,9 @@ import msgspec
 from perdure.errors import Conflict, InvalidValue, NoSpace, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes import disk, forking, rehearsing, workload
+from perdure.execution.network import networks
+from perdure.execution.network.networks import Networks
+from perdure.execution.sandboxes import disk, forking, networking, rehearsing, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
@@ -33,7 +35,7 @@ from perdure.formats.manifest import Origin, Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.model import CallsEndpoint, Fork, NodeEvent, Recipe, SandboxSpec, SandboxState, new_id
+from perdure.model import CallsEndpoint, Fork, Network, NodeEvent, Recipe, SandboxSpec, SandboxState, new_id
 
 EVENTS_KEPT = 4096
 MEMORY_MIB = (64, 65536)
@@ -56,6 +58,7 @@ class Sandboxes:
         answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]],
         disks_bytes: int = 0,
     ) -> None:
+        self.networks = Networks(home.networks)
         self.images = images
         self.ground = ground
         self._home = home
@@ -69,6 +72,8 @@ class Sandboxes:
             self._emit,
             self._named_by_others,
             lambda sandbox_id: self.before_moving(sandbox_id),
+            self.networks,
+            self._records,
             disks_bytes,
         )
         self._sandboxes: dict[str, Sandbox] = {}
@@ -80,6 +85,7 @@ class Sandboxes:
     def _emit(self, kind: str, record: Record, details: dict[str, Any]) -> None:
         if kind == "sandbox.removed":
             self._sandboxes.pop(record.id, None)
+            self._tell_names(record)
         self.tell(kind, sandbox_id=record.id, name=record.name, **details)
 
     def tell(self, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
@@ -139,6 +145,7 @@ class Sandboxes:
         before = sandbox.record.name
         sandbox.save(name=self._free_name(name))
         sandbox.emit("renamed", before=before)
+        self._tell_names(sandbox.record)
         return sandbox
 
     # -- making -------------------------------------------------------------------------------------------------------
@@ -152,6 +159,7 @@ class Sandboxes:
         _within("disk_mib", spec.disk_mib, DISK_MIB)
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
+        networking.check(spec, self.networks)
         disk.admit(self._home, self._home.sandboxes, 0, "a sandbox")
         return self._add(
             Record(
@@ -162,6 +170,7 @@ class Sandboxes:
                 created=time.time(),
                 calls=spec.calls,
                 recipe=recipe,
+                addresses=networking.place(spec, self.networks, self._records()),
             )
         )
 
@@ -247,7 +256,9 @@ class Sandboxes:
 
     def _forked(self, sandbox_id: str, fork: Fork, snapshot: Snapshot, origin: Origin, log: Path | None) -> Sandbox:
         name = self._free_name(fork.name)
-        changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove}
+        # its origin has the others
+        ports = [msgspec.structs.replace(port, host_port=0) for port in origin.spec.ports]
+        changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports}
         spec = msgspec.structs.replace(origin.spec, labels=origin.spec.labels | fork.labels, **changes)
         record = Record(
             id=sandbox_id,
@@ -259,6 +270,7 @@ class Sandboxes:
             main=origin.main,
             parent=snapshot.digest,
             snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
+            addresses=networking.place(spec, self.networks, self._records()),
             started=origin.started,
         )
         return self._add(record, log)
@@ -287,7 +299,41 @@ class Sandboxes:
         sandbox = Sandbox(self._rooms, folder, record)
         self._sandboxes[record.id] = sandbox
         self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=record.spec.image)
+        self._tell_names(record)
         return sandbox
+
+    def _placed(self, record: Record) -> Record:
+        """One that was made before there were networks gets its addresses now."""
+        if record.addresses:
+            return record
+        try:
+            addresses = networking.place(record.spec, self.networks, self._records())
+        except PerdureError as error:
+            _log.error("sandbox %s has no network: %s", record.id, error)
+            return record
+        return msgspec.structs.replace(record, addresses=addresses)
+
+    def _records(self) -> list[Record]:
+        return [sandbox.record for sandbox in self._sandboxes.values()]
+
+    def _tell_names(self, changed: Record) -> None:
+        """Those in its networks hear that it came, went or has another name."""
+        for sandbox in self._sandboxes.values():
+            if sandbox.machine is not None and sandbox.record.addresses.keys() & changed.addresses.keys():
+                sandbox.spawn_task(networking.tell_names(sandbox))
+
+    async def forget_network(self, network: Network) -> None:
+        """What there is below the line of a network that was removed."""
+        try:
+            launcher = await self.ground.living_launcher()
+            if launcher is not None:
+                await launcher.forget_network(networks.bridge(network))
+        except PerdureError as error:
+            _log.info("the bridge of network %s stays until the host is stopped: %s", network.name, error)
+
+    def members(self, network: Network) -> dict[str, str]:
+        """The names of the sandboxes in a network, with their addresses."""
+        return networking.users(network, self._records())
 
     def users_of(self, image_digest: str) -> list[Sandbox]:
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.image_digest == image_digest]
@@ -296,6 +342,7 @@ class Sandboxes:
     async def load(self) -> None:
         """Read all records and join them with what lives below the line. Nothing is started for it."""
         await asyncio.to_thread(headroom.keep, self._home)
+        await asyncio.to_thread(self.networks.load)
         for root in sorted(self._home.sandboxes.iterdir()):
             if not (root / "sandbox.json").exists():
                 _log.warning("%s has no record: a creation that was not acknowledged", root)
@@ -303,7 +350,7 @@ class Sandboxes:
                 continue
             try:
                 folder = Folder(root)
-                record = folder.load()
+                record = self._placed(folder.load())
                 self._sandboxes[record.id] = Sandbox(self._rooms, folder, record)
             except ProtocolError as error:
                 _log.error("left alone: %s", error)
@@ -391,6 +438,9 @@ class Sandboxes:
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:
             await sandbox.reconcile(launcher)
+            if sandbox.state in (SandboxState.RUNNING, SandboxState.SUSPENDED):
+                await networking.publish(sandbox)
+                await networking.tell_names(sandbox)
         except (PerdureError, OSError) as error:
             _log.error("reconciling %s: %r", sandbox.id, error)
 

@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import archive, disk, workload
+from perdure.execution.sandboxes import archive, disk, networking, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
@@ -32,6 +32,7 @@ async def start(life: Life, progress: Progress) -> None:
     if not life.record.has_disk:  # files that it left are no part of any template
         template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress)
     phases.end("stand")
+    await networking.publish(life)
     life.move(
         "start",
         template=template.name,
@@ -102,6 +103,7 @@ async def _restore_template(
             "overlay": str(life.folder.overlay(life.record.generation)),
         },
         swap=template.overlay is None,
+        network=networking.params(life),
     )
     phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))

@@ -185,6 +185,7 @@ async def _boot(
             vcpus=vcpus,
             memory_mib=memory_mib,
             drives=drives,
+            nic=True,
             timeout_s=BOOT_TIMEOUT_S,
         )
         try:

@@ -1,0 +1,32 @@
+"""fcrun network inspect"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "inspect"
+HELP = "Show networks as JSON, with their members"
+GROUP = "Networks"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("networks", nargs="+", metavar="NETWORK")
+    parser.add_argument("-f", "--format", default="", metavar="FORMAT", help="a template such as '{{.Subnet}}'")
+
+
+def run(options: argparse.Namespace) -> int:
+    import json
+
+    import msgspec
+
+    from perdure.cli.fcrun import _format
+    from perdure.cli.fcrun._node import node
+
+    with node() as client:
+        found = [msgspec.to_builtins(client.network(ref)) for ref in options.networks]
+    if options.format and options.format != "json":
+        for network in found:
+            print(_format.fill(options.format, network))
+    else:
+        print(json.dumps(found, indent=4))
+    return 0

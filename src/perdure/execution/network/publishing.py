@@ -1,0 +1,229 @@
+"""Published ports: the node listens on the host for as long as a sandbox runs or sleeps, and a connection wakes it.
+
+The node carries the bytes itself, so it is the same with KVM and in the emulated host, and nothing has to be undone
+when it dies. The next node listens again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+from perdure.errors import Conflict, InvalidValue, NoRights, PerdureError
+from perdure.execution.network.dialing import BUFFER_BYTES
+from perdure.model import PublishedPort
+
+ANYWHERE = ("0.0.0.0", "::")  # where docker listens when no address is given
+CONNECTIONS_MAX = 1024  # of one sandbox, at once
+BACKLOG = 128
+CHUNK_BYTES = 256 << 10
+DATAGRAM_CLIENTS_MAX = 256
+DATAGRAM_QUEUE_MAX = 64
+SILENT_S = 120.0  # as the keeper's
+
+_log = logging.getLogger(__name__)
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Dial = Callable[[str, int], Awaitable[Streams]]  # (protocol, port): wakes the sandbox where that is needed
+
+
+class Published:
+    """The ports of one sandbox. ``dial`` connects with the guest; errors of it end one connection, not more."""
+
+    def __init__(self, name: str, dial: Dial) -> None:
+        self._name, self._dial = name, dial
+        self._servers: list[asyncio.Server] = []
+        self._transports: list[asyncio.DatagramTransport] = []
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def open(self, ports: Sequence[PublishedPort]) -> list[PublishedPort]:
+        """Listen; the ports with the host's numbers. All of them, or the error of the first that could not be had.
+
+        Raises Conflict (it is in use), NoRights, InvalidValue (no such address here).
+        """
+        try:
+            return [await self._open(port) for port in ports]
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Listen no more, and end all connections."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        transports, self._transports = self._transports, []
+        for transport in transports:
+            transport.abort()
+        connections = list(self._connections)
+        for task in connections:
+            task.cancel()
+        await asyncio.gather(*connections, return_exceptions=True)
+
+    async def _open(self, port: PublishedPort) -> PublishedPort:
+        number = port.host_port
+        for place, address in enumerate([port.host_ip] if port.host_ip else ANYWHERE):
+            try:
+                listening = _bound(address, number, port.protocol)
+            except OSError as error:
+                if place and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
+                    continue  # a machine without IPv6
+                raise _refusal(error, address, number) from None
+            number = listening.getsockname()[1]
+            if port.protocol == "udp":
+                await self._serve_datagrams(listening, port.guest_port)
+            else:
+                await self._serve(listening, port.guest_port)
+        return PublishedPort(guest_port=port.guest_port, host_port=number, host_ip=port.host_ip, protocol=port.protocol)
+
+    # -- connections --------------------------------------------------------------------------------------------------
+    async def _serve(self, listening: socket.socket, guest_port: int) -> None:
+        def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if len(self._connections) >= CONNECTIONS_MAX:
+                _log.warning("%s has %d connections: another is refused", self._name, CONNECTIONS_MAX)
+                writer.transport.abort()
+                return
+            self._keep(self._carry(guest_port, reader, writer))
+
+        server = await asyncio.start_server(accepted, sock=listening, limit=BUFFER_BYTES, backlog=BACKLOG)
+        self._servers.append(server)
+
+    def _keep(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _carry(self, guest_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            inner_reader, inner_writer = await self._dial("tcp", guest_port)
+        except (PerdureError, OSError, TimeoutError) as error:
+            _log.info("a connection to port %d of %s: %s", guest_port, self._name, error)
+            writer.transport.abort()
+            return
+        except BaseException:
+            writer.transport.abort()
+            raise
+        try:
+            await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
+        except (OSError, EOFError):
+            pass  # one side is gone: so is the connection
+        finally:
+            for end in (writer, inner_writer):
+                if end.can_write_eof() and not end.is_closing():
+                    end.close()
+                else:
+                    end.transport.abort()
+
+    # -- datagrams ----------------------------------------------------------------------------------------------------
+    async def _serve_datagrams(self, listening: socket.socket, guest_port: int) -> None:
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_datagram_endpoint(
+            lambda: _Datagrams(lambda client: self._keep(self._exchange(guest_port, client))), sock=listening
+        )
+        self._transports.append(transport)
+
+    async def _exchange(self, guest_port: int, client: _Client) -> None:
+        """Carry the datagrams of one client, until nothing has come for a while."""
+        try:
+            reader, writer = await self._dial("udp", guest_port)
+        except (PerdureError, OSError, TimeoutError) as error:
+            _log.info("a datagram to port %d of %s: %s", guest_port, self._name, error)
+            client.forget()
+            return
+
+        async def back() -> None:
+            while True:
+                size = int.from_bytes(await reader.readexactly(2), "big")
+                client.answer(await reader.readexactly(size))
+
+        task = asyncio.create_task(back())
+        try:
+            while True:
+                data = await asyncio.wait_for(client.queue.get(), SILENT_S)
+                writer.write(len(data).to_bytes(2, "big") + data)
+                await writer.drain()
+        except (OSError, EOFError, TimeoutError):
+            pass
+        finally:
+            client.forget()
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                await task
+            writer.transport.abort()
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(CHUNK_BYTES):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
+
+
+class _Client:
+    """Somebody on the host who sends datagrams to one port."""
+
+    def __init__(self, address: tuple[str, int], protocol: _Datagrams) -> None:
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue(DATAGRAM_QUEUE_MAX)
+        self._address, self._protocol = address, protocol
+
+    def answer(self, data: bytes) -> None:
+        if self._protocol.transport is not None:
+            self._protocol.transport.sendto(data, self._address)
+
+    def forget(self) -> None:
+        self._protocol.clients.pop(self._address, None)
+
+
+class _Datagrams(asyncio.DatagramProtocol):
+    def __init__(self, came: Callable[[_Client], None]) -> None:
+        self._came = came
+        self.clients: dict[tuple[str, int], _Client] = {}
+        self.transport: asyncio.DatagramTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.DatagramTransport)
+        self.transport = transport
+
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        client = self.clients.get(addr)
+        if client is None:
+            if len(self.clients) >= DATAGRAM_CLIENTS_MAX:
+                return  # datagrams may be lost
+            client = self.clients[addr] = _Client(addr, self)
+            self._came(client)
+        with contextlib.suppress(asyncio.QueueFull):
+            client.queue.put_nowait(data)
+
+
+def _bound(address: str, port: int, protocol: str) -> socket.socket:
+    is_v6 = ":" in address
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    bound = socket.socket(socket.AF_INET6 if is_v6 else socket.AF_INET, kind)
+    try:
+        bound.setblocking(False)
+        if protocol != "udp":
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_v6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind((address, port))
+        if protocol != "udp":
+            bound.listen(BACKLOG)  # now: another could listen beside one that is only bound
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _refusal(error: OSError, address: str, port: int) -> PerdureError:
+    where = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return Conflict(
+            f"port {where} of the host is already allocated", hint="Publish it on another, or let one be found: -p PORT"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return NoRights(f"port {where} of the host may not be listened on: {error.strerror}")
+    return InvalidValue(f"the host cannot listen on {where}: {error.strerror}")

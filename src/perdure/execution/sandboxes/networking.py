@@ -1,0 +1,125 @@
+"""A sandbox's place in the networks: its addresses, what its keeper is told, its published ports."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from perdure.errors import Conflict, InvalidValue, PerdureError
+from perdure.execution.network import attachment, dialing, egress
+from perdure.execution.network.networks import Networks, free_address
+from perdure.execution.network.publishing import Published, Streams
+from perdure.execution.sandboxes.record import Record
+from perdure.model import Network, PublishedPort, SandboxSpec
+
+if TYPE_CHECKING:
+    from perdure.execution.sandboxes.life import Life
+
+PORTS_MAX = 1024
+
+_log = logging.getLogger(__name__)
+
+
+def check(spec: SandboxSpec, networks: Networks) -> None:
+    """Raises InvalidValue, NotFound (a network)."""
+    wanted = networks.wanted(spec.networks)
+    egress.parse(spec.egress or [])
+    attachment.check_name_servers(spec.dns)
+    if len(spec.ports) > PORTS_MAX:
+        raise InvalidValue(f"a sandbox can publish {PORTS_MAX} ports at most")
+    for port in spec.ports:
+        if port.protocol not in ("tcp", "udp"):
+            raise InvalidValue(f"ports are of tcp or udp, not of {port.protocol!r}")
+        if not 1 <= port.guest_port <= 65535 or not 0 <= port.host_port <= 65535:
+            raise InvalidValue(f"no such port: {port.host_port}:{port.guest_port}", hint="Ports are 1 to 65535.")
+    if (spec.ports or spec.aliases) and not wanted:
+        raise InvalidValue("a sandbox without a network has no ports to publish, and no names")
+    if spec.bytes_per_s < 0 or spec.packets_per_s < 0:
+        raise InvalidValue("a limit of the network is more than nothing")
+
+
+def place(spec: SandboxSpec, networks: Networks, others: Iterable[Record]) -> dict[str, str]:
+    """Addresses of its own for a new sandbox, by network. Raises NotFound, InvalidValue, Conflict (none is free)."""
+    known = list(others)
+    return {
+        network.name: free_address(network, {record.addresses.get(network.name, "") for record in known})
+        for network in networks.wanted(spec.networks)
+    }
+
+
+def params(life: Life) -> dict[str, Any]:
+    """The parameter ``network`` of its next restore. Raises NotFound: a network is gone."""
+    record, networks = life.record, life.rooms.networks
+    members = [network for network in networks.wanted(record.spec.networks) if network.name in record.addresses]
+    names = names_for(record, members, life.rooms.others())
+    emulated = life.rooms.ground.emulated
+    return attachment.params(record.spec, members, record.addresses, names, emulated=emulated)
+
+
+def names_for(record: Record, members: Iterable[Network], others: Iterable[Record]) -> dict[str, str]:
+    """The names of the others in its networks, with their addresses there. Where two want a name, the older has it."""
+    found: dict[str, str] = {}
+    shared = [network.name for network in members if not network.isolated]
+    for other in sorted(others, key=lambda one: one.created) if shared else ():
+        for network in shared:
+            if network in other.addresses and other.id != record.id:
+                for name in (other.name, other.id, *other.spec.aliases):
+                    found.setdefault(name.lower(), other.addresses[network])
+    return found
+
+
+async def tell_names(life: Life) -> None:
+    """The machine of a running sandbox hears who is in its networks now."""
+    machine = life.machine
+    if machine is None or machine.over:
+        return
+    try:
+        members = life.rooms.networks.wanted(life.record.spec.networks)
+        await machine.request("names", names=names_for(life.record, members, life.rooms.others()))
+    except (PerdureError, OSError) as error:
+        _log.info("names for %s: %s", life.id, error)
+
+
+async def publish(life: Life) -> None:
+    """Listen for its ports, unless the node does already. Raises Conflict: one is in use."""
+    if life.published is not None or not life.record.spec.ports:
+        return
+
+    async def dial(protocol: str, port: int) -> Streams:
+        await life.awake()
+        launcher = await life.rooms.ground.launcher()
+        return await dialing.dial(launcher.address, life.id, protocol, port)
+
+    published = Published(life.name, dial)
+    wanted = [_again(port, life.record.ports) for port in life.record.spec.ports]
+    try:
+        ports = await published.open(wanted)
+    except Conflict:
+        if wanted == life.record.spec.ports:
+            raise
+        ports = await published.open(life.record.spec.ports)  # a number that was found before is another's now
+    life.published = published
+    life.save(ports=ports)
+
+
+def _again(port: PublishedPort, before: Iterable[PublishedPort]) -> PublishedPort:
+    """A port whose number was left to us keeps the one that it had."""
+    if port.host_port:
+        return port
+    for known in before:
+        if (known.guest_port, known.host_ip, known.protocol) == (port.guest_port, port.host_ip, port.protocol):
+            return known
+    return port
+
+
+async def withdraw(life: Life) -> None:
+    """Listen no more."""
+    published, life.published = life.published, None
+    if published is not None:
+        await published.close()
+
+
+def users(network: Network, records: Iterable[Record]) -> dict[str, str]:
+    """The names of the sandboxes in a network, with their addresses."""
+    return {record.name: record.addresses[network.name] for record in records if network.name in record.addresses}
