@@ -120,12 +120,15 @@ class Names:
         own = int.from_bytes(os.urandom(2), "big")
         while own in self._pending:
             own = (own + 1) & 0xFFFF
-        try:
-            self._upstream.sendto(struct.pack(">H", own) + data[2:], (self._servers[server], PORT))
-        except OSError:
-            self._say(client, _reply(number, question, code=_SERVER_FAILED))
+        for _ in self._servers:
+            try:
+                self._upstream.sendto(struct.pack(">H", own) + data[2:], (self._servers[server], PORT))
+            except OSError:  # there is no way to this one
+                server = (server + 1) % len(self._servers)
+                continue
+            self._pending[own] = (client, number, question, name, now, server)
             return
-        self._pending[own] = (client, number, question, name, now, server)
+        self._say(client, _reply(number, question, code=_SERVER_FAILED))
 
     # From a name server
 

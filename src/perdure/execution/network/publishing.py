@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from typing import cast
 
 from perdure.errors import Conflict, InvalidValue, NoRights, PerdureError
 from perdure.execution.network.dialing import BUFFER_BYTES
@@ -185,8 +186,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         self.transport: asyncio.DatagramTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast(asyncio.DatagramTransport, transport)  # Python 3.11 does not declare it one
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         client = self.clients.get(addr)

@@ -1,0 +1,308 @@
+"""The network of real machines: out by address and by name, not where they may not go, in by published ports."""
+
+from __future__ import annotations
+
+import http.client
+import http.server
+import json
+import socket
+import struct
+import subprocess
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from perdure.client.node import NodeClient
+from perdure.errors import Conflict
+from perdure.model import PublishedPort, SandboxInfo
+
+from .conftest import Fcrun
+
+pytestmark = pytest.mark.vm
+
+NAME_SERVER, GOOD, BAD = "192.0.2.53", "192.0.2.80", "192.0.2.81"  # of this machine's loopback (RFC 5737: nobody's)
+TABLE = {"good.test": GOOD, "bad.test": BAD}
+NGINX = "perdure-nginx"
+
+# What came of getting each URL: the status, or the error.
+GET = """
+import sys, urllib.request
+for url in sys.argv[1:]:
+    try:
+        print(urllib.request.urlopen(url, timeout=20).status, flush=True)
+    except Exception as error:
+        print(str(getattr(error, "reason", error)), flush=True)
+"""
+
+# A guest that lies, as root: about who it is, about whose address a name has, about the protocol.
+LIE = """
+import fcntl, socket, struct
+sent = 0
+card = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+card.bind(("eth0", 0))
+mac = card.getsockname()[4]
+gateway = bytes.fromhex("02fc00000001")
+def ip(source, to, protocol, payload):
+    head = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0,
+                       socket.inet_aton(source), socket.inet_aton(to))
+    total = sum(struct.unpack(">10H", head))
+    total = (total & 0xFFFF) + (total >> 16)
+    total = (total & 0xFFFF) + (total >> 16)
+    return head[:10] + struct.pack(">H", total ^ 0xFFFF) + head[12:] + payload
+udp = struct.pack(">HHHH", 999, 7777, 8 + 4, 0) + b"lie!"
+for source in ("10.88.0.1", "172.31.255.1", "127.0.0.1", "192.0.2.80", "172.31.255.2"):
+    card.send(gateway + mac + b"\\x08\\x00" + ip(source, "BAD", 17, udp)); sent += 1
+card.send(b"\\xff" * 6 + mac + b"\\x86\\xdd" + b"\\x60" + bytes(39)); sent += 1
+print("sent", sent, flush=True)
+"""
+
+
+class World:
+    """A name server and two web servers on this machine; what they were asked, and datagrams that came."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.datagrams: list[bytes] = []
+        self._sockets: list[socket.socket] = []
+        self._servers: list[http.server.HTTPServer] = []
+
+    def open(self) -> None:
+        names = self._bound(NAME_SERVER, 53)
+        threading.Thread(target=self._serve_names, args=(names,), daemon=True).start()
+        for address in (GOOD, BAD):
+            threading.Thread(target=self._listen, args=(self._bound(address, 7777),), daemon=True).start()
+            server = http.server.HTTPServer((address, 80), _Handler)
+            self._servers.append(server)
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+        for one in self._sockets:
+            one.close()
+
+    def _bound(self, address: str, port: int) -> socket.socket:
+        bound = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        bound.bind((address, port))
+        self._sockets.append(bound)
+        return bound
+
+    def _listen(self, bound: socket.socket) -> None:
+        while data := _received(bound):
+            self.datagrams.append(data[0])
+
+    def _serve_names(self, bound: socket.socket) -> None:
+        while received := _received(bound):
+            data, client = received
+            at, labels = 12, []
+            while size := data[at]:
+                labels.append(data[at + 1 : at + 1 + size].decode())
+                at += 1 + size
+            name = ".".join(labels)
+            self.asked.append(name)
+            address = TABLE.get(name)
+            head = data[:2] + struct.pack(">HHHHH", 0x8180 if address else 0x8183, 1, 1 if address else 0, 0, 0)
+            record = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(address) if address else b""
+            bound.sendto(head + data[12 : at + 5] + record, client)
+
+
+def _received(bound: socket.socket) -> tuple[bytes, tuple[str, int]] | None:
+    try:
+        return bound.recvfrom(4096)
+    except OSError:
+        return None  # it was closed
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        body = bytes(int(self.path[1:] or 0))
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    addresses = (NAME_SERVER, GOOD, BAD)
+    for address in addresses:
+        subprocess.run(["ip", "address", "replace", f"{address}/32", "dev", "lo"], check=True)
+    world = World()
+    try:
+        world.open()
+        yield world
+    finally:
+        world.close()
+        for address in addresses:
+            subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=True)
+
+
+def _links(below: Callable[[list[str]], str]) -> set[str]:
+    """The ends of machines' pairs that are below the line."""
+    return {link["ifname"] for link in json.loads(below(["ip", "-j", "link"])) if link["ifname"].startswith("pv")}
+
+
+def test_a_server_is_reached_by_its_port_also_while_it_sleeps(
+    client: NodeClient,
+    fcrun: Fcrun,
+    below: Callable[[list[str]], str],
+    firecrackers: Callable[[], list[int]],
+    kill_below: Callable[[int], None],
+    eventually: Callable[[Callable[[], object]], None],
+) -> None:
+    if NGINX not in {image.name.partition(":")[0] for image in client.images()}:
+        client.build_image(NGINX, ["nginx-light"])
+    command = ["nginx", "-g", "daemon off; error_log stderr;"]
+    made = fcrun("run", "-d", "--name", "web", "-p", "127.0.0.1::80", "-p", "53/udp", NGINX, *command)
+    assert made.returncode == 0, made.stderr
+    said = fcrun("port", "web", "80").stdout.strip()
+    address, _, port = said.rpartition(":")
+    assert address == "127.0.0.1"
+
+    def page() -> str:
+        with urllib.request.urlopen(f"http://{said}/", timeout=60) as answer:
+            return str(answer.read().decode())
+
+    def is_up() -> bool:
+        try:
+            return "Welcome to nginx" in page()
+        except (OSError, http.client.HTTPException):
+            return False
+
+    eventually(is_up)
+    assert f"127.0.0.1:{port}->80/tcp" in fcrun("ps").stdout
+    taken = fcrun("run", "-d", "--name", "late", "-p", f"127.0.0.1:{port}:80", NGINX, *command)
+    assert taken.returncode == 125 and "already allocated" in taken.stderr
+    assert client.get("late").state == "created"
+
+    kept = http.client.HTTPConnection("127.0.0.1", int(port), timeout=60)
+    kept.request("GET", "/")
+    assert kept.getresponse().read().startswith(b"<!DOCTYPE")
+    client.suspend("web")
+    assert firecrackers() == [] and _links(below) == set()
+    client.shutdown()  # the next node listens again
+    fcrun("ps")
+    assert "Welcome to nginx" in page()
+    assert client.get("web").state == "running"
+    kept.close()
+
+    (fork,) = client.fork("web", [])
+    (forked,) = [one for one in fork.ports if one.guest_port == 80]
+    assert forked.host_port not in (0, int(port))
+    with urllib.request.urlopen(f"http://127.0.0.1:{forked.host_port}/", timeout=60) as answer:
+        assert answer.status == 200
+    assert fork.addresses["bridge"] != client.get("web").addresses["bridge"]
+    assert len(_links(below)) == 2
+
+    kill_below(int(client.get(fork.id).machine["keeper_pid"]))
+    eventually(lambda: client.get(fork.id).state == "exited")
+    eventually(lambda: len(_links(below)) == 1)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", forked.host_port))
+    client.remove("web", force=True)
+    eventually(lambda: _links(below) == set())
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", int(port)))
+
+
+def test_out_into_the_world_and_not_to_the_host(world: World, fcrun: Fcrun) -> None:
+    asked = [f"http://{GOOD}/", "http://good.test/", "http://nosuch.test/"]
+    closed = ["http://10.0.2.2/", "http://10.88.0.1/", "http://169.254.169.254/"]
+    done = fcrun("run", "--rm", "--dns", NAME_SERVER, "perdure-test", "python3", "-c", GET, *asked, *closed)
+    *answers, host, gateway, cloud = done.stdout.splitlines()
+    assert answers == ["200", "200", "[Errno -2] Name or service not known"], done.stderr
+    assert "No route to host" in host and "No route to host" in gateway and "No route to host" in cloud
+
+    world.asked.clear()
+    done = fcrun("run", "--rm", "--network", "none", "perdure-test", "python3", "-c", GET, *asked[:2])
+    assert done.stdout.splitlines() == ["[Errno 101] Network is unreachable", "[Errno -2] Name or service not known"]
+    assert world.asked == []
+
+
+def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun) -> None:
+    options = ["--dns", NAME_SERVER, "--egress", "good.test"]
+    asked = [f"http://{GOOD}/", "http://bad.test/", "http://good.test/", f"http://{GOOD}/", f"http://{BAD}/"]
+    world.asked.clear()
+    world.datagrams.clear()
+    made = fcrun("run", "-d", "--name", "liar", *options, "perdure-test", "sleep", "1000")
+    assert made.returncode == 0, made.stderr
+    done = fcrun("exec", "liar", "python3", "-c", GET, *asked)
+    no_way, no_name = "[Errno 113] No route to host", "[Errno -2] Name or service not known"
+    assert done.stdout.splitlines() == [no_way, no_name, "200", "200", no_way], done.stderr
+    assert set(world.asked) == {"good.test"}
+
+    # a name server of its own would tell it what it likes: it is not reached
+    other = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)\n"
+    other += f"s.sendto(b'x', ('{NAME_SERVER}', 53))\ntry: print(s.recv(9))\nexcept OSError as error: print(error)"
+    assert "b'" not in fcrun("exec", "liar", "python3", "-c", other).stdout
+    lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", BAD))
+    assert lied.stdout == "sent 6\n", lied.stderr
+    # what it sent before this has been handled by now: the same card, in order
+    assert fcrun("exec", "liar", "python3", "-c", GET, f"http://{GOOD}/").stdout == "200\n"
+    assert world.datagrams == []
+    lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", GOOD))
+    assert fcrun("exec", "liar", "python3", "-c", GET, f"http://{GOOD}/").stdout == "200\n"
+    assert world.datagrams == [b"lie!"]  # of the one that told who it is
+
+    done = fcrun("run", "--rm", "--egress", f"{BAD}/32", "--bandwidth", "4m", "perdure-test", "python3", "-c", SLOW)
+    assert done.returncode == 0, done.stderr
+    took, refused = done.stdout.splitlines()
+    assert float(took) > 1.0 and "No route to host" in refused  # 1.5 MB at 0.5 MB/s, of which a burst is free
+
+
+SLOW = f"""
+import time, urllib.request
+began = time.monotonic()
+urllib.request.urlopen("http://{BAD}/1500000", timeout=60).read()
+print(time.monotonic() - began)
+try:
+    urllib.request.urlopen("http://{GOOD}/", timeout=20)
+except OSError as error:
+    print(error)
+"""
+
+
+def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
+    client: NodeClient, fcrun: Fcrun, start: Callable[..., SandboxInfo]
+) -> None:
+    client.create_network("office", internal=True)
+    serve = ["python3", "-m", "http.server", "8000"]
+    server = start(*serve, name="files", networks=["office"], aliases=["data"])
+    asker = start("sleep", "1000", name="asker", networks=["office"])
+    alone = start("sleep", "1000", name="alone")
+    address = server.addresses["office"]
+    assert client.network("office").members == {"files": address, "asker": asker.addresses["office"]}
+    urls = [f"http://{name}:8000/" for name in ("files", "data", address)]
+    wait = "import socket, time\nfor _ in range(600):\n  try: socket.create_connection(('files', 8000), 1); break\n"
+    wait += "  except OSError: time.sleep(0.1)"
+    assert fcrun("exec", "asker", "python3", "-c", wait).returncode == 0
+    done = fcrun("exec", "asker", "python3", "-c", GET, *urls, f"http://{GOOD}/")
+    assert done.stdout.splitlines() == ["200", "200", "200", "[Errno 101] Network is unreachable"], done.stderr
+    neighbour = [f"http://{address}:8000/", "http://files:8000/", f"http://{asker.addresses['office']}:8000/"]
+    said = fcrun("exec", "alone", "python3", "-c", GET, *neighbour).stdout.splitlines()
+    assert "200" not in said and len(said) == 3
+
+    client.rename("files", "papers")
+    assert fcrun("exec", "asker", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    client.suspend("asker")
+    client.resume("asker")
+    assert fcrun("exec", "asker", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    with pytest.raises(Conflict, match="papers"):
+        client.remove_network("office")
+    for info in (server, asker, alone):
+        client.remove(info.id, force=True)
+    client.remove_network("office")
+
+
+def test_a_port_needs_a_network(client: NodeClient, start: Callable[..., SandboxInfo]) -> None:
+    from perdure.errors import InvalidValue
+
+    with pytest.raises(InvalidValue, match="without a network"):
+        start("true", networks=["none"], ports=[PublishedPort(guest_port=80)])
+    assert client.list() == []
