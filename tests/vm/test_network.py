@@ -117,7 +117,7 @@ def _received(bound: socket.socket) -> tuple[bytes, tuple[str, int]] | None:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         body = bytes(int(self.path[1:] or 0))
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

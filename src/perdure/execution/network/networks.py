@@ -7,6 +7,7 @@ Members of a network that was made by name reach each other, by their names too.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
 import time
 from collections.abc import Collection, Iterable
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, NotFound, ProtocolError
+from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.host.vault import write_durably
 from perdure.model import Network, new_id
 
@@ -24,6 +25,7 @@ POOL = tuple(ipaddress.IPv4Network("10.89.0.0/16").subnets(new_prefix=24))
 VERSION = 1
 PER_SANDBOX_MAX = 8
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
+_log = logging.getLogger(__name__)
 _RESERVED = (DEFAULT, NONE, HOST, "default")
 
 
@@ -39,17 +41,17 @@ class Networks:
         self._networks: dict[str, Network] = {}
 
     def load(self) -> None:
-        """Read what is kept. Raises ProtocolError."""
+        """Read what is kept. What does not read is left alone and named in the log: its members do not start."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         for path in sorted(self._folder.glob("*.json")):
             try:
                 record = msgspec.json.decode(path.read_bytes(), type=_Record)
-            except (OSError, msgspec.MsgspecError) as error:
-                raise ProtocolError(f"{path} does not read: {error}", hint="Restore it, or remove it.") from error
-            if record.version > VERSION:
-                raise ProtocolError(
-                    f"{path} has version {record.version}", hint="Update Perdure: a newer one wrote it."
-                )
+                ipaddress.IPv4Network(record.subnet)
+                if record.version > VERSION:
+                    raise ValueError(f"it has version {record.version}, of a newer Perdure")
+            except (OSError, ValueError) as error:  # msgspec's errors are ValueErrors
+                _log.error("network %s is left alone: %s does not read: %s", path.stem, path, error)
+                continue
             self._networks[record.name] = record
         if DEFAULT not in self._networks:
             self._keep(_Record(id=new_id(), name=DEFAULT, created=time.time(), subnet=DEFAULT_SUBNET, isolated=True))
@@ -77,7 +79,7 @@ class Networks:
             raise InvalidValue(
                 f"{name!r} is no name of a network", hint="Use letters, digits, '_', '.' and '-', a letter first."
             )
-        if name in self._networks or name in _RESERVED:
+        if name in self._networks or name in _RESERVED or self._path(name).exists():
             raise Conflict(f"network with name {name} already exists", hint="Choose another name.")
         record = _Record(
             id=new_id(),
@@ -99,7 +101,7 @@ class Networks:
                 f"network {network.name} has sandboxes in it: {', '.join(sorted(users))}", hint="Remove these first."
             )
         del self._networks[network.name]
-        (self._folder / f"{network.name}.json").unlink(missing_ok=True)
+        self._path(network.name).unlink(missing_ok=True)
 
     def wanted(self, names: Iterable[str]) -> list[Network]:
         """The networks that a sandbox asks for. Raises InvalidValue, NotFound."""
@@ -118,8 +120,11 @@ class Networks:
         return [self.find(name) for name in asked]
 
     def _keep(self, record: _Record) -> None:
-        write_durably(self._folder / f"{record.name}.json", msgspec.json.encode(record))
+        write_durably(self._path(record.name), msgspec.json.encode(record))
         self._networks[record.name] = record
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
     def _checked(self, text: str) -> ipaddress.IPv4Network:
         try:

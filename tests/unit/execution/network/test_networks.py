@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.errors import Conflict, InvalidValue, NotFound, ProtocolError
+from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.execution.network.networks import Networks, bridge, free_address, gateway
 
 ROUTES = """\
@@ -91,8 +91,15 @@ def test_the_name_of_a_bridge_fits_an_interface(networks: Networks) -> None:
     assert len(bridge(networks.find("bridge"))) <= 15
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"id":1}', '{"id":"a","name":"x","created":1,"subnet":"y","version":99}'])
-def test_a_record_that_does_not_read_is_named(networks: Networks, tmp_path: Path, text: str) -> None:
-    (tmp_path / "networks" / "x.json").write_text(text)
-    with pytest.raises(ProtocolError, match=r"x\.json"):
-        _opened(tmp_path)
+@pytest.mark.parametrize("text", ["", "{", '{"id":1}', '{"id":"a","name":"x","created":1,"subnet":"y"}'])
+def test_a_record_that_does_not_read_is_left_alone(
+    networks: Networks, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    path = tmp_path / "networks" / "x.json"
+    path.write_text(text)
+    again = _opened(tmp_path)
+    assert [network.name for network in again.all()] == ["bridge"]
+    assert str(path) in caplog.text
+    with pytest.raises(Conflict):
+        again.create("x")
+    assert path.read_text() == text
