@@ -294,6 +294,10 @@ def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
     client.suspend("asker")
     client.resume("asker")
     assert fcrun("exec", "asker", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    client.connect("office", "alone", ["helper"])
+    assert fcrun("exec", "alone", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    client.disconnect("office", "alone")
+    assert "200" not in fcrun("exec", "alone", "python3", "-c", GET, f"http://{address}:8000/").stdout
     with pytest.raises(Conflict, match="papers"):
         client.remove_network("office")
     for info in (server, asker, alone):

@@ -379,6 +379,15 @@ class NodeClient:
         wish = {"name": name, "subnet": subnet, "internal": internal, "labels": dict(labels or {})}
         return msgspec.convert(self._http.call("POST", "/v1/networks", json_body=wish), Network)
 
+    def connect(self, network: str, ref: str, aliases: Iterable[str] = ()) -> None:
+        """Put a sandbox into one more network, also while it runs. Raises Conflict: it is in it."""
+        wish = {"sandbox": ref, "aliases": list(aliases)}
+        self._http.call("POST", f"/v1/networks/{quote(network, safe='')}/connect", json_body=wish)
+
+    def disconnect(self, network: str, ref: str) -> None:
+        """Take a sandbox out of a network. Raises NotFound: it is not in it."""
+        self._http.call("POST", f"/v1/networks/{quote(network, safe='')}/disconnect", json_body={"sandbox": ref})
+
     def remove_network(self, ref: str) -> None:
         """Raises NotFound, Conflict (sandboxes are in it)."""
         self._http.call("DELETE", f"/v1/networks/{quote(ref, safe='')}")

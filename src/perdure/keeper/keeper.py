@@ -233,6 +233,9 @@ class Keeper:
         if op == "pager-populate":
             self._machine.pager_populate()
             return {}
+        if op == "join":
+            self._network.join(self.sandbox, configuration.network(request))
+            return {}
         if op == "names":
             self._network.list_names(request)
             return {}

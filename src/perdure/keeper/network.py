@@ -43,6 +43,8 @@ class Network:
         self._inside: links.Links | None = None
         self._rules: Netlink | None = None
         self._namespace = -1
+        self._uplinks: dict[int, _Uplink] = {}
+        self._way_out: int | None = None  # the number of the uplink with the default route
 
     def open(self, tap_owner: int = 0) -> None:
         """Leave the host's network for one with nothing but the tap. Raises OSError."""
@@ -62,23 +64,38 @@ class Network:
         self._names.open()
 
     def join(self, sandbox: str, params: dict[str, Any]) -> None:
-        """Connect it as the parameter ``network`` of a start says (docs/design/0001-contracts.md, 3).
+        """Connect it as the parameter ``network`` of a start says (docs/design/0001-contracts.md, 3), also in its life.
 
         Raises InvalidValue, MachineFailed.
         """
         wanted = _Wanted(params)
         assert self._names is not None and self._rules is not None
         try:
-            for number, uplink in enumerate(wanted.uplinks):
-                self._add_uplink(sandbox, number, uplink)
-            if wanted.uplinks:
-                _opened(wanted).apply(self._rules)
-                self._names.know(wanted.servers, wanted.allowed_names)
-                self._names.list(wanted.table)
+            self._change_uplinks(sandbox, wanted.uplinks)
+            _opened(wanted).apply(self._rules)
+            self._names.know(wanted.servers, wanted.allowed_names)
+            self._names.list(wanted.table)
         except OSError as error:
             raise MachineFailed(
                 f"the network of sandbox {sandbox} cannot be made: {error}", hint="fcrun doctor says what is missing."
             ) from error
+
+    def _change_uplinks(self, sandbox: str, wanted: list[_Uplink]) -> None:
+        """Add those that are new, and remove those that are not wanted any more. The first one leads to the world."""
+        assert self._inside is not None
+        for number, uplink in list(self._uplinks.items()):
+            if uplink not in wanted:
+                self._inside.remove(f"up{number}")
+                del self._uplinks[number]
+        for uplink in wanted:
+            if uplink not in self._uplinks.values():
+                number = next(number for number in range(len(wanted)) if number not in self._uplinks)
+                self._add_uplink(sandbox, number, uplink)
+                self._uplinks[number] = uplink
+        first = next((number for number, uplink in sorted(self._uplinks.items()) if uplink.gateway), None)
+        if first is not None and first != self._way_out:
+            self._inside.add_default_route(f"up{first}", self._uplinks[first].gateway)
+        self._way_out = first
 
     def _add_uplink(self, sandbox: str, number: int, uplink: _Uplink) -> None:
         assert self._outside is not None and self._inside is not None
@@ -93,8 +110,6 @@ class Network:
         self._outside.up(outside)
         self._inside.add_address(name, uplink.address, uplink.prefix)
         self._inside.up(name)
-        if number == 0 and uplink.gateway:
-            self._inside.add_default_route(name, uplink.gateway)
 
     def list_names(self, params: dict[str, Any]) -> None:
         """The names and addresses of the others in its networks, from now on. Raises InvalidValue."""
@@ -120,6 +135,12 @@ class _Uplink:
         self.gateway = configuration.address(value, "gateway") if value.get("gateway") else ""
         self.prefix = configuration.whole(value, "prefix", 8, 30)
         self.isolated = bool(value.get("isolated"))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Uplink) and vars(self) == vars(other)
+
+    def __hash__(self) -> int:
+        return hash(self.address)
 
 
 class _Wanted:
@@ -166,8 +187,10 @@ def _closed() -> nftables.Batch:
 
 
 def _opened(wanted: _Wanted) -> nftables.Batch:
-    """Where the guest may go."""
+    """Where the guest may go, and no longer where it might before."""
     batch = nftables.Batch(TABLE)
+    batch.empty("egress")
+    batch.clear("networks")
     if wanted.restricted:
         batch.add_networks("networks", wanted.allowed)
         batch.rule("egress", nftables.is_to_one_of("networks"), nftables.ACCEPT)

@@ -20,6 +20,7 @@ _RTA_OIF, _RTA_GATEWAY, _RT_TABLE_MAIN, _RTPROT_STATIC = 4, 5, 254, 4
 _LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_REPLACE = 0x100  # NLM_F_REPLACE
 _UP = 1  # IFF_UP
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC  # <linux/if_tun.h>
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x2, 0x1000, 0x4000
@@ -87,9 +88,10 @@ class Links:
         self._netlink.ask(_NEWADDR, CREATE | EXCL, head + both)
 
     def add_default_route(self, name: str, gateway: str) -> None:
+        """The one that there is, in the place of another."""
         head = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, 1, 0)
         hop = attribute(_RTA_GATEWAY, socket.inet_aton(gateway)) + number(_RTA_OIF, self._known(name))
-        self._netlink.ask(_NEWROUTE, CREATE | EXCL, head + hop)
+        self._netlink.ask(_NEWROUTE, CREATE | _REPLACE, head + hop)
 
     def _known(self, name: str) -> int:
         if index := self.index(name):

@@ -211,6 +211,10 @@ class Batch:
     def remove_addresses(self, name: str, addresses: Iterable[str]) -> None:
         self._elements(_DELSETELEM, 0, name, [_element(socket.inet_aton(address)) for address in addresses])
 
+    def clear(self, name: str) -> None:
+        """Remove all elements of a set."""
+        self._add(_DELSETELEM, 0, text(1, self._table) + text(2, name))
+
     def _elements(self, kind: int, flags: int, name: str, elements: Sequence[bytes]) -> None:
         if elements:
             self._add(kind, flags, text(1, self._table) + text(2, name) + nested(3, *elements))

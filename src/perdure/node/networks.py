@@ -20,6 +20,15 @@ class _Create(Frozen, frozen=True, kw_only=True):
     labels: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class _Connect(Frozen, frozen=True, kw_only=True):
+    sandbox: str
+    aliases: list[str] = msgspec.field(default_factory=list)
+
+
+class _Disconnect(Frozen, frozen=True, kw_only=True):
+    sandbox: str
+
+
 class NetworksApi:
     """Handlers."""
 
@@ -33,6 +42,8 @@ class NetworksApi:
             web.post("/v1/networks", self.create),
             web.get(one, self.get),
             web.delete(one, self.remove),
+            web.post(one + "/connect", self.connect),
+            web.post(one + "/disconnect", self.disconnect),
         ]
 
     def _shown(self, network: Network) -> Any:
@@ -55,6 +66,17 @@ class NetworksApi:
 
     async def get(self, request: web.Request) -> web.Response:
         return ok(self._shown(self._sandboxes.networks.find(request.match_info["ref"])))
+
+    async def connect(self, request: web.Request) -> web.Response:
+        wish = await body(request, _Connect)
+        network = self._sandboxes.networks.find(request.match_info["ref"])
+        await self._sandboxes.connect(network, wish.sandbox, wish.aliases)
+        return ok()
+
+    async def disconnect(self, request: web.Request) -> web.Response:
+        wish = await body(request, _Disconnect)
+        await self._sandboxes.disconnect(self._sandboxes.networks.find(request.match_info["ref"]), wish.sandbox)
+        return ok()
 
     async def remove(self, request: web.Request) -> web.Response:
         networks = self._sandboxes.networks

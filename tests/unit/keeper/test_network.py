@@ -35,9 +35,10 @@ class Keeper:
         if self.pid == 0:
             os.close(reading); os.close(telling)
             try:
-                network = Network(Loop())
-                network.open()
-                network.join(sandbox, params)
+                if params is not None:
+                    network = Network(Loop())
+                    network.open()
+                    network.join(sandbox, params)
                 answer = {"ok": look()}
             except PerdureError as error:
                 answer = {"error": str(error)}
@@ -79,6 +80,33 @@ print(links())
         "['lo', 'pdtest', 'pvaaaaaaaaaaaa0']",
         "4 2",
         "['lo', 'pdtest']",
+    ]
+
+
+def test_networks_change_in_its_life() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+def change():
+    network = Network(Loop())
+    network.open()
+    office = {"bridge": "pdoffice", "address": "10.89.0.2", "prefix": 24, "gateway": "10.89.0.1"}
+    for params in ([uplink(5)], [uplink(5), office], [office], [], [uplink(5), office]):
+        network.join("a" * 12, {"networks": params, "egress": ["192.0.2.0/24", "10.0.0.0/8"]})
+        default = said("ip", "route", "show", "default").split()[2:3]
+        print([name for name in links() if name[:2] == "up"], default, flush=True)
+    return said("nft", "list", "chain", "ip", "perdure", "egress").count("accept")
+print(Keeper("a" * 12, None, change).answer)
+"""
+    )
+    assert said.splitlines() == [
+        "['up0'] ['10.88.0.1']",
+        "['up0', 'up1'] ['10.88.0.1']",
+        "['up1'] ['10.89.0.1']",
+        "[] []",
+        "['up0', 'up1'] ['10.88.0.1']",
+        "{'ok': 2}",
     ]
 
 

@@ -6,9 +6,11 @@ import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from perdure.errors import Conflict, InvalidValue, PerdureError
 from perdure.execution.network import attachment, dialing, egress
-from perdure.execution.network.networks import Networks, free_address
+from perdure.execution.network.networks import NONE, Networks, free_address
 from perdure.execution.network.publishing import Published, Streams
 from perdure.execution.sandboxes.record import Record
 from perdure.model import Network, PublishedPort, SandboxSpec
@@ -79,6 +81,29 @@ async def tell_names(life: Life) -> None:
         await machine.request("names", names=names_for(life.record, members, life.rooms.others()))
     except (PerdureError, OSError) as error:
         _log.info("names for %s: %s", life.id, error)
+
+
+async def change(life: Life, networks: Iterable[str], aliases: Iterable[str] = ()) -> None:
+    """Put it into these networks, in its life or before it; it keeps its addresses in those that it is in already.
+
+    Raises InvalidValue, NotFound, Conflict (no address is free), MachineFailed. ``life.moving`` is held.
+    """
+    before = life.record
+    spec = msgspec.structs.replace(
+        before.spec,
+        networks=list(networks) or [NONE],
+        aliases=list(dict.fromkeys([*before.spec.aliases, *aliases])),
+    )
+    others = [record for record in life.rooms.others() if record.id != before.id]
+    addresses = place(spec, life.rooms.networks, others)
+    kept = {name: before.addresses.get(name, address) for name, address in addresses.items()}
+    life.save(spec=spec, addresses=kept)
+    if life.machine is not None and not life.machine.over:
+        try:
+            await life.machine.request("join", network=params(life))
+        except BaseException:
+            life.save(spec=before.spec, addresses=before.addresses)
+            raise
 
 
 async def publish(life: Life) -> None:

@@ -322,6 +322,25 @@ class Sandboxes:
             if sandbox.machine is not None and sandbox.record.addresses.keys() & changed.addresses.keys():
                 sandbox.spawn_task(networking.tell_names(sandbox))
 
+    async def connect(self, network: Network, ref: str, aliases: Sequence[str] = ()) -> None:
+        """Put a sandbox into one more network, also while it runs. Raises Conflict: it is in it."""
+        sandbox = self.find(ref)
+        async with sandbox.moving:
+            if network.name in sandbox.record.addresses:
+                raise Conflict(f"sandbox {sandbox.name} is in network {network.name} already")
+            await networking.change(sandbox, [*sandbox.record.addresses, network.name], aliases)
+        self._tell_names(sandbox.record)
+
+    async def disconnect(self, network: Network, ref: str) -> None:
+        """Take a sandbox out of a network. Raises NotFound: it is not in it."""
+        sandbox = self.find(ref)
+        async with sandbox.moving:
+            before = sandbox.record
+            if network.name not in before.addresses:
+                raise NotFound(f"sandbox {sandbox.name} is not in network {network.name}")
+            await networking.change(sandbox, [name for name in before.addresses if name != network.name])
+        self._tell_names(before)
+
     async def forget_network(self, network: Network) -> None:
         """What there is below the line of a network that was removed."""
         try:
