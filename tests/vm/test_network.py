@@ -26,14 +26,36 @@ NAME_SERVER, GOOD, BAD = "192.0.2.53", "192.0.2.80", "192.0.2.81"  # of this mac
 TABLE = {"good.test": GOOD, "bad.test": BAD}
 NGINX = "perdure-nginx"
 
-# What came of getting each URL: the status, or the error.
+# What came of getting each HOST[:PORT]/BYTES: the status, or the error (the image has no http.client).
 GET = """
-import sys, urllib.request
-for url in sys.argv[1:]:
-    try:
-        print(urllib.request.urlopen(url, timeout=20).status, flush=True)
-    except Exception as error:
-        print(str(getattr(error, "reason", error)), flush=True)
+import socket, sys
+def get(url):
+    host, _, path = url.partition("/")
+    name, _, port = host.partition(":")
+    with socket.create_connection((name, int(port or 80)), 20) as connection:
+        connection.sendall(f"GET /{path} HTTP/1.0\\r\\n\\r\\n".encode())
+        data = b""
+        while more := connection.recv(65536):
+            data += more
+    return data.split()[1].decode()
+if __name__ == "__main__":
+    for url in sys.argv[1:]:
+        try:
+            print(get(url), flush=True)
+        except OSError as error:
+            print(error, flush=True)
+"""
+
+# Answers everybody on port 8000, and says when it is there.
+SERVE = """
+import socket
+server = socket.create_server(("", 8000))
+print("up", flush=True)
+while True:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\nhello")
 """
 
 # A guest that lies, as root: about who it is, about whose address a name has, about the protocol.
@@ -213,8 +235,8 @@ def test_a_server_is_reached_by_its_port_also_while_it_sleeps(
 
 
 def test_out_into_the_world_and_not_to_the_host(world: World, fcrun: Fcrun) -> None:
-    asked = [f"http://{GOOD}/", "http://good.test/", "http://nosuch.test/"]
-    closed = ["http://10.0.2.2/", "http://10.88.0.1/", "http://169.254.169.254/"]
+    asked = [f"{GOOD}/", "good.test/", "nosuch.test/"]
+    closed = ["10.0.2.2/", "10.88.0.1/", "169.254.169.254/"]
     done = fcrun("run", "--rm", "--dns", NAME_SERVER, "perdure-test", "python3", "-c", GET, *asked, *closed)
     *answers, host, gateway, cloud = done.stdout.splitlines()
     assert answers == ["200", "200", "[Errno -2] Name or service not known"], done.stderr
@@ -228,7 +250,7 @@ def test_out_into_the_world_and_not_to_the_host(world: World, fcrun: Fcrun) -> N
 
 def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun) -> None:
     options = ["--dns", NAME_SERVER, "--egress", "good.test"]
-    asked = [f"http://{GOOD}/", "http://bad.test/", "http://good.test/", f"http://{GOOD}/", f"http://{BAD}/"]
+    asked = [f"{GOOD}/", "bad.test/", "good.test/", f"{GOOD}/", f"{BAD}/"]
     world.asked.clear()
     world.datagrams.clear()
     made = fcrun("run", "-d", "--name", "liar", *options, "perdure-test", "sleep", "1000")
@@ -245,10 +267,10 @@ def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun)
     lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", BAD))
     assert lied.stdout == "sent 6\n", lied.stderr
     # what it sent before this has been handled by now: the same card, in order
-    assert fcrun("exec", "liar", "python3", "-c", GET, f"http://{GOOD}/").stdout == "200\n"
+    assert fcrun("exec", "liar", "python3", "-c", GET, f"{GOOD}/").stdout == "200\n"
     assert world.datagrams == []
     lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", GOOD))
-    assert fcrun("exec", "liar", "python3", "-c", GET, f"http://{GOOD}/").stdout == "200\n"
+    assert fcrun("exec", "liar", "python3", "-c", GET, f"{GOOD}/").stdout == "200\n"
     assert world.datagrams == [b"lie!"]  # of the one that told who it is
 
     done = fcrun("run", "--rm", "--egress", f"{BAD}/32", "--bandwidth", "4m", "perdure-test", "python3", "-c", SLOW)
@@ -257,47 +279,47 @@ def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun)
     assert float(took) > 1.0 and "No route to host" in refused  # 1.5 MB at 0.5 MB/s, of which a burst is free
 
 
-SLOW = f"""
-import time, urllib.request
+SLOW = (
+    GET.partition("if __name__")[0]
+    + f"""
+import time
 began = time.monotonic()
-urllib.request.urlopen("http://{BAD}/1500000", timeout=60).read()
+get("{BAD}/1500000")
 print(time.monotonic() - began)
 try:
-    urllib.request.urlopen("http://{GOOD}/", timeout=20)
+    get("{GOOD}/")
 except OSError as error:
     print(error)
 """
+)
 
 
 def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
     client: NodeClient, fcrun: Fcrun, start: Callable[..., SandboxInfo]
 ) -> None:
     client.create_network("office", internal=True)
-    serve = ["python3", "-m", "http.server", "8000"]
-    server = start(*serve, name="files", networks=["office"], aliases=["data"])
+    server = start("python3", "-c", SERVE, name="files", networks=["office"], aliases=["data"])
     asker = start("sleep", "1000", name="asker", networks=["office"])
     alone = start("sleep", "1000", name="alone")
     address = server.addresses["office"]
     assert client.network("office").members == {"files": address, "asker": asker.addresses["office"]}
-    urls = [f"http://{name}:8000/" for name in ("files", "data", address)]
-    wait = "import socket, time\nfor _ in range(600):\n  try: socket.create_connection(('files', 8000), 1); break\n"
-    wait += "  except OSError: time.sleep(0.1)"
-    assert fcrun("exec", "asker", "python3", "-c", wait).returncode == 0
-    done = fcrun("exec", "asker", "python3", "-c", GET, *urls, f"http://{GOOD}/")
+    urls = [f"{name}:8000/" for name in ("files", "data", address)]
+    assert next(iter(client.logs("files", follow=True))).data == b"up\n"
+    done = fcrun("exec", "asker", "python3", "-c", GET, *urls, f"{GOOD}/")
     assert done.stdout.splitlines() == ["200", "200", "200", "[Errno 101] Network is unreachable"], done.stderr
-    neighbour = [f"http://{address}:8000/", "http://files:8000/", f"http://{asker.addresses['office']}:8000/"]
+    neighbour = [f"{address}:8000/", "files:8000/", f"{asker.addresses['office']}:8000/"]
     said = fcrun("exec", "alone", "python3", "-c", GET, *neighbour).stdout.splitlines()
     assert "200" not in said and len(said) == 3
 
     client.rename("files", "papers")
-    assert fcrun("exec", "asker", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "asker", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
     client.suspend("asker")
     client.resume("asker")
-    assert fcrun("exec", "asker", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "asker", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
     client.connect("office", "alone", ["helper"])
-    assert fcrun("exec", "alone", "python3", "-c", GET, "http://papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "alone", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
     client.disconnect("office", "alone")
-    assert "200" not in fcrun("exec", "alone", "python3", "-c", GET, f"http://{address}:8000/").stdout
+    assert "200" not in fcrun("exec", "alone", "python3", "-c", GET, f"{address}:8000/").stdout
     with pytest.raises(Conflict, match="papers"):
         client.remove_network("office")
     for info in (server, asker, alone):
