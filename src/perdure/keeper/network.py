@@ -55,7 +55,7 @@ class Network:
         _set("net/ipv6/conf/all/disable_ipv6", "1")
         _set("net/ipv6/conf/default/disable_ipv6", "1")
         _set("net/ipv4/ip_forward", "1")
-        # A keeper that is killed leaves its connections to a guest that does not answer any more. They hold the namespace.
+        # A keeper that is killed leaves connections to a guest that does not answer any more: they hold the namespace.
         _set("net/ipv4/tcp_orphan_retries", "1")
         _set("net/ipv4/tcp_fin_timeout", "5")
         self._inside, self._rules = links.Links(), nftables.open_netlink()

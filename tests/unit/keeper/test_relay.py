@@ -122,10 +122,13 @@ left = dial(80)
 loop.turn(5)
 guest, _ = server.accept()
 relays.close()
-say(guest.recv(1), len(relays))
+try:
+    guest.recv(1)
+except ConnectionResetError:  # at once: a guest that is gone would never answer to an end
+    say("reset", len(relays))
 guest.close(); left.close(); server.close()
 say(fds() - before)
-""") == [b"", (b"", 0), 0]
+""") == [b"", ("reset", 0), 0]
 
 
 def test_datagrams_keep_their_borders() -> None:
