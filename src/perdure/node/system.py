@@ -58,8 +58,8 @@ class System:
                 templates_in_use=self._sandboxes.templates_in_use,
                 dry_run=True,
             )
-            images, snapshots = self._sandboxes.images.list(), len(self._store.digests())
-            return diskuse.measure(self._home, images, everyone, snapshots, swept)
+            snapshots = len(self._store.digests())
+            return diskuse.measure(self._home, self._sandboxes.images, everyone, snapshots, swept)
 
         return ok(await asyncio.to_thread(work))
 

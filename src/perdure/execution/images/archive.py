@@ -18,44 +18,25 @@ import msgspec
 from perdure.errors import ImageInvalid
 from perdure.execution.images.bytestream import Section
 from perdure.execution.images.config import from_oci
+from perdure.execution.images.documents import (
+    DOCUMENT_MAX,
+    FOREIGN_LAYERS,
+    INDEXES,
+    LAYERS,
+    NESTING_MAX,
+    Descriptor,
+    Index,
+    Manifest,
+    decoded,
+    diff_ids,
+    hex_of,
+)
 from perdure.execution.images.image import ImageConfig
 from perdure.execution.images.layers import Layer, oci_architecture
 from perdure.execution.images.tarmembers import members
 
-DOCUMENT_MAX = 8 << 20  # bytes of a JSON document; the image specification asks readers to take 4 MiB
-NESTING_MAX = 4  # indexes in indexes
 _HINT = "Save the image again: docker save IMAGE -o FILE, or skopeo copy … oci-archive:FILE."
-_INDEXES = ("application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json")
-_LAYERS = (
-    "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.oci.image.layer.nondistributable.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
-)
-_COMPRESSIONS = ("", "+gzip", "+zstd", ".gzip", ".zstd")
 _NAME_ANNOTATIONS = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-
-
-class _Platform(msgspec.Struct):
-    architecture: str = ""
-    os: str = ""
-
-
-class _Descriptor(msgspec.Struct, rename="camel"):
-    digest: str
-    size: int
-    media_type: str = ""
-    platform: _Platform | None = None
-    annotations: dict[str, str] = {}
-
-
-class _Index(msgspec.Struct, rename="camel"):
-    manifests: list[_Descriptor]
-
-
-class _Manifest(msgspec.Struct, rename="camel"):
-    config: _Descriptor
-    layers: list[_Descriptor]
 
 
 class _Saved(msgspec.Struct, rename="pascal"):
@@ -68,11 +49,16 @@ class _Saved(msgspec.Struct, rename="pascal"):
 
 @dataclass(frozen=True)
 class PackedImage:
-    """One image of an archive: its layers, lowest first, and its configuration."""
+    """One image of an archive: its layers, lowest first, and its configuration.
+
+    ``document`` and ``manifest`` are the bytes of both as they stand there; ``manifest`` is empty where there is none.
+    """
 
     names: tuple[str, ...]
     layers: tuple[Layer, ...]
     config: ImageConfig
+    document: bytes
+    manifest: bytes = b""
 
 
 class ImageArchive:
@@ -134,44 +120,43 @@ class ImageArchive:
         return section.read_at(0, section.size_bytes)
 
     def _decode(self, data: bytes, kind: Any, name: str) -> Any:
-        try:
-            return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, RecursionError) as error:
-            raise ImageInvalid(f"{self._section.name}: {name} is malformed: {error}", hint=_HINT) from None
+        return decoded(data, kind, f"{self._section.name}: {name}", _HINT)
 
     def _saved(self, saved: _Saved) -> PackedImage:
-        config_file = self._file(saved.config)
-        config = self._document(config_file, dict[str, Any])
+        document = self._bytes(self._file(saved.config))
+        config = self._decode(document, dict[str, Any], saved.config)
         self._check_platform(config, saved.config)
         layers = [Layer(self._file(path)) for path in saved.layers]
         return PackedImage(
-            tuple(saved.repo_tags or ()), self._promised(layers, config, saved.config), from_oci(config, saved.config)
+            tuple(saved.repo_tags or ()),
+            self._promised(layers, config, saved.config),
+            from_oci(config, saved.config),
+            document,
         )
 
-    def _blob(self, descriptor: _Descriptor) -> Section:
-        algorithm, _, encoded = descriptor.digest.partition(":")
-        if algorithm != "sha256" or len(encoded) != 64 or not set(encoded) <= set("0123456789abcdef"):
-            raise ImageInvalid(
-                f"{self._section.name}: the digest {descriptor.digest!r} is of no known kind", hint=_HINT
-            )
+    def _blob(self, descriptor: Descriptor) -> Section:
+        encoded = hex_of(descriptor.digest, self._section.name)
         section = self._file(f"blobs/sha256/{encoded}")
         if section.size_bytes != descriptor.size:
             message = f"{section.name} has {section.size_bytes} bytes, but its descriptor promises {descriptor.size}"
             raise ImageInvalid(f"{self._section.name}: {message}", hint=_HINT)
         return section
 
-    def _verified(self, descriptor: _Descriptor, kind: Any) -> Any:
+    def _verified(self, descriptor: Descriptor, kind: Any) -> Any:
         """A JSON blob, checked against its digest."""
+        return self._decode(self._checked(descriptor), kind, descriptor.digest)
+
+    def _checked(self, descriptor: Descriptor) -> bytes:
         section = self._blob(descriptor)
         data = self._bytes(section)
         found = f"sha256:{hashlib.sha256(data).hexdigest()}"
         if found != descriptor.digest:
             raise ImageInvalid(f"{self._section.name}: {section.name} has the digest {found}", hint=_HINT)
-        return self._decode(data, kind, section.name)
+        return data
 
-    def _choose(self, name: str, section: Section) -> list[_Descriptor]:
+    def _choose(self, name: str, section: Section) -> list[Descriptor]:
         """The manifests of an index that are for this machine; indexes in it are opened."""
-        index = self._document(section, _Index)
+        index = self._document(section, Index)
         chosen = []
         passed_over: set[str] = set()
         for descriptor, outer in self._leaves(index, {}, 0):
@@ -187,23 +172,25 @@ class ImageArchive:
             raise _other_platform(f"{self._section.name}: {name}", ", ".join(sorted(passed_over)))
         return chosen
 
-    def _leaves(self, index: _Index, outer: dict[str, str], depth: int) -> Iterator[tuple[_Descriptor, dict[str, str]]]:
+    def _leaves(self, index: Index, outer: dict[str, str], depth: int) -> Iterator[tuple[Descriptor, dict[str, str]]]:
         if depth > NESTING_MAX:
             raise ImageInvalid(f"{self._section.name}: indexes in indexes without end", hint=_HINT)
         for descriptor in index.manifests:
-            if descriptor.media_type in _INDEXES:
+            if descriptor.media_type in INDEXES:
                 annotations = {**outer, **descriptor.annotations}
-                yield from self._leaves(self._verified(descriptor, _Index), annotations, depth + 1)
+                yield from self._leaves(self._verified(descriptor, Index), annotations, depth + 1)
             else:
                 yield descriptor, outer
 
-    def _manifest(self, descriptor: _Descriptor) -> PackedImage:
-        manifest: _Manifest = self._verified(descriptor, _Manifest)
-        config = self._verified(manifest.config, dict[str, Any])
+    def _manifest(self, descriptor: Descriptor) -> PackedImage:
+        data = self._checked(descriptor)
+        manifest: Manifest = self._decode(data, Manifest, descriptor.digest)
+        document = self._checked(manifest.config)
+        config = self._decode(document, dict[str, Any], manifest.config.digest)
         self._check_platform(config, manifest.config.digest)
         layers = []
         for layer in manifest.layers:
-            if layer.media_type not in [kind + suffix for kind in _LAYERS for suffix in _COMPRESSIONS]:
+            if layer.media_type not in LAYERS + FOREIGN_LAYERS:
                 raise ImageInvalid(
                     f"{self._section.name}: the layer {layer.digest} is of the unknown kind {layer.media_type!r}",
                     hint="Layers are tars, plain or compressed with gzip or zstd; encrypted ones cannot be read.",
@@ -214,16 +201,13 @@ class ImageArchive:
             tuple(names[:1]),
             self._promised(layers, config, manifest.config.digest),
             from_oci(config, descriptor.digest),
+            document,
+            data,
         )
 
     def _promised(self, layers: Sequence[Layer], config: dict[str, Any], name: str) -> tuple[Layer, ...]:
         """The layers with the digests of their tars, which the configuration lists."""
-        rootfs = config.get("rootfs")
-        ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-        if not isinstance(ids, list) or len(ids) != len(layers) or not all(isinstance(each, str) for each in ids):
-            raise ImageInvalid(
-                f"{self._section.name}: {name} does not list one diff_id for each of {len(layers)} layers", hint=_HINT
-            )
+        ids = diff_ids(config, len(layers), f"{self._section.name}: {name}", _HINT)
         return tuple(Layer(layer.section, layer.blob_digest, each) for layer, each in zip(layers, ids, strict=True))
 
     def _check_platform(self, config: dict[str, Any], name: str) -> None:

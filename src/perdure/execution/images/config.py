@@ -35,6 +35,22 @@ def from_oci(document: Any, name: str) -> ImageConfig:
         raise ImageInvalid(f"{name}: the image's configuration is malformed: {error}", hint=_HINT) from None
 
 
+def to_oci(config: ImageConfig) -> dict[str, Any]:
+    """The ``config`` member of an OCI image configuration: what ``from_oci`` reads."""
+    found: dict[str, Any] = {
+        "Entrypoint": config.entrypoint,
+        "Cmd": config.cmd,
+        "Env": [f"{name}={value}" for name, value in config.env.items()],
+        "WorkingDir": config.cwd,
+        "User": config.user,
+        "ExposedPorts": {port: {} for port in config.exposed_ports},
+        "StopSignal": config.stop_signal,
+        "Labels": config.labels,
+        "Volumes": {volume: {} for volume in config.volumes},
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 def changed(config: ImageConfig, changes: Iterable[str]) -> ImageConfig:
     """Apply Dockerfile instructions: CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, STOPSIGNAL, USER, VOLUME, WORKDIR.
 

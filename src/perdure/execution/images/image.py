@@ -37,3 +37,5 @@ class Image:
     size_bytes: int  # of the squashfs file
     created: float  # seconds since the epoch: when it came into this library
     config: ImageConfig
+    manifest: str = ""  # digest of its OCI manifest (``parts``); empty: it came without one, with a snapshot
+    pulled: str = ""  # digest that a registry has under its name: of the manifest, or of an index that lists it

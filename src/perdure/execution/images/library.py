@@ -4,6 +4,7 @@
     FOLDER/lock                 flock: held to change the index
     FOLDER/HEX/image.squashfs   the disk; FOLDER/HEX/config.json names it by digest, HEX is the digest of config.json
     FOLDER/new-*/               an image being made; its maker holds a flock on new-*/lock
+    FOLDER/blobs, incoming      what images are made from, as registries have it (``blobs``, ``parts``)
 
 An image is made in a ``new-`` folder, synced, renamed, then listed in the index, which is replaced by a rename. A maker
 that is killed leaves a folder that nobody holds or a folder that the index does not list; the next maker sweeps both.
@@ -19,19 +20,24 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
-from perdure.errors import Conflict, ImageInvalid, NotFound, PerdureError, ProtocolError
+from perdure.errors import Conflict, ImageInvalid, NotFound, PerdureError, ProtocolError, Unsupported
+from perdure.execution.images import parts
 from perdure.execution.images.archive import ImageArchive
-from perdure.execution.images.config import changed
+from perdure.execution.images.blobs import Blobs
+from perdure.execution.images.bytestream import Section
+from perdure.execution.images.config import changed, from_oci, to_oci
 from perdure.execution.images.diskerror import disk_error, image_space_checked
 from perdure.execution.images.image import Image, ImageConfig
-from perdure.execution.images.layers import Layer, merge
+from perdure.execution.images.index import FORMAT, Index, Kept, Record
+from perdure.execution.images.layers import Layer, merge, oci_architecture
 from perdure.execution.images.packages import bootstrap
+from perdure.execution.images.parts import KeptLayer, Parts
 from perdure.execution.images.references import full_name
 from perdure.execution.images.source import opened
 from perdure.execution.images.squashfs import pack
@@ -39,25 +45,12 @@ from perdure.linux import durable
 from perdure.model import Frozen
 
 Progress = Callable[[str, int, int], None]
-_FORMAT = 1
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{1,64})")
 REMOVE_TRIES = 5
 
 Listing = list[Image]
+Paths = list[Path]
 Names = list[str]  # the name "list" is a method below
-
-
-class _Record(Frozen, frozen=True, kw_only=True):
-    """One image in the index, oldest name first."""
-
-    created: float
-    size_bytes: int
-    names: list[str] = msgspec.field(default_factory=list)
-
-
-class _Index(Frozen, frozen=True, kw_only=True):
-    version: int = _FORMAT
-    images: dict[str, _Record] = msgspec.field(default_factory=dict)  # by digest (hex)
 
 
 class _Document(Frozen, frozen=True, kw_only=True):
@@ -73,6 +66,7 @@ class ImageLibrary:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._blobs = Blobs(folder)
 
     def import_tar(
         self, source: Path | BinaryIO, name: str, *, changes: Sequence[str] = (), progress: Progress | None = None
@@ -86,7 +80,8 @@ class ImageLibrary:
         config = changed(ImageConfig(), changes)
         with self._new() as folder, opened(source, folder) as section:
             self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
-            return self._publish([(folder, names)])[0]
+            kept = self._composed(folder, [Layer(section)], config, "import", progress)
+            return self._publish([(folder, names, kept)])[0]
 
     def load_archive(self, source: Path | BinaryIO, *, name: str = "", progress: Progress | None = None) -> Listing:
         """The images of a ``docker save`` or OCI archive: all of them, or none. ``name`` replaces the archive's own.
@@ -102,7 +97,13 @@ class ImageLibrary:
                 part = folder / str(number)
                 part.mkdir()
                 self._make(part, image.layers, image.config, relative_only=False, progress=progress)
-                made.append((part, [full_name(each) for each in ([name] if name else image.names)]))
+                with image_space_checked(folder):
+                    if image.manifest:
+                        digest = parts.keep_as_is(self._blobs, image.manifest, image.document, image.layers)
+                    else:
+                        digest = parts.compose(self._blobs, image.layers, {}, config=image.document, progress=progress)
+                names = [full_name(each) for each in ([name] if name else image.names)]
+                made.append((part, names, Kept(manifest=digest)))
             return self._publish(made)
 
     def build_from_packages(
@@ -116,8 +117,45 @@ class ImageLibrary:
             with opened(tar, folder) as section:
                 config = ImageConfig(cmd=["/bin/sh"], env={"PATH": _PATH})
                 self._make(folder, [Layer(section)], config, relative_only=True, progress=progress)
+                kept = self._composed(folder, [Layer(section)], config, "mmdebstrap", progress)
             tar.unlink()
-            return self._publish([(folder, names)])[0]
+            return self._publish([(folder, names, kept)])[0]
+
+    def compose(
+        self,
+        name: str,
+        layers: Sequence[KeptLayer | Path],
+        document: dict[str, Any],
+        *,
+        progress: Progress | None = None,
+    ) -> Image:
+        """An image of layers that are here already (``parts(NAME).layers``) and of tars, lowest first.
+
+        document: its OCI configuration; ``rootfs`` is filled in. name: empty for none. Raises as ``load_archive`` does.
+        """
+        names = [full_name(name)] if name else []
+        config = from_oci(document, name or "the image")
+        with self._new() as folder, ExitStack() as opening:
+            used: list[Layer] = []
+            for layer in layers:
+                path, diff_id = (layer, "") if isinstance(layer, Path) else (layer.path, layer.diff_id)
+                file = opening.enter_context(path.open("rb"))
+                used.append(Layer(Section.whole(file, path.name), diff_id=diff_id))
+            self._make(folder, used, config, relative_only=False, progress=progress)
+            kept = [new if isinstance(old, Path) else old for old, new in zip(layers, used, strict=True)]
+            with image_space_checked(folder):
+                manifest = parts.compose(self._blobs, kept, document, progress=progress)
+            return self._publish([(folder, names, Kept(manifest=manifest))])[0]
+
+    def parts(self, name: str) -> Parts:
+        """Manifest, configuration and layers of the image that ``get`` finds. Raises NotFound, Unsupported."""
+        image = self.get(name)
+        if not image.manifest:
+            raise Unsupported(
+                f"the image {image.name or image.digest[:19]} came with a snapshot: only its disk is here, no layers",
+                hint="Pull, load or import the image itself.",
+            )
+        return parts.load(self._blobs, image.manifest)
 
     def get(self, name: str) -> Image:
         """The image of that name, or whose digest starts so (``sha256:`` may be left out). Raises NotFound."""
@@ -135,7 +173,7 @@ class ImageLibrary:
         with self._new() as folder:
             fill(folder)
             _check_whole(folder, digest)
-            return self._publish([(folder, [])])[0]
+            return self._publish([(folder, [], None)])[0]
 
     def list(self) -> Listing:
         """Every image once for each of its names (once with an empty name where it has none), newest first.
@@ -158,13 +196,11 @@ class ImageLibrary:
         """
         name = full_name(name)
         with self._changing() as index:
-            digest, _ = self._find(index, source)
+            digest, found = self._find(index, source)
+            kept = index.images[digest].of(found)
             for other, record in index.images.items():
-                names = [each for each in record.names if each != name]
-                index.images[other] = msgspec.structs.replace(
-                    record, names=[*names, name] if other == digest else names
-                )
-            record = index.images[digest]
+                index.images[other] = record.without([name])
+            record = index.images[digest] = index.images[digest].named([name], kept)
         return self._image(digest, name, record)
 
     def remove(self, name: str) -> Names:
@@ -181,7 +217,7 @@ class ImageLibrary:
             left = [each for each in record.names if found and each != found]
             gone = [each for each in record.names if each not in left]
             if left:
-                index.images[digest] = msgspec.structs.replace(record, names=left)
+                index.images[digest] = record.without(gone)
             else:
                 del index.images[digest]
                 gone.append(f"sha256:{digest}")
@@ -189,14 +225,54 @@ class ImageLibrary:
             self.sweep()
         return gone
 
-    def sweep(self) -> None:
-        """Remove what killed makers left."""
+    def sweep(self, *, every: bool = False) -> None:
+        """Remove what killed makers left; with ``every`` also what their next try would go on with."""
         with self._changing() as index:
             for path in self._folder.iterdir():
                 if (path.name.startswith("new-") and not _is_held(path)) or (
                     len(path.name) == 64 and path.name not in index.images
                 ):
                     _remove(path)
+            self._blobs.sweep(self._needed(index.images.values()), every=every)
+
+    def holding_blobs(self) -> AbstractContextManager[None]:
+        """No blob of any image goes meanwhile, also where its image is removed."""
+        return self._blobs.making()
+
+    def blob_files(self, digest: str) -> Paths:
+        """The files that an image is kept in beside its disk; none where there is no such image."""
+        record = self._read().images.get(digest.removeprefix("sha256:"))
+        needed = self._needed([record] if record else [])
+        return [path for one in needed if (path := self._blobs.find(one)) is not None]
+
+    def incoming_files(self) -> Paths:
+        """What came for images that are not whole yet."""
+        return self._blobs.incoming()
+
+    def _needed(self, records: Iterable[Record]) -> set[str]:
+        """The digests of their blobs."""
+        found: set[str] = set()
+        for manifest in {kept.manifest for record in records for kept in record.kept.values()}:
+            try:
+                found.update(parts.needed(self._blobs, manifest))
+            except PerdureError:
+                found.add(manifest)  # damaged: its image runs, but cannot be sent on
+        return found
+
+    def _composed(
+        self, folder: Path, layers: Sequence[Layer], config: ImageConfig, how: str, progress: Progress | None
+    ) -> Kept:
+        """The parts of an image that was made from root file systems."""
+        created = parts.now()
+        document = {
+            "architecture": oci_architecture(),
+            "os": "linux",
+            "created": created,
+            "config": to_oci(config),
+            "history": [{"created": created, "created_by": f"fcrun {how}", "comment": f"fcrun {how}"}],
+        }
+        with image_space_checked(folder):
+            return Kept(manifest=parts.compose(self._blobs, layers, document, progress=progress))
 
     def _make(
         self,
@@ -217,16 +293,18 @@ class ImageLibrary:
             with squashfs.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
                 os.fsync(file.fileno())
-            document = _Document(version=_FORMAT, squashfs=f"sha256:{digest}", config=config)
+            document = _Document(version=FORMAT, squashfs=f"sha256:{digest}", config=config)
             _write(folder / "config.json", msgspec.json.encode(document, order="sorted"))
         except OSError as error:
             raise disk_error(error, folder) from error
 
-    def _publish(self, made: Iterable[tuple[Path, Sequence[str]]]) -> Listing:
+    def _publish(self, made: Iterable[tuple[Path, Sequence[str], Kept | None]]) -> Listing:
         """Move finished images into place and list them, all at once."""
         published = []
         with self._changing() as index:
-            for folder, names in made:
+            for folder, names, kept in made:
+                if kept is not None:
+                    self._blobs.settle(parts.needed(self._blobs, kept.manifest))
                 digest = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
                 record = index.images.get(digest)
                 if record is None:
@@ -237,18 +315,15 @@ class ImageLibrary:
                         (folder / part).rename(place / part)
                     durable.sync(place)
                     size_bytes = (place / "image.squashfs").stat().st_size
-                    record = _Record(created=time.time(), size_bytes=size_bytes)
+                    record = Record(created=time.time(), size_bytes=size_bytes)
                 for other, theirs in index.images.items():  # a name belongs to one image
-                    index.images[other] = msgspec.structs.replace(
-                        theirs, names=[each for each in theirs.names if each not in names]
-                    )
-                kept = index.images.get(digest, record).names
-                index.images[digest] = msgspec.structs.replace(record, names=[*kept, *names])
+                    index.images[other] = theirs.without(names)
+                index.images[digest] = index.images.get(digest, record).named(names, kept)
                 published.append((digest, names[0] if names else ""))
             records = index.images
         return [self._image(digest, name, records[digest]) for digest, name in published]
 
-    def _image(self, digest: str, name: str, record: _Record) -> Image:
+    def _image(self, digest: str, name: str, record: Record) -> Image:
         folder = self._folder / digest
         try:
             document = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Document)
@@ -259,12 +334,14 @@ class ImageLibrary:
             raise ProtocolError(f"the disk of the image {name or digest[:12]} has lost bytes", hint=_AGAIN)
         return self._of(digest, name, record, document.config)
 
-    def _of(self, digest: str, name: str, record: _Record, config: ImageConfig) -> Image:
+    def _of(self, digest: str, name: str, record: Record, config: ImageConfig) -> Image:
         squashfs = self._folder / digest / "image.squashfs"
-        return Image(name, f"sha256:{digest}", squashfs, record.size_bytes, record.created, config)
+        kept = record.of(name)
+        manifest, pulled = (kept.manifest, kept.pulled) if kept else ("", "")
+        return Image(name, f"sha256:{digest}", squashfs, record.size_bytes, record.created, config, manifest, pulled)
 
     @staticmethod
-    def _find(index: _Index, wanted: str) -> tuple[str, str]:
+    def _find(index: Index, wanted: str) -> tuple[str, str]:
         """(digest, name) of what ``get`` is asked for; the name is empty when it was asked for by digest."""
         try:
             name = full_name(wanted)
@@ -284,24 +361,24 @@ class ImageLibrary:
             hint="See fcrun images. Bring one with fcrun import TAR NAME, fcrun load -i ARCHIVE or fcrun build.",
         )
 
-    def _read(self) -> _Index:
+    def _read(self) -> Index:
         try:
             data = (self._folder / "index.json").read_bytes()
         except FileNotFoundError:
-            return _Index()
+            return Index()
         try:
-            index = msgspec.json.decode(data, type=_Index)
+            index = msgspec.json.decode(data, type=Index)
         except msgspec.DecodeError as error:
             raise ProtocolError(f"{self._folder / 'index.json'} is damaged: {error}", hint=_AGAIN) from None
-        if index.version != _FORMAT:
+        if index.version != FORMAT:
             raise ProtocolError(
-                f"{self._folder / 'index.json'} has version {index.version}, this program knows {_FORMAT}",
+                f"{self._folder / 'index.json'} has version {index.version}, this program knows {FORMAT}",
                 hint="Use the newer perdure that wrote it.",
             )
         return index
 
     @contextmanager
-    def _changing(self) -> Iterator[_Index]:
+    def _changing(self) -> Iterator[Index]:
         """The index, alone with it; written back when the block ends well."""
         new = self._folder / "index.json.new"
         with image_space_checked(self._folder):
@@ -335,9 +412,12 @@ class ImageLibrary:
             fcntl.flock(lock, fcntl.LOCK_EX)
         with lock:
             try:
-                yield folder
+                with self._blobs.making():
+                    yield folder
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                with suppress(PerdureError, OSError):  # whoever comes next does it
+                    self.sweep()
 
 
 def _check_whole(folder: Path, digest: str) -> None:

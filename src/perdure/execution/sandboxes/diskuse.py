@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from perdure.execution.images.image import Image
+from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.keptdisks import SECTOR_BYTES
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
@@ -19,11 +19,13 @@ _OVER = (S.CREATED, S.EXITED)  # what `fcrun system prune` removes
 
 
 def measure(
-    home: Home, images: Sequence[Image], sandboxes: Sequence[Sandbox], snapshots: int, swept: Swept
+    home: Home, library: ImageLibrary, sandboxes: Sequence[Sandbox], snapshots: int, swept: Swept
 ) -> list[DiskUse]:
     """Of every kind. snapshots: how many are stored. swept: what a sweep of the store would delete. Blocking."""
     used = {sandbox.record.image_digest for sandbox in sandboxes}
-    folders = {image.digest: image.squashfs.parent for image in images}
+    images = {image.digest: [image.squashfs.parent, *library.blob_files(image.digest)] for image in library.list()}
+    images_bytes = allocated([path for paths in images.values() for path in paths] + library.incoming_files())
+    needed_bytes = allocated(path for digest, paths in images.items() if digest in used for path in paths)
     kept = [path for sandbox in sandboxes if (path := sandbox.folder.root / "disk").exists()]
     states = [sandbox.state for sandbox in sandboxes]
     over = [sandbox.folder.root for sandbox in sandboxes if sandbox.state in _OVER]
@@ -33,10 +35,10 @@ def measure(
     return [
         DiskUse(
             kind="images",
-            total=len(folders),
-            active=len(folders.keys() & used),
-            size_bytes=allocated(folders.values()),
-            reclaimable_bytes=allocated(folder for digest, folder in folders.items() if digest not in used),
+            total=len(images),
+            active=len(images.keys() & used),
+            size_bytes=images_bytes,
+            reclaimable_bytes=images_bytes - needed_bytes,
         ),
         DiskUse(
             kind="sandboxes",

@@ -190,4 +190,7 @@ def nothing_left(library: ImageLibrary, tmp_path: Path):
     folder = tmp_path / "images"
     listed = {image.digest.removeprefix("sha256:") for image in library.list()}
     found = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    assert found - {"lock", "index.json"} == listed
+    assert found - {"lock", "index.json", "blobs", "incoming"} == listed
+    needed = {path.name for digest in listed for path in library.blob_files(digest)}
+    kept = {path.name for path in (folder / "blobs").iterdir()} if found else set()
+    assert kept == needed and library.incoming_files() == []
