@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import NoRights, NotFound, PerdureError, SnapshotInvalid, Unavailable
+from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.retry import Patience
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.cache import REQUESTS, FrameCache
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.contract import RemoteStore
-from perdure.execution.snapshots.stores.retry import Patience
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, Snapshot, digest_of
 from perdure.testing.proxy import Asked, Fault, FaultingProxy
 from perdure.testing.servers import BUCKET, S3_ENVIRONMENT

@@ -21,10 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.x509.oid import NameOID
 
 from perdure.errors import InvalidValue, NoRights, Unavailable
+from perdure.execution.registry.retry import Patience
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.credentials import credentials
-from perdure.execution.snapshots.stores.retry import Patience
 from perdure.formats.manifest import Descriptor, digest_of
+from perdure.host.logins import credentials
 from perdure.testing.proxy import Fault, FaultingProxy
 from perdure.testing.servers import registry_server
 
@@ -77,7 +77,7 @@ def test_no_password_or_a_wrong_one(basic: str, docker: Path, tmp_path: Path, pa
         log_in(docker, basic, password=password)
     with pytest.raises(NoRights, match="refuses us") as caught:
         trip(f"oci+http://{basic}/with/password", tmp_path)
-    assert caught.value.hint == f"Log in first: docker login {basic}"
+    assert caught.value.hint == f"Log in first: fcrun login {basic}"
 
 
 def test_a_credential_helper(basic: str, docker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

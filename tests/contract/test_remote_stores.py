@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import InvalidValue, NotFound, SnapshotInvalid
+from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats.manifest import MANIFEST, Descriptor, digest_of
 
 _numbers = iter(range(1 << 30))

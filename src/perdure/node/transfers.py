@@ -11,10 +11,10 @@ from typing import TypeVar
 from aiohttp import web
 
 from perdure.errors import Conflict, NotFound, PerdureError
+from perdure.execution.registry.contract import RemoteStore, check_tag
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.contract import RemoteStore, check_tag
 from perdure.formats.manifest import Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home

@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.upload import Sent
 from perdure.execution.snapshots import restore, spaces, templates, transfer
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.folder import FolderStore
-from perdure.execution.snapshots.stores.upload import Sent
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import memorymap
 from perdure.formats.manifest import Descriptor, Snapshot

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.snapshots import layers
 from perdure.execution.snapshots.cache import LIMIT_BYTES, CachedLayer, FrameCache
 from perdure.execution.snapshots.layers import FRAME_BLOCKS
 from perdure.execution.snapshots.store import Store
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK, LAYER, MEMORY, NO_BASE, Run
 from perdure.formats.manifest import Descriptor

@@ -15,12 +15,12 @@ from pathlib import Path
 import zstandard
 
 from perdure.errors import NoSpace, SnapshotInvalid, Unavailable
+from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.snapshots import cachefile
 from perdure.execution.snapshots.cachefile import CacheFile, Read
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.stores import open_store
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.formats import seekable
 from perdure.formats.manifest import Descriptor, check_digest
 from perdure.formats.seekable import Frame

@@ -8,8 +8,8 @@ import msgspec
 
 from perdure.errors import NotFound, SnapshotInvalid
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.registry.upload import Parcel
 from perdure.execution.snapshots.stores.download import Download
-from perdure.execution.snapshots.stores.upload import Parcel
 from perdure.formats import artifact
 from perdure.formats.artifact import IMAGE, IMAGE_CONFIG, IMAGE_DISK, Artifact
 from perdure.formats.manifest import Descriptor, check_digest

@@ -16,13 +16,13 @@ from pathlib import Path
 import zstandard
 
 from perdure.errors import NotFound, SnapshotInvalid
+from perdure.execution.registry.contract import checked
+from perdure.execution.registry.upload import Parcel
 from perdure.execution.snapshots import layers, templates
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.layers import Layer
 from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores.contract import checked
 from perdure.execution.snapshots.stores.download import Download
-from perdure.execution.snapshots.stores.upload import Parcel
 from perdure.execution.snapshots.templates import Template
 from perdure.formats import artifact, blockmap, seekable
 from perdure.formats.artifact import TEMPLATE, TEMPLATE_CONFIG, Artifact

@@ -16,12 +16,12 @@ from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.upload import Parcel, Sent, send
 from perdure.execution.snapshots import cachefile, image_artifact, spaces, template_artifact, templates
 from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.folder import FolderStore
-from perdure.execution.snapshots.stores.upload import Parcel, Sent, send
 from perdure.formats import artifact, manifest, workingset
 from perdure.formats.artifact import EMPTY, EMPTY_BYTES, WORKING_SET, Artifact
 from perdure.formats.manifest import MANIFEST, Descriptor, Snapshot, check_digest, digest_of

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from perdure.errors import Conflict, MachineFailed, SnapshotInvalid, Unavailable
+from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.sandboxes import feeding
 from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.snapshots import restore, transfer
 from perdure.execution.snapshots.layers import Layer
-from perdure.execution.snapshots.stores.contract import RemoteStore
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Snapshot

@@ -12,6 +12,7 @@ HEAVY = {
     "urllib3",
     "perdure.execution.snapshots.stores.bucket",
     "perdure.execution.snapshots.stores.registry",
+    "perdure.execution.registry.wire",
 }
 
 

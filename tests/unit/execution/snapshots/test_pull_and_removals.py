@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import Conflict, NotFound
+from perdure.execution.registry import download
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.care import garbage, verify
 from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores import download
 from perdure.formats.manifest import Snapshot
 from perdure.reports import Swept
 from perdure.testing.places import DISK, Place, Stalling, restored

@@ -6,8 +6,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from perdure.errors import InvalidValue
-from perdure.execution.snapshots.stores.contract import RemoteStore
-from perdure.execution.snapshots.stores.retry import PATIENCE, Patience
+from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.retry import PATIENCE, Patience
 
 FORMS = "/PATH, s3://BUCKET/PREFIX, oci://HOST/REPOSITORY or oci+http://HOST/REPOSITORY"
 

@@ -20,8 +20,8 @@ from obstore import exceptions
 from obstore.store import S3Store
 
 from perdure.errors import InvalidValue, NoRights, NotFound, PerdureError, SnapshotInvalid
-from perdure.execution.snapshots.stores.contract import check_tag, checked
-from perdure.execution.snapshots.stores.retry import PATIENCE, Patience, Transient, retried
+from perdure.execution.registry.contract import check_tag, checked
+from perdure.execution.registry.retry import PATIENCE, Patience, Transient, retried
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
 
 _LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'

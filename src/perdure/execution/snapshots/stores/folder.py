@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perdure.errors import NoRights, NotFound, PerdureError, SnapshotInvalid, Unavailable
+from perdure.execution.registry.contract import check_tag, checked
 from perdure.execution.snapshots.index import TAG
 from perdure.execution.snapshots.store import Store
-from perdure.execution.snapshots.stores.contract import check_tag, checked
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
 
 CHUNK_BYTES = 1 << 20

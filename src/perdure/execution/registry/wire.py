@@ -9,19 +9,21 @@ from __future__ import annotations
 import base64
 import email.utils
 import json
+import os
 import re
+import ssl
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import urllib3
 
 from perdure.errors import NoRights, Unavailable
-from perdure.execution.snapshots.stores.credentials import credentials
-from perdure.execution.snapshots.stores.retry import Patience, Transient
+from perdure.execution.registry.retry import Patience, Transient
+from perdure.host.logins import credentials
 
 Response = urllib3.BaseHTTPResponse
 CONNECTIONS = 16
@@ -34,20 +36,42 @@ _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
 class Wire:
-    """To the registry at ``host``; ``name`` is the store's URL, for errors. Thread-safe."""
+    """To the registry at ``host``; ``name`` is the store's URL, for errors. Thread-safe.
 
-    def __init__(self, host: str, name: str, *, tls: bool, patience: Patience) -> None:
+    ``login``: user and password; None: what is kept for ``account`` (the host, where none is given). ``verify``: its
+    certificate, by the system's authorities and those in a ``certs.d/HOST`` of docker's.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        name: str,
+        *,
+        tls: bool,
+        patience: Patience,
+        verify: bool = True,
+        login: tuple[str, str] | None = None,
+        account: str = "",
+    ) -> None:
         self.origin = f"http{'s' if tls else ''}://{host}"
         self.patience = patience
         self._host = host
         self._name = name
+        self._login = login
+        self._account = account or host
         self._pool = urllib3.PoolManager(
             maxsize=CONNECTIONS,
+            ssl_context=_trust(host, verify=verify) if tls else None,
             timeout=urllib3.Timeout(connect=patience.request_timeout_s, read=patience.request_timeout_s),
             retries=False,
         )
         self._logging_in = threading.Lock()
         self._tickets: dict[str, str] = {}  # the Authorization header of each scope
+
+    @property
+    def _place(self) -> str:
+        """What to log in to."""
+        return "" if "/" in self._account else self._account  # Docker Hub is what is meant without a name
 
     def close(self) -> None:
         self._pool.clear()
@@ -83,7 +107,7 @@ class Wire:
         if answer.status in _TRANSIENT or "DIGEST_INVALID" in said:  # the bytes changed on their way
             raise Transient(said, _retry_after_s(answer))
         if answer.status in (401, 403):
-            raise NoRights(f"{self._name} refuses us: {said}", hint=f"Log in first: docker login {self._host}")
+            raise NoRights(f"{self._name} refuses us: {said}", hint=f"Log in first: fcrun login {self._place}")
         raise Unavailable(f"{self._name}: {said}", hint="Look after the registry: it should not answer so.")
 
     def whole(self, answer: Response, limit_bytes: int) -> bytes:
@@ -138,8 +162,27 @@ class Wire:
                     headers = headers | {"Content-Length": str(body.stat().st_size)}
                     return self._pool.request(method, url, headers=headers, body=file, preload_content=False)
             return self._pool.request(method, url, headers=headers, body=body, preload_content=False)
+        except urllib3.exceptions.SSLError as error:
+            raise self._distrust(url, error) from error
         except (urllib3.exceptions.HTTPError, ConnectionError, TimeoutError) as error:
             raise Transient(f"{method} {url}: {_reason(error)}") from error
+
+    def _distrust(self, url: str, error: Exception) -> Exception:
+        """What no other try would mend, or Transient."""
+        said = _reason(error)
+        host = urlsplit(url).netloc
+        if "CERTIFICATE_VERIFY_FAILED" in said or "certificate" in said:
+            return Unavailable(
+                f"{self._name}: the certificate of {host} is not to be trusted: {said}",
+                hint=f"Put its authority into /etc/docker/certs.d/{host}/ca.crt, or say --tls-verify=false.",
+            )
+        if "WRONG_VERSION_NUMBER" in said or "record layer failure" in said:
+            return Unavailable(
+                f"{self._name}: {host} does not speak TLS: {said}",
+                hint="Registries without TLS are used on this machine only, or with --tls-verify=false (oci+http:// "
+                "of a store).",
+            )
+        return Transient(f"{url}: {said}")
 
     def _log_in(self, answer: Response, scope: str, refused: str) -> bool:
         """Get what the challenge asks for. False: there is no way."""
@@ -148,7 +191,7 @@ class Wire:
             if self._tickets.get(scope, "") != refused:
                 self.done(answer)
                 return True  # another thread was faster
-            known = credentials(self._host)
+            known = self._login or credentials(self._account)
             basic = f"Basic {base64.b64encode(':'.join(known).encode()).decode()}" if known else ""
             scheme, _, rest = challenge.partition(" ")
             if scheme.lower() == "bearer":
@@ -165,10 +208,13 @@ class Wire:
         """A bearer token (distribution's token authentication). Empty: the token service refuses us."""
         realm = challenge.get("realm", "")
         self._refuse_plain(realm)
-        fields = {"service": challenge.get("service", ""), "scope": scope}
+        fields = [("service", challenge.get("service", "")), *(("scope", one) for one in scope.split())]
         headers = {"Authorization": basic} if basic else {}
         try:
-            answer = self._pool.request("GET", realm, fields=fields, headers=headers, preload_content=False)
+            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(fields)}"
+            answer = self._pool.request("GET", url, headers=headers, preload_content=False)
+        except urllib3.exceptions.SSLError as error:
+            raise self._distrust(realm, error) from error
         except urllib3.exceptions.HTTPError as error:
             raise Transient(f"the token service {realm}: {_reason(error)}") from error
         data = self.whole(answer, TOKEN_BYTES_MAX)
@@ -193,6 +239,20 @@ class Wire:
             return self.whole(answer, WORDS_BYTES_MAX)[:300].decode(errors="replace").strip() or (answer.reason or "")
         except Transient:
             return answer.reason or ""
+
+
+def _trust(host: str, *, verify: bool) -> ssl.SSLContext:
+    """What a certificate is checked by."""
+    context = ssl.create_default_context()
+    if not verify:
+        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # it was asked for by name
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    for folder in (Path("/etc/docker"), Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")):
+        for authority in sorted((folder / "certs.d" / host).glob("*.crt")):
+            context.load_verify_locations(authority)
+    return context
 
 
 def _origin(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Where snapshots are kept beyond this machine: one contract for a folder, a bucket and a registry.
+"""Where snapshots and images are kept beyond this machine: one contract for a folder, a bucket and a registry.
 
 All three hold the same bytes in the same roles: blobs named by their digest, and manifests that a tag names. A store
 is only ever added to; what no tag leads to is the store's own to collect.

@@ -9,8 +9,8 @@ import pytest
 import urllib3
 
 from perdure.errors import Unavailable
-from perdure.execution.snapshots.stores.retry import Patience, Transient, retried
-from perdure.execution.snapshots.stores.wire import _retry_after_s
+from perdure.execution.registry.retry import Patience, Transient, retried
+from perdure.execution.registry.wire import _retry_after_s
 
 
 def failing(times: int, after_s: float = 0.0) -> tuple[list[float], Patience]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from perdure.errors import NotFound, SnapshotInvalid
-from perdure.execution.snapshots.stores.contract import RemoteStore
+from perdure.errors import NotFound, PerdureError, SnapshotInvalid
+from perdure.execution.registry.contract import RemoteStore
 from perdure.formats.manifest import MANIFEST, Descriptor, digest_of
 from perdure.host.progress import Progress
 
@@ -24,10 +24,11 @@ class Parcel:
     tag: str
     manifest: bytes
     blobs: Sequence[tuple[Descriptor, Path]]
+    media_type: str = MANIFEST
 
     @property
     def descriptor(self) -> Descriptor:
-        return Descriptor(media_type=MANIFEST, digest=digest_of(self.manifest), size=len(self.manifest))
+        return Descriptor(media_type=self.media_type, digest=digest_of(self.manifest), size=len(self.manifest))
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,20 @@ class Sent:
     held_bytes: int  # were there already
 
 
-def send(remote: RemoteStore, parcels: Sequence[Parcel], progress: Progress) -> Sent:
+def send(
+    remote: RemoteStore,
+    parcels: Sequence[Parcel],
+    progress: Progress,
+    *,
+    elsewhere: Callable[[Descriptor], bool] = lambda descriptor: False,
+    told: Callable[[Descriptor, str], None] = lambda descriptor, how: None,
+    invalid: type[PerdureError] = SnapshotInvalid,
+) -> Sent:
     """Blobs first, each verified before it leaves; then the manifests, in order. A tag names only what is complete.
 
-    Raises SnapshotInvalid (a blob here was damaged), NotFound (it was removed meanwhile), and what the store raises.
+    ``elsewhere`` is asked to bring a blob there without its being sent. ``told`` hears of each blob whether it is
+    "there", "brought" or "sent" now. Raises ``invalid`` (a blob here was damaged), NotFound (it was removed meanwhile),
+    and what the store raises.
     """
     files = {descriptor.digest: (descriptor, path) for parcel in parcels for descriptor, path in parcel.blobs}
     total = sum(descriptor.size for descriptor, _ in files.values())
@@ -53,13 +64,14 @@ def send(remote: RemoteStore, parcels: Sequence[Parcel], progress: Progress) -> 
         nonlocal done, sent
         if stopped.is_set():
             return
-        is_there = remote.has(descriptor)
-        if not is_there:
-            _check(descriptor, path)
+        how = "there" if remote.has(descriptor) else "brought" if elsewhere(descriptor) else "sent"
+        if how == "sent":
+            _check(descriptor, path, invalid)
             remote.put(descriptor, path)
         with guard:
+            told(descriptor, how)
             done += descriptor.size
-            sent += 0 if is_there else descriptor.size
+            sent += descriptor.size if how == "sent" else 0
             progress("Pushing", done, total)
 
     progress("Pushing", 0, total)
@@ -75,13 +87,13 @@ def send(remote: RemoteStore, parcels: Sequence[Parcel], progress: Progress) -> 
     return Sent([parcel.tag for parcel in parcels], sent, total - sent)
 
 
-def _check(descriptor: Descriptor, path: Path) -> None:
+def _check(descriptor: Descriptor, path: Path, invalid: type[PerdureError]) -> None:
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise NotFound(f"{path} ({descriptor.media_type}) was removed before it was pushed") from None
     if "sha256:" + found != descriptor.digest:
-        raise SnapshotInvalid(
+        raise invalid(
             f"{path} ({descriptor.media_type}) does not have the digest {descriptor.digest}: it was damaged or changed"
         )
