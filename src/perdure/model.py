@@ -226,10 +226,11 @@ class TemplateInfo(Frozen, frozen=True, kw_only=True):
 class ImageInfo(Frozen, frozen=True, kw_only=True):
     """An image of a node, as ``fcrun images`` shows it."""
 
-    name: str  # NAME:TAG
+    name: str  # NAME:TAG, or NAME@sha256:HEX of one that was pulled by digest
     digest: str  # of its squashfs file: sha256:HEX
     size_bytes: int = 0
     created: float = 0.0
+    pulled: str = ""  # digest that a registry has under its name
 
 
 class Network(Frozen, frozen=True, kw_only=True):

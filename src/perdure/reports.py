@@ -46,6 +46,35 @@ class Pulled(Frozen, frozen=True):
     elsewhere_bytes: int  # of its memory, which come when they are wanted
 
 
+class LayerMoved(Frozen, frozen=True):
+    """A layer of an image on its way."""
+
+    digest: str  # of its blob
+    how: str  # pulled: "there", "fetched"; pushed: "there", "brought" (from another repository there), "sent"
+
+
+class ImagePulled(Frozen, frozen=True, kw_only=True):
+    """An image that came from a registry."""
+
+    name: str  # NAME:TAG or NAME@sha256:HEX
+    place: str  # HOST/PATH
+    digest: str  # what the registry has under that name: a manifest, or an index that lists it
+    image: str  # digest of the image here
+    is_new: bool  # false: it was here already
+    layers: list[LayerMoved] = msgspec.field(default_factory=list)  # lowest first
+
+
+class ImagePushed(Frozen, frozen=True, kw_only=True):
+    """An image that went to a registry."""
+
+    name: str
+    place: str  # HOST/PATH
+    tag: str
+    digest: str  # of its manifest
+    size: int  # of its manifest, in bytes
+    layers: list[LayerMoved] = msgspec.field(default_factory=list)  # lowest first
+
+
 class Evicted(Frozen, frozen=True):
     """A snapshot whose memory is only in a store beyond this machine now."""
 

@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
 
 
 def stored(home: Home) -> list[Path]:
-    return sorted(path for path in home.images.rglob("*") if path.name != "lock")
+    return sorted(path for path in home.images.rglob("*") if path.is_file() and path.name != "lock")
 
 
 @contextlib.contextmanager

@@ -257,7 +257,7 @@ def test_a_node_that_does_not_run_is_named(tmp_path: Path) -> None:
 
 def test_fcrun_reports_the_nodes_errors(home: Home) -> None:
     for argv, words in (
-        (["run", "nope", "x"], "nope"),
+        (["run", "--pull", "never", "nope", "x"], "nope"),
         (["rm", "nope"], "no such sandbox: nope"),
         (["inspect", "nope"], "no such sandbox: nope"),
         (["logs", "nope"], "no such sandbox: nope"),

@@ -29,6 +29,7 @@ from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogP
 from perdure.node import terminals
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
 from perdure.node.networks import NetworksApi
+from perdure.node.registries import Registries
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
@@ -127,6 +128,7 @@ class Api:
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         app.add_routes(NetworksApi(every).routes())
+        app.add_routes(Registries(every).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 
@@ -347,7 +349,13 @@ def _forget(received: Path) -> None:
 
 
 def _image_info(image: Image) -> ImageInfo:
-    return ImageInfo(name=image.name, digest=image.digest, size_bytes=image.size_bytes, created=image.created)
+    return ImageInfo(
+        name=image.name,
+        digest=image.digest,
+        size_bytes=image.size_bytes,
+        created=image.created,
+        pulled=image.pulled,
+    )
 
 
 def _guest_path(request: web.Request) -> str:

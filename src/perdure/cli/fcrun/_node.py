@@ -15,11 +15,11 @@ FAILED = 125
 
 
 @contextmanager
-def node() -> Iterator[NodeClient]:
+def node(*, quiet: bool = False) -> Iterator[NodeClient]:
     """A client of this user's node. On a terminal, what takes long is shown on stderr."""
     home = Home.find()
     ensure_running(home)
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         yield NodeClient(home)
         return
     from perdure.host.progress import TerminalProgress

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from perdure.cli.fcrun import _registry
 from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, spec_of
 
 NAME = "create"
@@ -14,6 +15,7 @@ GROUP = "Sandboxes"
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser, detach=False)
     add_sandbox_options(parser)
+    _registry.add_pull_options(parser)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
@@ -21,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node
 
-    with node() as client:
-        print(client.create(spec_of(options)).id)
+    spec = spec_of(options)
+    with node(quiet=options.quiet) as client:
+        print(_registry.created(client, spec, options).id)
     return 0

@@ -15,6 +15,7 @@ COLUMNS = {"Repository": "REPOSITORY", "Tag": "TAG", "ID": "IMAGE ID", "CreatedS
 
 def configure(parser: argparse.ArgumentParser) -> None:
     _format.add_options(parser, quiet="only the ids")
+    parser.add_argument("--digests", action="store_true", help="also what a registry calls them")
     parser.add_argument("name", nargs="?", default="", metavar="NAME", help="only images of this name")
 
 
@@ -28,11 +29,14 @@ def run(options: argparse.Namespace) -> int:
     rows = []
     for image in found:
         repository, _, tag = image.name.rpartition(":")
+        if "@" in image.name:
+            repository, tag = image.name.partition("@")[0], ""
         digest = image.digest if options.no_trunc else image.digest.removeprefix("sha256:")[:12]
         rows.append(
             {
                 "Repository": repository or "<none>",
                 "Tag": tag or "<none>",
+                "Digest": image.pulled or "<none>",
                 "ID": digest,
                 "CreatedSince": f"{_format.ago(image.created)} ago",
                 "Size": _format.size(image.size_bytes),
@@ -42,5 +46,8 @@ def run(options: argparse.Namespace) -> int:
         for row in rows:
             print(row["ID"])
         return 0
-    _format.show(rows, [msgspec.to_builtins(image) for image in found], COLUMNS, options.format)
+    columns = COLUMNS
+    if options.digests:
+        columns = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST", **COLUMNS}
+    _format.show(rows, [msgspec.to_builtins(image) for image in found], columns, options.format)
     return 0

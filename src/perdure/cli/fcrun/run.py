@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from perdure.cli.fcrun import _registry
 from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, pairs, spec_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--dns": ("dns", []),
     "--bandwidth": ("bandwidth", ""),
     "--packet-rate": ("packet_rate", ""),
+    "--pull": ("pull", "missing"),
+    "--platform": ("platform", ""),
 }
 
 
@@ -44,6 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cidfile", default="", metavar="FILE", help="write the sandbox's id to this new file")
     parser.add_argument("--template", default="", metavar="NAME", help="go on from a template instead of an image")
     add_sandbox_options(parser)
+    _registry.add_pull_options(parser)
     parser.add_argument("image", nargs="?", default="", metavar="IMAGE")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
@@ -65,8 +69,8 @@ def _run_image(options: argparse.Namespace) -> int:
     spec = spec_of(options)
     if not options.detach:
         _terminal.check_tty(tty=spec.tty, stdin=spec.stdin)
-    with node() as client:
-        info = client.create(spec)
+    with node(quiet=options.quiet) as client:
+        info = _registry.created(client, spec, options)
         if options.cidfile:
             _write_id_or_remove(client, info, options.cidfile)
         if options.detach:

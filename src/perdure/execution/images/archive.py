@@ -169,7 +169,7 @@ class ImageArchive:
             descriptor.annotations = {**outer, **descriptor.annotations}
             chosen.append(descriptor)
         if not chosen and passed_over:
-            raise _other_platform(f"{self._section.name}: {name}", ", ".join(sorted(passed_over)))
+            raise other_platform(f"{self._section.name}: {name}", ", ".join(sorted(passed_over)))
         return chosen
 
     def _leaves(self, index: Index, outer: dict[str, str], depth: int) -> Iterator[tuple[Descriptor, dict[str, str]]]:
@@ -213,10 +213,11 @@ class ImageArchive:
     def _check_platform(self, config: dict[str, Any], name: str) -> None:
         system, architecture = config.get("os", "linux"), config.get("architecture", oci_architecture())
         if (system, architecture) != ("linux", oci_architecture()):
-            raise _other_platform(f"{self._section.name}: {name}", f"{system}/{architecture}")
+            raise other_platform(f"{self._section.name}: {name}", f"{system}/{architecture}")
 
 
-def _other_platform(where: str, found: str) -> ImageInvalid:
+def other_platform(where: str, found: str) -> ImageInvalid:
+    """What is said of an image for another kind of machine."""
     return ImageInvalid(
         f"{where} is for {found}, but this machine is linux/{oci_architecture()}",
         hint=f"Get the image for this machine: docker pull --platform linux/{oci_architecture()} IMAGE, then save it.",

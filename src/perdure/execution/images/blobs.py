@@ -56,6 +56,7 @@ class Blobs:
     """Safe for several threads and processes. Errors of the disk are OSErrors."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self._kept = folder / "blobs"
         self._incoming = folder / "incoming"
 
@@ -149,7 +150,23 @@ class Blobs:
         """What came for an image that will not be, whole or not: the disk is full."""
         for digest in digests:
             for suffix in ("", ".part"):
-                (self._incoming / f"{hex_of(digest, 'a blob')}{suffix}").unlink(missing_ok=True)
+                path = self._incoming / f"{hex_of(digest, 'a blob')}{suffix}"
+                if not _is_held(path):
+                    path.unlink(missing_ok=True)
+
+    def drop_damaged(self, digests: Iterable[str]) -> bool:
+        """Remove those whose bytes do not have their digest any more; whether there were any. For who holds blobs."""
+        dropped = False
+        for digest in digests:
+            path = self.find(digest)
+            if path is None:
+                continue
+            with path.open("rb") as file:
+                is_whole = hashlib.file_digest(file, "sha256").hexdigest() == path.name
+            if not is_whole:
+                path.unlink()
+                dropped = True
+        return dropped
 
     def sweep(self, needed: Iterable[str], *, every: bool = False) -> None:
         """Remove what no listed image needs, unless an image is being made: then whoever sweeps next does it.
@@ -176,3 +193,15 @@ class Blobs:
         """What came for images that are not listed."""
         found = self._incoming.iterdir() if self._incoming.exists() else iter(())
         return [path for path in found if path.name != "lock"]
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody else writes it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False

@@ -37,6 +37,10 @@ class Record(Frozen, frozen=True, kw_only=True):
             kept={name: kept for name, kept in self.kept.items() if name not in names},
         )
 
+    def called(self, name: str, kept: Kept) -> Record:
+        """With other parts of the same disk under a name that it has."""
+        return msgspec.structs.replace(self, kept={**self.kept, "": kept, name: kept})
+
     def named(self, names: Sequence[str], kept: Kept | None) -> Record:
         found = self.without(names)
         added = {} if kept is None else dict.fromkeys(["", *names], kept)

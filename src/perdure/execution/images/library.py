@@ -38,9 +38,9 @@ from perdure.execution.images.index import FORMAT, Index, Kept, Record
 from perdure.execution.images.layers import Layer, merge, oci_architecture
 from perdure.execution.images.packages import bootstrap
 from perdure.execution.images.parts import KeptLayer, Parts
-from perdure.execution.images.references import full_name
 from perdure.execution.images.source import opened
 from perdure.execution.images.squashfs import pack
+from perdure.formats.references import full_name, known_name
 from perdure.linux import durable
 from perdure.model import Frozen
 
@@ -66,7 +66,7 @@ class ImageLibrary:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._blobs = Blobs(folder)
+        self._blobs = self.blobs = Blobs(folder)
 
     def import_tar(
         self, source: Path | BinaryIO, name: str, *, changes: Sequence[str] = (), progress: Progress | None = None
@@ -146,6 +146,38 @@ class ImageLibrary:
             with image_space_checked(folder):
                 manifest = parts.compose(self._blobs, kept, document, progress=progress)
             return self._publish([(folder, names, Kept(manifest=manifest))])[0]
+
+    def from_manifest(self, manifest: str, name: str, pulled: str, *, progress: Progress | None = None) -> Image:
+        """An image of blobs that are here; ``manifest`` and ``pulled`` are digests. Raises as ``load_archive`` does."""
+        found = parts.load(self._blobs, manifest)
+        config = from_oci(found.document, name)
+        with self._new() as folder, ExitStack() as opening:
+            layers = [
+                Layer(Section.whole(opening.enter_context(one.path.open("rb")), one.digest[:19]), diff_id=one.diff_id)
+                for one in found.layers
+            ]
+            self._make(folder, layers, config, relative_only=False, progress=progress)
+            return self._publish([(folder, [name], Kept(manifest=manifest, pulled=pulled))])[0]
+
+    def with_manifest(self, manifest: str, name: str, pulled: str) -> Image | None:
+        """The image that has this manifest, which is called ``name`` from now on."""
+        kept = Kept(manifest=manifest, pulled=pulled)
+        with self._changing() as index:
+            for digest, record in index.images.items():
+                if manifest in {one.manifest for one in record.kept.values()}:
+                    for other, theirs in index.images.items():
+                        index.images[other] = theirs.without([name]) if other != digest else theirs
+                    is_called_so = name in record.names
+                    index.images[digest] = record.called(name, kept) if is_called_so else record.named([name], kept)
+                    return self._image(digest, name, index.images[digest])
+        return None
+
+    def pushed(self, name: str, digest: str) -> None:
+        """A registry has the image of that name under this digest."""
+        with self._changing() as index:
+            for other, record in index.images.items():
+                if name in record.names and (kept := record.of(name)) is not None:
+                    index.images[other] = record.called(name, msgspec.structs.replace(kept, pulled=digest))
 
     def parts(self, name: str) -> Parts:
         """Manifest, configuration and layers of the image that ``get`` finds. Raises NotFound, Unsupported."""
@@ -344,12 +376,16 @@ class ImageLibrary:
     def _find(index: Index, wanted: str) -> tuple[str, str]:
         """(digest, name) of what ``get`` is asked for; the name is empty when it was asked for by digest."""
         try:
-            name = full_name(wanted)
+            name = known_name(wanted)
         except PerdureError:
             name = ""
         for digest, record in index.images.items():
             if name in record.names:
                 return digest, name
+        for digest, record in index.images.items() if "@" in name else ():
+            for known, kept in record.kept.items():
+                if f"{known.rpartition(':')[0]}@{kept.pulled}" == name:  # it was pulled by its tag
+                    return digest, known
         if match := _DIGEST.fullmatch(wanted):
             found = [digest for digest in index.images if digest.startswith(match[1])]
             if len(found) > 1:
@@ -358,7 +394,8 @@ class ImageLibrary:
                 return found[0], ""
         raise NotFound(
             f"no image {wanted!r} on this node",
-            hint="See fcrun images. Bring one with fcrun import TAR NAME, fcrun load -i ARCHIVE or fcrun build.",
+            hint="See fcrun images. Bring one with fcrun pull NAME, fcrun import TAR NAME or fcrun load -i ARCHIVE.",
+            image=wanted,
         )
 
     def _read(self) -> Index:

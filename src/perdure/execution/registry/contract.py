@@ -16,12 +16,18 @@ from perdure.formats.manifest import Descriptor, digest_of
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # as the OCI distribution specification has it
 
 
-class RemoteStore(Protocol):
-    """Blocking and thread-safe. ``url`` opens it again.
+class BlobSource(Protocol):
+    """What blobs come from. Blocking and thread-safe; errors as of a ``RemoteStore``."""
 
-    Every method raises Unavailable (no answer, or a broken one, after retries), NoRights (it refuses us) and
-    SnapshotInvalid (what it gave is not what was asked for). Bytes that ``read`` gives are the caller's to verify.
-    """
+    @property
+    def url(self) -> str: ...
+
+    def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
+        """Exactly these bytes of a blob. Raises NotFound."""
+
+
+class BlobSink(Protocol):
+    """What blobs and their manifests go to. Blocking and thread-safe; errors as of a ``RemoteStore``."""
 
     @property
     def url(self) -> str: ...
@@ -29,14 +35,19 @@ class RemoteStore(Protocol):
     def has(self, descriptor: Descriptor) -> bool:
         """Whether it holds the blob, in its full length."""
 
-    def read(self, descriptor: Descriptor, offset: int, length: int) -> bytes:
-        """Exactly these bytes of a blob. Raises NotFound."""
-
     def put(self, descriptor: Descriptor, source: Path) -> None:
         """Add a blob from a file whose bytes were verified. One that is there already stays."""
 
     def tag(self, name: str, manifest: bytes, descriptor: Descriptor) -> None:
         """Add a manifest, all of whose blobs are there, and let the tag name it from now on."""
+
+
+class RemoteStore(BlobSource, BlobSink, Protocol):
+    """Blocking and thread-safe. ``url`` opens it again.
+
+    Every method raises Unavailable (no answer, or a broken one, after retries), NoRights (it refuses us) and
+    SnapshotInvalid (what it gave is not what was asked for). Bytes that ``read`` gives are the caller's to verify.
+    """
 
     def manifest(self, name: str) -> bytes:
         """The manifest that a tag or a digest names, of at most 4 MiB. Raises NotFound."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from perdure.errors import ImageInvalid, PerdureError
-from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.contract import BlobSource
 from perdure.formats.manifest import Descriptor
 from perdure.host.progress import Progress
 
@@ -32,8 +32,8 @@ class Download:
 
     invalid: type[PerdureError] = ImageInvalid
 
-    def __init__(self, remote: RemoteStore, progress: Progress, what: str = "Pulling") -> None:
-        self.remote = remote
+    def __init__(self, source: BlobSource, progress: Progress, what: str = "Pulling") -> None:
+        self.source = source
         self._progress = progress
         self._what = what
         self._guard = threading.Lock()
@@ -123,7 +123,7 @@ class Download:
             while True:
                 while len(ahead) < AHEAD and (offset := next(offsets, None)) is not None:
                     length = min(RANGE_BYTES, descriptor.size - offset)
-                    ahead.append(self._ranges.submit(self.remote.read, descriptor, offset, length))
+                    ahead.append(self._ranges.submit(self.source.read, descriptor, offset, length))
                 if not ahead:
                     break
                 data = ahead.popleft().result()
@@ -147,7 +147,7 @@ class Download:
     def other_bytes(self, descriptor: Descriptor, digest: str) -> PerdureError:
         """What to raise for a blob whose bytes have another digest."""
         return self.invalid(
-            f"{self.remote.url}: blob {descriptor.digest} ({descriptor.media_type}) has the digest {digest}: "
+            f"{self.source.url}: blob {descriptor.digest} ({descriptor.media_type}) has the digest {digest}: "
             "it was damaged or changed",
             hint="Push it there again, or take it from another store.",
         )

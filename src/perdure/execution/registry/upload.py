@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perdure.errors import NotFound, PerdureError, SnapshotInvalid
-from perdure.execution.registry.contract import RemoteStore
+from perdure.execution.registry.contract import BlobSink
 from perdure.formats.manifest import MANIFEST, Descriptor, digest_of
 from perdure.host.progress import Progress
 
@@ -41,7 +41,7 @@ class Sent:
 
 
 def send(
-    remote: RemoteStore,
+    remote: BlobSink,
     parcels: Sequence[Parcel],
     progress: Progress,
     *,

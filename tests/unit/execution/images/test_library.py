@@ -20,7 +20,7 @@ import zstandard
 
 from perdure.errors import Conflict, ImageInvalid, InvalidValue, NotFound, ProtocolError
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.images.references import full_name
+from perdure.formats.references import full_name
 
 from .conftest import Listing, TarMaker, docker_archive, oci_archive
 

@@ -8,15 +8,21 @@ from pathlib import Path
 
 from perdure.errors import SnapshotInvalid
 from perdure.execution.registry import download
+from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Descriptor
+from perdure.host.progress import Progress
 
 
 class Download(download.Download):
     """Into a node's store as well. What it finds wrong is a SnapshotInvalid, a full disk NoSpace."""
 
     invalid = SnapshotInvalid
+
+    def __init__(self, remote: RemoteStore, progress: Progress, what: str = "Pulling") -> None:
+        super().__init__(remote, progress, what)
+        self.remote = remote
 
     def into_store(self, store: Store, descriptors: Iterable[Descriptor]) -> None:
         """Each blob, one beside the other. Raises NoSpace, SnapshotInvalid, and what the remote store raises."""
