@@ -8,6 +8,7 @@ import io
 import json
 import platform
 import re
+import ssl
 import tarfile
 import threading
 import urllib.request
@@ -155,10 +156,18 @@ Answer = tuple[int, dict[str, str], bytes]
 class FakeRegistry:
     """Serves hand-made images: what tags and digests name, and blobs, in ranges where they are asked for.
 
-    ``tags`` are descriptors by name. ``answer`` is asked first: what it gives is the answer. A context manager.
+    ``tags`` are descriptors by name. ``answer`` is asked first: what it gives is the answer. ``tls``: the files of a
+    certificate and its key. A context manager.
     """
 
-    def __init__(self, made: HandMade, tags: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        made: HandMade,
+        tags: dict[str, dict[str, Any]] | None = None,
+        *,
+        address: str = "127.0.0.1",
+        tls: tuple[Path, Path] | None = None,
+    ) -> None:
         self.made = made
         self.tags = dict(tags or {})
         self.answer: Callable[[Request], Answer | None] = lambda request: None
@@ -171,6 +180,7 @@ class FakeRegistry:
             def handle_any(self) -> None:
                 request = Request(self.command, self.path, dict(self.headers.items()))
                 fake.asked.append(request)
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 status, headers, data = fake.answer(request) or fake.serve(request)
                 self.send_response_only(status)
                 for name, value in headers.items():
@@ -195,8 +205,14 @@ class FakeRegistry:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that went away is what these tests are about."""
 
-        self.server = Server(("127.0.0.1", 0), Handler)
-        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        self.server = Server((address, 0), Handler)
+        if tls is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.server.socket = context.wrap_socket(
+                self.server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self.host = f"{address}:{self.server.server_address[1]}"
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.02,))
 
     def __enter__(self) -> FakeRegistry:

@@ -57,5 +57,5 @@ def retried(what: str, action: Callable[[], Result], patience: Patience = PATIEN
             patience.pause(min(patience.pause_max_s, max(backoff_s, after_s)))
     raise Unavailable(
         f"{what}: {reason} ({patience.tries} tries)",
-        hint="Look after the store and the way to it, then try again: nothing was lost here.",
+        hint="Look after it and the way to it, then try again: nothing was lost here.",
     )

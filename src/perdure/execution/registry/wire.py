@@ -32,6 +32,7 @@ TOKEN_BYTES_MAX = 1 << 20
 WORDS_BYTES_MAX = 4 << 10
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 _REDIRECTS = {301, 302, 303, 307, 308}
+_TOKEN = re.compile(r"[\x21-\x7e]+")  # wider than RFC 6750's, but nothing that ends a header
 _CHALLENGE = re.compile(r'(\w+)="([^"]*)"')
 
 
@@ -207,6 +208,8 @@ class Wire:
     def _token(self, challenge: dict[str, str], scope: str, basic: str) -> str:
         """A bearer token (distribution's token authentication). Empty: the token service refuses us."""
         realm = challenge.get("realm", "")
+        if not realm.startswith(("https://", "http://")):
+            raise Unavailable(f"{self._name} names {realm!r} as its token service", hint="Look after the registry.")
         self._refuse_plain(realm)
         fields = [("service", challenge.get("service", "")), *(("scope", one) for one in scope.split())]
         headers = {"Authorization": basic} if basic else {}
@@ -224,8 +227,11 @@ class Wire:
             return ""
         try:
             held: Any = json.loads(data)
-            return f"Bearer {held.get('token') or held['access_token']}"
-        except (ValueError, KeyError, AttributeError) as error:
+            token = str(held.get("token") or held["access_token"])
+            if not _TOKEN.fullmatch(token):
+                raise ValueError("not a token's characters")
+            return f"Bearer {token}"
+        except (ValueError, KeyError, AttributeError, RecursionError) as error:
             raise Transient(f"the token service {realm} gives no token: {error!r}") from None
 
     def _refuse_plain(self, url: str) -> None:
