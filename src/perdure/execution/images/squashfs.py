@@ -78,17 +78,17 @@ def _failure(status: int, said: str, target: Path) -> PerdureError:
 
 def _write(tree: Tree, layers: Sequence[Layer], pipe: IO[bytes], progress: Progress | None) -> None:
     names: dict[tuple[int, int], list[str]] = {}
-    files: dict[tuple[int, int], Node] = {}
-    folders: list[tuple[str, Node]] = []
-    others: list[tuple[str, Node]] = []
+    made: dict[tuple[int, int], Node] = {}
     for path, node in tree.walk():
-        if node.source is not None:
-            names.setdefault(node.source, []).append(path)
-            files[node.source] = node
+        if node.source is None:
+            pipe.write(_header(_copy(node.header, path)))
         else:
-            (folders if node.is_folder else others).append((path, node))
-    for path, node in folders + others:
-        pipe.write(_header(_copy(node.header, path)))
+            names.setdefault(node.source, []).append(path)
+            made[node.source] = node
+    files = {source: node for source, node in made.items() if node.header.isreg()}
+    for source, node in made.items():
+        if source not in files:
+            pipe.write(_header(_copy(node.header, names[source][0])))
     total = sum(stored_bytes(node.header) for node in files.values())
     done = 0
     for number, layer in enumerate(layers):
@@ -104,7 +104,7 @@ def _write(tree: Tree, layers: Sequence[Layer], pipe: IO[bytes], progress: Progr
                 progress("packing", done, total)
     for source, paths in names.items():
         for path in paths[1:]:
-            link = _copy(files[source].header, path)
+            link = _copy(made[source].header, path)
             link.type, link.linkname, link.size = tarfile.LNKTYPE, paths[0], 0
             pipe.write(_header(link))
     pipe.write(bytes(2 * tarfile.BLOCKSIZE))

@@ -8,6 +8,7 @@ Rules are those of the OCI image specification (layer.md) and of containerd wher
 - A folder over a folder changes its attributes; any other meeting replaces what was there.
 - Parents that are symbolic links are followed inside the root, which ``..`` and ``/`` never leave: so a member can be
   written through a link, but not out of the image. Missing parents are made, root's, mode 0755.
+- Devices in ``/dev`` are left out, as the guest's own ``/dev`` hides that folder; elsewhere they are refused.
 - A hard link is a second node with the same ``source``: its target must already be there.
 """
 
@@ -45,7 +46,7 @@ class Node:
 
     header: tarfile.TarInfo
     layer: int
-    source: tuple[int, int] | None = None  # (layer, member ordinal) of a regular file's data
+    source: tuple[int, int] | None = None  # (layer, member ordinal) that made what is no folder
     machine: int | None = None  # of an executable ELF file: its e_machine (elf(5))
     children: dict[str, Node] = field(default_factory=dict)
 
@@ -74,10 +75,11 @@ class Tree:
         self._layer = layer
         name = header.name
         parts = self._parts(name, name)
-        if header.ischr() or header.isblk():
+        is_device = header.ischr() or header.isblk()
+        if is_device and parts[:1] != ["dev"]:
             raise ImageInvalid(
                 f"{name} is a device",
-                hint="Images carry no devices (a microVM makes its own /dev): tar --exclude='./dev/*' leaves them out.",
+                hint="Images carry no devices but in /dev, where a microVM makes its own: tar --exclude leaves them out.",
             )
         if not parts:
             if not header.isdir():
@@ -89,14 +91,16 @@ class Tree:
         if leaf.startswith(_WHITEOUT):
             self._whiteout(parent, leaf, name)
             return None
+        if is_device:  # the guest's own /dev hides all of the image's
+            parent.children.pop(leaf, None)
+            return None
         if header.islnk():
             target = self._link_target(header)
             self._put(parent, leaf, Node(target.header, layer, target.source, target.machine), replaces=True)
             return None
-        node = Node(header, layer)
+        node = Node(header, layer, None if header.isdir() else (layer, ordinal))
         if header.isreg():
             self._check_extents(header)
-            node.source = (layer, ordinal)
         elif header.issym():
             if not 0 < len(header.linkname.encode("utf-8", "surrogateescape")) <= LINK_MAX:
                 raise ImageInvalid(f"{name}: the link's target is empty or too long", hint=_HINT)

@@ -99,6 +99,13 @@ def test_members_written_through_links_stay_inside(merged):
     assert tree.cat("x/y/made") == b"3"
 
 
+def test_devices_below_dev_are_left_out(merged):
+    """A guest's own /dev hides them; images of debootstrap and the like carry them."""
+    first = TarMaker().folder("dev").add("dev/null", kind=tarfile.CHRTYPE, mode=0o666, devmajor=1, devminor=3)
+    tree = merged(first.add("dev/console", b""), layer().add("./dev/console", kind=tarfile.CHRTYPE))
+    assert [path for path in tree.lines if path.startswith("dev")] == ["dev"]
+
+
 def test_absolute_names_in_layers_are_below_the_root(merged):
     tree = merged(TarMaker(), layer().add("/layers/app/file", b"1").hardlink("/two", "/layers/app/file"))
     assert tree.cat("layers/app/file") == tree.cat("two") == b"1"
