@@ -81,6 +81,37 @@ class PublishedPort(Frozen, frozen=True, kw_only=True):
     protocol: str = "tcp"  # or udp
 
 
+class HealthCheck(Frozen, frozen=True, kw_only=True):
+    """How it is found out that a sandbox does its work. Zeros and an empty ``test``: as the image has it, or docker.
+
+    test: ``["NONE"]``, ``["CMD", PROGRAM, …]`` or ``["CMD-SHELL", COMMAND]``.
+    """
+
+    test: list[str] = []
+    interval_s: float = 0.0  # between probes; 30
+    timeout_s: float = 0.0  # of one; 30
+    retries: int = 0  # this many failures in a row: unhealthy; 3
+    start_period_s: float = 0.0  # failures since the start do not count for so long; 0
+    start_interval_s: float = 0.0  # between probes in that time; as ``interval_s``
+
+
+class Probe(Frozen, frozen=True, kw_only=True):
+    """One look at a sandbox's health."""
+
+    started: float
+    ended: float
+    exit_status: int  # -1: it took too long
+    output: str = ""  # the end of it
+
+
+class Health(Frozen, frozen=True, kw_only=True):
+    """What the probes of a running sandbox say."""
+
+    status: str  # starting, healthy or unhealthy
+    failing_streak: int = 0
+    probes: list[Probe] = []  # the newest, oldest first
+
+
 class SandboxSpec(Frozen, frozen=True, kw_only=True):
     """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
 
@@ -107,6 +138,9 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     dns: list[str] = []  # name servers to ask; none: those of the host
     bytes_per_s: int = 0  # of its network, each way; 0: no limit
     packets_per_s: int = 0
+    stop_signal: str = ""  # instead of the image's
+    stop_timeout_s: float | None = None  # then KILL; None: 10, negative: never
+    health: HealthCheck | None = None  # what is given in it counts instead of the image's
 
 
 class ExecSpec(Frozen, frozen=True, kw_only=True):
@@ -188,6 +222,7 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     stored_bytes: int = 0  # what it costs at rest, over all its own snapshots
     addresses: dict[str, str] = {}  # its own in each network that it is in
     ports: list[PublishedPort] = []  # those that the node listens for now, with the host's numbers
+    health: Health | None = None  # while it runs, where there is a health check
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
 
 

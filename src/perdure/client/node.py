@@ -178,9 +178,10 @@ class NodeClient:
         answer = self._http.call("GET", "/v1/sandboxes", query={"all": int(everything)})
         return msgspec.convert(answer, _Sandboxes)
 
-    def stop(self, ref: str, *, timeout_s: float = 10.0) -> SandboxInfo:
-        """SIGTERM (or the image's stop signal), after timeout_s SIGKILL; returns when it has exited."""
-        return self._sandbox("POST", f"{_path(ref)}/stop", {"timeout_s": timeout_s})
+    def stop(self, ref: str, *, timeout_s: float | None = None, signal: str = "") -> SandboxInfo:
+        """Its stop signal (SIGTERM where neither it nor its image has one), after timeout_s SIGKILL, if negative never;
+        returns when it has exited. None: as it was created with, or 10."""
+        return self._sandbox("POST", f"{_path(ref)}/stop", {"timeout_s": timeout_s, "signal": signal})
 
     def kill(self, ref: str, *, signal: str = "KILL") -> SandboxInfo:
         """Send the main process a signal. KILL ends the machine too and returns when it is gone."""

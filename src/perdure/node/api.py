@@ -47,7 +47,8 @@ class _Tag(Frozen, frozen=True, kw_only=True):
 
 
 class _Stop(Frozen, frozen=True, kw_only=True):
-    timeout_s: float = 10.0
+    timeout_s: float | None = None
+    signal: str = ""
 
 
 class _Kill(Frozen, frozen=True, kw_only=True):
@@ -165,7 +166,7 @@ class Api:
 
     async def stop(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Stop)
-        return await long(request, lambda _: sandbox.stop(wish.timeout_s))
+        return await long(request, lambda _: sandbox.stop(wish.timeout_s, wish.signal))
 
     async def kill(self, request: web.Request) -> web.StreamResponse:
         sandbox, wish = self._find(request), await body(request, _Kill)

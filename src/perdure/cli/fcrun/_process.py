@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterable
 
+from perdure.cli.fcrun._health import add_end_options, end_values
 from perdure.cli.fcrun._network import add_network_options, network_of
 from perdure.errors import InvalidValue
 from perdure.model import DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, SandboxSpec
@@ -44,6 +45,7 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--entrypoint", default=None, metavar="PROGRAM", help="instead of the image's")
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
     add_network_options(parser)
+    add_end_options(parser)
 
 
 def spec_of(options: argparse.Namespace) -> SandboxSpec:
@@ -65,6 +67,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         disk_mib=_mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
         auto_remove=options.rm,
         **network_of(options),
+        **end_values(options),
     )
 
 

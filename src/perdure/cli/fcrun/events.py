@@ -82,7 +82,7 @@ def _matches(row: dict[str, object], key: str, value: str) -> bool:
     if key == "type":
         return row["Type"] == value
     if key == "event":
-        return row["Action"] == value
+        return value in (row["Action"], str(row["Action"]).partition(":")[0])  # "health_status: healthy"
     if row["Type"] != key:
         return False
     name = str(actor["Attributes"].get("name", ""))

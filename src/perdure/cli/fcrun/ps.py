@@ -101,10 +101,16 @@ def _row(info: SandboxInfo, *, short: bool) -> dict[str, str]:
 
 def _status(info: SandboxInfo) -> str:
     if info.state == "running":
-        return f"Up {_format.ago(info.started)}"
+        return f"Up {_format.ago(info.started)}{_health(info)}"
     if info.state == "suspended" and info.snapshot is not None:
         return f"Suspended {_format.ago(info.snapshot.created)} ago"
     if info.state == "exited":
         why = str(info.exit_status) if info.exit_status is not None else info.cause
         return f"Exited ({why}) {_format.ago(info.finished)} ago"
     return str(info.state).capitalize()
+
+
+def _health(info: SandboxInfo) -> str:
+    if info.health is None:
+        return ""
+    return " (health: starting)" if info.health.status == "starting" else f" ({info.health.status})"

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from perdure.cli.fcrun import _registry
+from perdure.cli.fcrun._health import FIXED as HEALTH_FIXED
 from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, pairs, spec_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--packet-rate": ("packet_rate", ""),
     "--pull": ("pull", "missing"),
     "--platform": ("platform", ""),
+    **HEALTH_FIXED,
 }
 
 

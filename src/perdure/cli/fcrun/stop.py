@@ -10,7 +10,10 @@ GROUP = "Common commands"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--time", type=float, default=10.0, metavar="SECONDS", help="before KILL (10)")
+    parser.add_argument(
+        "-t", "--time", type=float, default=None, metavar="SECONDS", help="before KILL (its --stop-timeout, or 10)"
+    )
+    parser.add_argument("-s", "--signal", default="", metavar="SIGNAL", help="instead of its stop signal")
     parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 
@@ -18,4 +21,4 @@ def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import each, node
 
     with node() as client:
-        return each(options.sandboxes, lambda ref: client.stop(ref, timeout_s=options.time))
+        return each(options.sandboxes, lambda ref: client.stop(ref, timeout_s=options.time, signal=options.signal))

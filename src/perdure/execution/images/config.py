@@ -10,6 +10,7 @@ import msgspec
 
 from perdure.errors import ImageInvalid, InvalidValue
 from perdure.execution.images.image import ImageConfig
+from perdure.model import HealthCheck
 
 _HINT = "Save the image again with docker, podman or skopeo."
 
@@ -30,6 +31,7 @@ def from_oci(document: Any, name: str) -> ImageConfig:
             stop_signal=msgspec.convert(config.get("StopSignal") or "", str),
             labels=msgspec.convert(config.get("Labels") or {}, dict[str, str]),
             volumes=sorted(msgspec.convert(config.get("Volumes") or {}, dict[str, Any])),
+            health=_health(config.get("Healthcheck")),
         )
     except msgspec.ValidationError as error:
         raise ImageInvalid(f"{name}: the image's configuration is malformed: {error}", hint=_HINT) from None
@@ -47,6 +49,41 @@ def to_oci(config: ImageConfig) -> dict[str, Any]:
         "StopSignal": config.stop_signal,
         "Labels": config.labels,
         "Volumes": {volume: {} for volume in config.volumes},
+        "Healthcheck": _healthcheck(config.health),
+    }
+    return {name: value for name, value in found.items() if value}
+
+
+def _health(document: Any) -> HealthCheck | None:
+    """docker's ``Healthcheck``, whose times are nanoseconds; the OCI specification reserves the name."""
+    if not document:
+        return None
+    found = msgspec.convert(document, dict[str, Any])
+
+    def seconds(name: str) -> float:
+        return max(0.0, msgspec.convert(found.get(name) or 0, float) / 1e9)
+
+    return HealthCheck(
+        test=msgspec.convert(found.get("Test") or [], list[str]),
+        interval_s=seconds("Interval"),
+        timeout_s=seconds("Timeout"),
+        retries=max(0, msgspec.convert(found.get("Retries") or 0, int)),
+        start_period_s=seconds("StartPeriod"),
+        start_interval_s=seconds("StartInterval"),
+    )
+
+
+def _healthcheck(health: HealthCheck | None) -> dict[str, Any]:
+    """What ``_health`` reads."""
+    if health is None:
+        return {}
+    found: dict[str, Any] = {
+        "Test": health.test,
+        "Interval": int(health.interval_s * 1e9),
+        "Timeout": int(health.timeout_s * 1e9),
+        "Retries": health.retries,
+        "StartPeriod": int(health.start_period_s * 1e9),
+        "StartInterval": int(health.start_interval_s * 1e9),
     }
     return {name: value for name, value in found.items() if value}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.model import Frozen
+from perdure.model import Frozen, HealthCheck
 
 
 class ImageConfig(Frozen, frozen=True, kw_only=True):
@@ -25,6 +25,7 @@ class ImageConfig(Frozen, frozen=True, kw_only=True):
     stop_signal: str = ""
     labels: dict[str, str] = msgspec.field(default_factory=dict)
     volumes: list[str] = msgspec.field(default_factory=list)
+    health: HealthCheck | None = None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Tree:
         if is_device and parts[:1] != ["dev"]:
             raise ImageInvalid(
                 f"{name} is a device",
-                hint="Images carry no devices but in /dev, where a microVM makes its own: tar --exclude leaves them out.",
+                hint="Images carry none but in /dev, where a microVM makes its own: tar --exclude leaves it out.",
             )
         if not parts:
             if not header.isdir():

@@ -24,8 +24,9 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.networks import Networks
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes import networking, states
+from perdure.execution.sandboxes import networking, states, workload
 from perdure.execution.sandboxes.ground import Ground
+from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
 from perdure.execution.sandboxes.machine import Machine, end_stray
 from perdure.execution.sandboxes.mainprocess import MainProcess
@@ -34,7 +35,7 @@ from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.snapshots.store import Store
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, SandboxInfo
+from perdure.model import CallsEndpoint, ExecSpec, HealthCheck, SandboxInfo
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
@@ -81,6 +82,7 @@ class Life(ABC):
         self.figures: dict[str, Any] = {}
         self.tried = 0  # the highest number of a machine's folder that was used: see ``fresh_generation``
         self.stopping = ""  # the cause to record when the main process exits now
+        self.health = HealthWatch(self)
         self._tasks: set[asyncio.Task[None]] = set()
 
     # -- what it is ---------------------------------------------------------------------------------------------------
@@ -129,6 +131,7 @@ class Life(ABC):
             stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),
             addresses=record.addresses,
             ports=record.ports if self.published is not None else [],
+            health=self.health.health,
             machine=self.figures | self._fed() if record.state in states.LIVE else {},
         )
 
@@ -175,6 +178,7 @@ class Life(ABC):
     def _moved(self) -> None:
         self.changed.notify()
         self.log.changed.notify()
+        self.health.moved()
 
     def emit(self, kind: str, **details: Any) -> None:
         self.rooms.emit(f"sandbox.{kind}", self.record, details)
@@ -265,6 +269,15 @@ class Life(ABC):
         if goes_on != self.log.positions:
             self.log.restart(goes_on[STDOUT], goes_on[STDERR])  # the guest was taken back to before what the log has
         self.main = MainProcess(process, self.log, self._main_exited)
+        self.health.moved()  # it may have run before this node did
+
+    def health_check(self) -> HealthCheck | None:
+        return workload.health_check(self.record.spec, self.image.config)
+
+    async def probe(self, command: list[str]) -> Process:
+        """One look at its health, as a process beside the main one."""
+        wish, image = ExecSpec(command=command), self.image.config
+        return await self.need_running().exec(workload.side_process(wish, self.record.spec, image, self.hostname))
 
     def discard(self, process: Process) -> None:
         """Nobody is at this process any more: end its input (not a terminal's), drop its output, forget its exit."""

@@ -29,7 +29,7 @@ from perdure.host.progress import Progress, silent
 from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, SnapshotInfo
 from perdure.model import SandboxState as S
 
-KILL_TIMEOUT_S = 10.0
+KILL_TIMEOUT_S = STOP_TIMEOUT_S = 10.0
 
 
 class Sandbox(Life):
@@ -100,6 +100,7 @@ class Sandbox(Life):
     async def leave(self) -> None:
         """The node ends: the machine runs on."""
         async with self.moving:
+            self.health.stop()
             if self.main is not None:
                 self.main.cancel()
             if self.machine is not None:
@@ -108,12 +109,16 @@ class Sandbox(Life):
             self.log.close()
 
     # -- the end ------------------------------------------------------------------------------------------------------
-    async def stop(self, timeout_s: float) -> SandboxInfo:
-        """The stop signal, after ``timeout_s`` KILL. Nothing to do where nothing has run or all is over."""
+    async def stop(self, timeout_s: float | None = None, name: str = "") -> SandboxInfo:
+        """The stop signal, after ``timeout_s`` KILL; negative: never. Nothing to do where nothing has run or all is
+        over. Without the two: as its spec has them, then its image."""
         if self.state in (S.CREATED, S.EXITED):
             return self.info()
-        name = self.image.config.stop_signal or "TERM"
-        return await self._signal_to_end(signal_number(name), "stopped", timeout_s)
+        spec = self.record.spec
+        if timeout_s is None:
+            timeout_s = STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
+        number = signal_number(name or workload.stop_signal(spec, self.image.config))
+        return await self._signal_to_end(number, "stopped", None if timeout_s < 0 else timeout_s)
 
     async def kill(self, name: str) -> SandboxInfo:
         number = signal_number(name)
@@ -132,7 +137,7 @@ class Sandbox(Life):
                 raise Conflict(f"the main process of sandbox {self.name} has exited")
             return self.main.process
 
-    async def _signal_to_end(self, number: int, cause: str, timeout_s: float) -> SandboxInfo:
+    async def _signal_to_end(self, number: int, cause: str, timeout_s: float | None) -> SandboxInfo:
         main = await self._running_main()
         self.stopping = cause
         try:

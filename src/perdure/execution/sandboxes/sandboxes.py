@@ -26,7 +26,7 @@ from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.logfile import Watch
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
-from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.diskspace import space_checked
@@ -160,6 +160,8 @@ class Sandboxes:
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         networking.check(spec, self.networks)
+        workload.health_check(spec, image.config)
+        signal_number(workload.stop_signal(spec, image.config))
         disk.admit(self._home, self._home.sandboxes, 0, "a sandbox")
         return self._add(
             Record(

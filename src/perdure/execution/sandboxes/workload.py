@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from perdure.errors import InvalidValue
 from perdure.execution.images.image import ImageConfig
-from perdure.model import GUEST_HTTP_PORT, ExecSpec, SandboxSpec
+from perdure.model import GUEST_HTTP_PORT, ExecSpec, HealthCheck, SandboxSpec
 
 DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+HEALTH_INTERVAL_S = HEALTH_TIMEOUT_S = 30.0
+HEALTH_RETRIES = 3
 GUEST_URL = f"http://127.0.0.1:{GUEST_HTTP_PORT}"
 
 
@@ -34,6 +36,34 @@ def environment(spec: SandboxSpec, image: ImageConfig, hostname: str, *, tty: bo
     if spec.calls is not None:
         env |= {"OPENAI_BASE_URL": f"{GUEST_URL}/v1", "OPENAI_API_KEY": "placeholder"}  # the real key stays on the host
     return env | spec.env
+
+
+def health_check(spec: SandboxSpec, image: ImageConfig) -> HealthCheck | None:
+    """How its health is looked after; None: not at all. What the spec leaves open is the image's, then docker's.
+
+    Raises InvalidValue for a test of an unknown form.
+    """
+    given, author = spec.health or HealthCheck(), image.health or HealthCheck()
+    test = given.test or author.test
+    if not test or test == ["NONE"]:
+        return None
+    if test[0] not in ("CMD", "CMD-SHELL") or len(test) < 2:
+        raise InvalidValue(f"the health check {test} is of no known form", hint="Use CMD, CMD-SHELL or NONE.")
+    if min(given.interval_s, given.timeout_s, given.retries, given.start_period_s, given.start_interval_s) < 0:
+        raise InvalidValue("the times and retries of a health check cannot be negative")
+    interval_s = given.interval_s or author.interval_s or HEALTH_INTERVAL_S
+    return HealthCheck(
+        test=["/bin/sh", "-c", test[1]] if test[0] == "CMD-SHELL" else test[1:],
+        interval_s=interval_s,
+        timeout_s=given.timeout_s or author.timeout_s or HEALTH_TIMEOUT_S,
+        retries=given.retries or author.retries or HEALTH_RETRIES,
+        start_period_s=given.start_period_s or author.start_period_s,
+        start_interval_s=given.start_interval_s or author.start_interval_s or interval_s,
+    )
+
+
+def stop_signal(spec: SandboxSpec, image: ImageConfig) -> str:
+    return spec.stop_signal or image.stop_signal or "TERM"
 
 
 def main_process(spec: SandboxSpec, image: ImageConfig, hostname: str) -> ExecSpec:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from perdure.errors import InvalidValue
-from perdure.execution.images.config import changed
+from perdure.errors import ImageInvalid, InvalidValue
+from perdure.execution.images.config import changed, from_oci, to_oci
 from perdure.execution.images.image import ImageConfig
+from perdure.model import HealthCheck
 
 
 @pytest.mark.parametrize(
@@ -37,3 +38,13 @@ def test_changes_that_are_none(change):
     with pytest.raises(InvalidValue, match="--change") as caught:
         changed(ImageConfig(), [change])
     assert "Dockerfile" in caught.value.hint
+
+
+def test_a_health_check_of_an_image():
+    """Its times are nanoseconds; what is wrong with it is told."""
+    found = from_oci({"config": {"Healthcheck": {"Test": ["CMD", "x"], "Interval": 5_000_000_000, "Retries": 2}}}, "i")
+    assert found.health == HealthCheck(test=["CMD", "x"], interval_s=5, retries=2)
+    assert from_oci({"config": to_oci(found)}, "i") == found
+    assert from_oci({"config": {}}, "i").health is None
+    with pytest.raises(ImageInvalid, match="malformed"):
+        from_oci({"config": {"Healthcheck": {"Test": "curl"}}}, "i")
