@@ -266,6 +266,26 @@ class ImageInfo(Frozen, frozen=True, kw_only=True):
     size_bytes: int = 0
     created: float = 0.0
     pulled: str = ""  # digest that a registry has under its name
+    labels: dict[str, str] = {}
+    manifest: str = ""  # digest of its manifest: what a registry that it is pushed to calls it
+
+
+class ImageStep(Frozen, frozen=True, kw_only=True):
+    """One step by which an image was made, as ``fcrun history`` shows it."""
+
+    created: str = ""  # RFC 3339
+    created_by: str = ""
+    comment: str = ""
+    size_bytes: int = 0  # of the files' tar that it added
+    layer: str = ""  # digest of that tar; empty: it added none
+
+
+class Pruned(Frozen, frozen=True, kw_only=True):
+    """Images that were removed because nothing needs them."""
+
+    untagged: list[str] = []  # names
+    deleted: list[str] = []  # digests
+    freed_bytes: int = 0
 
 
 class Network(Frozen, frozen=True, kw_only=True):

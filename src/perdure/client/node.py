@@ -13,6 +13,7 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.client.registries import RegistryClient
+from perdure.client.library import LibraryClient
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.errors import PerdureError, Unavailable, from_json
@@ -118,6 +119,7 @@ class NodeClient:
 
         self.store = StoreClient(self._http, progress)
         self.registries = RegistryClient(self._http, progress)
+        self.library = LibraryClient(self._http, progress)
 
     # -- the node ---------------------------------------------------------------------------------------------------
     def system(self, timeout_s: float | None = None) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from perdure.node import terminals
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
 from perdure.node.networks import NetworksApi
 from perdure.node.registries import Registries
+from perdure.node.imagecare import ImageCare
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
@@ -130,6 +131,7 @@ class Api:
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         app.add_routes(NetworksApi(every).routes())
         app.add_routes(Registries(every).routes())
+        app.add_routes(ImageCare(self._home, every).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 
@@ -356,6 +358,8 @@ def _image_info(image: Image) -> ImageInfo:
         size_bytes=image.size_bytes,
         created=image.created,
         pulled=image.pulled,
+        labels=image.config.labels,
+        manifest=image.manifest,
     )
 
 

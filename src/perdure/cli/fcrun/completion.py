@@ -76,7 +76,7 @@ def _names(kind: str) -> Iterable[str]:
         return []
     client = NodeClient(home)
     try:
-        if kind == "SANDBOX":
+        if kind in ("SANDBOX", "SANDBOX|IMAGE"):
             return [info.name for info in client.list()]
         if kind == "IMAGE":
             return [name for image in client.images() if (name := image.name.removesuffix(":latest"))]

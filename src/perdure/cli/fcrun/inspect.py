@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from typing import TYPE_CHECKING, Any
 
 from perdure.cli.fcrun import _format
 
+if TYPE_CHECKING:
+    from perdure.client.node import NodeClient
+
 NAME = "inspect"
-HELP = "Show all that is known of sandboxes, as JSON"
+HELP = "Show all that is known of sandboxes or images, as JSON"
 GROUP = "Sandboxes"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--format", default="json", metavar="FORMAT", help="'json' or a template: '{{.state}}'")
-    parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
+    parser.add_argument(
+        "--type", default="", choices=["sandbox", "container", "image"], help="else: a sandbox, or else an image"
+    )
+    parser.add_argument("names", nargs="+", metavar="SANDBOX|IMAGE")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,12 +33,18 @@ def run(options: argparse.Namespace) -> int:
 
     found, missing = [], []
     with node() as client:
-        for ref in options.sandboxes:
+        for ref in options.names:
             try:
+                if options.type == "image":
+                    found.append(client.library.inspect(ref))
+                    continue
                 known = msgspec.to_builtins(client.get(ref))
                 found.append(known | {"snapshots": msgspec.to_builtins(client.snapshots(ref))})
             except NotFound as error:
-                missing.append(error)
+                if options.type == "" and (image := _image(client, ref)) is not None:
+                    found.append(image)
+                else:
+                    missing.append(error)
     if options.format == "json":
         print(json.dumps(found, indent=4))
     else:
@@ -40,3 +53,12 @@ def run(options: argparse.Namespace) -> int:
     for gone in missing:
         sys.stderr.write(f"fcrun: {gone}\n")
     return FAILED if missing else 0
+
+
+def _image(client: NodeClient, ref: str) -> dict[str, Any] | None:
+    from perdure.errors import PerdureError
+
+    try:
+        return client.library.inspect(ref)
+    except PerdureError:
+        return None

@@ -7,6 +7,7 @@ One file, three layouts: ``manifest.json`` with ``*/layer.tar`` (docker before 2
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import posixpath
 from collections.abc import Iterator, Sequence
@@ -123,6 +124,8 @@ class ImageArchive:
         return decoded(data, kind, f"{self._section.name}: {name}", _HINT)
 
     def _saved(self, saved: _Saved) -> PackedImage:
+        if (described := self._described(saved)) is not None:
+            return dataclasses.replace(described, names=tuple(saved.repo_tags or ()))
         document = self._bytes(self._file(saved.config))
         config = self._decode(document, dict[str, Any], saved.config)
         self._check_platform(config, saved.config)
@@ -133,6 +136,19 @@ class ImageArchive:
             from_oci(config, saved.config),
             document,
         )
+
+    def _described(self, saved: _Saved) -> PackedImage | None:
+        """The same image as the layout beside ``manifest.json`` has it: with its manifest, so that its digest stays."""
+        if not self._has("index.json"):
+            return None
+        try:
+            for descriptor in self._choose("index.json", self._file("index.json")):
+                manifest: Manifest = self._verified(descriptor, Manifest)
+                if saved.config == f"blobs/sha256/{hex_of(manifest.config.digest, saved.config)}":
+                    return self._manifest(descriptor)
+        except ImageInvalid:
+            pass  # docker reads ``manifest.json`` alone, and so it must do
+        return None
 
     def _blob(self, descriptor: Descriptor) -> Section:
         encoded = hex_of(descriptor.digest, self._section.name)

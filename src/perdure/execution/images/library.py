@@ -84,7 +84,8 @@ class ImageLibrary:
             return self._publish([(folder, names, kept)])[0]
 
     def load_archive(self, source: Path | BinaryIO, *, name: str = "", progress: Progress | None = None) -> Listing:
-        """The images of a ``docker save`` or OCI archive: all of them, or none. ``name`` replaces the archive's own.
+        """The images of a ``docker save`` or OCI archive, once for each name: all of them, or none. ``name`` replaces
+        the archive's own.
 
         Raises as ``import_tar`` does; an image for another kind of machine is an ImageInvalid.
         """
@@ -351,7 +352,7 @@ class ImageLibrary:
                 for other, theirs in index.images.items():  # a name belongs to one image
                     index.images[other] = theirs.without(names)
                 index.images[digest] = index.images.get(digest, record).named(names, kept)
-                published.append((digest, names[0] if names else ""))
+                published += [(digest, name) for name in names or [""]]
             records = index.images
         return [self._image(digest, name, records[digest]) for digest, name in published]
 

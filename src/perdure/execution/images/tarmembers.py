@@ -51,18 +51,23 @@ def members(reader: ForwardReader, name: str, *, vouched: bool = False) -> Itera
     """The members in order. ``name`` is what errors call the stream.
 
     A tar must end with a block of zeros (POSIX.1-2001, pax, "ustar Interchange Format"): without one it was cut
-    between two members and nothing else would tell. A stream that a digest vouches for may lack it.
+    between two members and nothing else would tell. A stream that a digest vouches for may lack it, and also what fills
+    up the last member's block: ``umoci insert`` writes such layers.
     """
+    last: tarfile.TarInfo | None = None
     try:
         # tarfile wants a whole file object by its type, and uses read, seek and tell when reading.
         with tarfile.TarFile(fileobj=cast("IO[bytes]", reader), mode="r", errors="surrogateescape") as archive:
             while (header := archive.next()) is not None:
                 archive.members.clear()  # type: ignore[attr-defined]  # or it keeps every header of the archive
+                last = header
                 yield Member(archive, header, name)
             mark = reader.last
     except PerdureError:
         raise
     except (tarfile.TarError, ValueError, KeyError, IndexError, OverflowError, EOFError, RecursionError) as error:
+        if vouched and last is not None and last.sparse is None and reader.tell() == last.offset_data + last.size:
+            return
         hint = _NOT_TAR if reader.tell() <= _BLOCK else _DAMAGED
         raise ImageInvalid(f"{name} is not a readable tar archive: {error}", hint=hint) from None
     if mark.strip(b"\0"):

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from perdure.errors import ImageInvalid
+
 from .conftest import Listing, TarMaker, docker_archive
 
 
@@ -200,3 +202,16 @@ def test_sparse_files_of_gnu_tar_stay_sparse(library, tmp_path, form):
             file.seek(offset)
             assert file.read(20).rstrip(b"\0") == b"data at %d" % offset
     assert (out / "holes").stat().st_blocks * 512 < 1 << 20
+
+
+def test_a_layer_whose_last_block_is_not_filled_up(library, tmp_path):
+    """As ``umoci insert`` writes them. Only a digest tells that nothing was cut off."""
+    data = TarMaker().add("f", b"x" * 700).bytes()
+    short = data[: data.rindex(b"x") + 1]
+    image = library.load_archive(docker_archive(tmp_path / "saved.tar", [short]))[0]
+    assert Listing(image.squashfs).cat("f") == b"x" * 700
+    with pytest.raises(ImageInvalid, match="unexpected end of data"):
+        library.load_archive(docker_archive(tmp_path / "cut.tar", [short[:-1]]))
+    (tmp_path / "root.tar").write_bytes(short)
+    with pytest.raises(ImageInvalid, match="unexpected end of data"):
+        library.import_tar(tmp_path / "root.tar", "app")

@@ -140,8 +140,8 @@ def test_docker_archives_old_and_new(library, tmp_path):
         "Volumes": {"/data": {}},
     }
     path = docker_archive(tmp_path / "saved.tar", [tar()], config, tags=["app:1", "docker.io/library/other:2"])
-    (image,) = library.load_archive(path)
-    assert image.name == "app:1"
+    image, other = library.load_archive(path)
+    assert (image.name, other.name, other.digest) == ("app:1", "other:2", image.digest)
     assert {each.name for each in library.list()} == {"app:1", "other:2"}
     read = image.config
     assert (read.entrypoint, read.cmd, read.cwd, read.user) == (["/bin/init"], [], "/work", "app:users")

@@ -1,0 +1,19 @@
+"""fcrun image: the commands in ``image_commands``, most of which are commands of their own too."""
+
+from __future__ import annotations
+
+import os
+
+from perdure.cli.program import Program
+
+NAME = "image"
+HELP = "Manage images"
+GROUP = "Images"
+PROGRAM = Program(
+    "fcrun image",
+    "perdure.cli.fcrun.image_commands",
+    os.path.join(os.path.dirname(__file__), "image_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    "The images of this node.",
+    ("Images",),
+    docker=True,
+)

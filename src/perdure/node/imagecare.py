@@ -1,0 +1,96 @@
+"""Images over HTTP, beyond bringing and taking them: save, history, inspect, prune."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import msgspec
+from aiohttp import web
+
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
+from perdure.execution.images import saving, telling
+from perdure.execution.images.image import Image
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.host import headroom
+from perdure.host.paths import Home
+from perdure.model import Frozen, Pruned
+from perdure.node.answers import body, ok, stream
+
+
+class _Prune(Frozen, frozen=True, kw_only=True):
+    every: bool = False  # also those that have a name
+    until: float | None = None  # only what came before (seconds since the epoch)
+    labels: list[str] = msgspec.field(default_factory=list)  # NAME or NAME=VALUE: only what has them all
+    without_labels: list[str] = msgspec.field(default_factory=list)  # only what has none of them
+
+
+class ImageCare:
+    """Handlers."""
+
+    def __init__(self, home: Home, sandboxes: Sandboxes) -> None:
+        self._home, self._sandboxes, self._library = home, sandboxes, sandboxes.images
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/v1/images/save", self.save),
+            web.get("/v1/images/history", self.history),
+            web.get("/v1/images/inspect", self.inspect),
+            web.post("/v1/images/prune", self.prune),
+        ]
+
+    async def save(self, request: web.Request) -> web.StreamResponse:
+        names = request.query.getall("name", [])
+        if not names:
+            raise InvalidValue("which images are to be saved?", hint="name=NAME, once for each")
+        wanted = await asyncio.to_thread(saving.chosen, self._library, names)
+        response = await stream(request, "application/x-tar")
+        pieces = saving.archive(self._library, wanted)
+        try:
+            while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+                await response.write(piece)
+        except PerdureError:
+            if request.transport is not None:
+                request.transport.abort()  # so that nobody takes what came for a whole archive
+            raise
+        finally:
+            await asyncio.to_thread(pieces.close)
+        return response
+
+    async def history(self, request: web.Request) -> web.Response:
+        return ok(await asyncio.to_thread(telling.steps, self._library, request.query.get("name", "")))
+
+    async def inspect(self, request: web.Request) -> web.Response:
+        return ok(await asyncio.to_thread(telling.inspected, self._library, request.query.get("name", "")))
+
+    async def prune(self, request: web.Request) -> web.Response:
+        wish = await body(request, _Prune)
+        untagged, deleted = [], []
+        freed = 0
+        for image in await asyncio.to_thread(self._library.list):
+            name = image.name or image.digest
+            if not _is_wanted(image, wish) or self._sandboxes.users_of(image.digest):
+                continue
+            with headroom.given(self._home), contextlib.suppress(NotFound, Conflict):  # somebody else was quicker
+                gone = await asyncio.to_thread(self._library.remove, name)
+                untagged += [each for each in gone if not each.startswith("sha256:")]
+                if image.digest in gone:
+                    deleted.append(image.digest)
+                    freed += image.size_bytes
+                self._sandboxes.tell("image.removed", name=image.name, digest=image.digest)
+        return ok(Pruned(untagged=untagged, deleted=deleted, freed_bytes=freed))
+
+
+def _is_wanted(image: Image, wish: _Prune) -> bool:
+    return (
+        (wish.every or not image.name)
+        and (wish.until is None or image.created < wish.until)
+        and all(_has(image, label) for label in wish.labels)
+        and not any(_has(image, label) for label in wish.without_labels)
+    )
+
+
+def _has(image: Image, label: str) -> bool:
+    name, equals, value = label.partition("=")
+    labels = image.config.labels
+    return name in labels and (not equals or labels[name] == value)
