@@ -280,6 +280,18 @@ class ImageStep(Frozen, frozen=True, kw_only=True):
     layer: str = ""  # digest of that tar; empty: it added none
 
 
+class DockerfileBuild(Frozen, frozen=True, kw_only=True):
+    """What is to be built of a context."""
+
+    names: list[str] = []  # of the image; none: it is found by its digest
+    dockerfile: str = "Dockerfile"  # in the context
+    arguments: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    target: str = ""  # the stage to build; empty: the last one
+    platform: str = ""  # such as linux/amd64; empty: this machine's
+    pull: bool = False  # ask registries even for images that are here
+
+
 class Pruned(Frozen, frozen=True, kw_only=True):
     """Images that were removed because nothing needs them."""
 

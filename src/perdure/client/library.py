@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import msgspec
 
 from perdure.client.transport import Progress, Transport
-from perdure.model import ImageStep, Pruned
+from perdure.errors import Unavailable, from_json
+from perdure.model import DockerfileBuild, ImageInfo, ImageStep, Pruned
 
 
 class LibraryClient:
@@ -30,6 +31,21 @@ class LibraryClient:
         """All that is known of it, with docker's field names."""
         found: dict[str, Any] = self._http.call("GET", "/v1/images/inspect", query={"name": name})
         return found
+
+    def build(self, wish: DockerfileBuild, context: Iterable[bytes], output: Callable[[str], None]) -> list[ImageInfo]:
+        """The image of a Dockerfile, once for each of its names. ``context``: a tar; ``output`` gets what the build
+        says, as it says it."""
+        query = {"wish": msgspec.json.encode(wish).decode()}
+        headers = {"content-type": "application/x-tar"}
+        with self._http.open("POST", "/v1/images/dockerfile", query=query, body=context, headers=headers) as answer:
+            for line in answer.lines():
+                if "output" in line:
+                    output(line["output"])
+                elif "error" in line:
+                    raise from_json(line["error"])
+                else:
+                    return msgspec.convert(line["ok"], list[ImageInfo])
+        raise Unavailable("the node ended the build early", hint="Its log says why.")
 
     def prune(
         self,

@@ -33,6 +33,7 @@ PROGRAMS = {  # program: (package, what it is for, needed at all)
     "depmod": ("kmod", "the guest's kernel modules", True),
     "lz4": ("lz4", "unpacking the kernels of Debian 12", False),
     "mmdebstrap": ("mmdebstrap", "images from Debian packages", False),
+    "buildah": ("buildah", "images from Dockerfiles", False),
 }
 
 

@@ -25,12 +25,12 @@ from perdure.formats import logs
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
-from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, ImageInfo, LogPosition, SandboxSpec, SandboxState
+from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, LogPosition, SandboxSpec, SandboxState
 from perdure.node import terminals
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
+from perdure.node.imagecare import ImageCare, image_info
 from perdure.node.networks import NetworksApi
 from perdure.node.registries import Registries
-from perdure.node.imagecare import ImageCare
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
@@ -281,7 +281,7 @@ class Api:
 
     # -- images -------------------------------------------------------------------------------------------------------
     async def images(self, request: web.Request) -> web.Response:
-        return ok([_image_info(image) for image in await asyncio.to_thread(self._sandboxes.images.list)])
+        return ok([image_info(image) for image in await asyncio.to_thread(self._sandboxes.images.list)])
 
     async def remove_image(self, request: web.Request) -> web.Response:
         library = self._sandboxes.images
@@ -300,7 +300,7 @@ class Api:
         wish = await body(request, _Tag)
         image = await asyncio.to_thread(self._sandboxes.images.tag, wish.source, wish.name)
         self._sandboxes.tell("image.tagged", name=image.name, digest=image.digest)
-        return ok(_image_info(image), 201)
+        return ok(image_info(image), 201)
 
     async def import_image(self, request: web.Request) -> web.StreamResponse:
         name, changes = request.query.get("name", ""), request.query.getall("change", [])
@@ -328,7 +328,7 @@ class Api:
                 _forget(received)
             for image in images:
                 self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
-            answer = [_image_info(image) for image in images]
+            answer = [image_info(image) for image in images]
             return answer[0] if one else answer
 
         return await long(request, work, 201)
@@ -342,25 +342,13 @@ class Api:
                 lambda: library.build_from_packages(wish.name, wish.packages, suite=wish.suite, progress=progress)
             )
             self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
-            return _image_info(image)
+            return image_info(image)
 
         return await long(request, work, 201)
 
 
 def _forget(received: Path) -> None:
     shutil.rmtree(received.parent, ignore_errors=True)
-
-
-def _image_info(image: Image) -> ImageInfo:
-    return ImageInfo(
-        name=image.name,
-        digest=image.digest,
-        size_bytes=image.size_bytes,
-        created=image.created,
-        pulled=image.pulled,
-        labels=image.config.labels,
-        manifest=image.manifest,
-    )
 
 
 def _guest_path(request: web.Request) -> str:

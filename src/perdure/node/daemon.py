@@ -93,8 +93,8 @@ def _listen(path: Path) -> socket.socket:
 
 
 def _sweep(home: Home) -> None:
-    """Uploads that a killed daemon left."""
-    for path in home.run.glob("upload-*"):
+    """Uploads and builds that a killed daemon left."""
+    for path in (*home.run.glob("upload-*"), *home.run.glob("build-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 

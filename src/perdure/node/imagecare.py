@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
-from perdure.execution.images import saving, telling
+from perdure.execution.images import building, saving, telling
 from perdure.execution.images.image import Image
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host import headroom
 from perdure.host.paths import Home
-from perdure.model import Frozen, Pruned
-from perdure.node.answers import body, ok, stream
+from perdure.model import DockerfileBuild, Frozen, ImageInfo, Pruned
+from perdure.node.answers import NDJSON, body, known, ok, stream
+
+LOOK_S = 1.0  # how often it is looked whether the client of a build is still there
 
 
 class _Prune(Frozen, frozen=True, kw_only=True):
@@ -37,6 +44,7 @@ class ImageCare:
             web.get("/v1/images/history", self.history),
             web.get("/v1/images/inspect", self.inspect),
             web.post("/v1/images/prune", self.prune),
+            web.post("/v1/images/dockerfile", self.build),
         ]
 
     async def save(self, request: web.Request) -> web.StreamResponse:
@@ -62,6 +70,49 @@ class ImageCare:
 
     async def inspect(self, request: web.Request) -> web.Response:
         return ok(await asyncio.to_thread(telling.inspected, self._library, request.query.get("name", "")))
+
+    async def build(self, request: web.Request) -> web.StreamResponse:
+        """``wish``: a ``DockerfileBuild``; the body is the context. The build ends when its client leaves."""
+        try:
+            wish = msgspec.json.decode(request.query.get("wish", "{}"), type=DockerfileBuild)
+        except msgspec.MsgspecError as error:
+            raise InvalidValue(f"wish: {error}") from error
+        folder = Path(tempfile.mkdtemp(dir=self._home.run, prefix="build-"))
+        context = folder / "context.tar"
+        try:
+            with space_checked("the build context"), context.open("wb") as file:
+                async for data in request.content.iter_any():
+                    file.write(data)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        lines: asyncio.Queue[str | None] = asyncio.Queue()
+
+        async def work() -> list[Image]:
+            try:
+                return await building.build(self._library, wish, context, folder, lines.put_nowait)
+            finally:  # before it is told that the build is over
+                await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+        task = asyncio.ensure_future(work())
+        task.add_done_callback(lambda _: lines.put_nowait(None))
+        try:
+            response = await stream(request, NDJSON)
+            while (line := await _next(lines, request)) is not None:
+                await response.write(msgspec.json.encode({"output": line}) + b"\n")
+            try:
+                images = task.result()
+                for image in images:
+                    self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
+                last: dict[str, Any] = {"ok": [image_info(image) for image in images]}
+            except Exception as error:
+                last = {"error": known(error).to_json()}
+            await response.write(msgspec.json.encode(last) + b"\n")
+            await response.write_eof()
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+        return response
 
     async def prune(self, request: web.Request) -> web.Response:
         wish = await body(request, _Prune)
@@ -94,3 +145,26 @@ def _has(image: Image, label: str) -> bool:
     name, equals, value = label.partition("=")
     labels = image.config.labels
     return name in labels and (not equals or labels[name] == value)
+
+
+async def _next(lines: asyncio.Queue[str | None], request: web.Request) -> str | None:
+    """Raises ConnectionError when the client has left: a step may say nothing for a long time."""
+    while True:
+        try:
+            return await asyncio.wait_for(lines.get(), LOOK_S)
+        except TimeoutError:
+            if request.transport is None or request.transport.is_closing():
+                raise ConnectionError("the client has left") from None
+
+
+def image_info(image: Image) -> ImageInfo:
+    """As lists and answers show it."""
+    return ImageInfo(
+        name=image.name,
+        digest=image.digest,
+        size_bytes=image.size_bytes,
+        created=image.created,
+        labels=image.config.labels,
+        pulled=image.pulled,
+        manifest=image.manifest,
+    )
