@@ -9,7 +9,7 @@ one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a b
 The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
 are taken above the dotted line, those of raw.py in the kernel that runs the VM. The pager is measured natively, beside
-decompression and memcpy on one core (``bench_pager``).
+decompression and memcpy on one core (``bench_pager``), and so is the unpacking of an image (``bench_unpack``).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_pager
+import bench_unpack
 import picture
 from report import HEAD, MEGABYTE, Report
 from unmodified import COLD, DIFF, RESTORE, Raw
@@ -68,6 +69,7 @@ def main() -> int:
         assets = host_assets.ensure(home, _tell)
         print(HEAD)
         _pager(report)
+        bench_unpack.add(report)
         address = below.ensure(home, assets, _tell)
         image = _image(home)
         status = below.status(home)
