@@ -12,8 +12,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from perdure.client.registries import RegistryClient
 from perdure.client.library import LibraryClient
+from perdure.client.registries import RegistryClient
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.errors import PerdureError, Unavailable, from_json

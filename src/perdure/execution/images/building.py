@@ -21,7 +21,7 @@ from perdure.execution.images import dockerfile, saving
 from perdure.execution.images.image import Image
 from perdure.execution.images.layers import oci_architecture
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.images.references import full_name
+from perdure.formats.references import full_name
 from perdure.model import DockerfileBuild
 
 Say = Callable[[str], None]  # a piece of what buildah says
