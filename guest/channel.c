@@ -88,6 +88,7 @@ static bool handle(uint8_t type, struct reader *frame) {
     case THAW: system_thaw(frame); break;
     case WAKE: system_wake(frame); break;
     case POWER_OFF: system_power_off(frame); break;
+    case USAGE: usage_ask(frame); break;
     case EXEC: process_exec(frame); break;
     case SIGNAL: process_signal(frame); break;
     case RESIZE: process_resize(frame); break;

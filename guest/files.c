@@ -4,6 +4,7 @@
 //   pack MODE PATH      records of PATH to stdout; MODE has letters: c content, r the whole tree, d one level, f follow
 //   unpack PATH         records from stdin, made below the directory PATH
 //   remove PATH | mkdir PATH OCTAL | symlink TARGET PATH | chmod PATH OCTAL | chown PATH UID GID
+//   tree (tree.c) | top (top.c)
 //
 //   record = u32 bytes that follow before the content | u32 mode | u32 uid | u32 gid | u64 size | u64 mtime ns
 //            | text path | text link target | the content of a regular file, size bytes
@@ -295,6 +296,10 @@ _Noreturn void files_tool(char **argv) {
     } else if (!strcmp(tool, "chown") && count == 4) {
         if (lchown(argv[1], (uid_t)strtoul(argv[2], NULL, 10), (gid_t)strtoul(argv[3], NULL, 10)))
             fail("chown", argv[1]);
+    } else if (!strcmp(tool, "tree") && (count == 3 || count == 4)) {
+        tree_tool(argv[1], argv[2], argv[3]);
+    } else if (!strcmp(tool, "top") && count == 1) {
+        top_tool();
     } else {
         errno = ENOSYS;
         fail("no such file tool", tool);

@@ -5,8 +5,8 @@
 //   calls.c     the HTTP door and its calls         streams.c  their output and input
 //   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
 //   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
-//   network.c   interfaces, name files
-//   files.c     file tools, run as children         frames.c bytes.c loop.c   the pieces below all that
+//   network.c   interfaces, name files              usage.c    what the workload uses
+//   files.c tree.c top.c   file tools, run as children         frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,6 +37,7 @@ struct bytes *channel_out(void);
 
 // requests.c: each request of the host is done once, and answered again when it is asked again.
 bool request_begin(uint64_t request);  // false: it was seen before, nothing to do
+void request_answer(uint64_t request, const char *message);  // of one that may be done again: it is not remembered
 void request_done(uint64_t request, unsigned code, uint32_t value, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
 
@@ -71,6 +72,10 @@ void close_from(int fd);  // that descriptor and all above it
 // files.c
 _Noreturn void files_tool(char **argv);  // exit status: 0 or an errno
 
+// tree.c, top.c: likewise
+_Noreturn void tree_tool(const char *mode, const char *folder, const char *lower);
+_Noreturn void top_tool(void);
+
 // calls.c
 void calls_open(int port);  // prints the port on stdout in a test
 void calls_rewind(void);
@@ -99,6 +104,9 @@ void network_renamed(const char *hostname);  // before the host name changes
 size_t memory_report(char *out, size_t size);  // its length; 0: nothing is known
 long memory_cached_kib(void);                  // what the caches of files hold
 long memory_free_kib(void);                    // far cheaper than both
+
+// usage.c
+void usage_ask(struct reader *frame);
 
 // system.c
 void system_configure(struct reader *frame);

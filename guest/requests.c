@@ -53,6 +53,12 @@ bool request_begin(uint64_t request) {
     return false;
 }
 
+void request_answer(uint64_t request, const char *message) {
+    struct request r = {.request = request};
+    snprintf(r.message, sizeof r.message, "%s", message);
+    reply(&r);
+}
+
 void request_done(uint64_t request, unsigned code, uint32_t value, const char *format, ...) {
     struct request *r = find(request);
     if (!r)

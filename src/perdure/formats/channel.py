@@ -348,6 +348,15 @@ class CallAbort(Frame):
     call: int
 
 
+@dataclass(frozen=True, slots=True)
+class Usage(Frame):
+    """What does the workload use (``usagereport``)? A guest of before it ends the connection instead."""
+
+    type = 0x52
+    layout = "u64"
+    request: int
+
+
 STARTING, RUNNING, EXITED = 0, 1, 2
 EXEC_TTY, EXEC_STDIN, EXEC_TOOL = 1, 2, 4
 REPLY_OK, REPLY_INVALID, REPLY_CONFLICT, REPLY_FAILED = 0, 1, 2, 3

@@ -12,7 +12,7 @@ import posixpath
 import stat
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -130,32 +130,39 @@ class GuestFiles:
 
     async def _packed(self, mode: str, path: str) -> Entries:
         async with self._tool("pack", mode, path) as run:
-            while (entry := await run.record()) is not None:
+            while (head := await run.record()) is not None:
+                entry = decode_record(head)
                 left = entry.size if "c" in mode else 0
                 content = run.content(left)
                 yield entry, content
                 async for _ in content:
                     pass  # what the caller did not take
 
-    @asynccontextmanager
-    async def _tool(self, *argv: str) -> AsyncIterator[_ToolRun]:
-        """A running tool. At the end of the block its input is closed, its end awaited, its failure raised."""
-        for word in argv:
-            if "\0" in word:
-                raise InvalidValue("a path holds a NUL character")
-        run = _ToolRun(await self._session.tool(*argv), argv)
-        try:
-            yield run
-            await run.finish()
-        except BaseException:
-            await run.kill()
-            raise
-        finally:
-            if run.process.exit_status is not None:
-                run.process.release()
+    def _tool(self, *argv: str) -> AbstractAsyncContextManager[ToolRun]:
+        return running_tool(self._session, *argv)
 
 
-class _ToolRun:
+@asynccontextmanager
+async def running_tool(session: ToolStarter, *argv: str) -> AsyncIterator[ToolRun]:
+    """A running tool. At the end of the block its input is closed, its end awaited, its failure raised."""
+    for word in argv:
+        if "\0" in word:
+            raise InvalidValue("a path holds a NUL character")
+    run = ToolRun(await session.tool(*argv), argv)
+    try:
+        yield run
+        await run.finish()
+    except BaseException:
+        await run.kill()
+        raise
+    finally:
+        if run.process.exit_status is not None:
+            run.process.release()
+
+
+class ToolRun:
+    """One of guestd's tools while it runs."""
+
     def __init__(self, process: Process, argv: tuple[str, ...]) -> None:
         self.process = process
         self._argv = argv
@@ -163,16 +170,17 @@ class _ToolRun:
         self._buffer = bytearray()
         self._errors = bytearray()
 
-    async def record(self) -> FileEntry | None:
-        """The next record's head; None at the end."""
+    async def record(self, most: int = _HEAD_MAX_BYTES) -> bytes | None:
+        """The next record's head, of at most so many bytes; None at the end."""
         if not await self._fill(_PREFIX.size):
             return None
         (size,) = _PREFIX.unpack(self._take(_PREFIX.size))
-        if size > _HEAD_MAX_BYTES or not await self._fill(size):
+        if size > most or not await self._fill(size):
             raise ProtocolError("guest: a file record is malformed")
-        return decode_record(self._take(size))
+        return self._take(size)
 
     async def content(self, left: int) -> AsyncIterator[bytes]:
+        """The next so many bytes."""
         while left:
             if not await self._fill(1):
                 await self.finish()
@@ -182,6 +190,7 @@ class _ToolRun:
             yield chunk
 
     async def finish(self) -> None:
+        """End its input, and wait for its end. Raises what it failed with."""
         self.process.close_stdin()
         while await self._fill(len(self._buffer) + 1):
             pass
@@ -190,6 +199,7 @@ class _ToolRun:
             raise _error(status, self._errors.decode("utf-8", "replace").strip() or f"{self._argv[0]}: status {status}")
 
     async def kill(self) -> None:
+        """End it where it still runs."""
         if self.process.exit_status is None:
             try:
                 await self.process.signal(_KILL)

@@ -23,14 +23,20 @@ from perdure.errors import (
     InvalidValue,
     PerdureError,
     ProtocolError,
+    Unavailable,
+    Unsupported,
 )
 from perdure.execution.guest.call import GuestCall
 from perdure.execution.guest.files import FileEntry, GuestFiles
 from perdure.execution.guest.process import Process
-from perdure.formats import channel, memoryreport
+from perdure.execution.guest.tree import GuestTree
+from perdure.formats import channel, memoryreport, usagereport
+from perdure.formats.usagereport import GuestUsage
 from perdure.model import ExecSpec, MemoryUse
 
 __all__ = ["FileEntry", "GuestCall", "GuestFiles", "GuestInfo", "GuestSession", "Identity", "Process", "Quiesced"]
+
+_USAGE_TRIES = 2  # connections that may break over the question until a guest counts as one that does not know it
 
 _log = logging.getLogger(__name__)
 _ERRORS: dict[int, type[PerdureError]] = {
@@ -88,6 +94,7 @@ class GuestSession:
     def __init__(self, on_call: Callable[[GuestCall], Awaitable[None]]) -> None:
         self.info: GuestInfo | None = None
         self.files = GuestFiles(self)
+        self.tree = GuestTree(self)
         self._on_call = on_call
         self._write: Callable[[bytes], None] | None = None
         self._reader = channel.FrameReader()
@@ -101,6 +108,8 @@ class GuestSession:
         self._released: set[int] = set()
         self._calls: dict[int, _OpenCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._asked_usage: dict[int, asyncio.Future[channel.Reply]] = {}
+        self._usage_tries = _USAGE_TRIES
 
     # The connection -------------------------------------------------------------------------------------------------
 
@@ -121,6 +130,11 @@ class GuestSession:
         self._ready.clear()
         self._hello = None
         self._hello_processes = {}
+        if self._asked_usage:
+            self._usage_tries -= 1
+        for asked in self._asked_usage.values():
+            if not asked.done():
+                asked.set_exception(Unavailable("the guest's connection ended"))
         for call in self._calls.values():
             if call.task is not None:
                 call.task.cancel()
@@ -224,6 +238,25 @@ class GuestSession:
             lambda request: channel.Wake(request, int(realtime_s * 1e9), entropy, name.hostname, name.machine_id)
         )
 
+    async def usage(self) -> GuestUsage | None:
+        """What the workload uses; None for a report of another version. Asked once, on this connection only.
+
+        Raises Unavailable (there is no connection, or it ended), Unsupported (a guest from before there was this).
+        """
+        if self._usage_tries <= 0:
+            raise Unsupported("this guest does not tell what it uses", hint="Start the sandbox anew.")
+        if not self.connected:
+            raise Unavailable("the guest is not connected")
+        number, self._next_request = self._next_request, self._next_request + 1
+        answer = self._asked_usage[number] = asyncio.get_running_loop().create_future()
+        self.send(channel.Usage(number))
+        try:
+            reply = await answer
+        finally:
+            del self._asked_usage[number]
+        self._usage_tries = _USAGE_TRIES
+        return usagereport.parse(reply.message)
+
     async def power_off(self) -> None:
         """Kill what runs, write files out, end the machine. Returns when the guest has begun."""
         await self.request(channel.PowerOff)
@@ -295,6 +328,8 @@ class GuestSession:
             case channel.Reply(request=request):
                 if (waiting := self._requests.get(request)) and not waiting[1].done():
                     waiting[1].set_result(frame)
+                elif (asked := self._asked_usage.get(request)) and not asked.done():
+                    asked.set_result(frame)
             case channel.Output() | channel.OutputEnd() | channel.StdinAck() | channel.Exited():
                 if process := self._processes.get(frame.process):
                     process.on_frame(frame)
