@@ -318,3 +318,38 @@ def test_where_a_tag_begins(place: str, url: str, reference: str) -> None:
 
 def test_the_help_names_the_forms_that_are_understood() -> None:
     assert _remote.FORMS == stores.FORMS
+
+
+def test_exported_to_a_file_and_imported_elsewhere(nodes: tuple[Node, Node, Snapshot], tmp_path: Path) -> None:
+    here, there, snapshot = nodes
+    path = tmp_path / "box.snapshot"
+    assert here.fcrun.said("export", "-o", str(path), "box") == ""
+    assert there.fcrun.said("import", str(path)) == f"{snapshot.digest}\n"
+    assert there.layer(snapshot).read_bytes() == here.layer(snapshot).read_bytes()
+    assert there.fcrun.said("gc") == "Deleted: nothing. Freed 0B.\n"  # it is kept
+    there.fcrun.said("rm", snapshot.digest)
+    assert there.client.store.list() == []
+    data = b"".join(here.client.store.export(snapshot.digest))
+    assert data == path.read_bytes()
+    status, out, err = there.fcrun("import", "--format", "json", "-", stdin=data)
+    assert (status, err, json.loads(out)["digest"]) == (0, "", snapshot.digest)
+    there.fcrun.said("rm", snapshot.digest)
+
+    for bad, word in ((data[:-2000], "cut short"), (b"hello", "is no tar"), (data[:600], "")):
+        status, out, err = there.fcrun("import", "-", stdin=bad)
+        assert (status, out) == (125, "") and "the archive is no exported snapshot" in err and word in err
+    assert there.client.store.list() == []
+    assert not list(there.home.run.glob("upload-*"))
+    status, _, err = there.fcrun("export", "-o", str(tmp_path / "none"), "box")
+    assert status == 125 and not (tmp_path / "none").exists()
+    status, _, err = here.fcrun("export", "-o", str(tmp_path / "no/such/folder"), "box")
+    assert status == 125 and "no/such/folder" in err
+
+    layer = here.layer(snapshot)  # what is damaged is not taken for a whole
+    layer.chmod(0o600)
+    with layer.open("r+b") as file:
+        file.seek(layer.stat().st_size // 2)
+        file.write(b"\xff\x00\xff")
+    status, _, err = here.fcrun("export", "-o", str(tmp_path / "damaged"), "box")
+    assert status == 125 and "broke off" in err
+    assert [path.name for path in tmp_path.glob("damaged*")] == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -67,6 +68,16 @@ class StoreClient:
     def pull(self, url: str, reference: str, *, lazy: bool = False) -> Pulled:
         """The snapshot that a tag or digest names there. lazy: its memory stays there, and comes when it is wanted."""
         return msgspec.convert(self._long("/v1/store/pull", {"url": url, "reference": reference, "lazy": lazy}), Pulled)
+
+    def export(self, ref: str) -> Iterator[bytes]:
+        """A tar with it, its template and its image."""
+        with self._http.open("GET", f"{_path(ref)}/export") as answer:
+            yield from answer.chunks()
+
+    def import_archive(self, tar: bytes | Iterable[bytes]) -> Pulled:
+        """The snapshot of such a tar."""
+        answer = self._http.send("POST", "/v1/store/import", body=tar, progress=self._progress)
+        return msgspec.convert(answer, Pulled)
 
     def evict(self, ref: str, *, url: str = "") -> Evicted:
         """Delete its memory here, which the store at ``url`` (empty: where it was pushed to last) must hold."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -77,6 +78,23 @@ async def stream(request: web.Request, content_type: str) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": content_type})
     await response.prepare(request)
     return response
+
+
+async def sent(request: web.Request, tar: AsyncGenerator[bytes, None]) -> web.StreamResponse:
+    """A tar as the answer. What fails at once is told as an error; what fails later breaks the answer off."""
+    async with aclosing(tar):
+        first = await anext(tar)  # at least its end mark
+        response = await stream(request, "application/x-tar")
+        try:
+            await response.write(first)
+            async for data in tar:
+                await response.write(data)
+        except (PerdureError, OSError) as error:
+            _log.warning("%s %s breaks off: %s", request.method, request.path, error)
+            if request.transport is not None:
+                request.transport.abort()  # or half a tar would look like a whole one
+            raise ConnectionResetError from error
+        return response
 
 
 async def long(

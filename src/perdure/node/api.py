@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import stat
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,13 +18,12 @@ from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
-from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats import logs
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, LogPosition, SandboxSpec, SandboxState
-from perdure.node import terminals
+from perdure.node import terminals, uploads
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
 from perdure.node.imagecare import ImageCare, image_info
 from perdure.node.networks import NetworksApi
@@ -249,7 +246,7 @@ class Api:
                     raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
                 await archive.unpack(received, path, sandbox.files)
         finally:
-            _forget(received)
+            uploads.forget(received)
         return ok()
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
@@ -267,17 +264,7 @@ class Api:
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:
-        """The body as a file (it may be larger than memory), in a temporary folder of its own, so that errors about it
-        call it by a name that says something. ``_forget`` it."""
-        path = Path(tempfile.mkdtemp(dir=self._home.run, prefix="upload-")) / "the archive"
-        try:
-            with space_checked("the archive"), path.open("wb") as file:
-                async for data in request.content.iter_any():
-                    file.write(data)
-        except BaseException:
-            _forget(path)
-            raise
-        return path
+        return await uploads.received(self._home, request)
 
     # -- images -------------------------------------------------------------------------------------------------------
     async def images(self, request: web.Request) -> web.Response:
@@ -325,7 +312,7 @@ class Api:
             try:
                 images = await asyncio.to_thread(add, received, progress)
             finally:
-                _forget(received)
+                uploads.forget(received)
             for image in images:
                 self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
             answer = [image_info(image) for image in images]
@@ -347,8 +334,6 @@ class Api:
         return await long(request, work, 201)
 
 
-def _forget(received: Path) -> None:
-    shutil.rmtree(received.parent, ignore_errors=True)
 
 
 def _guest_path(request: web.Request) -> str:

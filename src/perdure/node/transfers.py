@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -14,13 +14,14 @@ from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.execution.registry.contract import RemoteStore, check_tag
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots import transfer
-from perdure.execution.snapshots.stores import open_store
+from perdure.execution.snapshots.stores import archive, open_store
 from perdure.formats.manifest import Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import Frozen
-from perdure.node.answers import body, long
+from perdure.node import uploads
+from perdure.node.answers import body, long, sent
 from perdure.reports import Evicted, Pulled, Pushed
 
 AT_ONCE = 8  # others wait for one to end; each has threads of its own for what it reads
@@ -61,6 +62,8 @@ class Transfers:
             web.post(one + "/push", self.push),
             web.post(one + "/evict", self.evict),
             web.post("/v1/store/pull", self.pull),
+            web.get(one + "/export", self.export),
+            web.post("/v1/store/import", self.import_),
         ]
 
     async def push(self, request: web.Request) -> web.StreamResponse:
@@ -69,8 +72,8 @@ class Transfers:
 
         def work(snapshot: Snapshot, remote: RemoteStore, progress: Progress) -> Pushed:
             images = self._sandboxes.images
-            sent = transfer.push(self._store, self._home.templates, images, snapshot, remote, tag, progress)
-            return Pushed(digest, remote.url, tag, sent.sent_bytes, sent.held_bytes)
+            done = transfer.push(self._store, self._home.templates, images, snapshot, remote, tag, progress)
+            return Pushed(digest, remote.url, tag, done.sent_bytes, done.held_bytes)
 
         return await long(request, lambda progress: self._reading(digest, wish.url, work, progress))
 
@@ -112,6 +115,47 @@ class Transfers:
             away = [layer for layer in snapshot.memory.layers if not self._store.blob_path(layer.digest).exists()]
             elsewhere = sum(layer.size for layer in away)
             return Pulled(snapshot.digest, wish.url, wish.reference, snapshot.config.sandbox_id, elsewhere)
+
+        return await long(request, whole)
+
+    async def export(self, request: web.Request) -> web.StreamResponse:
+        digest = await self._find(request)
+        with contextlib.ExitStack() as held:
+            await asyncio.to_thread(held.enter_context, self._store.reading(digest))
+            snapshot = await asyncio.to_thread(self._store.get, digest)
+            images, templates = self._sandboxes.images, self._home.templates
+            parcels = await asyncio.to_thread(
+                held.enter_context, transfer.packed(self._store, templates, images, snapshot)
+            )
+            return await sent(request, self._pieces(archive.write(parcels)))
+
+    async def _pieces(self, blocking: Iterator[bytes]) -> AsyncGenerator[bytes, None]:
+        while data := await self._threaded(lambda: next(blocking, b"")):
+            yield data
+
+    async def import_(self, request: web.Request) -> web.StreamResponse:
+        received = await uploads.received(self._home, request)
+
+        def work(progress: Progress) -> Snapshot:
+            with contextlib.closing(archive.ArchiveStore(received)) as remote:
+                return transfer.pull(
+                    self._store,
+                    self._home.templates,
+                    self._sandboxes.images,
+                    remote,
+                    archive.tag_of(remote),
+                    progress,
+                    is_kept=True,
+                )
+
+        async def whole(progress: Progress) -> Pulled:
+            try:
+                snapshot = await self._threaded(lambda: work(progress))
+            finally:
+                await asyncio.to_thread(uploads.forget, received)
+            await asyncio.to_thread(self._sandboxes.let_go_if_named, snapshot.digest)
+            self._sandboxes.tell("snapshot.imported", digest=snapshot.digest)
+            return Pulled(snapshot.digest, "", "", snapshot.config.sandbox_id, 0)
 
         return await long(request, whole)
 

@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perdure.errors import NotFound, ProtocolError, Unavailable, Unsupported
 from perdure.execution.guest import tree
@@ -113,13 +115,28 @@ async def test_a_guest_that_does_not_know_usage_is_not_asked_for_ever(
     assert (await guest.session.files.stat("/")).mode  # all else goes on
 
 
+@given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 255))
+def test_noise_in_a_record_never_does_more_than_raise(noise: bytes, at: int, byte: int) -> None:
+    good = bytearray(tree._HEAD.pack(stat.S_IFREG, 0, 0, 9, 0, 1, 2, 1, 0, 0, 0))
+    for text in (b"a/path", b""):
+        good += tree._LENGTH.pack(len(text)) + text
+    good += tree._LENGTH.pack(1) + b"".join(tree._LENGTH.pack(len(text)) + text for text in (b"user.x", b"\xff"))
+    good += tree._LENGTH.pack(1) + tree._EXTENT.pack(2, 7)
+    assert tree.decode(bytes(good)).attributes == {"user.x": b"\xff"}
+    good[at % len(good)] = byte
+    for head in (noise, bytes(good), bytes(good[:at])):
+        try:
+            tree.decode(head)
+        except ProtocolError:
+            pass
+
+
 def test_what_a_guest_must_not_send() -> None:
     def head(path: bytes, size: int = 0, extents: tuple[tuple[int, int], ...] = ()) -> bytes:
         fixed = tree._HEAD.pack(stat.S_IFREG, 0, 0, size, 0, 1, 2, 1, 0, 0, 0)
-        return b"".join(
-            [fixed, *(tree._LENGTH.pack(len(text)) + text for text in (path, b"")), tree._LENGTH.pack(0)]
-            + [tree._LENGTH.pack(len(extents)), *(tree._EXTENT.pack(*extent) for extent in extents)]
-        )
+        texts = (tree._LENGTH.pack(len(text)) + text for text in (path, b""))
+        counts = tree._LENGTH.pack(0) + tree._LENGTH.pack(len(extents))
+        return b"".join([fixed, *texts, counts, *(tree._EXTENT.pack(*extent) for extent in extents)])
 
     assert tree.decode(head(b"a/b", 9, ((1, 2), (5, 4)))).extents == ((1, 2), (5, 4))
     for bad in (

@@ -18,7 +18,9 @@ def test_what_a_guest_says() -> None:
     assert GuestUsage(1, 2, 0, 0, 0, 0, 0).used_bytes == 0
 
 
-@pytest.mark.parametrize("text", ["", "usage 2" + TEXT[7:], TEXT + " 1", TEXT[:-3], TEXT + "\n", TEXT.replace("7", "-7")])
+@pytest.mark.parametrize(
+    "text", ["", "usage 2" + TEXT[7:], TEXT + " 1", TEXT[:-3], TEXT + "\n", TEXT.replace("7", "-7")]
+)
 def test_anything_else_is_none(text: str) -> None:
     assert parse(text) is None
 

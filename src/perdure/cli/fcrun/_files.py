@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import IO
 
 from perdure.errors import InvalidValue
 
@@ -25,3 +27,37 @@ def chunks(path: str) -> Iterator[Iterator[bytes]]:
         raise InvalidValue(f"{path}: {error.strerror}") from error
     with file:
         yield iter(lambda: file.read(CHUNK_BYTES), b"")
+
+
+def save(pieces: Iterator[bytes], path: str) -> None:
+    """Write them to a file, which is there when all of it is; to stdout for "-". Raises InvalidValue."""
+    if path == "-":
+        if sys.stdout.isatty():
+            raise InvalidValue("stdout is a terminal", hint="Name a file: -o FILE")
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - a pipe or a device; pathlib costs
+        with _opened(path) as file:
+            file.writelines(pieces)
+        return
+    part = f"{path}.part-{os.getpid()}"
+    try:
+        first = next(pieces, b"")  # before a file is made: what the node refuses leaves none
+        with _opened(part) as file:
+            file.write(first)
+            file.writelines(pieces)
+        os.replace(part, path)  # noqa: PTH105
+    except OSError as error:
+        raise InvalidValue(f"{path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            os.unlink(part)  # noqa: PTH108
+
+
+def _opened(path: str) -> IO[bytes]:
+    try:
+        return open(path, "wb")  # noqa: PTH123
+    except OSError as error:
+        raise InvalidValue(f"{path}: {error.strerror}") from error

@@ -13,6 +13,7 @@ from typing import Protocol
 from perdure.errors import InvalidValue, SnapshotInvalid
 from perdure.formats.manifest import Descriptor, digest_of
 
+INTERNAL_TAGS = ("template-", "image-", "working-set-")  # beginnings of those that no snapshot has
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")  # as the OCI distribution specification has it
 
 

@@ -72,6 +72,12 @@ def prepare(
     return files
 
 
+def write_disk(store: Store, snapshot: Snapshot, target: Path) -> None:
+    """The snapshot's disk alone. Raises SnapshotInvalid, NotFound, NoSpace."""
+    with spaces.disk_of(store, snapshot, snapshot.disk.size) as disk:
+        _write(target, lambda file: _write_sparse(file, disk))
+
+
 def check_facts(snapshot: Snapshot, facts: Facts) -> None:
     """Raises SnapshotInvalid that names every fact in which here differs from where the snapshot was made.
 

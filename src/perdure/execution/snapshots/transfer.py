@@ -7,10 +7,11 @@ when a machine wants them (``cache``).
 
 from __future__ import annotations
 
+import contextlib
 import re
 import tempfile
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.registry.upload import Parcel, Sent, send
 from perdure.execution.snapshots import cachefile, image_artifact, spaces, template_artifact, templates
 from perdure.execution.snapshots.store import Store
+from perdure.execution.registry.contract import INTERNAL_TAGS as INTERNAL_TAGS
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats import artifact, manifest, workingset
@@ -28,7 +30,6 @@ from perdure.formats.manifest import MANIFEST, Descriptor, Snapshot, check_diges
 from perdure.host.progress import Progress, silent
 
 _TEMPLATE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-INTERNAL_TAGS = ("template-", "image-", "working-set-")  # beginnings of those that no snapshot has
 _INDEXES = 8  # at once
 
 
@@ -57,6 +58,27 @@ def push(
     SnapshotInvalid (a part here was damaged), Conflict, and what the store raises; the tag is then as it was.
     """
     _refuse_itself(store, remote)
+    with packed(store, templates_folder, images, snapshot, tag, remote) as parcels:
+        sent = send(remote, parcels, progress)
+    for layer in snapshot.memory.layers:
+        if store.blob_path(layer.digest).exists():
+            store.note(layer, remote.url)  # so that it is known where to evict it to
+    return sent
+
+
+@contextlib.contextmanager
+def packed(
+    store: Store,
+    templates_folder: Path,
+    images: ImageLibrary,
+    snapshot: Snapshot,
+    tag: str = "",
+    remote: RemoteStore | None = None,
+) -> Iterator[list[Parcel]]:
+    """A snapshot and all that it needs, for ``remote`` or to be taken elsewhere; their files stay while this is held.
+
+    Raises NotFound (a part is neither here nor in ``remote``), SnapshotInvalid.
+    """
     config = snapshot.config
     template = templates.load(templates_folder, config.template, config.template_digest)
     if template.digest != config.template_digest:
@@ -68,11 +90,7 @@ def push(
         if working_set := store.working_set(snapshot.digest):
             parcels.append(_working_set_parcel(store, snapshot, working_set, Path(scratch)))
         parcels.append(_snapshot_parcel(store, snapshot, remote, tag or tag_of(snapshot.digest)))
-        sent = send(remote, parcels, progress)
-    for layer in snapshot.memory.layers:
-        if store.blob_path(layer.digest).exists():
-            store.note(layer, remote.url)  # so that it is known where to evict it to
-    return sent
+        yield parcels
 
 
 def pull(
@@ -221,15 +239,16 @@ def _missing(store: Store, descriptors: Sequence[Descriptor]) -> list[Descriptor
     return missing
 
 
-def _snapshot_parcel(store: Store, snapshot: Snapshot, remote: RemoteStore, tag: str) -> Parcel:
+def _snapshot_parcel(store: Store, snapshot: Snapshot, remote: RemoteStore | None, tag: str) -> Parcel:
     data = store.blob_path(snapshot.digest).read_bytes()
     blobs = []
     for blob in (manifest.config_of(data), *snapshot.descriptors):
         path = store.blob_path(blob.digest)
-        if not path.exists() and not remote.has(blob):
+        if not path.exists() and not (remote is not None and remote.has(blob)):
             where = store.place(blob)
             raise NotFound(
-                f"blob {blob.digest} ({blob.media_type}) is neither here nor in {remote.url}",
+                f"blob {blob.digest} ({blob.media_type}) is "
+                + (f"neither here nor in {remote.url}" if remote is not None else "not here"),
                 hint=f"It is in {where}: pull it from there first." if where else "Push another snapshot.",
             )
         blobs.append((blob, path))
