@@ -36,6 +36,7 @@ class SandboxState(StrEnum):
     CREATED = "created"
     STARTING = "starting"
     RUNNING = "running"
+    PAUSED = "paused"  # its machine is there, and none of its processors runs
     SUSPENDING = "suspending"
     SUSPENDED = "suspended"
     RESUMING = "resuming"
@@ -224,6 +225,57 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     ports: list[PublishedPort] = []  # those that the node listens for now, with the host's numbers
     health: Health | None = None  # while it runs, where there is a health check
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
+
+
+class SandboxUsage(Frozen, frozen=True, kw_only=True):
+    """What a sandbox uses at one moment. Counters (seconds of processor time, bytes) only grow while it runs; all are 0
+    where no machine is there."""
+
+    id: str
+    name: str
+    state: SandboxState
+    time: float  # when it was measured
+    vcpus: int = 0
+    cpu_s: float = 0.0  # of the machine: Firecracker and what serves it, below the line
+    memory_bytes: int = 0  # as the guest counts it, without what it could give back
+    memory_limit_bytes: int = 0
+    host_bytes: int = 0  # what the machine has of the memory below the line
+    received_bytes: int = 0  # by network
+    sent_bytes: int = 0
+    read_bytes: int = 0  # of its disks
+    written_bytes: int = 0
+    threads: int = 0  # of the workload
+    stored_bytes: int = 0  # what it costs at rest
+
+
+class SandboxProcess(Frozen, frozen=True, kw_only=True):
+    """A process in a sandbox, by the numbers of its guest (proc_pid_stat(5))."""
+
+    pid: int
+    ppid: int
+    uid: int
+    user: str
+    state: str  # R, S, D …
+    threads: int
+    nice: int
+    group: int
+    session: int
+    tty: str  # "pts/0"; "?" where it has none
+    cpu_s: float
+    started: float  # seconds since the epoch
+    elapsed_s: float
+    virtual_bytes: int
+    resident_bytes: int
+    memory_percent: float
+    name: str
+    command: str  # with its arguments; "[name]" where it has none
+
+
+class Change(Frozen, frozen=True, kw_only=True):
+    """One line of ``fcrun diff``."""
+
+    kind: str  # A added, C changed, D deleted
+    path: str
 
 
 class Recipe(Frozen, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from perdure.client.library import LibraryClient
 from perdure.client.registries import RegistryClient
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
+from perdure.client.views import ViewsClient
 from perdure.errors import PerdureError, Unavailable, from_json
 from perdure.formats.logs import STDERR as STDERR
 from perdure.formats.logs import STDOUT as STDOUT
@@ -104,7 +105,7 @@ class Session:
         self.close()
 
 
-class NodeClient:
+class NodeClient(ViewsClient):
     """All that a node can be asked. ``ref`` is a sandbox's id, a unique prefix of it, or its name."""
 
     def __init__(self, home: Home, progress: Progress | None = None) -> None:

@@ -20,6 +20,7 @@ from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
 from perdure.linux import process
+from perdure.linux.usage import usage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ class Machine:
             "pager": self._pager.stat() if self._pager else {},
             "resident": self._pager is None or self._pager.resident,
             "wanted": self.wanted,
+            "usage": usage(self.pids),
         }
 
     @property

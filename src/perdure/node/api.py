@@ -31,6 +31,7 @@ from perdure.node.registries import Registries
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
+from perdure.node.views import Views
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
 
@@ -125,6 +126,7 @@ class Api:
         )
         every = self._sandboxes
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
+        app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         app.add_routes(NetworksApi(every).routes())
         app.add_routes(Registries(every).routes())

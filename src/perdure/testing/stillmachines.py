@@ -75,6 +75,8 @@ class StillMachine:
 class StillSession:
     """What ``GuestSession`` offers."""
 
+    connected = True
+
     def __init__(self, main_id: str) -> None:
         self.processes = {main_id: SimpleNamespace(id=main_id, pid=1)}
 

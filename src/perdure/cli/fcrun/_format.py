@@ -75,6 +75,15 @@ def size(count: float) -> str:
     return f"{count:.3g}TB"
 
 
+def binary_size(count: float) -> str:
+    """Bytes of memory as Docker writes them: 14.2MiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f}{unit}" if unit == "B" else f"{count:.4g}{unit}"
+        count /= 1024
+    return f"{count:.4g}TiB"
+
+
 def ago(moment: float | None, clock: Callable[[], float] = time.time) -> str:
     """A duration up to now as Docker writes it: "5 minutes"."""
     seconds = max(0, int(clock() - (moment or 0)))

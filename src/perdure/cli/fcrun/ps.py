@@ -102,6 +102,8 @@ def _row(info: SandboxInfo, *, short: bool) -> dict[str, str]:
 def _status(info: SandboxInfo) -> str:
     if info.state == "running":
         return f"Up {_format.ago(info.started)}{_health(info)}"
+    if info.state == "paused":
+        return f"Up {_format.ago(info.started)} (Paused)"
     if info.state == "suspended" and info.snapshot is not None:
         return f"Suspended {_format.ago(info.snapshot.created)} ago"
     if info.state == "exited":

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import msgspec
 
@@ -39,7 +39,7 @@ from perdure.execution.images.layers import Layer, merge, oci_architecture
 from perdure.execution.images.packages import bootstrap
 from perdure.execution.images.parts import KeptLayer, Parts
 from perdure.execution.images.source import opened
-from perdure.execution.images.squashfs import pack
+from perdure.execution.images.squashfs import pack, write_tar
 from perdure.formats.references import full_name, known_name
 from perdure.linux import durable
 from perdure.model import Frozen
@@ -179,6 +179,18 @@ class ImageLibrary:
             for other, record in index.images.items():
                 if name in record.names and (kept := record.of(name)) is not None:
                     index.images[other] = record.called(name, msgspec.structs.replace(kept, pulled=digest))
+
+    def write_tar(self, layers: Sequence[KeptLayer | Path], out: IO[bytes]) -> None:
+        """The root that layers give when they are applied in order (as of ``compose``), as one tar.
+
+        Raises ImageInvalid, NoSpace.
+        """
+        with ExitStack() as opening:
+            used = []
+            for layer in layers:
+                path, diff_id = (layer, "") if isinstance(layer, Path) else (layer.path, layer.diff_id)
+                used.append(Layer(Section.whole(opening.enter_context(path.open("rb")), path.name), diff_id=diff_id))
+            write_tar(merge(used, relative_only=False, folder=self._folder), used, out)
 
     def parts(self, name: str) -> Parts:
         """Manifest, configuration and layers of the image that ``get`` finds. Raises NotFound, Unsupported."""

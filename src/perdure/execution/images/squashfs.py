@@ -52,7 +52,7 @@ def pack(tree: Tree, layers: Sequence[Layer], target: Path, progress: Progress |
         assert process.stdin is not None
         try:
             with process.stdin as pipe:
-                _write(tree, layers, pipe, progress)
+                write_tar(tree, layers, pipe, progress)
         except BrokenPipeError:
             pass  # it gave up first: its own message says why
         except BaseException:
@@ -76,7 +76,8 @@ def _failure(status: int, said: str, target: Path) -> PerdureError:
     )
 
 
-def _write(tree: Tree, layers: Sequence[Layer], pipe: IO[bytes], progress: Progress | None) -> None:
+def write_tar(tree: Tree, layers: Sequence[Layer], pipe: IO[bytes], progress: Progress | None = None) -> None:
+    """``tree`` as one tar, with its files' data from ``layers``. Raises ImageInvalid."""
     names: dict[tuple[int, int], list[str]] = {}
     made: dict[tuple[int, int], Node] = {}
     for path, node in tree.walk():

@@ -7,6 +7,7 @@ import logging
 import time
 
 from perdure.errors import PerdureError
+from perdure.execution.guest.session import GuestSession
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import feeding
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 async def reconcile(life: Life, launcher: Launcher | None) -> None:
     """``launcher`` is None where none answers: nothing lives then. What each state means: see ``states``."""
     await asyncio.to_thread(life.folder.forget_unsaved)
-    if life.state in (S.STARTING, S.RUNNING, S.SUSPENDING):
+    if life.state in (S.STARTING, S.RUNNING, S.PAUSED, S.SUSPENDING):
         await _adopt(life, launcher)
     elif launcher is not None:
         await end_stray(launcher, life.id)
@@ -56,13 +57,17 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
             machine.feed(feeder)
             if life.record.populates:
                 await feeding.populate(keeper)
+        if life.state is S.PAUSED:
+            if facts.get("state") != "paused":
+                await machine.request("pause")
+            life.emit("adopted")
+            return  # its guest is met when it goes on
         if facts.get("state") == "paused":
             await machine.request("continue")
         guest = await machine.outlives(session.ready(READY_TIMEOUT_S))
         if guest.frozen:
             await machine.answered(life.wake(session), 0)
-        main = life.find_main(session)
-        await life.measure({}, Phases(), main)
+        await met(life, session)
     except (PerdureError, TimeoutError) as error:
         _log.warning("adoption of %s failed: %s", life.id, error)
         cause, detail = await why_gone(launcher, life.id) if machine.over else ("adoption-failed", str(error))
@@ -72,8 +77,14 @@ async def _adopt(life: Life, launcher: Launcher | None) -> None:
         life.happened("started", started=time.time())
     elif life.state is S.SUSPENDING:
         life.happened("refused")
+    life.emit("adopted")
+
+
+async def met(life: Life, session: GuestSession) -> None:
+    """The guest of a machine that was there before this node has said what runs in it."""
+    main = life.find_main(session)
+    await life.measure({}, Phases(), main)
     life.follow(main)
     for process in session.processes.values():
         if process.id != life.main_id:
             life.discard(process)
-    life.emit("adopted")

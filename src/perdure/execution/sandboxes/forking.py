@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 async def moment_of(sandbox: Sandbox) -> str:
     """The snapshot (digest) to fork a sandbox from: taken now where it runs, else its last one. Raises Conflict."""
-    if sandbox.state is SandboxState.RUNNING:
+    if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED):  # the latter is refused
         return (await sandbox.checkpoint()).digest
     record = sandbox.record
     if record.parent is not None:

@@ -34,6 +34,7 @@ from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.snapshots.store import Store
 from perdure.formats.logs import STDERR, STDOUT
+from perdure.formats.usagereport import GuestUsage
 from perdure.host.paths import Home
 from perdure.model import CallsEndpoint, ExecSpec, HealthCheck, SandboxInfo
 from perdure.model import SandboxState as S
@@ -80,6 +81,7 @@ class Life(ABC):
         self.main: MainProcess | None = None
         self.published: Published | None = None  # while the node listens for its ports
         self.figures: dict[str, Any] = {}
+        self.usage: GuestUsage | None = None  # what its guest said last that its workload uses
         self.tried = 0  # the highest number of a machine's folder that was used: see ``fresh_generation``
         self.stopping = ""  # the cause to record when the main process exits now
         self.health = HealthWatch(self)
@@ -226,8 +228,18 @@ class Life(ABC):
     def need_running(self) -> GuestSession:
         """The session of a running sandbox. Raises Conflict."""
         if self.state is not S.RUNNING or self.session is None:
-            hints = {S.SUSPENDED: f"Go on with it: fcrun resume {self.name}", S.CREATED: f"fcrun start {self.name}"}
+            hints = {
+                S.SUSPENDED: f"Go on with it: fcrun resume {self.name}",
+                S.CREATED: f"fcrun start {self.name}",
+                S.PAUSED: f"Let it go on: fcrun unpause {self.name}",
+            }
             raise Conflict(f"sandbox {self.name} is {self.state}, not running", hint=hints.get(self.state, ""))
+        return self.session
+
+    def need_session(self) -> GuestSession:
+        """The session of one that runs or is paused. Raises MachineFailed."""
+        if self.session is None:
+            raise MachineFailed(f"sandbox {self.name} has no machine")
         return self.session
 
     async def wake(self, session: GuestSession, identity: Identity | None = None) -> None:
@@ -285,6 +297,16 @@ class Life(ABC):
             process.close_stdin()
         self.spawn_task(_drain(process))
 
+    async def let_answer(self) -> None:
+        """Let the guest of a paused sandbox run, so that guestd answers; its workload stays frozen. Nothing where it
+        is dead: who asks it something sees that."""
+        try:
+            machine = self.need_machine()
+            if (await machine.request("stat")).get("state") == "paused":
+                await machine.request("continue")
+        except PerdureError as error:
+            _log.info("%s does not go on: %s", self.id, error)
+
     async def end_machine(self, reason: PerdureError) -> None:
         """End what there is of a machine; who waits at its session gets ``reason``."""
         if self.main is not None:
@@ -308,9 +330,11 @@ class Life(ABC):
     # -- how it ends --------------------------------------------------------------------------------------------------
     async def _main_exited(self, process: Process, status: int) -> None:
         async with self.moving:
-            if self.state is not S.RUNNING or self.main is None or self.main.process is not process:
+            if self.state not in (S.RUNNING, S.PAUSED) or self.main is None or self.main.process is not process:
                 return  # suspended in this moment: told again after the resume
             self.main = None
+            if self.state is S.PAUSED:  # in this moment, or it was killed
+                await self.let_answer()
             detail = "" if self.record.spec.auto_remove else await self.sync()
             await self.end_machine(MachineFailed(f"sandbox {self.name} has exited"))
             self.exited("exited", self.stopping or "exit", detail, status)
@@ -348,7 +372,7 @@ class Life(ABC):
     async def _bury(self, machine: Machine, cause: str, detail: str) -> None:
         # an operation that is under way sees its request fail (``Machine.outlives``), and settles the state itself
         async with self.moving:
-            if self.machine is machine and self.state is S.RUNNING:
+            if self.machine is machine and self.state in (S.RUNNING, S.PAUSED):
                 _log.warning("machine of %s died: %s %s", self.id, cause, detail)
                 await self.lost(cause, detail)
 

@@ -42,7 +42,7 @@ from perdure.model import new_id
 
 PATIENCE_S = 600.0  # for each step: an emulated machine reads all of a large memory slowly
 _CAPTURES = ("diff-1", "full-2", "diff-3")
-_FOLDER = re.compile(r"verify-([0-9a-f]{12})-[0-9a-f]{8}\Z")
+_FOLDER = re.compile(r"(?:verify|reading)-([0-9a-f]{12})-[0-9a-f]{8}\Z")
 
 _log = logging.getLogger(__name__)
 
@@ -162,8 +162,8 @@ def _blocks(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def left_over(run: Path) -> dict[str, Path]:
-    """What a killed node left of its rehearsals: the id of each machine, and its folder."""
-    return {found[1]: path for path in run.glob("verify-*") if (found := _FOLDER.match(path.name))}
+    """What a killed node left of its rehearsals, and of what it only read: the id of each machine, and its folder."""
+    return {found[1]: path for path in run.glob("*-*-*") if (found := _FOLDER.match(path.name))}
 
 
 def sweep(run: Path) -> None:

@@ -44,7 +44,7 @@ async def resume(
     event = "roll back" if wanted and life.state is SandboxState.RUNNING else "resume"
     life.check(event)
     phases = Phases()
-    kept = _choose(life, wanted)
+    kept = choose(life, wanted)
     with contextlib.ExitStack() as held:  # until the pager has its files open, nobody sweeps them away
         await asyncio.to_thread(held.enter_context, life.rooms.store.reading(kept.info.digest))
         stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
@@ -185,7 +185,8 @@ async def _restore(
         await feeding.populate(machine.keeper)
 
 
-def _choose(life: Life, wanted: str | None) -> KeptSnapshot:
+def choose(life: Life, wanted: str | None) -> KeptSnapshot:
+    """The snapshot to go on from: the wanted one, or the newest of its line. Raises NotFound."""
     record = life.record
     if wanted:
         if (kept := record.snapshot(wanted)) is None:
@@ -231,17 +232,17 @@ def _prepared(
             folder=folder,
             templates=home.templates,
             facts=template.facts,
-            disk_file=life.folder.disk if _is_kept(life.folder.disk, index) else None,
+            disk_file=life.folder.disk if is_kept(life.folder.disk, index) else None,
         )
     if index is None and is_id(stored.config.sandbox_id):  # what it is a fork of may have one
         index = diskchanges.load(home.sandboxes / stored.config.sandbox_id / life.folder.disk_index.name, stored.digest)
-    if index is not None and not _is_kept(files.overlay, index):
+    if index is not None and not is_kept(files.overlay, index):
         stamp = diskchanges.stamped(files.overlay)
         diskchanges.save(life.folder.disk_index, dataclasses.replace(index, stamp=stamp))
     return files
 
 
-def _is_kept(path: Path, index: DiskIndex | None) -> bool:
+def is_kept(path: Path, index: DiskIndex | None) -> bool:
     """Whether the file holds just what the index says."""
     try:
         return index is not None and diskchanges.stamp_of(path) == index.stamp

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
-from perdure.execution.guest.session import GuestFiles, Process
+from perdure.execution.guest.session import GuestFiles, GuestSession, Process
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import (
     adopting,
@@ -17,6 +17,7 @@ from perdure.execution.sandboxes import (
     compacting,
     forgetting,
     networking,
+    pausing,
     resuming,
     starting,
     suspending,
@@ -40,9 +41,48 @@ class Sandbox(Life):
             await starting.start(self, progress)
             return self.info()
 
-    async def suspend(self, position: LogPosition | None = None) -> SnapshotInfo:
+    async def pause(self) -> SandboxInfo:
+        """Let none of its processors run, until ``unpause``; it keeps its memory, and what is connected to it."""
         async with self.moving:
-            return await suspending.suspend(self, position)
+            await pausing.pause(self)
+            return self.info()
+
+    async def unpause(self) -> SandboxInfo:
+        async with self.moving:
+            await pausing.unpause(self)
+            return self.info()
+
+    async def suspend(self, position: LogPosition | None = None) -> SnapshotInfo:
+        """Also of a paused one; one that cannot be suspended goes on as it was."""
+        async with self.moving:
+            was_paused = self.state is S.PAUSED
+            if was_paused:
+                await pausing.let_answer(self)
+            try:
+                return await suspending.suspend(self, position)
+            except BaseException:
+                if was_paused:
+                    await pausing.again(self)
+                raise
+
+    @asynccontextmanager
+    async def looked_at(self) -> AsyncIterator[GuestSession]:
+        """The guest of a running sandbox, or of a paused one, of whose workload nothing runs meanwhile. Raises
+        Conflict."""
+        if self.record.state is not S.PAUSED:
+            yield self.need_running()
+            return
+        async with self.moving:
+            if self.state is not S.PAUSED:
+                yield self.need_running()
+                return
+            await pausing.let_answer(self)
+            try:
+                assert self.session is not None
+                yield self.session
+            finally:
+                if self.state is S.PAUSED:
+                    await pausing.again(self)
 
     async def awake(self) -> None:
         """Once this returns it runs: a suspended one is resumed. Raises what a resume does, Conflict (it has ended)."""
@@ -130,15 +170,19 @@ class Sandbox(Life):
         await (await self._running_main()).signal(number)
         return self.info()
 
-    async def _running_main(self) -> Process:
+    async def _running_main(self, *, kills: bool = False) -> Process:
+        """``kills``: it is for SIGKILL, which ends what is frozen too; else one that is paused goes on before."""
         async with self.moving:
-            self.need_running()
+            if self.state is S.PAUSED:
+                await (pausing.let_answer(self) if kills else pausing.unpause(self))
+            else:
+                self.need_running()
             if self.main is None:
                 raise Conflict(f"the main process of sandbox {self.name} has exited")
             return self.main.process
 
     async def _signal_to_end(self, number: int, cause: str, timeout_s: float | None) -> SandboxInfo:
-        main = await self._running_main()
+        main = await self._running_main(kills=number == signal.SIGKILL)
         self.stopping = cause
         try:
             async with asyncio.timeout(timeout_s):
@@ -147,7 +191,7 @@ class Sandbox(Life):
         except (TimeoutError, PerdureError):
             pass  # it does not obey, or cannot: the machine ends
         async with self.moving:
-            if self.state is S.RUNNING:
+            if self.state in (S.RUNNING, S.PAUSED):
                 await self.sync()
                 await self.end_machine(MachineFailed(f"sandbox {self.name} was {cause}"))
                 self.exited("exited", cause, "", 128 + signal.SIGKILL)
@@ -178,7 +222,7 @@ class Sandbox(Life):
             if not self.folder.root.exists():
                 raise NotFound(f"sandbox {self.name} is removed already")
             with headroom.given(self.rooms.home):
-                if force and self.state is S.RUNNING:
+                if force and self.state in (S.RUNNING, S.PAUSED):
                     await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
                     self.happened("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
                     self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)

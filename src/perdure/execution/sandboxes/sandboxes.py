@@ -459,7 +459,7 @@ class Sandboxes:
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:
             await sandbox.reconcile(launcher)
-            if sandbox.state in (SandboxState.RUNNING, SandboxState.SUSPENDED):
+            if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.SUSPENDED):
                 await networking.publish(sandbox)
                 await networking.tell_names(sandbox)
         except (PerdureError, OSError) as error:

@@ -4,6 +4,7 @@ A state is written to disk before the work that it names begins, and the next on
 killed node left half-done is told from the state alone:
 
 - ``starting``: its main process may run already. Found in the guest: *started*; otherwise *died*.
+- ``paused``: found running (it was just about to go on) it is paused again.
 - ``suspending``: not accepted yet. The machine lives: *refused* (it thaws and goes on); otherwise *died*.
 - ``resuming``: rolled back, *refused*: the snapshot is still there; *refused, exited* where it had exited before.
 - ``removing``: done again to its end.
@@ -25,7 +26,12 @@ TRANSITIONS: dict[tuple[S, str], S] = {
     (S.STARTING, "died"): S.EXITED,
     (S.RUNNING, "exited"): S.EXITED,
     (S.RUNNING, "died"): S.EXITED,
+    (S.RUNNING, "pause"): S.PAUSED,
+    (S.PAUSED, "unpause"): S.RUNNING,
+    (S.PAUSED, "exited"): S.EXITED,
+    (S.PAUSED, "died"): S.EXITED,
     (S.RUNNING, "suspend"): S.SUSPENDING,
+    (S.PAUSED, "suspend"): S.SUSPENDING,
     (S.SUSPENDING, "suspended"): S.SUSPENDED,
     (S.SUSPENDING, "refused"): S.RUNNING,
     (S.SUSPENDING, "died"): S.EXITED,
@@ -42,13 +48,21 @@ TRANSITIONS: dict[tuple[S, str], S] = {
     (S.REMOVING, "remove"): S.REMOVING,
 }
 
-LIVE = frozenset({S.STARTING, S.RUNNING, S.SUSPENDING, S.RESUMING})
+LIVE = frozenset({S.STARTING, S.RUNNING, S.PAUSED, S.SUSPENDING, S.RESUMING})
 """States in which a machine may exist."""
 
 _HINTS: dict[tuple[S, str], str] = {
     (S.RUNNING, "remove"): "Stop it first, or remove it with --force.",
     (S.RUNNING, "start"): "It runs already.",
     (S.RUNNING, "resume"): "It runs already.",
+    (S.RUNNING, "unpause"): "It runs already.",
+    (S.PAUSED, "pause"): "It is paused already.",
+    (S.PAUSED, "start"): "Let it go on with `fcrun unpause`.",
+    (S.PAUSED, "resume"): "Let it go on with `fcrun unpause`.",
+    (S.PAUSED, "checkpoint"): "Let it go on first: fcrun unpause",
+    (S.PAUSED, "remove"): "Stop it first, or remove it with --force.",
+    (S.SUSPENDED, "pause"): "Nothing of it runs: it is suspended.",
+    (S.SUSPENDED, "unpause"): "Go on with `fcrun resume`.",
     (S.SUSPENDED, "start"): "Its memory is kept: go on with `fcrun resume`.",
     (S.SUSPENDED, "suspend"): "It is suspended already.",
     (S.CREATED, "suspend"): "It has not run yet: `fcrun start` it first.",

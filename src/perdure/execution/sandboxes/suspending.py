@@ -33,7 +33,7 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     parent = await capturing.parent_of(life)
     overlay, index = life.folder.overlay(life.record.generation), await capturing.index_of(life)
     collector = str((await life.rooms.ground.assets()).collector)
-    machine, session = life.need_machine(), life.need_running()
+    machine, session = life.need_machine(), life.need_session()
     kind = "full" if life.record.full_next else "diff"
     # until it is packed, the next capture is a full one: a lost diff cannot be taken again
     life.move("suspend", full_next=True)
