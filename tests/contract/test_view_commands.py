@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -104,6 +105,24 @@ def test_what_is_wrong_is_said_before_anything_is_started(node: Node, tmp_path: 
     assert "maybe" in node.refused("commit", "--pause", "maybe", "new")
     assert [image.name for image in node.client.images()] == ["tiny:latest"]
     assert not list(node.home.run.glob("*-*"))
+
+
+def test_a_sparse_file_with_one_piece_is_packed(node: Node) -> None:
+    """It has a hole, and an end that is no whole block."""
+    sparse = io.BytesIO()
+    with tarfile.open(fileobj=sparse, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        member, lead = tarfile.TarInfo("etc/sparse"), b"1\n8388608\n5\n".ljust(512, b"\0")
+        numbers = {"major": "1", "minor": "0", "name": "etc/sparse", "realsize": str((8 << 20) + 5)}
+        member.pax_headers = {f"GNU.sparse.{name}": value for name, value in numbers.items()}
+        member.size = len(lead) + 5
+        tar.addfile(member, io.BytesIO(lead + b"piece"))
+    layer = node.home.run / "sparse.tar"
+    layer.write_bytes(sparse.getvalue())
+    library = ImageLibrary(node.home.images)
+    parts = library.parts("tiny")
+    image = library.compose("sparse", [*parts.layers, layer], parts.document)
+    said = subprocess.run(["unsquashfs", "-cat", image.squashfs, "etc/sparse"], capture_output=True, check=True)
+    assert said.stdout == bytes(8 << 20) + b"piece"
 
 
 def test_layers_become_one_tar(node: Node, tmp_path: Path) -> None:

@@ -130,7 +130,9 @@ def _write_file(member: Member, path: str, pipe: IO[bytes]) -> None:
     stored = extents(member.header)
     lead = b""
     if member.header.sparse is not None:  # holes stay holes: GNU sparse format 1.0, a map in front of the data
-        numbers = [len(stored), *(number for extent in stored for number in extent)]
+        # mksquashfs 4.5.1 calls a map of one extent corrupt, unless that has whole blocks: an empty one goes before it
+        named = [(0, 0), *stored] if len(stored) == 1 else stored
+        numbers = [len(named), *(number for extent in named for number in extent)]
         lead = _padded("".join(f"{number}\n" for number in numbers).encode())
         sparse = {"major": "1", "minor": "0", "name": path, "realsize": str(header.size)}
         header.pax_headers = {**header.pax_headers, **{f"GNU.sparse.{key}": value for key, value in sparse.items()}}
