@@ -254,7 +254,7 @@ def test_a_shell_completes_what_is_typed(node: Node) -> None:
     node.create("bold")
     node.client.tag_image("tiny", "team/tiny:v1")
     assert complete(node, "sus") == ["suspend"]
-    assert complete(node, "snapshot", "ex") == ["explain"]
+    assert complete(node, "snapshot", "exp") == ["explain", "export"]
     assert complete(node, "rm", "") == ["bold", "box"]
     assert complete(node, "rm", "-f", "bold", "bo") == ["bold", "box"]  # it takes several
     assert complete(node, "rename", "bold", "b") == []  # a new name: nothing to offer

@@ -45,7 +45,17 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
     Folder(tmp_path).save(record)
     nothing: Any = None
     rooms = Rooms(
-        nothing, nothing, nothing, nothing, nothing, lambda kind, *_: told.append(kind), lambda *_: False, nothing, 0
+        home=nothing,
+        ground=nothing,
+        images=nothing,
+        store=nothing,
+        answer_call=nothing,
+        emit=lambda kind, *_: told.append(kind),
+        named_by_others=lambda *_: False,
+        before_moving=nothing,
+        networks=nothing,
+        others=nothing,
+        disks_bytes=0,
     )
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
