@@ -336,8 +336,6 @@ class Api:
         return await long(request, work, 201)
 
 
-
-
 def _guest_path(request: web.Request) -> str:
     path = request.query.get("path", "")
     if not path.startswith("/") or "\0" in path:

@@ -19,10 +19,10 @@ from perdure.errors import InvalidValue
 from perdure.execution.images import parts as image_parts
 from perdure.execution.images.config import changed, from_oci, to_oci
 from perdure.execution.images.image import Image, ImageConfig
-from perdure.execution.images.references import full_name
 from perdure.execution.sandboxes import reading, trees
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots.diskspace import space_checked
+from perdure.formats.references import full_name
 from perdure.host.progress import Progress, silent
 from perdure.model import SandboxSpec
 

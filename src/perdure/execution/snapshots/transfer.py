@@ -17,11 +17,11 @@ from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.registry.contract import INTERNAL_TAGS as INTERNAL_TAGS
 from perdure.execution.registry.contract import RemoteStore
 from perdure.execution.registry.upload import Parcel, Sent, send
 from perdure.execution.snapshots import cachefile, image_artifact, spaces, template_artifact, templates
 from perdure.execution.snapshots.store import Store
-from perdure.execution.registry.contract import INTERNAL_TAGS as INTERNAL_TAGS
 from perdure.execution.snapshots.stores.download import Download
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats import artifact, manifest, workingset

@@ -15,9 +15,9 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import NotFound, SnapshotInvalid, Unsupported
-from perdure.execution.snapshots.index import Index
 from perdure.execution.registry.contract import INTERNAL_TAGS, RemoteStore, checked
 from perdure.execution.registry.upload import Parcel
+from perdure.execution.snapshots.index import Index
 from perdure.formats.manifest import LIMIT_BYTES, Descriptor, check_digest
 
 CHUNK_BYTES = 1 << 20
