@@ -14,6 +14,7 @@
     ├── Unsupported                  this machine or version cannot do it
     ├── NoRights                     root or a group is missing
     ├── NoSpace                      the disk is full
+    ├── NoRoom                       the node's memory, or its number of machines, allows no more of them
     ├── AssetTampered                a downloaded file does not have its pinned digest
     ├── Unavailable                  a daemon, node or provider does not answer
     ├── CommandNotFound              (127) no such program in the image
@@ -119,6 +120,11 @@ class NoRights(PerdureError):
 
 class NoSpace(PerdureError):
     code = "no-space"
+    http_status = 507
+
+
+class NoRoom(PerdureError):
+    code = "no-room"
     http_status = 507
 
 

@@ -44,6 +44,13 @@ class SandboxState(StrEnum):
     REMOVING = "removing"
 
 
+class WakeReason(StrEnum):
+    """What may wake a suspended sandbox by itself."""
+
+    EXEC = "exec"  # exec, cp, attach
+    CONNECT = "connect"  # a connection to one of its published ports
+
+
 class RunState(StrEnum):
     """States of a run; the arrows are in ``runs.states``."""
 
@@ -131,6 +138,8 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_mib: int = DEFAULT_DISK_MIB
     auto_remove: bool = False
+    suspend_after_s: float = 0.0  # put it to sleep when it was idle for so long; 0: never
+    wake_on: tuple[WakeReason, ...] = (WakeReason.EXEC, WakeReason.CONNECT)  # what wakes it when it is suspended
     calls: CallsEndpoint | None = None
     networks: list[str] = []  # names; none: "bridge". "none" alone: no network at all
     aliases: list[str] = []  # other names of it in its networks

@@ -257,7 +257,7 @@ class NodeClient(ViewsClient):
                 yield from decoder.feed(piece)
 
     def exec(self, ref: str, spec: ExecSpec) -> Session:
-        """Run a process beside the main one, with its streams here."""
+        """Run a process beside the main one, with its streams here; a suspended sandbox is resumed first."""
         socket = self._http.websocket(f"{_path(ref)}/exec")
         socket.send_json({"exec": msgspec.to_builtins(spec)})
         return Session(socket)
@@ -280,12 +280,13 @@ class NodeClient(ViewsClient):
             raise Unavailable("the node closed the session before the process ended")
         return session.exit_status, b"".join(streams[STDOUT]), b"".join(streams[STDERR])
 
-    def attach(self, ref: str, *, logs: bool = False, waits: bool = False) -> Session:
+    def attach(self, ref: str, *, logs: bool = False, waits: bool = False, wakes: bool = False) -> Session:
         """The main process's streams. Of a created sandbox: waits for its start and misses nothing.
 
-        logs: what it wrote before, first. waits: the same of one that has exited (else: Conflict).
+        logs: what it wrote before, first. waits: the same of one that has exited (else: Conflict). wakes: one that is
+        suspended is resumed first, where its ``wake_on`` has exec.
         """
-        query = {"logs": int(logs), "waits": int(waits)}
+        query = {"logs": int(logs), "waits": int(waits), "wakes": int(wakes)}
         return Session(self._http.websocket(f"{_path(ref)}/attach", query=query))
 
     # -- files ------------------------------------------------------------------------------------------------------

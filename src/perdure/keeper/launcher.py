@@ -107,7 +107,8 @@ class Launcher:
         want = hello.get("want")
         if want == "ping":
             facts = {"pid": os.getpid(), "version": line.VERSION, "python": sys.version.split()[0]}
-            caller.answer({**facts, "keepers": len(self._keepers)})
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            caller.answer({**facts, "keepers": len(self._keepers), "memory_bytes": memory})
         elif want == "run":
             caller.program = self._run(caller, hello)
         else:

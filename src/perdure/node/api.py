@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ from perdure.formats import logs
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
-from perdure.model import CallsEndpoint, ExecSpec, Fork, Frozen, LogPosition, SandboxSpec, SandboxState
+from perdure.model import (
+    CallsEndpoint,
+    ExecSpec,
+    Fork,
+    Frozen,
+    LogPosition,
+    SandboxSpec,
+    SandboxState,
+    WakeReason,
+)
 from perdure.node import terminals, uploads
 from perdure.node.answers import body, errors_as_json, long, number, ok, stream
 from perdure.node.imagecare import ImageCare, image_info
@@ -76,6 +85,7 @@ class _Build(Frozen, frozen=True, kw_only=True):
     suite: str | None = None
 
 
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _Images = list[Image]  # Api.list hides the builtin inside the class
 
 
@@ -110,11 +120,11 @@ class Api:
                 web.get(one + "/wait", self.wait),
                 web.get(one + "/logs", self.logs),
                 web.get(one + "/exec", self.exec),
-                web.post(one + "/exec", self.exec_detached),
+                web.post(one + "/exec", self._using(self.exec_detached)),
                 web.get(one + "/attach", self.attach),
-                web.put(one + "/archive", self.put_archive),
-                web.get(one + "/archive", self.get_archive),
-                web.get(one + "/stat", self.stat),
+                web.put(one + "/archive", self._using(self.put_archive)),
+                web.get(one + "/archive", self._using(self.get_archive)),
+                web.get(one + "/stat", self._using(self.stat)),
                 web.get("/v1/images", self.images),
                 web.delete("/v1/images", self.remove_image),
                 web.post("/v1/images/tag", self.tag_image),
@@ -136,6 +146,18 @@ class Api:
 
     def _find(self, request: web.Request) -> Sandbox:
         return self._sandboxes.find(request.match_info["ref"])
+
+    def _using(self, handler: _Handler) -> _Handler:
+        """Of what uses a running sandbox: one that sleeps is woken for it, and does not go to sleep meanwhile."""
+
+        async def use(request: web.Request) -> web.StreamResponse:
+            sandbox = self._find(request)
+            with sandbox.activity.busy():
+                if sandbox.state is not SandboxState.CREATED:  # what is put into that is kept for its start
+                    await sandbox.awake(WakeReason.EXEC)
+                return await handler(request)
+
+        return use
 
     # -- sandboxes ----------------------------------------------------------------------------------------------------
     async def create(self, request: web.Request) -> web.StreamResponse:
@@ -230,9 +252,11 @@ class Api:
         return ok({"id": process.id, "pid": process.pid}, 201)
 
     async def attach(self, request: web.Request) -> web.StreamResponse:
-        asked = {name: request.query.get(name) == "1" for name in ("logs", "waits")}
+        asked = {name: request.query.get(name) == "1" for name in ("logs", "waits", "wakes")}
         sandbox = self._find(request)
-        return await terminals.attach_session(request, sandbox, from_start=asked["logs"], waits=asked["waits"])
+        return await terminals.attach_session(
+            request, sandbox, from_start=asked["logs"], waits=asked["waits"], wakes=asked["wakes"]
+        )
 
     # -- files --------------------------------------------------------------------------------------------------------
     async def put_archive(self, request: web.Request) -> web.Response:

@@ -31,6 +31,7 @@ from perdure.host.paths import Home
 from perdure.node import compaction, settings
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
+from perdure.node.idleness import Idleness
 
 GRACE_S = 2.0  # for open requests when the daemon ends
 LEAVE_S = 15.0  # for a start, suspend or resume that is under way then
@@ -52,7 +53,9 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     frames = FrameCache(home.frames, limit_bytes=limits.frames_bytes)
     _sweep(home)
     await asyncio.to_thread(images.sweep)
-    sandboxes = Sandboxes(home, ground, images, Store(home.store, frames), forwarder.answer, limits.disks_bytes)
+    sandboxes = Sandboxes(
+        home, ground, images, Store(home.store, frames), forwarder.answer, limits.disks_bytes, limits.admission
+    )
     listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
     await sandboxes.load()  # it ends what still built a template below the line,
     await asyncio.to_thread(garbage.sweep_templates, home.templates)  # of which this takes the rest
@@ -62,6 +65,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     _log.info("serving %s, pid %d", home.root, os.getpid())
     background = [loop.create_task(ground.watch())]
     background.append(loop.create_task(keptdisks.watch(home.sandboxes, limits.disks_bytes)))
+    background.append(loop.create_task(Idleness(sandboxes).run()))
     if compacts:
         background.append(loop.create_task(compaction.Compactor(home, sandboxes).run()))
     if ready is not None:

@@ -3,6 +3,11 @@
 [node]
 frames_mib = 4096      # PERDURE_FRAMES_MIB: what is kept of memory that is in stores beyond this machine
 disks_mib = 16384      # PERDURE_DISKS_MIB: what is kept of suspended sandboxes' disks as they are, to go on at once
+memory_overcommit = 4  # PERDURE_MEMORY_OVERCOMMIT: how often the host's memory may be promised to running sandboxes
+memory_mib = 0         # PERDURE_MEMORY_MIB: what they may be promised together, where that is not to follow the host
+machines_max = 1000    # PERDURE_MACHINES_MAX: how many may run at once
+
+A start, resume or fork beyond one of the last three is refused (``execution.sandboxes.admission``).
 """
 
 from __future__ import annotations
@@ -13,19 +18,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perdure.errors import InvalidValue
+from perdure.execution.sandboxes import admission
 from perdure.host.paths import Home
 
 FRAMES_MIB = 4096
 DISKS_MIB = 16384
+KNOWN = ("frames_mib", "disks_mib", "memory_overcommit", "memory_mib", "machines_max")
 MIB_MAX = 1 << 30
+OVERCOMMIT_MAX = 1000.0
+MACHINES_MAX = 1_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``frames_bytes``: the limit of the cache of frames; ``disks_bytes``: of the kept disks."""
+    """``frames_bytes``: the limit of the cache of frames; ``disks_bytes``: of the kept disks; ``admission``: of what
+    runs at once."""
 
     frames_bytes: int = FRAMES_MIB << 20
     disks_bytes: int = DISKS_MIB << 20
+    admission: admission.Limits = admission.Limits()  # noqa: RUF009 - it never changes
 
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Settings:
@@ -41,17 +52,38 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Settings:
     table = document.get("node", {})
     if not isinstance(table, dict):
         raise InvalidValue(f"{place}: node is not a table", hint="write a [node] section")
-    if unknown := sorted(set(table) - {"frames_mib", "disks_mib"}):
-        raise InvalidValue(f"{place}: [node]: unknown setting {unknown[0]!r}", hint="known are frames_mib, disks_mib")
+    if unknown := sorted(set(table) - set(KNOWN)):
+        raise InvalidValue(f"{place}: [node]: unknown setting {unknown[0]!r}", hint=f"known are {', '.join(KNOWN)}")
 
-    def mebibytes(name: str, usual: int) -> int:
+    def number(name: str, what: str, usual: float, low: float, high: float) -> float:
+        """A whole one, unless the usual one is not."""
         variable = f"PERDURE_{name.upper()}"
         if text := env.get(variable):
-            where, value = variable, int(text) if text.isascii() and text.isdecimal() else -1
+            where, value = variable, _number(text)
         else:
             where, value = f"{place}: [node]: {name}", table.get(name, usual)
-        if type(value) is not int or not 0 <= value <= MIB_MAX:
-            raise InvalidValue(f"{where} is not a number of MiB", hint=f"for example {usual}")
-        return value << 20
+        kinds = (int, float) if isinstance(usual, float) else (int,)
+        if value is None or type(value) not in kinds or not low <= value <= high:
+            raise InvalidValue(f"{where} is not a number of {what}", hint=f"for example {usual:g}")
+        return type(usual)(value)
 
-    return Settings(frames_bytes=mebibytes("frames_mib", FRAMES_MIB), disks_bytes=mebibytes("disks_mib", DISKS_MIB))
+    def mebibytes(name: str, usual: int) -> int:
+        return int(number(name, "MiB", usual, 0, MIB_MAX))
+
+    return Settings(
+        frames_bytes=mebibytes("frames_mib", FRAMES_MIB) << 20,
+        disks_bytes=mebibytes("disks_mib", DISKS_MIB) << 20,
+        admission=admission.Limits(
+            memory_mib=mebibytes("memory_mib", 0),
+            overcommit=number("memory_overcommit", "times", admission.MEMORY_OVERCOMMIT, 0.1, OVERCOMMIT_MAX),
+            machines_max=int(number("machines_max", "machines", admission.MACHINES_MAX, 1, MACHINES_MAX)),
+        ),
+    )
+
+
+def _number(text: str) -> float | None:
+    """Of decimal digits, with at most one point in them."""
+    whole, _, part = text.partition(".")
+    if not text.isascii() or not whole.isdecimal() or (part and not part.isdecimal()):
+        return None
+    return float(text) if "." in text else int(text)

@@ -19,19 +19,28 @@ from aiohttp import WSMsgType, web
 from perdure.errors import Conflict, GuestFailed, InvalidValue, MachineFailed, PerdureError
 from perdure.execution.guest.session import Process
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
-from perdure.model import ExecSpec, SandboxState
+from perdure.execution.sandboxes.waking import may_wake
+from perdure.model import ExecSpec, SandboxState, WakeReason
 
 MESSAGE_MAX_BYTES = 8 << 20
+_ASLEEP = (SandboxState.SUSPENDED, SandboxState.SUSPENDING, SandboxState.RESUMING)
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 GetProcess = Callable[[], Awaitable[Process]]
 
 
 async def exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketResponse:
-    """Run the process that the first message names."""
+    """Run the process that the first message names. A sandbox that sleeps is woken; the client is told first."""
+    with sandbox.activity.busy():
+        return await _exec_session(request, sandbox)
+
+
+async def _exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketResponse:
     socket = await _open(request)
     try:
         spec = _first(await socket.receive_json())
+        if sandbox.state in _ASLEEP and may_wake(sandbox, WakeReason.EXEC):
+            await socket.send_json({"state": str(SandboxState.RESUMING)})
         process = await sandbox.exec(spec)
     except (PerdureError, TypeError, ValueError) as error:
         await _fail(socket, error)
@@ -47,10 +56,19 @@ async def exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketR
 
 
 async def attach_session(
-    request: web.Request, sandbox: Sandbox, *, from_start: bool, waits: bool
+    request: web.Request, sandbox: Sandbox, *, from_start: bool, waits: bool, wakes: bool = False
 ) -> web.WebSocketResponse:
     """The main process: its output as the log has it, its stdin. ``waits``: of an exited sandbox, until it lives again
-    (it is about to be started)."""
+    (it is about to be started). ``wakes``: a sandbox that sleeps is woken."""
+    with sandbox.activity.busy():
+        if wakes and sandbox.state in _ASLEEP:
+            await sandbox.awake(WakeReason.EXEC)
+        return await _attach_session(request, sandbox, from_start=from_start, waits=waits)
+
+
+async def _attach_session(
+    request: web.Request, sandbox: Sandbox, *, from_start: bool, waits: bool
+) -> web.WebSocketResponse:
     if not from_start and not waits and sandbox.state in (SandboxState.EXITED, SandboxState.REMOVING):
         raise Conflict(f"sandbox {sandbox.record.name} is {sandbox.state}", hint="`fcrun logs` shows what it wrote.")
     offset = 0 if from_start else sandbox.log.size

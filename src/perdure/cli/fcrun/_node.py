@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
+
+if TYPE_CHECKING:
+    from perdure.model import SandboxInfo
 
 FAILED = 125
 
@@ -26,6 +29,17 @@ def node(*, quiet: bool = False) -> Iterator[NodeClient]:
 
     with TerminalProgress() as progress:
         yield NodeClient(home, progress)
+
+
+def tell_if_asleep(info: SandboxInfo) -> None:
+    """On a terminal: why it takes a moment now."""
+    if info.state == "suspended":
+        tell_waking(info.name)
+
+
+def tell_waking(name: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"fcrun: {name} is suspended: resuming it\n")
 
 
 Result = TypeVar("Result")

@@ -6,11 +6,12 @@ import argparse
 import math
 import os
 from collections.abc import Iterable
+from typing import Any
 
 from perdure.cli.fcrun._health import add_end_options, end_values
 from perdure.cli.fcrun._network import add_network_options, network_of
 from perdure.errors import InvalidValue
-from perdure.model import DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, SandboxSpec
+from perdure.model import DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, SandboxSpec, WakeReason
 
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
@@ -34,6 +35,15 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", default="", help="a name for the sandbox")
     parser.add_argument("--rm", action="store_true", help="remove it when it exits")
     parser.add_argument("-h", "--hostname", default="", metavar="NAME", help="its host name (default: its id)")
+    parser.add_argument(
+        "--suspend-after", default="", metavar="TIME", help="suspend it when it was idle for so long: 5m, 1h30m (never)"
+    )
+    parser.add_argument(
+        "--wake-on",
+        default="",
+        metavar="WHAT",
+        help="what resumes it by itself: exec, connect, or none (exec,connect)",
+    )
     add_shape_options(parser)
 
 
@@ -68,7 +78,23 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         auto_remove=options.rm,
         **network_of(options),
         **end_values(options),
+        **_policy(options),
     )
+
+
+def _policy(options: argparse.Namespace) -> dict[str, Any]:
+    """The fields of a spec that say when it sleeps and wakes; those that are not given are left as they are."""
+    policy: dict[str, Any] = {}
+    if options.suspend_after:
+        from perdure.cli.fcrun._moment import duration
+
+        policy["suspend_after_s"] = duration(options.suspend_after, "--suspend-after")
+    if options.wake_on:
+        reasons = [] if options.wake_on == "none" else options.wake_on.split(",")
+        if unknown := sorted(set(reasons) - set(WakeReason)):
+            raise InvalidValue(f"--wake-on: {unknown[0]!r}", hint="Use exec, connect, exec,connect or none.")
+        policy["wake_on"] = tuple(reason for reason in WakeReason if reason in reasons)
+    return policy
 
 
 def environment(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:

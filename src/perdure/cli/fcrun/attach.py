@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 NAME = "attach"
-HELP = "Join this terminal to a running sandbox's main process"
+HELP = "Join this terminal to a sandbox's main process (a suspended one is resumed first)"
 GROUP = "Sandboxes"
 
 
@@ -15,11 +15,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from perdure.cli.fcrun._node import node
+    from perdure.cli.fcrun import _node
     from perdure.cli.fcrun._terminal import follow_main
 
-    with node() as client:
+    with _node.node() as client:
         info = client.get(options.sandbox)
-        session = client.attach(info.id)
+        _node.tell_if_asleep(info)
+        session = client.attach(info.id, wakes=True)
     stdin = info.spec.stdin and not options.no_stdin
     return follow_main(client, info.id, session, tty=info.spec.tty, stdin=stdin)

@@ -7,7 +7,7 @@ import argparse
 from perdure.cli.fcrun._process import add_process_options, environment
 
 NAME = "exec"
-HELP = "Run a command in a running sandbox"
+HELP = "Run a command in a sandbox (a suspended one is resumed first)"
 GROUP = "Common commands"
 
 
@@ -19,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun import _terminal
-    from perdure.cli.fcrun._node import node
+    from perdure.cli.fcrun._node import node, tell_waking
     from perdure.model import ExecSpec
 
     rows, columns = _terminal.size() if options.tty else (0, 0)
@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
             client.exec_detached(options.sandbox, spec)
             return 0
         session = client.exec(options.sandbox, spec)
+    session.on_state = lambda state: tell_waking(options.sandbox) if state == "resuming" and not spec.tty else None
     with session:
         status = _terminal.Terminal(tty=spec.tty, stdin=spec.stdin).run(session)
     return 0 if status == _terminal.DETACHED else status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from typing import TYPE_CHECKING
 
 from perdure.cli.fcrun import _registry
@@ -27,6 +28,8 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--workdir": ("workdir", ""),
     "--user": ("user", ""),
     "--hostname": ("hostname", ""),
+    "--suspend-after": ("suspend_after", ""),
+    "--wake-on": ("wake_on", ""),
     "--memory": ("memory", ""),
     "--cpus": ("cpus", ""),
     "--disk": ("disk", ""),
@@ -76,16 +79,29 @@ def _run_image(options: argparse.Namespace) -> int:
         if options.cidfile:
             _write_id_or_remove(client, info, options.cidfile)
         if options.detach:
-            client.start(info.id)
+            _start(client, info)
             print(info.id)
             return 0
         session = client.attach(info.id)
         try:
-            client.start(info.id)
+            _start(client, info)
         except KeyboardInterrupt:
             client.remove(info.id, force=True)
             raise
     return _terminal.follow_main(client, info.id, session, tty=spec.tty, stdin=spec.stdin, from_start=True)
+
+
+def _start(client: NodeClient, info: SandboxInfo) -> None:
+    """With --rm nothing is left where that is refused: a sandbox that never ran does not exit, so the node keeps it."""
+    from perdure.errors import PerdureError
+
+    try:
+        client.start(info.id)
+    except PerdureError:
+        if info.spec.auto_remove:
+            with contextlib.suppress(PerdureError):
+                client.remove(info.id)
+        raise
 
 
 def _run_template(options: argparse.Namespace) -> int:

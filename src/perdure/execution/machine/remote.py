@@ -50,7 +50,7 @@ class Launcher:
         return launcher
 
     async def ping(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> dict[str, Any]:
-        """{"pid", "version", "python", "keepers": how many}."""
+        """{"pid", "version", "python", "keepers": how many, "memory_bytes": of that host}."""
         return await self._ask({"want": "ping"}, timeout_s)
 
     async def list(self, *, timeout_s: float = CONNECT_TIMEOUT_S) -> list[KeptMachine]:

@@ -12,6 +12,7 @@ import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 from perdure.errors import Conflict, InvalidValue, NoRights, PerdureError
@@ -32,10 +33,11 @@ Dial = Callable[[str, int], Awaitable[Streams]]  # (protocol, port): wakes the s
 
 
 class Published:
-    """The ports of one sandbox. ``dial`` connects with the guest; errors of it end one connection, not more."""
+    """The ports of one sandbox. ``dial`` connects with the guest; errors of it end one connection, not more. ``busy`` is
+    held for as long as a connection lasts."""
 
-    def __init__(self, name: str, dial: Dial) -> None:
-        self._name, self._dial = name, dial
+    def __init__(self, name: str, dial: Dial, busy: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
+        self._name, self._dial, self._busy = name, dial, busy
         self._servers: list[asyncio.Server] = []
         self._transports: list[asyncio.DatagramTransport] = []
         self._connections: set[asyncio.Task[None]] = set()
@@ -93,7 +95,11 @@ class Published:
         self._servers.append(server)
 
     def _keep(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+        async def held() -> None:
+            with self._busy():
+                await work
+
+        task = asyncio.create_task(held())
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 

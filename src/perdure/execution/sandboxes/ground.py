@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Collection
 
 from perdure.errors import NotFound, PerdureError
@@ -19,6 +20,7 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 
 LOOK_EVERY_S = 5.0
+AT_ONCE = max(4, os.cpu_count() or 1)
 
 _log = logging.getLogger(__name__)
 
@@ -28,8 +30,12 @@ class Ground:
 
     def __init__(self, home: Home) -> None:
         self._home = home
+        # Machines come up so many at a time: more would only wait for each other's processors, and where these are slow
+        # so long that launcher and guests count as dead.
+        self.turns = asyncio.Semaphore(AT_ONCE)
         self._assets: Assets | None = None
         self._launcher: Launcher | None = None
+        self._memory: tuple[Launcher, int] | None = None
         self._templates: dict[tuple[int, int], Template] = {}
         self._making = asyncio.Lock()
         self._attached: dict[tuple[str, str, int], Template] = {}
@@ -75,6 +81,20 @@ class Ground:
             _log.error("the emulated host does not answer: it is ended, with what runs in it")
             await asyncio.to_thread(below.stop, self._home)
         return None
+
+    async def memory_bytes(self) -> int:
+        """The memory of the host that machines run on; 0 where none is there yet, or its launcher does not answer."""
+        launcher = self._launcher
+        if launcher is None:
+            return 0
+        if self._memory is None or self._memory[0] is not launcher:
+            try:
+                answer = await launcher.ping(timeout_s=HANGS_AFTER_S)
+            except PerdureError as error:
+                _log.info("the memory below the line is not known: %s", error)
+                return 0
+            self._memory = launcher, int(answer.get("memory_bytes", 0))
+        return self._memory[1]
 
     async def watch(self) -> None:
         """For ever: end an emulated host that hangs, so that its machines count as dead and are recovered elsewhere.

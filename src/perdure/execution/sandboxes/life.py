@@ -7,12 +7,13 @@ what others use. Whoever changes the state holds ``moving``.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -25,6 +26,8 @@ from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.networks import Networks
 from perdure.execution.network.publishing import Published
 from perdure.execution.sandboxes import networking, states, workload
+from perdure.execution.sandboxes.activity import Activity
+from perdure.execution.sandboxes.admission import Admission
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
@@ -36,7 +39,8 @@ from perdure.execution.snapshots.store import Store
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.usagereport import GuestUsage
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, ExecSpec, HealthCheck, SandboxInfo
+from perdure.host.progress import Progress, silent
+from perdure.model import CallsEndpoint, ExecSpec, HealthCheck, SandboxInfo, WakeReason
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
@@ -63,6 +67,7 @@ class Rooms:
     networks: Networks
     others: Callable[[], Iterable[Record]]  # the records of all sandboxes
     disks_bytes: int  # what the kept disks of suspended sandboxes may take (``keptdisks``)
+    admission: Admission = field(default_factory=Admission)
 
 
 class Life(ABC):
@@ -74,6 +79,9 @@ class Life(ABC):
         self.record = record
         self.log = LogFile(folder.log)
         self.changed = Watch()  # the state changed
+        self.activity = Activity()
+        self.dozing = False  # it is being suspended as nobody used it
+        self.waking: asyncio.Task[None] | None = None  # for all who wait for it
         self.moving = asyncio.Lock()
         self.session: GuestSession | None = None
         self.session_parent: str | None = None  # the snapshot that ``session`` can go on from
@@ -197,6 +205,17 @@ class Life(ABC):
             self.session.close(Conflict(f"sandbox {self.name} went on from another point"))
         self.session, self.session_parent = GuestSession(self._answer_call), None
         return self.session
+
+    @contextlib.asynccontextmanager
+    async def admitted(self) -> AsyncIterator[None]:
+        """Room for its next machine, until it has one. Raises NoRoom."""
+        host_bytes = await self.rooms.ground.memory_bytes()
+        with self.rooms.admission.room(self.id, self.record.spec.memory_mib, host_bytes):
+            yield
+
+    async def check_room(self) -> None:
+        """Again, once what it is to run on is there, as its memory is known only then. Raises NoRoom."""
+        self.rooms.admission.check({self.id: self.record.spec.memory_mib}, await self.rooms.ground.memory_bytes())
 
     async def spawn(self, launcher: Launcher, session: GuestSession) -> Machine:
         """A keeper for this sandbox, joined to the session; no machine yet."""
@@ -385,14 +404,15 @@ class Life(ABC):
         self.exited("died", self.stopping or cause, detail, 137 if self.stopping else None)
 
     @abstractmethod
-    async def awake(self) -> None: ...
+    async def awake(self, reason: WakeReason, progress: Progress = silent) -> None: ...
 
     @abstractmethod
     async def remove(self, *, force: bool = False) -> None: ...
 
     async def _answer_call(self, call: GuestCall) -> None:
         try:
-            await self.rooms.answer_call(self.record.calls, call)
+            with self.activity.busy():
+                await self.rooms.answer_call(self.record.calls, call)
         except StaleEpoch as error:
             self.spawn_task(self._fence(error))
 

@@ -13,7 +13,7 @@ from perdure.execution.network import attachment, dialing, egress
 from perdure.execution.network.networks import NONE, Networks, free_address
 from perdure.execution.network.publishing import Published, Streams
 from perdure.execution.sandboxes.record import Record
-from perdure.model import Network, PublishedPort, SandboxSpec
+from perdure.model import Network, PublishedPort, SandboxSpec, WakeReason
 
 if TYPE_CHECKING:
     from perdure.execution.sandboxes.life import Life
@@ -112,11 +112,11 @@ async def publish(life: Life) -> None:
         return
 
     async def dial(protocol: str, port: int) -> Streams:
-        await life.awake()
+        await life.awake(WakeReason.CONNECT)
         launcher = await life.rooms.ground.launcher()
         return await dialing.dial(launcher.address, life.id, protocol, port)
 
-    published = Published(life.name, dial)
+    published = Published(life.name, dial, life.activity.busy)
     wanted = [_again(port, life.record.ports) for port in life.record.spec.ports]
     try:
         ports = await published.open(wanted)

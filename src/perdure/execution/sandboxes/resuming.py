@@ -35,6 +35,7 @@ async def resume(
     progress: Progress,
     ready: restore.RestoreFiles | None = None,
     populate: bool | None = None,
+    reason: str = "",
 ) -> None:
     """``ready``: files that were prepared for this snapshot, of which this machine gets a copy. ``populate``: bring all
     of its memory once it runs (None: where some of it is beyond this machine).
@@ -52,7 +53,8 @@ async def resume(
         phases.end("open")
         try:
             populates = populate if populate is not None else feeder is not None
-            await _resume(life, stored, kept, event, calls, progress, ready, phases, feeder, populates)
+            async with life.admitted():
+                await _resume(life, stored, kept, event, calls, progress, ready, phases, feeder, populates, reason)
         finally:
             if feeder is not None and not feeder.joined:
                 await feeder.close()
@@ -69,9 +71,11 @@ async def _resume(
     phases: Phases,
     feeder: Feeder | None,
     populates: bool,
+    reason: str,
 ) -> None:
     spec = life.record.spec
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    await life.check_room()
     phases.end("stand")
     generation = life.fresh_generation()
     try:  # what is damaged refuses before anything ends
@@ -93,7 +97,11 @@ async def _resume(
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     try:
-        await _restore(life, generation, stored, kept, prepared, launcher, calls, goes_on, phases, feeder, populates)
+        async with life.rooms.ground.turns:
+            phases.end("turn")
+            await _restore(
+                life, generation, stored, kept, prepared, launcher, calls, goes_on, phases, feeder, populates
+            )
     except BaseException as error:
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
@@ -102,7 +110,8 @@ async def _resume(
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)
     _log.info("%s resumed: %s", life.id, phases)
-    life.emit("resumed", snapshot=stored.digest, total_s=phases.times["total_s"])
+    why = {"reason": reason} if reason else {}
+    life.emit("resumed", snapshot=stored.digest, total_s=phases.times["total_s"], **why)
 
 
 def refusal(record: Record) -> str:

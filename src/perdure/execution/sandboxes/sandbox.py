@@ -21,13 +21,14 @@ from perdure.execution.sandboxes import (
     resuming,
     starting,
     suspending,
+    waking,
     workload,
 )
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.host import headroom
 from perdure.host.progress import Progress, silent
-from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, SnapshotInfo
+from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, SnapshotInfo, WakeReason
 from perdure.model import SandboxState as S
 
 KILL_TIMEOUT_S = STOP_TIMEOUT_S = 10.0
@@ -84,12 +85,26 @@ class Sandbox(Life):
                 if self.state is S.PAUSED:
                     await pausing.again(self)
 
-    async def awake(self) -> None:
-        """Once this returns it runs: a suspended one is resumed. Raises what a resume does, Conflict (it has ended)."""
+    async def suspend_idle(self, after_s: float) -> SnapshotInfo | None:
+        """Suspend it, unless it was in use within that time by now. Who comes meanwhile finds it on its way
+        (``awake``), and has it back."""
         async with self.moving:
-            if self.state is S.SUSPENDED:
-                await resuming.resume(self, None, None, silent)
-            self.need_running()
+            if self.state is not S.RUNNING or self.activity.is_busy or self.activity.idle_s < after_s:
+                return None
+            self.dozing = True  # from here on, in the same moment: see ``waking``
+            try:
+                return await suspending.suspend(self, None, reason="idle")
+            finally:
+                self.dozing = False
+
+    async def awake(self, reason: WakeReason, progress: Progress = silent) -> None:
+        """Return once it runs: one that is suspended, or just goes to sleep, is resumed, where its ``wake_on`` has this
+        reason. Any number of callers may want it at once. Within ``activity.busy``, so that it does not go to sleep
+        before it is used.
+
+        Raises Conflict where it does not run and is not to be woken; what a resume raises.
+        """
+        await waking.awake(self, reason, progress)
 
     async def checkpoint(self, position: LogPosition | None = None) -> SnapshotInfo:
         """A snapshot of it while it runs on."""
@@ -104,12 +119,14 @@ class Sandbox(Life):
         progress: Progress = silent,
         ready: RestoreFiles | None = None,
         populate: bool | None = None,
+        reason: str = "",
     ) -> SandboxInfo:
         """snapshot: roll back to this one, whatever the sandbox does now. calls: where its calls go from now on.
-        ready: the files of that snapshot, where several sandboxes start from it. populate: see ``resuming``."""
+        ready: the files of that snapshot, where several sandboxes start from it. populate: see ``resuming``. reason:
+        what the event says of why."""
         self.rooms.before_moving(self.id)
         async with self.moving:
-            await resuming.resume(self, snapshot, calls, progress, ready, populate)
+            await resuming.resume(self, snapshot, calls, progress, ready, populate, reason)
             return self.info()
 
     async def compact(self, snapshot: str, progress: Progress = silent) -> compacting.Compacted:
@@ -237,7 +254,13 @@ class Sandbox(Life):
 
     # -- what runs in it ----------------------------------------------------------------------------------------------
     async def exec(self, wish: ExecSpec) -> Process:
-        """Raises CommandNotFound, CommandNotExecutable, InvalidValue; a suspend meanwhile only delays it."""
+        """Of a suspended one: see ``awake``. Raises CommandNotFound, CommandNotExecutable, InvalidValue, Conflict; a
+        suspend meanwhile only delays it."""
+        with self.activity.busy():
+            await self.awake(WakeReason.EXEC)
+            return await self._exec(wish)
+
+    async def _exec(self, wish: ExecSpec) -> Process:
         session = self.need_running()
         return await session.exec(workload.side_process(wish, self.record.spec, self.image.config, self.hostname))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import shutil
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from perdure.execution.network import networks
 from perdure.execution.network.networks import Networks
 from perdure.execution.sandboxes import disk, forking, networking, rehearsing, workload
 from perdure.execution.sandboxes import names as sandbox_names
+from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.logfile import Watch
@@ -57,6 +59,7 @@ class Sandboxes:
         store: Store,
         answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]],
         disks_bytes: int = 0,
+        limits: Limits | None = None,
     ) -> None:
         self.networks = Networks(home.networks)
         self.images = images
@@ -75,6 +78,7 @@ class Sandboxes:
             self.networks,
             self._records,
             disks_bytes,
+            Admission(self._live_memory, limits),
         )
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
@@ -157,6 +161,10 @@ class Sandboxes:
         _within("memory_mib", spec.memory_mib, MEMORY_MIB)
         _within("vcpus", spec.vcpus, VCPUS)
         _within("disk_mib", spec.disk_mib, DISK_MIB)
+        if not math.isfinite(spec.suspend_after_s) or spec.suspend_after_s < 0:
+            raise InvalidValue(
+                f"suspend_after_s is {spec.suspend_after_s}: it must be 0 (never) or a number of seconds"
+            )
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         networking.check(spec, self.networks)
@@ -204,6 +212,10 @@ class Sandboxes:
             self.images.get(snapshot.config.image_digest)
             disk.admit(self._home, self._home.sandboxes, 0, "a fork")
             ids = [new_id() for _ in forks]
+            wanted = dict.fromkeys(ids, origin.spec.memory_mib)
+            self._rooms.admission.check(
+                wanted, await self.ground.memory_bytes()
+            )  # all of them, before the first is made
             folder = held.enter_context(forking.making(self._home.run, ids))
             made: list[Sandbox] = []
             try:
@@ -358,6 +370,11 @@ class Sandboxes:
 
     def users_of(self, image_digest: str) -> list[Sandbox]:
         return [sandbox for sandbox in self._sandboxes.values() if sandbox.record.image_digest == image_digest]
+
+    def _live_memory(self) -> dict[str, int]:
+        """What ``Admission`` asks for; templates that are being made count too."""
+        every = self._sandboxes.values()
+        return {sandbox.id: sandbox.record.spec.memory_mib for sandbox in every if sandbox.state in LIVE}
 
     # -- the node's life ----------------------------------------------------------------------------------------------
     async def load(self) -> None:

@@ -22,13 +22,20 @@ _log = logging.getLogger(__name__)
 
 
 async def start(life: Life, progress: Progress) -> None:
-    """Raises what the image, the guest or the machine refused; the sandbox has then exited, and its record says why."""
+    """Raises NoRoom, NoSpace; what the image, the guest or the machine refused: the sandbox has then exited, and its
+    record says why."""
     life.check("start")
+    async with life.admitted():
+        await _start(life, progress)
+
+
+async def _start(life: Life, progress: Progress) -> None:
     phases = Phases()
     image, spec = life.image, life.record.spec
     process = workload.main_process(spec, image.config, life.hostname)
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.sandboxes, 0, "a start")
     launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    await life.check_room()
     if not life.record.has_disk:  # files that it left are no part of any template
         template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress)
     phases.end("stand")
@@ -46,13 +53,15 @@ async def start(life: Life, progress: Progress) -> None:
         main="",
     )
     try:
-        await _make_disk(life, template)
-        phases.end("disk")
-        session, answer = await _restore_template(life, launcher, template, phases)
-        machine = life.need_machine()
-        await _put_in(life, machine, session)
-        life.log.restart()
-        main: Process = await machine.outlives(session.exec(process, process_id=life.id))
+        async with life.rooms.ground.turns:
+            phases.end("turn")
+            await _make_disk(life, template)
+            phases.end("disk")
+            session, answer = await _restore_template(life, launcher, template, phases)
+            machine = life.need_machine()
+            await _put_in(life, machine, session)
+            life.log.restart()
+            main: Process = await machine.outlives(session.exec(process, process_id=life.id))
     except BaseException as error:
         await _give_up(life, error)
         raise

@@ -25,8 +25,11 @@ WAKE_S = 5.0  # then a sandbox counts as going on, also where its guest has not 
 _log = logging.getLogger(__name__)
 
 
-async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
-    """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost."""
+async def suspend(life: Life, position: LogPosition | None, reason: str = "") -> SnapshotInfo:
+    """The machine stays paused, not ended, until the snapshot is durable and recorded: so nothing can be lost.
+
+    reason: what the event says of why.
+    """
     life.check("suspend")
     phases = Phases()
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a suspend")
@@ -71,7 +74,8 @@ async def suspend(life: Life, position: LogPosition | None) -> SnapshotInfo:
     await machine.end()
     life.machine = None
     await asyncio.to_thread(_keep_disk, life)
-    life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes)
+    why = {"reason": reason} if reason else {}
+    life.emit("suspended", snapshot=info.digest, stored_bytes=info.stored_bytes, **why)
     return info
 
 

@@ -1,0 +1,69 @@
+"""What does not fit on a node is refused before anything is begun; nothing here needs a machine."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.client.node import NodeClient, ensure_running
+from perdure.errors import NoRoom
+from perdure.execution.sandboxes.record import KeptSnapshot
+from perdure.host.paths import Home
+from perdure.model import SandboxSpec, SandboxState
+from perdure.testing.commands import Fcrun
+from perdure.testing.sandboxes import sleeping
+from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+
+from .test_node_api import root_tar
+
+BOX = "b0b0b0b0b0b0"
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Home]:
+    """Its running sandboxes may have 64 MiB together; ``box`` is suspended and would need 512."""
+    if shutil.which("mksquashfs") is None:
+        pytest.skip("mksquashfs is not installed")
+    bench = Bench(tmp_path / "home")
+    home = Home(tmp_path / "home", tmp_path / "cache").make()
+    template = bench.template(blocks_of([1] * BLOCKS))
+    snapshot = bench.capture(template, {3: block(7)}, blocks_of(range(9)), sandbox_id=BOX)
+    kept = [KeptSnapshot(info=snapshot.info())]
+    sleeping(
+        home.sandboxes, BOX, "box", [snapshot], template=template.name, template_digest=template.digest, snapshots=kept
+    )
+    (home.root / "settings.toml").write_text("[node]\nmemory_mib = 64\n")
+    ensure_running(home)
+    client = NodeClient(home)
+    client.import_image("tiny", root_tar())
+    try:
+        yield home
+    finally:
+        client.shutdown()
+
+
+def test_a_start_that_does_not_fit_is_refused(home: Home) -> None:
+    client, fcrun = NodeClient(home), Fcrun(home)
+    info = client.create(SandboxSpec(image="tiny", command=["/bin/true"], name="large", memory_mib=65))
+    with pytest.raises(NoRoom, match="a sandbox of 65 MiB of memory does not fit: 64 of 64 MiB are free"):
+        client.start(info.id)
+    assert client.get("large").state is SandboxState.CREATED
+    status, out, said = fcrun("run", "-m", "65m", "--name", "other", "tiny", "/bin/true")
+    assert (status, out) == (125, "") and "65 MiB" in said and "settings.toml" in said
+    assert client.get("other").state is SandboxState.CREATED  # as docker leaves one whose start failed,
+    for how in ((), ("-d",)):
+        assert fcrun("run", "--rm", *how, "-m", "65m", "--name", "gone", "tiny", "/bin/true")[0] == 125
+    assert [one.name for one in client.list() if one.name == "gone"] == []  # but for --rm
+
+
+def test_a_resume_and_a_wake_that_do_not_fit_are_refused(home: Home) -> None:
+    client, fcrun = NodeClient(home), Fcrun(home)
+    with pytest.raises(NoRoom, match="512 MiB of memory does not fit"):
+        client.resume("box")
+    for command in (("exec", "box", "true"), ("exec", "-d", "box", "true"), ("attach", "box"), ("cp", "box:/x", "-")):
+        status, out, said = fcrun(*command)
+        assert (status, out) == (125, "") and "512 MiB" in said, command
+    assert client.get("box").state is SandboxState.SUSPENDED
