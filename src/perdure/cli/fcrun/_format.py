@@ -9,10 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from perdure.errors import InvalidValue
-
-Row = Mapping[str, str]
-_FIELD = re.compile(r"\{\{\s*(json\s+)?\.([\w.]*)\s*\}\}")
+Row = Mapping[str, Any]
 
 
 def add_options(parser: argparse.ArgumentParser, *, quiet: str) -> None:
@@ -25,45 +22,55 @@ def add_options(parser: argparse.ArgumentParser, *, quiet: str) -> None:
 
 
 def show(rows: Sequence[Row], values: Sequence[Any], columns: Mapping[str, str], template: str) -> None:
-    """Print a list. columns: field -> heading of the table; values: what ``json`` prints, one line each."""
+    """Print a list. columns: field -> heading of the table; values: what ``json`` prints, one line each.
+
+    A row's functions (``.Label "name"``) are for templates alone.
+    """
     if template == "json":
         for value in values:
             print(json.dumps(value))
-    elif template == "table":
-        _table([[row[field] for field in columns] for row in rows], list(columns.values()))
-    elif template.startswith("table "):
-        wanted = template[6:].replace("\\t", "\t")
-        headings = {field: columns.get(field, field.upper()) for field in _fields(wanted)}
-        lines = [fill(wanted, headings).split("\t"), *(fill(wanted, row).split("\t") for row in rows)]
-        _table(lines[1:], lines[0])
+    elif template in ("", "table"):
+        _table([[str(row[field]) for field in columns] for row in rows], list(columns.values()))
     else:
-        for row in rows:
-            print(fill(template.replace("\\t", "\t").replace("\\n", "\n"), row))
+        from perdure.cli.fcrun._template import HEADING_FUNCTIONS, Template
+
+        if template.startswith("table "):
+            wanted = unescaped(template[6:])
+            heading = Template(wanted, HEADING_FUNCTIONS)
+            headings = {field: _heading(field, columns) for field in heading.fields}
+            parsed = Template(wanted)
+            lines = [parsed.fill(row).split("\t") for row in rows]
+            _table(lines, heading.fill(headings).split("\t"))
+        else:
+            parsed = Template(unescaped(template))
+            for row in rows:
+                print(parsed.fill(row))
 
 
-def _fields(template: str) -> list[str]:
-    return [match[1] for match in _FIELD.findall(template)]
+def _heading(field: str, columns: Mapping[str, str]) -> Any:
+    if field == "Label":
+        return lambda name: name.rpartition(".")[2].upper()
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).upper()  # CreatedAt: CREATED AT
+    return columns.get(field, words)
+
+
+def unescaped(template: str) -> str:
+    """As a shell leaves it: in docker's templates, backslashes make tabs and lines outside of strings too."""
+    return template.replace("\\t", "\t").replace("\\n", "\n")
 
 
 def fill(template: str, value: Any) -> str:
-    """The template with ``{{.a.b}}`` and ``{{json .a}}`` filled in. Raises InvalidValue for an unknown field."""
+    """The template (``_template``) filled in for one value. Raises InvalidValue for an unknown field."""
+    from perdure.cli.fcrun._template import Template
 
-    def replace(match: re.Match[str]) -> str:
-        found = value
-        for part in filter(None, match[2].split(".")):
-            if not isinstance(found, Mapping) or part not in found:
-                known = ", ".join(sorted(map(str, found))) if isinstance(found, Mapping) else "none"
-                raise InvalidValue(f"--format: there is no field {match[2]!r}", hint=f"Fields here: {known}")
-            found = found[part]
-        return json.dumps(found) if match[1] or not isinstance(found, str) else found
-
-    return _FIELD.sub(replace, template)
+    return Template(unescaped(template)).fill(value)
 
 
 def _table(lines: Sequence[Sequence[str]], headings: Sequence[str]) -> None:
-    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
-    for line in (headings, *lines):
-        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    every = [headings, *lines]
+    widths = [max(len(line[at]) for line in every if at < len(line)) for at in range(max(map(len, every)))]
+    for line in every:
+        print("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=False)).rstrip())
 
 
 def size(count: float) -> str:

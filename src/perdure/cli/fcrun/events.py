@@ -94,7 +94,7 @@ def _line(row: dict[str, object], template: str) -> str:
     if template == "json":
         return json.dumps(row)
     if template:
-        return _format.fill(template.replace("\\t", "\t").replace("\\n", "\n"), row)
+        return _format.fill(template, row)
     actor, nanoseconds = row["Actor"], row["timeNano"]
     assert isinstance(actor, dict) and isinstance(nanoseconds, int)
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(nanoseconds // 10**9))

@@ -52,12 +52,13 @@ def run(options: argparse.Namespace) -> int:
     columns = dict(COLUMNS)
     if options.digests:
         columns = {"Repository": "REPOSITORY", "Tag": "TAG", "Digest": "DIGEST"} | columns
-    _format.show(rows, [msgspec.to_builtins(image) for image in found], columns, options.format)
+    values = [row | msgspec.to_builtins(image) for row, image in zip(rows, found, strict=True)]
+    _format.show(rows, values, columns, options.format)
     return 0
 
 
 def _row(image: ImageInfo, *, short: bool) -> dict[str, str]:
-    import datetime
+    from perdure.cli.fcrun._views import stamp
 
     name, by_digest, digest = image.name.partition("@")  # pulled by its digest: it has no tag
     repository, _, tag = (name, "", "") if by_digest else image.name.rpartition(":")
@@ -67,7 +68,7 @@ def _row(image: ImageInfo, *, short: bool) -> dict[str, str]:
         "Digest": digest or image.pulled or "<none>",
         "ID": _format.digest(image.digest, short=short),
         "CreatedSince": f"{_format.ago(image.created)} ago",
-        "CreatedAt": datetime.datetime.fromtimestamp(image.created).astimezone().strftime("%Y-%m-%d %H:%M:%S %z %Z"),
+        "CreatedAt": stamp(image.created),
         "Size": _format.size(image.size_bytes),
     }
 

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 NAME = "inspect"
 HELP = "Show all that is known of sandboxes or images, as JSON"
 GROUP = "Sandboxes"
+DESCRIPTION = (
+    f"{HELP}: docker's fields, whose names begin with a capital, and fcrun's own: state, spec, snapshot, machine …"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--format", default="json", metavar="FORMAT", help="'json' or a template: '{{.state}}'")
+    parser.add_argument(
+        "-f", "--format", default="json", metavar="FORMAT", help="'json' or a template: '{{.State.Status}}'"
+    )
     parser.add_argument(
         "--type", default="", choices=["sandbox", "container", "image"], help="else: a sandbox, or else an image"
     )
@@ -28,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import msgspec
 
+    from perdure.cli.fcrun import _views
     from perdure.cli.fcrun._node import FAILED, node
     from perdure.errors import NotFound
 
@@ -38,8 +44,9 @@ def run(options: argparse.Namespace) -> int:
                 if options.type == "image":
                     found.append(client.library.inspect(ref))
                     continue
-                known = msgspec.to_builtins(client.get(ref))
-                found.append(known | {"snapshots": msgspec.to_builtins(client.snapshots(ref))})
+                info = client.get(ref)
+                known = msgspec.to_builtins(info) | {"snapshots": msgspec.to_builtins(client.snapshots(ref))}
+                found.append(_views.inspected(info) | known)
             except NotFound as error:
                 if options.type == "" and (image := _image(client, ref)) is not None:
                     found.append(image)

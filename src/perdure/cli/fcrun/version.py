@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
 from perdure import __version__
 
@@ -14,7 +15,13 @@ GROUP = "System"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short", action="store_true", help="one line, without asking the node")
-    parser.add_argument("--format", default="table", choices=("table", "json"))
+    parser.add_argument(
+        "-f",
+        "--format",
+        default="table",
+        metavar="FORMAT",
+        help="'table', 'json', or a template: '{{.Server.Version}}'",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -30,12 +37,23 @@ def run(options: argparse.Namespace) -> int:
         node = NodeClient(home).system(timeout_s=5.0)
     except Unavailable:
         node = None  # asking for the version starts nothing
-    if options.format == "json":
-        print(json.dumps({"client": {"version": __version__}, "node": node}))
+    if options.format in ("", "table"):
+        print(f"fcrun   {__version__}")
+        if node is None:
+            print("fcrund  not running (the first command that needs it starts it)")
+        else:
+            print(f"fcrund  {node['version']}, pid {node['pid']}, state folder {node['home']}")
         return 0
-    print(f"fcrun   {__version__}")
-    if node is None:
-        print("fcrund  not running (the first command that needs it starts it)")
-    else:
-        print(f"fcrund  {node['version']}, pid {node['pid']}, state folder {node['home']}")
+    found: dict[str, Any] = {  # docker's words, and fcrun's own
+        "Client": {"Version": __version__},
+        "Server": {"Version": node["version"]} if node else None,
+        "client": {"version": __version__},
+        "node": node,
+    }
+    if options.format == "json":
+        print(json.dumps(found))
+        return 0
+    from perdure.cli.fcrun import _format
+
+    print(_format.fill(options.format, found))
     return 0

@@ -33,8 +33,8 @@ Dial = Callable[[str, int], Awaitable[Streams]]  # (protocol, port): wakes the s
 
 
 class Published:
-    """The ports of one sandbox. ``dial`` connects with the guest; errors of it end one connection, not more. ``busy`` is
-    held for as long as a connection lasts."""
+    """The ports of one sandbox. ``dial`` connects with the guest; errors of it end one connection, not more. ``busy``
+    is held for as long as a connection lasts."""
 
     def __init__(self, name: str, dial: Dial, busy: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         self._name, self._dial, self._busy = name, dial, busy
