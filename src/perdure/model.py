@@ -5,7 +5,6 @@ The Struct types are also the JSON of the HTTP APIs: same names, msgspec encodes
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -22,6 +21,8 @@ GUEST_VSOCK_PORT = 4751  # where guestd dials the host
 
 def new_id() -> str:
     """A fresh id: 12 hex digits, like docker's short ids. Sandboxes, runs, waits and execs use it."""
+    import secrets  # it brings hashes and random numbers, and no command line that only asks needs them
+
     return secrets.token_hex(6)
 
 

@@ -71,24 +71,8 @@ def names(fcrun: Fcrun, *argv: str) -> list[str]:
 def test_dockers_fields_of_ps(fcrun: Fcrun) -> None:
     template = "\\t".join(f"{{{{.{field}}}}}" for field in PS_FIELDS)
     head, row = fcrun.said("ps", "--format", f"table {template}").splitlines()
-    assert head.split() == (
-        [
-            "SANDBOX",
-            "ID",
-            "IMAGE",
-            "COMMAND",
-            "CREATED",
-            "AT",
-            "CREATED",
-            "PORTS",
-            "STATE",
-            "STATUS",
-            "SIZE",
-            "NAMES",
-            "LABELS",
-            "MOUNTS",
-            "NETWORKS",
-        ]
+    assert " ".join(head.split()) == (
+        "SANDBOX ID IMAGE COMMAND CREATED AT CREATED PORTS STATE STATUS SIZE NAMES LABELS MOUNTS NETWORKS"
     )
     assert row.startswith(f'{BOX}   tiny    "sleep 3"')
     assert fcrun.said("ps", "--format", "table {{.Names}}\\t{{.Status}}").splitlines()[0].split() == ["NAMES", "STATUS"]

@@ -53,6 +53,7 @@ ROOT = Path(__file__).parents[2]
 ROUNDS = 5
 REMOTE_ROUNDS = 3  # each is an agent of its own: what was fetched once would be here
 FORK_ROUNDS = 3
+CLIENT_ROUNDS = 9
 FORKS = 10
 LATENCY_S = 0.02
 FILES_MIB = 256
@@ -87,6 +88,7 @@ def main() -> int:
             raw.boot(report)
             ensure_running(home)
             client = NodeClient(home)
+            _client(report)
             cold, warm = _runs(raw)
             found = _suspends(client, Launcher(address), raw)
             remote = _remote(client, raw)
@@ -173,6 +175,18 @@ def _runs(raw: Raw) -> tuple[float, float]:
         raw.round()
         warm.append(_run())
     return cold, statistics.median(warm)
+
+
+def _client(report: Report) -> None:
+    """What a command line takes by itself: to start, ask the node one thing, and end. Medians of whole processes."""
+    for words in (["ps"], ["images", "-q"]):
+        took = []
+        for _ in range(CLIENT_ROUNDS):
+            began = time.monotonic()
+            command = [sys.executable, "-m", "perdure.cli.fcrun", *words]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            took.append(time.monotonic() - began)
+        report.add(f"fcrun {words[0]}, the whole command", statistics.median(took), "s", goal="value <= 0.15")
 
 
 def _run() -> float:

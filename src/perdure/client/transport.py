@@ -1,4 +1,4 @@
-"""HTTP and WebSocket over a Unix socket or TCP, synchronous, from the standard library (and wsproto).
+"""HTTP and WebSocket over a Unix socket or TCP, synchronous (``http1``, wsproto).
 
 Small on purpose: a command line must start at once, so nothing here imports asyncio or a web framework. One
 connection per request: the daemons are on this machine.
@@ -6,13 +6,13 @@ connection per request: the daemons are on this machine.
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
+from perdure.client import http1
 from perdure.errors import ProtocolError, Unavailable, from_json
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ Progress = Callable[[str, int, int], None]
 Body = bytes | Iterable[bytes] | None
 
 
-class _UnixConnection(http.client.HTTPConnection):
+class _UnixConnection(http1.HTTPConnection):
     def __init__(self, path: str, timeout_s: float | None) -> None:
         super().__init__("localhost", timeout=timeout_s)
         self._path = path
@@ -49,7 +49,7 @@ def _unix_socket(path: str, timeout_s: float | None) -> socket.socket:
 class Response:
     """An answer whose body may still be arriving. Close it, or use it in a ``with``."""
 
-    def __init__(self, connection: http.client.HTTPConnection, answer: http.client.HTTPResponse) -> None:
+    def __init__(self, connection: http1.HTTPConnection, answer: http1.HTTPResponse) -> None:
         self._connection = connection
         self._answer = answer
         self.status = answer.status
@@ -59,7 +59,7 @@ class Response:
         """The rest of the body."""
         try:
             return self._answer.read()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http1.HTTPException) as error:
             raise Unavailable(f"the answer broke off: {error!r}") from error
 
     def chunks(self) -> Iterator[bytes]:
@@ -67,7 +67,7 @@ class Response:
         try:
             while piece := self._answer.read1(CHUNK_BYTES):
                 yield piece
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http1.HTTPException) as error:
             raise Unavailable(f"the answer broke off: {error!r}") from error
 
     def lines(self) -> Iterator[Any]:
@@ -131,16 +131,15 @@ class Transport:
                 _target(path, query),
                 body=body,
                 headers={**self._headers, **(headers or {})},
-                encode_chunked=body is not None and not isinstance(body, bytes),
             )
         except (BrokenPipeError, ConnectionResetError):
             pass  # it answered before it read all of the body: the answer says why
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http1.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
         try:
             answer = connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http1.HTTPException) as error:
             connection.close()
             raise self._unreachable(error) from error
         response = Response(connection, answer)
@@ -215,10 +214,10 @@ class Transport:
         parts = urlsplit(self.address)
         return parts.hostname or "127.0.0.1", parts.port or 80
 
-    def _connection(self, timeout_s: float | None) -> http.client.HTTPConnection:
+    def _connection(self, timeout_s: float | None) -> http1.HTTPConnection:
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address[5:], timeout_s)
-        return http.client.HTTPConnection(*self._tcp(), timeout=timeout_s)
+        return http1.HTTPConnection(*self._tcp(), timeout=timeout_s)
 
     def _unreachable(self, error: Exception) -> Unavailable:
         return Unavailable(f"{self._service} does not answer at {self.address}: {error!r}", hint=self._hint)

@@ -14,7 +14,6 @@ emulated host, where it is a shared folder. What lives only in that kernel's mem
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +84,8 @@ class Home:
     @property
     def tag(self) -> str:
         """Eight hex digits that tell this home from others on the machine."""
+        import hashlib  # no command line that only asks needs it
+
         return hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
 
     @property

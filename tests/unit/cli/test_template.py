@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.cli.fcrun._template import Open, Template, printed
+from perdure.cli.fcrun._format import Open
+from perdure.cli.fcrun._template import Template, printed
 from perdure.errors import InvalidValue
 
 BOX: dict[str, Any] = {

@@ -12,6 +12,10 @@ from typing import Any
 Row = Mapping[str, Any]
 
 
+class Open(dict[str, Any]):
+    """A mapping whose keys people choose, such as labels; what it lacks a template prints as ``<no value>``."""
+
+
 def add_options(parser: argparse.ArgumentParser, *, quiet: str) -> None:
     """``--format``, ``-q`` and ``--no-trunc``."""
     parser.add_argument(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from perdure.cli.fcrun._format import Open
 from perdure.errors import InvalidValue
 
 Evaluate = Callable[["Scope"], Any]
@@ -35,10 +36,6 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _NO_VALUE = "<no value>"
-
-
-class Open(dict[str, Any]):
-    """A mapping whose keys people choose, such as labels: what it lacks prints as ``<no value>``, as in Go."""
 
 
 @dataclass

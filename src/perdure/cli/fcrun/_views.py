@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from perdure.cli.fcrun import _format, _network
-from perdure.cli.fcrun._template import Open
+from perdure.cli.fcrun._format import Open
 
 if TYPE_CHECKING:
     from perdure.model import PublishedPort, SandboxInfo
