@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
+from perdure.execution.sandboxes.logfile import LogFile
 from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
@@ -167,3 +170,33 @@ def test_filters(fcrun: Fcrun) -> None:
 def test_a_wrong_filter_is_told(fcrun: Fcrun, given: str, words: str) -> None:
     status, out, said = fcrun("ps", "-a", "-f", given)
     assert (status, out) == (125, "") and words in said
+
+
+def test_a_name_that_is_nearly_one(fcrun: Fcrun) -> None:
+    status, out, said = fcrun("logs", "boxx")
+    assert (status, out) == (
+        125,
+        "",
+    ) and said == "fcrun: no such sandbox: boxx\n  Did you mean box? `fcrun ps -a` lists all.\n"
+    assert "Did you mean" not in fcrun("logs", "zzzzzz")[2]
+
+
+def test_several_go_on_after_one_that_fails(fcrun: Fcrun) -> None:
+    assert fcrun("wait", "done", "nobody", "broken") == (125, "0\n3\n", fcrun("logs", "nobody")[2])
+    for command in (("stop",), ("kill",), ("start",), ("rm", "-f", "-v"), ("restart",)):
+        status, out, said = fcrun(*command, "nobody", "done" if command == ("stop",) else "nothing")
+        assert (status, "nobody" in said) == ((0, False) if command[0] == "rm" else (125, True)), command
+        assert out == {"stop": "done\n", "rm": "nobody\nnothing\n"}.get(command[0], "")
+
+
+def test_logs_until(fcrun: Fcrun) -> None:
+    log = LogFile(fcrun.home.sandboxes / DONE / "log")
+    log.append(1, b"first\n")
+    log.close()
+    assert fcrun.said("logs", "done") == "first\n"
+    assert fcrun.said("logs", "--until", "1000", "done") == fcrun.said("logs", "-f", "--until", "1000", "done") == ""
+    assert fcrun.said("logs", "--until", str(time.time() + 60), "done") == "first\n"
+    began = time.monotonic()
+    assert fcrun.said("logs", "-f", "--until", str(time.time() + 1), "box") == ""  # it sleeps, and may write yet
+    assert time.monotonic() - began >= 0.5
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z first\n", fcrun.said("logs", "-t", "done"))

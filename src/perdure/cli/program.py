@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import NoReturn
 
 DOCKER_FAILED = 125  # as docker run has it
+_UNKNOWN = "unrecognized arguments: "  # argparse's words
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
@@ -25,8 +26,21 @@ class _Parser(argparse.ArgumentParser):
     usage_status = 2
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith(_UNKNOWN) and (told := self._unknown_flag(message.removeprefix(_UNKNOWN).split()[0])):
+            message = told
         sys.stderr.write(f"{self.prog.split()[0]}: {message}\n  See '{self.prog} --help'.\n")
         raise SystemExit(self.usage_status)
+
+    def _unknown_flag(self, word: str) -> str:
+        """What to say of a flag that is not known; nothing of another word."""
+        if not word.startswith("-") or word == "-":
+            return ""
+        import difflib
+
+        name = word.partition("=")[0]
+        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"unknown flag: {name}" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def _unraisable(told: sys.UnraisableHookArgs) -> None:
@@ -134,7 +148,7 @@ class Program:
 
     def overview(self) -> str:
         """What it prints when it is given no command."""
-        commands = [self.command_module(name) for name in self.command_names()]
+        commands = list(dict.fromkeys(self.command_module(name) for name in self.command_names()))
         text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
         for group in self.groups:
             members = [command for command in commands if group == command.GROUP]

@@ -247,10 +247,17 @@ class NodeClient(ViewsClient):
 
     # -- what runs in them ------------------------------------------------------------------------------------------
     def logs(
-        self, ref: str, *, follow: bool = False, tail: int | None = None, since: float | None = None
+        self,
+        ref: str,
+        *,
+        follow: bool = False,
+        tail: int | None = None,
+        since: float | None = None,
+        until: float | None = None,
     ) -> Iterator[LogRecord]:
-        """What the main process wrote. follow: until it exits. tail: only the last lines."""
-        query = {"follow": int(follow), "tail": tail, "since": since}
+        """What the main process wrote. follow: until it exits. tail: only the last lines. since, until: seconds since
+        the epoch."""
+        query = {"follow": int(follow), "tail": tail, "since": since, "until": until}
         decoder = Decoder()
         with self._http.open("GET", f"{_path(ref)}/logs", query=query) as answer:
             for piece in answer.chunks():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -233,13 +235,17 @@ class Api:
         sandbox = self._find(request)
         tail, since = number(request, "tail"), number(request, "since") or 0.0
         offset, skip = (0, 0) if tail is None else await asyncio.to_thread(sandbox.log.tail, int(tail))
-        follow = request.query.get("follow") == "1"
+        follow, until = request.query.get("follow") == "1", number(request, "until")
+        follow = follow and (until is None or until > time.time())
         ended = (SandboxState.EXITED, SandboxState.REMOVING)
         response = await stream(request, "application/octet-stream")
-        async for record in sandbox.log.read(offset, lambda: follow and sandbox.state not in ended):
-            data, skip = record.data[skip:], 0
-            if data and record.time >= since:
-                await response.write(logs.encode(record.stream, int(record.time * 1e9), data))
+        ending = contextlib.nullcontext() if until is None or not follow else asyncio.timeout(until - time.time())
+        with contextlib.suppress(TimeoutError):
+            async with ending:
+                async for record in sandbox.log.read(offset, lambda: follow and sandbox.state not in ended):
+                    data, skip = record.data[skip:], 0
+                    if data and record.time >= since and (until is None or record.time <= until):
+                        await response.write(logs.encode(record.stream, int(record.time * 1e9), data))
         return response
 
     async def exec(self, request: web.Request) -> web.StreamResponse:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from perdure.cli.fcrun._terminal import Terminal
+from perdure.cli.fcrun._terminal import Terminal, keys_of
+from perdure.errors import InvalidValue
 
 
 class Session:
@@ -49,3 +50,33 @@ def test_detach_keys(
         patched.setattr(os, "read", lambda descriptor, size: next(left))
         terminal._send_stdin()
     assert (session.got, session.closed, session.ended) == (got, detached, not detached)
+
+
+@pytest.mark.parametrize(
+    ("keys", "reads", "got", "detached"),
+    [
+        ("ctrl-x,a,b", [b"1\x18a", b"b2"], b"1", True),
+        ("ctrl-x,a,b", [b"\x18a", b"\x18a", b"b"], b"\x18a", True),
+        ("ctrl-x,a,b", [b"\x18a", b"c"], b"\x18ac", False),
+        ("q", [b"aq"], b"a", True),
+        ("ctrl-]", [b"a\x10\x11\x1d"], b"a\x10\x11", True),
+    ],
+)
+def test_other_detach_keys(
+    monkeypatch: pytest.MonkeyPatch, keys: str, reads: list[bytes], got: bytes, detached: bool
+) -> None:
+    left = iter([*reads, b""])
+    terminal: Any = Terminal(tty=True, stdin=True, detach_keys=keys)
+    session = terminal._session = Session()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "read", lambda descriptor, size: next(left))
+        terminal._send_stdin()
+    assert (session.got, session.closed) == (got, detached)
+
+
+@pytest.mark.parametrize(
+    "keys", ["ctrl-", "ctrl-ab", "x,,y", "alt-x", "ctrl-1", "\N{LATIN SMALL LETTER E WITH ACUTE}", ","]
+)
+def test_keys_that_do_not_read(keys: str) -> None:
+    with pytest.raises(InvalidValue, match="--detach-keys"):
+        keys_of(keys)

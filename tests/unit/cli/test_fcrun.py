@@ -180,3 +180,62 @@ def test_a_sandbox_cannot_write_beside_the_target_of_a_copy(tmp_path: Path, last
         _copy.out_of(evil, "box", "/d", str(tmp_path / "target"), follow=False)
     assert stat.S_IMODE(victim.stat().st_mode) == 0o700
     assert list(victim.iterdir()) == []
+
+
+def test_labels_come_from_files_and_options(tmp_path: Path) -> None:
+    (tmp_path / "labels").write_text("# mine\n\na=1\nb=two words\nempty\n")
+    spec = _process.spec_of(parse("run", "--label-file", str(tmp_path / "labels"), "-l", "a=2", "-l", "c", "tiny", "x"))
+    assert spec.labels == {"a": "2", "b": "two words", "empty": "", "c": ""}
+    with pytest.raises(InvalidValue, match=r"--label-file /nowhere"):
+        _process.spec_of(parse("run", "--label-file", "/nowhere", "tiny", "x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0", 0), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("300ms", 0.3), ("2d", 172800)]
+)
+def test_when_it_sleeps(text: str, seconds: float) -> None:
+    assert _process.spec_of(parse("run", "--suspend-after", text, "tiny", "x")).suspend_after_s == seconds
+
+
+@pytest.mark.parametrize("text", ["5", "m", "-5m", "5x", "1h 30m", "five"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(InvalidValue, match="--suspend-after"):
+        _process.spec_of(parse("run", f"--suspend-after={text}", "tiny", "x"))
+
+
+def test_what_wakes_it() -> None:
+    for text, reasons in (
+        ("none", ()),
+        ("exec", ("exec",)),
+        ("connect,exec", ("exec", "connect")),
+        ("connect", ("connect",)),
+    ):
+        assert _process.spec_of(parse("run", "--wake-on", text, "tiny", "x")).wake_on == reasons
+    with pytest.raises(InvalidValue, match="--wake-on: 'exce'"):
+        _process.spec_of(parse("run", "--wake-on", "exce", "tiny", "x"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("run", "--detch", "tiny"), "unknown flag: --detch; did you mean --detach?"),
+        (("ps", "--fitler=x"), "unknown flag: --fitler; did you mean --filter?"),
+        (("ps", "-z"), "unknown flag: -z\n"),
+        (("ps", "more"), "unrecognized arguments: more"),
+        (("container", "lss"), "Did you mean 'ls'?"),
+    ],
+)
+def test_an_unknown_flag_is_told_with_what_was_meant(
+    argv: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fcrun.main([*argv]) == 125
+    said = capsys.readouterr()
+    assert words in said.err and said.out == ""
+
+
+def test_dockers_longer_names(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("ls", "list", "ps", "run", "rm", "inspect", "logs"):
+        assert fcrun.main(["container", name, "--help"]) == 0
+    capsys.readouterr()
+    assert fcrun.main(["container"]) == 0
+    assert capsys.readouterr().out.count("List sandboxes:") == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from perdure.cli.fcrun._health import add_end_options, end_values
@@ -28,6 +28,32 @@ def add_process_options(parser: argparse.ArgumentParser, *, detach: bool = True)
     parser.add_argument("--env-file", action="append", default=[], metavar="FILE", help="read variables from a file")
     parser.add_argument("-w", "--workdir", default="", metavar="FOLDER", help="its working folder")
     parser.add_argument("-u", "--user", default="", metavar="USER[:GROUP]", help="name or id")
+
+
+def add_terminal_options(parser: argparse.ArgumentParser, *, signals: bool = True) -> None:
+    """Of what joins a terminal to a process."""
+    parser.add_argument("--detach-keys", default="", metavar="KEYS", help="leave it running (ctrl-p,ctrl-q)")
+    if signals:
+        parser.add_argument(
+            "--sig-proxy",
+            default="true",
+            choices=("true", "false"),
+            metavar="BOOL",
+            help="pass signals on to it (true)",
+        )
+
+
+def check_keys(options: argparse.Namespace) -> None:
+    """Raises InvalidValue for keys that do not read, before anything is begun."""
+    if options.detach_keys:
+        from perdure.cli.fcrun._terminal import keys_of
+
+        keys_of(options.detach_keys)
+
+
+def terminal_wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """What ``follow_main`` takes of them."""
+    return {"detach_keys": options.detach_keys, "sig_proxy": options.sig_proxy == "true"}
 
 
 def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
@@ -56,6 +82,7 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
     add_network_options(parser)
     add_end_options(parser)
+    parser.add_argument("--label-file", action="append", default=[], metavar="FILE", help="read labels from a file")
 
 
 def spec_of(options: argparse.Namespace) -> SandboxSpec:
@@ -69,7 +96,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         user=options.user,
         hostname=options.hostname,
         name=options.name,
-        labels=pairs("--label", options.label),
+        labels=labels(options.label, options.label_file),
         tty=options.tty,
         stdin=options.interactive,
         vcpus=_cpus(options.cpus),
@@ -101,14 +128,8 @@ def environment(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:
     """``NAME=VALUE``, or ``NAME`` alone: as it is here. Files first, later ones win, as in Docker."""
     env: dict[str, str] = {}
     for file in files:
-        try:
-            with open(file, encoding="utf-8") as lines:  # noqa: PTH123 - pathlib costs start time
-                for number, line in enumerate(lines, 1):
-                    text = line.strip("\r\n")
-                    if text.strip() and not text.lstrip().startswith("#"):
-                        env |= _variable(text.lstrip(), f"{file}:{number}")
-        except (OSError, UnicodeDecodeError) as error:
-            raise InvalidValue(f"--env-file {file}: {error}") from error
+        for place, text in _lines("--env-file", file):
+            env |= _variable(text, place)
     for text in given:
         env |= _variable(text, "--env")
     return env
@@ -121,6 +142,27 @@ def _variable(text: str, where: str) -> dict[str, str]:
     if equals:
         return {name: value}
     return {name: os.environ[name]} if name in os.environ else {}
+
+
+def labels(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:
+    """``NAME=VALUE``, or ``NAME`` alone, which is empty. Files first, a line each, later ones win, as in Docker."""
+    found: dict[str, str] = {}
+    for file in files:
+        for place, text in _lines("--label-file", file):
+            found |= pairs(place, [text])
+    return found | pairs("--label", given)
+
+
+def _lines(option: str, file: str) -> Iterator[tuple[str, str]]:
+    """(where, line) of those that are neither empty nor comments."""
+    try:
+        with open(file, encoding="utf-8") as lines:  # noqa: PTH123 - pathlib costs start time
+            for number, line in enumerate(lines, 1):
+                text = line.strip("\r\n")
+                if text.strip() and not text.lstrip().startswith("#"):
+                    yield f"{file}:{number}", text.lstrip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"{option} {file}: {error}") from error
 
 
 def pairs(option: str, given: Iterable[str]) -> dict[str, str]:

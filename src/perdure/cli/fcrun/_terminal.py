@@ -15,8 +15,9 @@ from perdure.client.node import STDOUT, NodeClient, Session, ensure_running
 from perdure.errors import InvalidValue, PerdureError, Unavailable
 
 CHUNK_BYTES = 1 << 16
-DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q, as docker
+DETACH_KEYS = "ctrl-p,ctrl-q"  # as docker
 DETACHED = -1
+CONTROLS = "abcdefghijklmnopqrstuvwxyz@[\\]^_"
 PROXIED = ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2")
 
 Forward = tuple[Callable[..., None], tuple[Any, ...]]
@@ -26,6 +27,21 @@ def check_tty(*, tty: bool, stdin: bool) -> None:
     """Raises InvalidValue when a terminal is asked for and there is none to read from."""
     if tty and stdin and not os.isatty(0):
         raise InvalidValue("the input device is not a TTY", hint="Leave -t out when stdin is piped.")
+
+
+def keys_of(text: str) -> bytes:
+    """The bytes of keys as docker's ``--detach-keys`` names them: ``a``, ``ctrl-a`` to ``ctrl-z``, ``ctrl-@`` and
+    so on (CONTROLS), with commas between. Raises InvalidValue."""
+    found = bytearray()
+    for key in text.split(","):
+        control = key.removeprefix("ctrl-")
+        if len(key) == 1 and key.isascii():
+            found.append(ord(key))
+        elif key != control and len(control) == 1 and control in CONTROLS:
+            found.append(ord(control.upper()) & 0x1F)
+        else:
+            raise InvalidValue(f"--detach-keys: {key!r} is no key", hint="Write ctrl-p,ctrl-q, or one letter.")
+    return bytes(found)
 
 
 def size() -> tuple[int, int]:
@@ -42,8 +58,11 @@ def size() -> tuple[int, int]:
 class Terminal:
     """Serves one process. Sessions may follow one another when the node is restarted."""
 
-    def __init__(self, *, tty: bool, stdin: bool) -> None:
+    def __init__(self, *, tty: bool, stdin: bool, detach_keys: str = "", sig_proxy: bool = True) -> None:
+        """detach_keys: see ``keys_of``. sig_proxy: signals go to the process."""
         self._tty = tty
+        self._keys = keys_of(detach_keys or DETACH_KEYS)
+        self._sig_proxy = sig_proxy
         self._stdin = stdin
         self._session: Session | None = None
         self._replaced = threading.Condition()
@@ -103,7 +122,7 @@ class Terminal:
                 pass  # the session ended; the main thread knows why
 
     def _send_stdin(self) -> None:
-        held = b""  # the first of the keys: it is the process's only if the second does not follow
+        held = b""  # the first of the keys: they are the process's only if the others do not follow
         while True:
             try:
                 data = os.read(0, CHUNK_BYTES)
@@ -111,8 +130,8 @@ class Terminal:
                 data = b""
             over = not data
             keys = held + data
-            before, detach, _ = keys.partition(DETACH_KEYS) if self._tty else (keys, b"", b"")
-            held = before[-1:] if self._tty and not over and not detach and before[-1:] == DETACH_KEYS[:1] else b""
+            before, detach, _ = keys.partition(self._keys) if self._tty else (keys, b"", b"")
+            held = self._begun(before) if self._tty and not over and not detach else b""
             if send := before[: len(before) - len(held)]:
                 self._deliver(send)
             if detach:
@@ -123,6 +142,12 @@ class Terminal:
             if over:
                 self._deliver(b"")
                 return
+
+    def _begun(self, data: bytes) -> bytes:
+        """The end of it that the detach keys begin with."""
+        longest = min(len(data), len(self._keys) - 1)
+        ends = (data[len(data) - size :] for size in range(longest, 0, -1))
+        return next((end for end in ends if self._keys.startswith(end)), b"")
 
     def _deliver(self, data: bytes) -> None:
         """Send stdin (its end where empty); when the session breaks, wait for the one that follows it."""
@@ -151,7 +176,7 @@ class Terminal:
         if self._tty:
             former[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda *_: self._resize())
         # in raw mode ctrl-c is a byte of stdin; a signal is then meant for fcrun, and still passed on
-        for name in PROXIED:
+        for name in PROXIED if self._sig_proxy else ():
             number = signal.Signals[f"SIG{name}"]
             former[number] = signal.signal(number, self._pass_on)
         try:
@@ -180,13 +205,21 @@ def _raw(wanted: bool) -> Iterator[None]:
 
 
 def follow_main(
-    client: NodeClient, ref: str, session: Session, *, tty: bool, stdin: bool, from_start: bool = False
+    client: NodeClient,
+    ref: str,
+    session: Session,
+    *,
+    tty: bool,
+    stdin: bool,
+    from_start: bool = False,
+    detach_keys: str = "",
+    sig_proxy: bool = True,
 ) -> int:
     """Join this terminal to a sandbox's main process until it exits; the status to exit with.
 
     from_start: the session tells all of it; then it goes on over a restart of the node, whose log has the rest.
     """
-    terminal, again = Terminal(tty=tty, stdin=stdin), False
+    terminal, again = Terminal(tty=tty, stdin=stdin, detach_keys=detach_keys, sig_proxy=sig_proxy), False
     while True:
         try:
             with session:

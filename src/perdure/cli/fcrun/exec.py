@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from perdure.cli.fcrun._process import add_process_options, environment
+from perdure.cli.fcrun._process import add_process_options, add_terminal_options, check_keys, environment
 
 NAME = "exec"
 HELP = "Run a command in a sandbox (a suspended one is resumed first)"
@@ -13,6 +13,7 @@ GROUP = "Common commands"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
+    add_terminal_options(parser, signals=False)
     parser.add_argument("sandbox", metavar="SANDBOX")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 
@@ -22,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node, tell_waking
     from perdure.model import ExecSpec
 
+    check_keys(options)
     rows, columns = _terminal.size() if options.tty else (0, 0)
     spec = ExecSpec(
         command=options.command,
@@ -42,5 +44,5 @@ def run(options: argparse.Namespace) -> int:
         session = client.exec(options.sandbox, spec)
     session.on_state = lambda state: tell_waking(options.sandbox) if state == "resuming" and not spec.tty else None
     with session:
-        status = _terminal.Terminal(tty=spec.tty, stdin=spec.stdin).run(session)
+        status = _terminal.Terminal(tty=spec.tty, stdin=spec.stdin, detach_keys=options.detach_keys).run(session)
     return 0 if status == _terminal.DETACHED else status

@@ -15,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--tail", default="all", metavar="N", help="only the last N lines")
     parser.add_argument("-t", "--timestamps", action="store_true", help="when each line was written")
     parser.add_argument("--since", default="", metavar="WHEN", help="seconds since the epoch, RFC 3339, or ago: 10m")
+    parser.add_argument("--until", default="", metavar="WHEN", help="only what was written before; with -f: end then")
     parser.add_argument("sandbox", metavar="SANDBOX")
 
 
@@ -26,7 +27,9 @@ def run(options: argparse.Namespace) -> int:
     stamps = _Stamps() if options.timestamps else None
     with node() as client:
         since = moment(options.since, "--since") if options.since else None
-        for record in client.logs(options.sandbox, follow=options.follow, tail=_lines(options.tail), since=since):
+        until = moment(options.until, "--until") if options.until else None
+        how = {"follow": options.follow, "tail": _lines(options.tail), "since": since, "until": until}
+        for record in client.logs(options.sandbox, **how):
             data = stamps.mark(record.stream, record.time, record.data) if stamps else record.data
             rest = memoryview(data)
             while rest:
@@ -44,7 +47,7 @@ class _Stamps:
         import datetime
 
         stamp = datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="microseconds")
-        prefix = stamp.replace("+00:00", "Z ").encode()
+        prefix = stamp.replace("+00:00", "000Z ").encode()  # nine digits, as docker's
         marked = [line if number == 0 and self._begun[stream] else prefix + line
                   for number, line in enumerate(data.splitlines(keepends=True))]  # fmt: skip
         self._begun[stream] = not data.endswith(b"\n")

@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="id=, name=, label=, status=, ancestor=, exited=, network=, publish=, before=, since= …; of one key any (of "
-        "label all), of several keys all",
+        help="id=, name=, label=, status=, ancestor=, exited=, network=, publish=, before=, since= …; of one key any "
+        "(of label all), of several keys all",
     )
     _format.add_options(parser, quiet="only the ids")
 

@@ -11,6 +11,9 @@ GROUP = "Common commands"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="also while they run")
+    parser.add_argument(
+        "-v", "--volumes", action="store_true", help="its anonymous volumes too, which always go with it"
+    )
     parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 

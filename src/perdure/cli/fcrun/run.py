@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 
 from perdure.cli.fcrun import _registry
 from perdure.cli.fcrun._health import FIXED as HEALTH_FIXED
-from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, pairs, spec_of
+from perdure.cli.fcrun._process import (
+    add_process_options,
+    add_sandbox_options,
+    add_terminal_options,
+    check_keys,
+    labels,
+    spec_of,
+    terminal_wishes,
+)
 
 if TYPE_CHECKING:
     from perdure.client.node import NodeClient
@@ -49,6 +57,7 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
+    add_terminal_options(parser)
     parser.add_argument("--cidfile", default="", metavar="FILE", help="write the sandbox's id to this new file")
     parser.add_argument("--template", default="", metavar="NAME", help="go on from a template instead of an image")
     add_sandbox_options(parser)
@@ -60,6 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from perdure.errors import InvalidValue
 
+    check_keys(options)
     if options.template:
         return _run_template(options)
     if not options.image:
@@ -88,7 +98,8 @@ def _run_image(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             client.remove(info.id, force=True)
             raise
-    return _terminal.follow_main(client, info.id, session, tty=spec.tty, stdin=spec.stdin, from_start=True)
+    wishes = terminal_wishes(options)
+    return _terminal.follow_main(client, info.id, session, tty=spec.tty, stdin=spec.stdin, from_start=True, **wishes)
 
 
 def _start(client: NodeClient, info: SandboxInfo) -> None:
@@ -110,7 +121,7 @@ def _run_template(options: argparse.Namespace) -> int:
     from perdure.model import Fork
 
     _check_fixed(options)
-    fork = Fork(name=options.name, labels=pairs("--label", options.label), auto_remove=options.rm)
+    fork = Fork(name=options.name, labels=labels(options.label, options.label_file), auto_remove=options.rm)
     if not options.detach:
         _terminal.check_tty(tty=options.tty, stdin=options.interactive)
     with node() as client:
@@ -123,7 +134,9 @@ def _run_template(options: argparse.Namespace) -> int:
             return 0
         session = client.attach(info.id, logs=True)
     tty = info.spec.tty and options.tty
-    return _terminal.follow_main(client, info.id, session, tty=tty, stdin=options.interactive, from_start=True)
+    return _terminal.follow_main(
+        client, info.id, session, tty=tty, stdin=options.interactive, from_start=True, **terminal_wishes(options)
+    )
 
 
 def _check_fixed(options: argparse.Namespace) -> None:

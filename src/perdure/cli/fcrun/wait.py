@@ -14,14 +14,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from perdure.cli.fcrun._node import node
+    from perdure.cli.fcrun._node import each, node
     from perdure.errors import MachineFailed
 
     with node() as client:
-        for ref in options.sandboxes:
+
+        def status(ref: str) -> int:
             info = client.wait(ref)
             if info.exit_status is None:
                 hint = f"Go on from its last snapshot: fcrun resume {info.name}" if info.snapshot else ""
                 raise MachineFailed(f"the machine of sandbox {info.name} died: {info.cause}", hint=hint)
-            print(info.exit_status, flush=True)
-    return 0
+            return info.exit_status
+
+        return each(options.sandboxes, status, lambda _, status: print(status, flush=True))

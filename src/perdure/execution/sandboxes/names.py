@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import secrets
-from collections.abc import Container
+from collections.abc import Container, Sequence
 
 from perdure.errors import InvalidValue
 
@@ -38,6 +39,12 @@ def random_name(taken: Container[str]) -> str:
     while f"{name}{number}" in taken:
         number += 1
     return f"{name}{number}"
+
+
+def hint(wanted: str, names: Sequence[str]) -> str:
+    """What to do where nothing has the name that was wanted."""
+    near = difflib.get_close_matches(wanted, names, n=1, cutoff=0.7)
+    return f"Did you mean {near[0]}? `fcrun ps -a` lists all." if near else "`fcrun ps -a` lists all."
 
 
 def check_name(name: str) -> str:

@@ -129,7 +129,7 @@ class Sandboxes:
             listed = ", ".join(sorted(sandbox.id for sandbox in matches))
             raise Conflict(f"{ref!r} is ambiguous: it could be {listed}", hint="Give more digits of the id.")
         if not matches:
-            raise NotFound(f"no such sandbox: {ref}", hint="`fcrun ps -a` lists all.")
+            raise NotFound(f"no such sandbox: {ref}", hint=sandbox_names.hint(ref, [one.name for one in shown]))
         return matches[0]
 
     def all(self) -> list[Sandbox]:
