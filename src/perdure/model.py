@@ -139,6 +139,7 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_mib: int = DEFAULT_DISK_MIB
     auto_remove: bool = False
+    restart: str = ""  # when it is started again: on-failure[:N], always, unless-stopped; empty: never
     suspend_after_s: float = 0.0  # put it to sleep when it was idle for so long; 0: never
     wake_on: tuple[WakeReason, ...] = (WakeReason.EXEC, WakeReason.CONNECT)  # what wakes it when it is suspended
     calls: CallsEndpoint | None = None
@@ -229,6 +230,7 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     cause: str = ""  # why it is in EXITED: "exit", "stopped", "killed", "machine-died", "keeper-died", "host-lost" …
     detail: str = ""
     image_digest: str = ""
+    restarts: int = 0  # how often in a row it was started again (``spec.restart``)
     snapshot: SnapshotInfo | None = None  # the newest
     stored_bytes: int = 0  # what it costs at rest, over all its own snapshots
     addresses: dict[str, str] = {}  # its own in each network that it is in

@@ -20,6 +20,7 @@ from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.sandboxes.waking import is_asleep
 from perdure.formats import logs
 from perdure.host import headroom
 from perdure.host.paths import Home
@@ -155,7 +156,7 @@ class Api:
         async def use(request: web.Request) -> web.StreamResponse:
             sandbox = self._find(request)
             with sandbox.activity.busy():
-                if sandbox.state is not SandboxState.CREATED:  # what is put into that is kept for its start
+                if is_asleep(sandbox):
                     await sandbox.awake(WakeReason.EXEC)
                 return await handler(request)
 

@@ -32,6 +32,7 @@ from perdure.node import compaction, settings
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
 from perdure.node.idleness import Idleness
+from perdure.node.restarts import Restarts
 
 GRACE_S = 2.0  # for open requests when the daemon ends
 LEAVE_S = 15.0  # for a start, suspend or resume that is under way then
@@ -66,6 +67,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     background = [loop.create_task(ground.watch())]
     background.append(loop.create_task(keptdisks.watch(home.sandboxes, limits.disks_bytes)))
     background.append(loop.create_task(Idleness(sandboxes).run()))
+    background.append(loop.create_task(Restarts(sandboxes).run()))
     if compacts:
         background.append(loop.create_task(compaction.Compactor(home, sandboxes).run()))
     if ready is not None:

@@ -19,11 +19,10 @@ from aiohttp import WSMsgType, web
 from perdure.errors import Conflict, GuestFailed, InvalidValue, MachineFailed, PerdureError
 from perdure.execution.guest.session import Process
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
-from perdure.execution.sandboxes.waking import may_wake
+from perdure.execution.sandboxes.waking import is_asleep, may_wake
 from perdure.model import ExecSpec, SandboxState, WakeReason
 
 MESSAGE_MAX_BYTES = 8 << 20
-_ASLEEP = (SandboxState.SUSPENDED, SandboxState.SUSPENDING, SandboxState.RESUMING)
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 GetProcess = Callable[[], Awaitable[Process]]
@@ -39,7 +38,7 @@ async def _exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocket
     socket = await _open(request)
     try:
         spec = _first(await socket.receive_json())
-        if sandbox.state in _ASLEEP and may_wake(sandbox, WakeReason.EXEC):
+        if is_asleep(sandbox) and may_wake(sandbox, WakeReason.EXEC):
             await socket.send_json({"state": str(SandboxState.RESUMING)})
         process = await sandbox.exec(spec)
     except (PerdureError, TypeError, ValueError) as error:
@@ -61,7 +60,7 @@ async def attach_session(
     """The main process: its output as the log has it, its stdin. ``waits``: of an exited sandbox, until it lives again
     (it is about to be started). ``wakes``: a sandbox that sleeps is woken."""
     with sandbox.activity.busy():
-        if wakes and sandbox.state in _ASLEEP:
+        if wakes and is_asleep(sandbox):
             await sandbox.awake(WakeReason.EXEC)
         return await _attach_session(request, sandbox, from_start=from_start, waits=waits)
 

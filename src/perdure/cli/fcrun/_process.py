@@ -60,6 +60,12 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
     """What ``run`` and ``create`` share, but for the image."""
     parser.add_argument("--name", default="", help="a name for the sandbox")
     parser.add_argument("--rm", action="store_true", help="remove it when it exits")
+    parser.add_argument(
+        "--restart",
+        default="",
+        metavar="POLICY",
+        help="start it again when it ends by itself: on-failure[:N], always, unless-stopped (no)",
+    )
     parser.add_argument("-h", "--hostname", default="", metavar="NAME", help="its host name (default: its id)")
     parser.add_argument(
         "--suspend-after", default="", metavar="TIME", help="suspend it when it was idle for so long: 5m, 1h30m (never)"
@@ -87,6 +93,8 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
 
 def spec_of(options: argparse.Namespace) -> SandboxSpec:
     """Raises InvalidValue that names the option."""
+    if options.rm and options.restart not in ("", "no"):
+        raise InvalidValue("--rm and --restart exclude each other", hint="What is removed cannot be started again.")
     return SandboxSpec(
         image=options.image,
         command=options.command,
@@ -103,6 +111,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         memory_mib=_mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
         disk_mib=_mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
         auto_remove=options.rm,
+        restart="" if options.restart == "no" else options.restart,
         **network_of(options),
         **end_values(options),
         **_policy(options),

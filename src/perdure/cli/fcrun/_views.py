@@ -83,6 +83,7 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
     spec = info.spec
     argv = [*(spec.entrypoint or []), *spec.command]
     running = info.state == "running"
+    policy, _, most = spec.restart.partition(":")
     return {
         "Id": info.id,
         "Created": rfc3339(info.created),
@@ -104,7 +105,7 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
         },
         "Image": info.image_digest,
         "Name": f"/{info.name}",
-        "RestartCount": 0,
+        "RestartCount": info.restarts,
         "Driver": "firecracker",
         "Platform": "linux",
         "Mounts": [],
@@ -114,6 +115,7 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
             "AutoRemove": spec.auto_remove,
             "NetworkMode": (spec.networks or ["bridge"])[0],
             "PortBindings": _bindings(spec.ports),
+            "RestartPolicy": {"Name": policy or "no", "MaximumRetryCount": int(most or 0)},
         },
         "Config": {
             "Hostname": spec.hostname or info.id,

@@ -36,6 +36,7 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--workdir": ("workdir", ""),
     "--user": ("user", ""),
     "--hostname": ("hostname", ""),
+    "--restart": ("restart", ""),
     "--suspend-after": ("suspend_after", ""),
     "--wake-on": ("wake_on", ""),
     "--memory": ("memory", ""),

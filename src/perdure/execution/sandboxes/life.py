@@ -136,6 +136,7 @@ class Life(ABC):
             exit_status=record.exit_status,
             cause=record.cause,
             detail=record.detail,
+            restarts=record.restarts,
             image_digest=record.image_digest,
             snapshot=current.info if current else None,
             stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),

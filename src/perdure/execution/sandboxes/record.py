@@ -73,6 +73,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     exit_status: int | None = None
     cause: str = ""
     detail: str = ""
+    restarts: int = 0  # how often in a row it was started again by its policy
 
     def names(self, digest: str) -> bool:
         """Whether the sandbox needs this snapshot."""

@@ -37,8 +37,12 @@ KILL_TIMEOUT_S = STOP_TIMEOUT_S = 10.0
 class Sandbox(Life):
     """Every use case raises IllegalTransition where the table of ``states`` has no arrow for it."""
 
-    async def start(self, progress: Progress = silent) -> SandboxInfo:
+    async def start(self, progress: Progress = silent, *, restarts: int = 0) -> SandboxInfo:
+        """restarts: how often in a row its policy has started it, with this one."""
         async with self.moving:
+            self.check("start")
+            if self.record.restarts != restarts:
+                self.save(restarts=restarts)
             await starting.start(self, progress)
             return self.info()
 
@@ -170,6 +174,8 @@ class Sandbox(Life):
         """The stop signal, after ``timeout_s`` KILL; negative: never. Nothing to do where nothing has run or all is
         over. Without the two: as its spec has them, then its image."""
         if self.state in (S.CREATED, S.EXITED):
+            if self.state is S.EXITED and self.record.spec.restart:
+                self.save(cause="stopped")  # so that its policy lets it be
             return self.info()
         spec = self.record.spec
         if timeout_s is None:

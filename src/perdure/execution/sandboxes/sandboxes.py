@@ -20,7 +20,7 @@ from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.network import networks
 from perdure.execution.network.networks import Networks
-from perdure.execution.sandboxes import disk, forking, networking, rehearsing, workload
+from perdure.execution.sandboxes import disk, forking, networking, rehearsing, restarting, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.ground import Ground
@@ -165,6 +165,7 @@ class Sandboxes:
             raise InvalidValue(
                 f"suspend_after_s is {spec.suspend_after_s}: it must be 0 (never) or a number of seconds"
             )
+        restarting.check(spec)
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         networking.check(spec, self.networks)

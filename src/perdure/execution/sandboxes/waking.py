@@ -21,7 +21,7 @@ async def awake(sandbox: Sandbox, reason: WakeReason, progress: Progress) -> Non
     """See ``Sandbox.awake``. All who come meanwhile wait for one resume, and get its error; none of them who leaves
     ends it."""
     while sandbox.state is not S.RUNNING or sandbox.dozing:
-        if not (sandbox.dozing or sandbox.state is S.SUSPENDED or sandbox.state in _ON_ITS_WAY):
+        if not is_asleep(sandbox):
             sandbox.need_running()
         if not may_wake(sandbox, reason):
             raise _refusal(sandbox, reason)
@@ -43,6 +43,11 @@ async def _wake(sandbox: Sandbox, reason: WakeReason, progress: Progress) -> Non
     if sandbox.state is S.SUSPENDED:
         with contextlib.suppress(IllegalTransition):  # somebody else was quicker: what that led to is looked at next
             await sandbox.resume(progress=progress, reason=str(reason))
+
+
+def is_asleep(sandbox: Sandbox) -> bool:
+    """Whether it is suspended, or on its way to or from that."""
+    return sandbox.dozing or sandbox.state is S.SUSPENDED or sandbox.state in _ON_ITS_WAY
 
 
 def may_wake(sandbox: Sandbox, reason: WakeReason) -> bool:

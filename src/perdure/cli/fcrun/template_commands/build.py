@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_shape_options(parser)
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
-    parser.set_defaults(hostname="", rm=False)  # each sandbox that is run from it has its own
+    parser.set_defaults(
+        hostname="", rm=False, restart="", suspend_after="", wake_on=""
+    )  # each that is run from it has its own
 
 
 def run(options: argparse.Namespace) -> int:
