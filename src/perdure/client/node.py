@@ -123,9 +123,10 @@ class NodeClient(ViewsClient):
         self.library = LibraryClient(self._http, progress)
 
     # -- the node ---------------------------------------------------------------------------------------------------
-    def system(self, timeout_s: float | None = None) -> dict[str, Any]:
-        """{version, pid, home, sandboxes: {state: count}, images, host: {…}}"""
-        answer: dict[str, Any] = self._http.call("GET", "/v1/system", timeout_s=timeout_s)
+    def system(self, timeout_s: float | None = None, *, brief: bool = False) -> dict[str, Any]:
+        """{version, pid, home, sandboxes: {state: count}, images, host: {…}}; brief: the first three."""
+        query = {"brief": 1} if brief else None
+        answer: dict[str, Any] = self._http.call("GET", "/v1/system", query=query, timeout_s=timeout_s)
         return answer
 
     def shutdown(self) -> None:
@@ -422,7 +423,7 @@ def ensure_running(home: Home) -> None:
     """
     client = NodeClient(home)
     try:
-        client.system(timeout_s=5.0)
+        client.system(timeout_s=5.0, brief=True)
         return
     except PerdureError:
         pass  # nothing listens, or it is just dying: the lock decides

@@ -35,12 +35,13 @@ class System:
         ]
 
     async def system(self, request: web.Request) -> web.Response:
+        facts = {"version": __version__, "pid": os.getpid(), "home": str(self._home.root)}
+        if request.query.get("brief") == "1":  # every command line asks first whether somebody is there
+            return ok(facts)
         states = Counter(str(sandbox.state) for sandbox in self._sandboxes.all())
         return ok(
             {
-                "version": __version__,
-                "pid": os.getpid(),
-                "home": str(self._home.root),
+                **facts,
                 "sandboxes": states,
                 "images": len(self._sandboxes.images.list()),
                 "emulated": self._sandboxes.ground.emulated,
