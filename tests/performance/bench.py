@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench_exec
 import bench_pager
 import bench_unpack
 import picture
@@ -89,6 +90,7 @@ def main() -> int:
             ensure_running(home)
             client = NodeClient(home)
             _client(report)
+            _exec(report, bench_exec.measure(client, Launcher(address), home, IMAGE))
             cold, warm = _runs(raw)
             found = _suspends(client, Launcher(address), raw)
             remote = _remote(client, raw)
@@ -187,6 +189,15 @@ def _client(report: Report) -> None:
             subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
             took.append(time.monotonic() - began)
         report.add(f"fcrun {words[0]}, the whole command", statistics.median(took), "s", goal="value <= 0.15")
+
+
+def _exec(report: Report, found: dict[str, float]) -> None:
+    vsock = "vsock round trip of one byte"
+    report.add(vsock, found["vsock"], "s")
+    report.add("exec of true in a running sandbox", found["exec"], "s", over=vsock)
+    report.add("exec of true, of it: the guest's own", found["guest"], "s")
+    beyond = found["exec"] - found["guest"]
+    report.add("exec of true, of it: node and channel", beyond, "s", over=vsock, goal="ratio <= 3")
 
 
 def _run() -> float:
