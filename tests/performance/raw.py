@@ -141,7 +141,8 @@ def boot(plan: dict[str, Any]) -> dict[str, float]:
     """Cold boot to guestd, and on to the first line of a program of the image; the agent's turns; full snapshot."""
     os.makedirs(plan["folder"])  # noqa: PTH103
     os.chdir(plan["folder"])
-    os.symlink(plan["image"], "image")  # noqa: PTH211
+    for name in ("image", "kernel", "initrd"):
+        os.symlink(plan[name], name)  # noqa: PTH211
     _copy(plan["overlay"], "overlay")
     drives = [{"id": "image", "path": "image", "read_only": True}, {"id": "overlay", "path": "overlay"}]
     guest = Guest(plan["firecracker"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from perdure.client.node import NodeClient
-from perdure.errors import IllegalTransition, MachineFailed, NotFound, Unavailable
+from perdure.errors import Conflict, IllegalTransition, MachineFailed, NotFound, Unavailable
 from perdure.host.paths import Home
 from perdure.model import ExecSpec, LogPosition, SandboxInfo, SandboxState
 
@@ -196,14 +196,14 @@ with socket.socket(socket.AF_UNIX) as api:
 
 
 def test_a_guest_that_is_silent_hangs_nothing(
-    keeper: tuple[str, Any], ask: Ask, client: NodeClient, home: Home, below: Callable[[list[str]], str]
+    keeper: tuple[str, Any], ask: Ask, client: NodeClient, below: Callable[[list[str]], str]
 ) -> None:
     ref, talk = keeper
     first = ask(talk, "one")
 
     def vcpus(state: str) -> None:  # behind the keeper's back
-        api = home.below_line_folder / "m" / ref / "api.sock"
-        below([sys.executable, "-c", VCPUS, str(api), state])
+        pid = client.get(ref).machine["firecracker_pid"]
+        below([sys.executable, "-c", VCPUS, f"/proc/{pid}/root/api.sock", state])
 
     vcpus("Paused")
     with pytest.raises(MachineFailed, match="did not answer"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from perdure.errors import MachineFailed
-from perdure.keeper.collector import CAPTURED, Collector, Ground, remove
+from perdure.keeper.collector import CAPTURED, Collector, Ground
+from perdure.keeper.jail import remove
 from perdure.keeper.loop import Loop
 
 TYPE_CHECKING = False
@@ -15,6 +16,7 @@ class Captures:
     """What is known of a machine's captures. A capture that cannot be collected costs the next one all memory."""
 
     def __init__(self, loop: Loop) -> None:
+        self.place = "."  # the folder in which Firecracker writes
         self._loop = loop
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
         self._holes_are_zeros = False  # of the capture that waits to be collected
@@ -56,7 +58,7 @@ class Captures:
         """Make ``state`` and ``memory`` in a folder of the capture that waits; their bytes. No capture waits then."""
         assert self._collector is not None
         try:
-            size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros)
+            size = self._collector.collect(folder, holes_are_zeros=self._holes_are_zeros, place=self.place)
             self._diff_lost = False
         finally:
             self.forget()
@@ -64,7 +66,7 @@ class Captures:
 
     def forget(self) -> None:
         """Remove the capture that waits, if one does."""
-        remove(*CAPTURED)
+        remove(*(f"{self.place}/{name}" for name in CAPTURED))
         if self._collector is not None:
             self._collector.close()
             self._collector = None

@@ -7,12 +7,14 @@ without a node nothing is read, so the guest holds its bytes itself.
 
 from __future__ import annotations
 
-import os
-import socket
-
 from perdure.execution.machine.configuration import GUEST_PORT, VSOCK_PATH
 from perdure.keeper import line
 from perdure.keeper.loop import READ, READ_BYTES, Loop, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Callable
 
 LISTEN_PATH = f"{VSOCK_PATH}_{GUEST_PORT}"
 
@@ -31,14 +33,11 @@ class Channel:
         )
         self._credit = 0  # channel bytes that the node still takes
 
-    def open(self) -> None:
-        """Listen in the working directory."""
+    def open(self, listen: Callable[[str, int], socket.socket]) -> None:
+        """Listen where Firecracker will connect: ``listen(name, backlog)`` makes a socket there."""
         self.close()
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(LISTEN_PATH)
-        listener.listen(8)
+        self._listener = listener = listen(LISTEN_PATH, 8)
         listener.setblocking(False)
-        self._listener = listener
         self._loop.watch(listener.fileno(), READ, self._accept)
 
     def close(self) -> None:
@@ -47,7 +46,6 @@ class Channel:
             self._loop.forget(self._listener.fileno())
             self._listener.close()
             self._listener = None
-            os.unlink(LISTEN_PATH)
         self._guest_gone()
 
     def node_up(self, node: Stream) -> None:

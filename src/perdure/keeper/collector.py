@@ -10,15 +10,18 @@ import errno
 import json
 import os
 import socket
+import stat
 
 from perdure.errors import MachineFailed, NoSpace, PerdureError
+from perdure.keeper.jail import remove
 from perdure.keeper.loop import READ, Loop, Stream
 from perdure.linux import process
 
-CAPTURED = ("capture.state", "capture.memory")  # what Firecracker writes, in the working directory
+CAPTURED = ("capture.state", "capture.memory")  # what Firecracker writes, in its folder
 
 _TIMEOUT_S = 600.0
 _COPY_BYTES = 1 << 20
+_STATE_MAX = 64 << 20
 
 
 class Ground:
@@ -54,11 +57,12 @@ class Collector:
             raise
         self._stream = Stream(loop, ours.detach(), self._heard.extend, lambda: None)
 
-    def collect(self, folder: str, *, holes_are_zeros: bool) -> int:
+    def collect(self, folder: str, *, holes_are_zeros: bool, place: str = ".") -> int:
         """Make ``state`` and ``memory`` (a capture file) in a folder of the captured files, which stay; their bytes.
 
-        Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine along.
-        Raises NoSpace, MachineFailed; then nothing is left in the folder that was not there before.
+        ``place``: the folder that the captured files are in. It may be a hostile machine's, so nothing in it is trusted
+        to be a file. Not synced: nothing counts on it until it is packed, and a host that goes down takes the machine
+        along. Raises NoSpace, MachineFailed; then nothing is left in the folder that was not there before.
         """
         state, memory = f"{folder}/state", f"{folder}/memory"
         made: list[str] = []
@@ -68,9 +72,9 @@ class Collector:
                 if os.path.lexists(path):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
             made += [state, memory]
-            words = ("full" if holes_are_zeros else "diff", CAPTURED[1], memory)
+            words = ("full" if holes_are_zeros else "diff", f"{place}/{CAPTURED[1]}", memory)
             self._stream.write(b"".join(os.fsencode(word) + b"\0" for word in words))
-            size = _copy(CAPTURED[0], state)  # meanwhile
+            size = _copy(f"{place}/{CAPTURED[0]}", state)  # meanwhile
             return size + self._written()
         except BaseException as error:
             self._process.kill()
@@ -106,21 +110,17 @@ class Collector:
             raise MachineFailed(f"the collector {how}, it gave no reason") from None
 
 
-def remove(*paths: str) -> None:
-    """Those that are there."""
-    for path in paths:
-        try:
-            os.unlink(path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-
-
 def _copy(source: str, target: str) -> int:
-    """A small file into a new one; its bytes."""
-    with open(source, "rb", buffering=0) as reading, open(target, "xb", buffering=0) as writing:
+    """A small file, made by who may be hostile, into a new one; its bytes. Raises OSError for what is no such file."""
+    fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(fd, "rb", buffering=0) as reading, open(target, "xb", buffering=0) as writing:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", source)
         size = 0
         while data := reading.read(_COPY_BYTES):
             size += len(data)
+            if size > _STATE_MAX:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), source)
             while data:
                 data = data[writing.write(data) :]
     return size

@@ -2,7 +2,8 @@
 
 BELOW/                    mode 0700, on tmpfs
     launcher.lock         held by the launcher that lives
-    m/SANDBOX/            Firecracker's working directory (its content: docs/design/0001-contracts.md, 3)
+    jail/                 empty; each keeper has a file system of its own there (``keeper.jail``)
+    m/SANDBOX/            the keeper's working directory (its content: docs/design/0001-contracts.md, 3)
         keeper.sock       the keeper's control socket: it listens there as long as it lives
         exit.json         {"cause", "detail", "time"}: the machine ended, and nobody has read it yet
     spares/NAME/          the same for a keeper that was started ahead and is nobody's yet
@@ -44,9 +45,10 @@ class Below:
         self.machines = f"{path}/m"
         self.spares = f"{path}/spares"
         self.templates = f"{path}/templates"
+        self.jail = f"{path}/jail"
 
     def make(self) -> None:
-        for folder in (self.path, self.machines, self.spares, self.templates):
+        for folder in (self.path, self.machines, self.spares, self.templates, self.jail):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         os.chmod(self.path, 0o700)
 

@@ -13,11 +13,12 @@ import socket
 import sys
 from collections import deque
 
-from perdure.errors import InvalidValue, PerdureError, ProtocolError
+from perdure.errors import InvalidValue, MachineFailed, PerdureError, ProtocolError
 from perdure.execution.machine import configuration
 from perdure.execution.machine.states import MachineState
 from perdure.keeper import line
 from perdure.keeper.channel import Channel
+from perdure.keeper.jail import Jail
 from perdure.keeper.loop import READ, Loop, Stream
 from perdure.keeper.machine import Machine, failure
 from perdure.keeper.network import Network
@@ -42,9 +43,11 @@ class Keeper:
         self.sandbox, self._below = sandbox, below
         self.folder = folder or below.machine(sandbox)
         self._loop = Loop()
-        self._machine = Machine(self._loop, below, self._exited, self._want)
+        self._jail = Jail(below)
+        self._machine = Machine(self._loop, below, self._jail, self._exited, self._want)
         self._machine.on_resident = self._resident
         self._channel = Channel(self._loop)
+        self._machine.on_jailed = lambda: self._channel.open(self._jail.listen)
         self._network, self._relays = Network(self._loop), Relays(self._loop)
         self._node: Stream | None = None
         self._decoder = line.Decoder()
@@ -79,7 +82,7 @@ class Keeper:
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.umask(0o077)
-        self._network.open()
+        self._isolate()
         self.folder.make()
         os.chdir(self.folder.path)
         self._control = socket.socket(socket.AF_UNIX)
@@ -87,6 +90,14 @@ class Keeper:
         self._control.listen(16)
         self._control.setblocking(False)
         self._loop.watch(self._control.fileno(), READ, self._handed_over)
+
+    def _isolate(self) -> None:
+        """Before anything is started. Where no jail is permitted, a node is told when it asks for a machine."""
+        try:
+            self._jail.enter()
+        except MachineFailed as error:
+            self._machine.hindrance = error
+        self._network.open(tap_owner=max(0, self._jail.uid))
 
     def _keep(self) -> None:
         while not self._ended and (self._node is not None or self._machine_lives):
@@ -147,7 +158,7 @@ class Keeper:
             self.sandbox, folder = sandbox, self._below.machine(sandbox)
             self.folder.become(folder)
             self.folder = folder
-            self._on_become(sandbox, [os.getpid(), *self._machine.pids])
+            self._on_become(sandbox, [os.getpid(), *self._jail.pids, *self._machine.pids])
             self._on_become = None
 
     def _node_up(self, fd: int) -> None:
@@ -204,7 +215,6 @@ class Keeper:
         if op in ("boot", "restore"):
             if "network" in request:
                 self._network.join(self.sandbox, configuration.network(request))
-            self._channel.open()
             try:
                 return self._machine.boot(request) if op == "boot" else self._machine.restore(request)
             finally:

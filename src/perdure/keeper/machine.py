@@ -1,8 +1,8 @@
 """One machine: Firecracker, its pager and its console, from start to a cause of death. Owned by one keeper.
 
 Operations block their caller, not the keeper: while one waits for Firecracker the loop goes on relaying, and a
-Firecracker or pager that dies meanwhile ends the operation at once. All paths are relative to the machine folder,
-which is the working directory.
+Firecracker or pager that dies meanwhile ends the operation at once. Firecracker runs in the keeper's jail, and all
+names that are said to it are of files there; the working directory is the machine folder, which it does not see.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
 from perdure.keeper.captures import Captures
-from perdure.keeper.collector import CAPTURED, Ground, remove
+from perdure.keeper.collector import CAPTURED, Ground
 from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.keeper.folder import Below
+    from perdure.keeper.jail import Jail
     from perdure.keeper.pager import Frames
 
 _START_TIMEOUT_S = 30.0
 _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that machine's end
 _DEATH_TIMEOUT_S = 5.0  # between a connection that breaks and the end of the process
+_PAGE_BYTES, _MAP_BLOCKS, _MAP_HEAD = 4096, 12, 16  # docs/formats/memory-map.md: the count of blocks, from 12 to 16
 _POLL_S = 0.002  # Firecracker does not say when its API socket is there
-_PLACEHOLDER = "placeholder"
 
 
 class Machine:
@@ -45,11 +46,19 @@ class Machine:
     """
 
     def __init__(
-        self, loop: Loop, below: Below, on_exit: Callable[[str, str], None], on_want: Callable[[Frames], None]
+        self,
+        loop: Loop,
+        below: Below,
+        jail: Jail,
+        on_exit: Callable[[str, str], None],
+        on_want: Callable[[Frames], None],
     ) -> None:
         self.state = MachineState.EMPTY
         self.backend = ""  # what its memory came from: "boot", "file" or "uffd"
-        self._loop, self._below, self._on_exit, self._on_want = loop, below, on_exit, on_want
+        self.hindrance: MachineFailed | None = None  # why no machine can be started at all
+        self.on_jailed: Callable[[], None] = lambda: None  # the jail is open, and the machine not started
+        self._loop, self._below, self._jail = loop, below, jail
+        self._on_exit, self._on_want = on_exit, on_want
         self._firecracker: process.Process | None = None
         self._pager: Pager | None = None
         self._console: Console | None = None
@@ -97,7 +106,8 @@ class Machine:
     def start_ahead(self, firecracker: str, pager: str) -> None:
         """Start the programs of a restore that is still to come. Raises what ``restore`` raises for them."""
         try:
-            self._pager = Pager(self._loop, pager, self._pager_ended, self._on_want)
+            self._open_jail(firecracker)
+            self._pager = Pager(self._loop, pager, self._jail, self._pager_ended, self._on_want)
             self._start(firecracker, huge_pages=False)
             self._ahead = (firecracker, pager)
         except BaseException:
@@ -124,14 +134,23 @@ class Machine:
 
     def boot(self, params: dict[str, Any]) -> dict[str, Any]:
         """Start a guest from its kernel. Parameters and answer: docs/design/0001-contracts.md, 3."""
+        firecracker = configuration.text(params, "firecracker")
         requests = configuration.boot_requests(params)
         drives = configuration.drive_paths(params)
+        lent = {
+            configuration.KERNEL_PATH: configuration.text(params, "kernel"),
+            configuration.INITRD_PATH: configuration.text(params, "initrd"),
+        }
 
         def come_up() -> dict[str, Any]:
             self._take_ahead("", "")  # a boot is of another kind
-            for name, path in drives.items():
-                _link(name, path)
-            api = self._start(configuration.text(params, "firecracker"))
+            self._open_jail(firecracker)
+            self._jail.make_room(params["memory_mib"] << 20)
+            self.on_jailed()
+            for name, path in lent.items():
+                self._jail.lend(name, path)
+            self._bind(drives)
+            api = self._start(firecracker)
             for method, path, body in requests:
                 api.call(method, path, body)
             self.backend = "boot"
@@ -152,22 +171,27 @@ class Machine:
 
         def come_up() -> dict[str, Any]:
             began = time.monotonic()
-            if swap:
-                with open(_PLACEHOLDER, "wb") as file:
-                    file.truncate(configuration.PLACEHOLDER_BYTES)
-            for name, path in drives.items():
-                _link(name, _PLACEHOLDER if swap else path)
             template = self._nearer(memory)
             is_ahead = self._take_ahead(firecracker, pager)
+            self._open_jail(firecracker)
+            self._jail.make_room(_memory_bytes(memory))
+            self.on_jailed()
+            self._jail.copy(configuration.STATE_PATH, state)
+            if swap:
+                for name in drives:
+                    self._jail.make(name, configuration.PLACEHOLDER_BYTES)
+            else:
+                self._bind(drives)
             if template is not None and memory.get("digest"):
                 self._ground = Ground(template, configuration.text(memory, "digest"))
             if memory["kind"] == "layers":
                 backend, source = "Uffd", configuration.PAGER_PATH
                 if self._pager is None:
-                    self._pager = Pager(self._loop, pager, self._pager_ended, self._on_want)
+                    self._pager = Pager(self._loop, pager, self._jail, self._pager_ended, self._on_want)
                 self._pager.serve(configuration.text(memory, "map"), template)
             else:
-                backend, source = "File", template or configuration.text(memory, "path")
+                backend, source = "File", configuration.MEMORY_PATH
+                self._jail.lend(source, template or configuration.text(memory, "path"))
                 if self._pager is not None:
                     self._pager.close()
                     self._pager = None
@@ -176,10 +200,10 @@ class Machine:
             # longer than the guest's timer tick (an emulated host), a vCPU does nothing else for ever.
             api = self._living() if is_ahead else self._start(firecracker, huge_pages=False)
             started = time.monotonic()
-            api.load_snapshot(state, backend, source)
+            api.load_snapshot(configuration.STATE_PATH, backend, source)
             if swap:
-                for name, path in drives.items():
-                    _link(name, path)
+                self._bind(drives)
+                for name in drives:
                     api.swap_drive(name, name)
             for limits in configuration.network_limits(params):
                 api.limit_network(configuration.NIC, limits)
@@ -197,6 +221,19 @@ class Machine:
         if params.get("paused"):
             self.state = after(self.state, MachineEvent.PAUSE)
         return answer
+
+    def _open_jail(self, firecracker: str) -> None:
+        if self.hindrance is not None:
+            raise self.hindrance
+        self._jail.open(firecracker)
+        self._captures.place = self._jail.root
+
+    def _bind(self, drives: dict[str, str]) -> None:
+        for name, path in drives.items():
+            if name in configuration.SHARED_DRIVES:
+                self._jail.lend(name, path)
+            else:
+                self._jail.give(name, path)
 
     def _starting(self, come_up: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         self.state = after(self.state, MachineEvent.START)
@@ -222,14 +259,11 @@ class Machine:
         return self._below.materialize(configuration.text(memory, "name"), source)
 
     def _start(self, firecracker: str, *, huge_pages: bool = True) -> Api:
-        for path in (configuration.API_PATH, configuration.VSOCK_PATH):
-            if os.path.exists(path):
-                os.unlink(path)
         reading, writing = os.pipe2(os.O_CLOEXEC)
         self._console = Console(self._loop, reading)
         try:
-            argv = [firecracker, "--api-sock", configuration.API_PATH, "--level", "Error"]
-            self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing, huge_pages=huge_pages)
+            argv = self._jail.command(firecracker, ["--api-sock", configuration.API_PATH, "--level", "Error"])
+            self._firecracker = process.spawn(argv, cwd=".", env={}, output=writing, huge_pages=huge_pages, gains=False)
         finally:
             os.close(writing)
         self._loop.watch(self._firecracker.pidfd, READ, self._firecracker_ended)
@@ -237,7 +271,7 @@ class Machine:
         while self._api is None:
             self._check_alive()
             try:
-                self._api = Api(configuration.API_PATH, self._wait, self._await_death)
+                self._api = Api(self._jail.path(configuration.API_PATH), self._wait, self._await_death)
             except OSError:
                 if time.monotonic() > deadline:
                     raise MachineFailed(f"Firecracker did not open its API within {_START_TIMEOUT_S:g} s") from None
@@ -282,7 +316,7 @@ class Machine:
         except BaseException as error:
             if was_running and self.state is MachineState.PAUSED:
                 self.resume()
-            if isinstance(error, MachineFailed) and _free_bytes(".") < 1 << 20:
+            if isinstance(error, MachineFailed) and _free_bytes(self._jail.root or ".") < 1 << 20:
                 raise NoSpace(
                     "the memory file system of the machines is full", hint="Suspend or remove sandboxes."
                 ) from error
@@ -430,7 +464,7 @@ class Machine:
         if self._ground is not None:
             self._ground.close()
             self._ground = None
-        remove(configuration.API_PATH, configuration.VSOCK_PATH, configuration.PAGER_PATH)
+        self._jail.close()
 
 
 def failure(error: BaseException) -> PerdureError:
@@ -438,9 +472,13 @@ def failure(error: BaseException) -> PerdureError:
     return error if isinstance(error, PerdureError) else MachineFailed(f"{type(error).__name__}: {error}")
 
 
-def _link(name: str, path: str) -> None:
-    remove(name)
-    os.symlink(path, name)
+def _memory_bytes(memory: dict[str, Any]) -> int:
+    """How much memory a restore brings. Raises OSError."""
+    if memory["kind"] == "file":
+        return os.stat(configuration.text(memory, "path")).st_size
+    with open(configuration.text(memory, "map"), "rb", buffering=0) as file:
+        head = file.read(_MAP_HEAD)
+    return int.from_bytes(head[_MAP_BLOCKS:_MAP_HEAD], "little") * _PAGE_BYTES
 
 
 def _free_bytes(path: str) -> int:

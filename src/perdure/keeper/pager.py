@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
+    from perdure.keeper.jail import Jail
+
     Frames = list[tuple[int, int]]  # (number of the layer, number of the frame in it)
 
 _STAT_TIMEOUT_S = 5.0
@@ -26,28 +28,24 @@ _LINE_MAX = 16 << 20
 
 
 class Pager:
-    """One running pager. It serves whoever connects to ``PAGER_PATH`` in the working directory.
+    """One running pager. It serves whoever connects to ``PAGER_PATH`` in the jail.
 
     ``on_end(detail)`` is called when it ends before ``close``; empty: its peer ended first, or everything is in memory
     (then ``resident``). ``on_want(frames)``: these must be fetched into the files of their layers.
     """
 
     def __init__(
-        self, loop: Loop, program: str, on_end: Callable[[str], None], on_want: Callable[[Frames], None]
+        self, loop: Loop, program: str, jail: Jail, on_end: Callable[[str], None], on_want: Callable[[Frames], None]
     ) -> None:
         """Start it. Raises OSError."""
-        self._loop, self._on_end, self._on_want = loop, on_end, on_want
+        self._loop, self._jail, self._on_end, self._on_want = loop, jail, on_end, on_want
         self._lines = bytearray()
         self.failure: dict[str, Any] = {}  # why it failed, as an error's JSON
         self.report: dict[str, Any] = {}  # its newest "stat"
         self.wanted: dict[tuple[int, int], None] = {}  # frames that it waits for, in the order in which it asked
         self.resident = False
         self._answers = self._asked = 0
-        with socket.socket(socket.AF_UNIX) as listener:
-            if os.path.exists(PAGER_PATH):
-                os.unlink(PAGER_PATH)
-            listener.bind(PAGER_PATH)
-            listener.listen(1)
+        with jail.listen(PAGER_PATH, 1) as listener:
             ours, theirs = socket.socketpair()
             with theirs:
                 passed = (listener.fileno(), theirs.fileno())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PR_SET_NO_NEW_PRIVS = 38
 _PR_SET_THP_DISABLE = 41
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -23,11 +24,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def die_with(parent: int) -> None:
     """Have the kernel send this process SIGKILL when the thread that forked it ends; ``parent`` is its pid.
 
-    The parent may have died before prctl(2): then nothing would be sent any more, so look once after it.
+    The parent may have died before prctl(2): then nothing would be sent any more, so look once after it. In a pid
+    namespace in which the parent is not, its pid is always 0: there ``linux.pids`` sees to it.
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:
+    if os.getppid() not in (parent, 0):
         os._exit(128 + signal.SIGKILL)
 
 
@@ -41,6 +43,13 @@ def no_huge_pages() -> None:
     """Transparent huge pages are not for this process, nor for what it executes."""
     if _libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_THP_DISABLE)")
+
+
+def no_new_privileges() -> None:
+    """Neither this process nor what it executes ever gains a right by executing a file (no set-user-ID, no file
+    capabilities)."""
+    if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
 
 
 class Process:
@@ -129,8 +138,11 @@ def spawn(
     keep: Sequence[int] = (),
     new_session: bool = False,
     huge_pages: bool = True,
+    gains: bool = True,
 ) -> Process:
     """Execute a program that dies with this process: stdin is /dev/null, stdout and stderr are ``output``.
+
+    ``gains``: whether it may ever gain rights by what it executes.
 
     It inherits the descriptors ``keep`` too, under their numbers, and those of ours that do not close on exec.
     Raises OSError when it cannot be executed: what failed in the child is reported here.
@@ -145,6 +157,8 @@ def spawn(
                 os.setsid()
             if not huge_pages:
                 no_huge_pages()
+            if not gains:
+                no_new_privileges()
             os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
             os.dup2(output, 1)
             os.dup2(output, 2)

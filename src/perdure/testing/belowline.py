@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from perdure.host.paths import Home
 
-LOOK = ("sh", "-c", "ls -l /proc/[0-9]*/exe /proc/[0-9]*/cwd")  # one program: forks are slow there
+# Two programs: forks are slow there. Who ends meanwhile is not told.
+LOOK = ("sh", "-c", "ls -l /proc/[0-9]*/cwd 2>/dev/null; cat /proc/[0-9]*/stat 2>/dev/null; true")
 
 
 def machines(home: Home, said: str) -> list[int]:
     """The pids of the Firecrackers of this home's machines, from what ``LOOK`` printed below the line.
 
+    A jail shows nothing of whose it is, but what is in it is a child of its keeper, whose folder is the machine's.
     Those that were started ahead are not among them: they have no machine, and are nobody's.
     """
-    links = dict(line.split("/proc/", 1)[1].split(" -> ", 1) for line in said.splitlines() if " -> " in line)
     mine = str(home.below_line_folder / "m")
-    return [
-        int(name.removesuffix("/exe"))
-        for name, target in links.items()
-        if name.endswith("/exe")
-        and target.endswith("/firecracker")
-        and links.get(name.replace("/exe", "/cwd"), "").startswith(mine)
-    ]
+    keepers: set[int] = set()
+    programs: list[tuple[int, str, int]] = []  # pid, name, parent
+    for line in said.splitlines():
+        if "/proc/" in line and " -> " in line:
+            name, _, target = line.split("/proc/", 1)[1].partition(" -> ")
+            if target.startswith(mine):
+                keepers.add(int(name.removesuffix("/cwd")))
+        elif ")" in line:
+            head, _, tail = line.rpartition(")")
+            pid, _, program = head.partition(" (")
+            programs.append((int(pid), program, int(tail.split()[1])))
+    return [pid for pid, program, parent in programs if program == "firecracker" and parent in keepers]

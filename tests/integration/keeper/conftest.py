@@ -1,7 +1,7 @@
 """A launcher on this machine, and a program that stands for Firecracker where only the supervision of processes counts.
 
-The stand-in serves an HTTP socket and agrees to everything, so that what is proved is who kills, reaps and cleans up.
-What Firecracker really does is proved in tests/vm.
+The stand-in (``firecracker.c``) serves an HTTP socket and agrees to everything, so that what is proved is who kills,
+reaps and cleans up. It runs in a jail that the real jailer makes. What Firecracker really does is proved in tests/vm.
 """
 
 from __future__ import annotations
@@ -23,44 +23,11 @@ import pytest
 
 from perdure.errors import Unavailable
 from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.host.paths import Home
 from perdure.model import LauncherAddress
 
 TOKEN = "00112233445566778899aabbccddeeff"
 DEADLINE_S = 20.0
-
-STAND_IN = f"""#!{sys.executable} -S
-import os, socket, sys
-listener = socket.socket(socket.AF_UNIX)
-listener.bind("api.sock")
-listener.listen(1)
-print("stand-in speaks", flush=True)
-connection, _ = listener.accept()
-data = b""
-while True:
-    more = connection.recv(65536)
-    if not more:
-        break
-    data += more
-    while b"\\r\\n\\r\\n" in data:
-        head, _, rest = data.partition(b"\\r\\n\\r\\n")
-        length = int(head.lower().split(b"content-length:")[1].split()[0])
-        if len(rest) < length:
-            break
-        body, data = rest[:length], rest[length:]
-        if b"wait-here" in body:
-            open("wait").read()
-        if b"refuse-me" in body:
-            connection.sendall(b"HTTP/1.1 400 Bad\\r\\nContent-Length: 23\\r\\n\\r\\n" + b'{{"fault_message":"no!"}}')
-        else:
-            connection.sendall(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")
-        if b"talk-much" in body:
-            for number in range(20000):
-                print("line", number, "x" * 100, flush=True)
-        if b"exit-zero" in body:
-            sys.exit(0)
-while True:
-    os.read(0, 1) or __import__("signal").pause()
-"""
 
 
 @dataclass
@@ -87,12 +54,14 @@ class Host:
         return (self.folder / "launcher.log").read_text()
 
     def restore(self, **more: object) -> dict[str, object]:
-        """Parameters of a restore that the stand-in agrees to."""
+        """Parameters of a restore that the stand-in agrees to. ``state``: a word for it (``firecracker.c``)."""
         (self.folder / "memory").touch()
+        state = self.folder / f"state-{more.pop('state', '')}"
+        state.write_text(state.name)
         return {
             "firecracker": str(self.firecracker),
             "pager": str(self.pager),
-            "state": str(self.folder / "state"),
+            "state": str(state),
             "memory": {"kind": "file", "path": str(self.folder / "memory")},
             "drives": {},
             **more,
@@ -140,26 +109,60 @@ def is_gone(pid: int) -> bool:
 
 
 def processes_under(folder: Path) -> list[int]:
-    """Every process whose working directory is in a folder: the keepers, Firecrackers and pagers of a test."""
-    found = []
+    """Every process whose working directory is in a folder, and its children: the keepers, pagers and jailed
+    Firecrackers of a test, but not what only holds their namespace."""
+    found, children = [], []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (process / "cwd").readlink().is_relative_to(folder):
                 found.append(int(process.name))
+            elif "python" not in (process / "exe").readlink().name:
+                children.append((int(process.name), parent_of(int(process.name))))
         except OSError:
             continue  # it has just ended
-    return found
+    return found + [pid for pid, parent in children if parent in found]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def jails_under(folder: Path) -> list[Path]:
+    """The folders that Firecrackers run in, seen through their keepers, whose working directories are in ``folder``."""
+    below = next(path for path in (folder, *folder.parents) if (path / "launcher.lock").exists())
+    return [
+        root
+        for pid in processes_under(folder)
+        if "python" in Path(f"/proc/{pid}/exe").readlink().name
+        for root in Path(f"/proc/{pid}/root{below}/jail").glob("*/machine/root")
+    ]
+
+
+def real_jailer() -> Path:
+    """That of the assets of this machine."""
+    found = sorted((Home.find().cache / "firecracker").glob("*/jailer"))
+    if not found:
+        pytest.skip("the jailer is not here: fcrun setup")
+    return found[-1]
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    program = tmp_path_factory.mktemp("stand-in") / "firecracker"
+    source = Path(__file__).with_name("firecracker.c")
+    subprocess.run(["gcc", "-O1", "-static", "-o", program, source], check=True)
+    return program
 
 
 @pytest.fixture
-def host(pager_program: Path) -> Iterator[Host]:
+def host(pager_program: Path, stand_in: Path) -> Iterator[Host]:
     folder = Path(tempfile.mkdtemp(prefix="perdure-keeper-", dir="/dev/shm"))
     (folder / "token").write_text(TOKEN)
-    stand_in = folder / "firecracker"
-    stand_in.write_text(STAND_IN)
-    stand_in.chmod(0o755)
+    (folder / "jailer").symlink_to(real_jailer())
+    firecracker = folder / "firecracker"
+    shutil.copy(stand_in, firecracker)
     host = Host(
-        folder, folder / "below", stand_in, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")), pager_program
+        folder, folder / "below", firecracker, LauncherAddress(TOKEN, unix_path=str(folder / "l.sock")), pager_program
     )
     try:
         yield host

@@ -16,7 +16,7 @@ from perdure.errors import ProtocolError
 from perdure.execution.machine.remote import Keeper
 from perdure.keeper import line
 
-from .conftest import DEADLINE_S, Host, connected, ended
+from .conftest import DEADLINE_S, Host, connected, ended, jails_under
 from .test_lifecycle import SANDBOX, running
 
 
@@ -61,7 +61,8 @@ Guest = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 async def dial(host: Host) -> Guest:
-    return await asyncio.open_unix_connection(str(host.below / "m" / SANDBOX / "vsock.sock_4751"))
+    (jail,) = jails_under(host.below / "m" / SANDBOX)
+    return await asyncio.open_unix_connection(str(jail / "vsock.sock_4751"))
 
 
 async def hang_up(guest: Guest) -> None:

@@ -22,7 +22,7 @@ from perdure.testing.faulting import Machine
 from perdure.testing.remotelayers import RemoteLayers
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
-from .conftest import DEADLINE_S, Host, connected, ended, gone
+from .conftest import DEADLINE_S, Host, connected, ended, gone, jails_under
 
 try:
     os.close(userfaultfd.open_descriptor())
@@ -77,7 +77,8 @@ class Restored:
 
     def connect(self) -> None:
         """Its memory begins to fault; the pager listens already."""
-        self.machine = Machine(str(self.host.below / "m" / SANDBOX / "pager.sock"), [BLOCKS])
+        (jail,) = jails_under(self.host.below / "m" / SANDBOX)
+        self.machine = Machine(str(jail / "pager.sock"), [BLOCKS])
 
     async def read(self) -> str:
         return str(await asyncio.wait_for(asyncio.to_thread(self.machine.answer), DEADLINE_S))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from perdure.errors import MachineFailed
 from perdure.execution.machine.remote import Keeper, Launcher
 
-from .conftest import DEADLINE_S, Host, connected, ended, gone, is_gone, processes_under
+from .conftest import DEADLINE_S, Host, connected, ended, gone, is_gone, jails_under, parent_of, processes_under
 
 FIRST, SECOND, THIRD = "000000000001", "000000000002", "000000000003"
 
@@ -29,7 +30,7 @@ async def spare(host: Host) -> list[int]:
     async with asyncio.timeout(DEADLINE_S):
         while True:
             found = processes_under(host.below / "spares")
-            if len(found) == 3 and list(host.below.glob("spares/*/api.sock")):
+            if len(found) == 3 and any((jail / "api.sock").exists() for jail in jails_under(host.below / "spares")):
                 return found
             await asyncio.sleep(0.01)
 
@@ -45,7 +46,7 @@ async def test_the_next_sandbox_gets_what_was_started_ahead(host: Host) -> None:
     await second.request("restore", **host.restore())
     stat = await second.request("stat")
     assert stat["state"] == "running" and stat["firecracker_pid"] in waiting
-    assert Path(f"/proc/{stat['firecracker_pid']}/cwd").readlink() == host.below / "m" / SECOND
+    assert Path(f"/proc/{stat['pid']}/cwd").readlink() == host.below / "m" / SECOND
     (pager,) = set(waiting) - {stat["pid"], stat["firecracker_pid"]}
     assert await gone(pager)  # a raw file needs none
     assert {kept.sandbox_id for kept in await launcher.list()} == {FIRST, SECOND}
@@ -82,7 +83,7 @@ async def test_a_spare_that_dies_is_replaced_and_missed_by_nobody(host: Host) ->
     launcher = await connected(host)
     first = await spawned(host, launcher, FIRST)
     waiting = await spare(host)
-    os.kill(waiting[0], signal.SIGKILL)
+    os.kill(parent_of(waiting[-1]), signal.SIGKILL)
     assert all([await gone(pid) for pid in waiting])
     again = await spare(host)
     assert set(again).isdisjoint(waiting)
@@ -101,7 +102,7 @@ async def test_other_programs_than_those_that_wait(host: Host) -> None:
     launcher = await connected(host)
     first = await spawned(host, launcher, FIRST)
     waiting = await spare(host)
-    newer = host.folder / "newer"
+    newer = host.folder / "newer-firecracker"
     newer.write_bytes(host.firecracker.read_bytes())
     newer.chmod(0o755)
     second = await launcher.spawn(SECOND, firecracker=str(newer), pager=str(host.pager))
@@ -116,32 +117,43 @@ async def test_other_programs_than_those_that_wait(host: Host) -> None:
 async def test_programs_that_do_not_start_are_not_tried_for_ever(host: Host) -> None:
     host.start()
     launcher = await connected(host)
-    broken = host.folder / "broken"
-    broken.write_text("#!/bin/sh\necho tried >>" + str(host.folder / "tries") + "\nexit 1\n")
+    broken = host.folder / "broken-firecracker"
+    broken.write_bytes(host.firecracker.read_bytes())
     broken.chmod(0o755)
     keeper = await launcher.spawn(FIRST, firecracker=str(broken), pager=str(host.pager))
-    tries = host.folder / "tries"
     deadline = time.monotonic() + DEADLINE_S
-    while not tries.exists() or tries.read_text().count("tried") < 3 or processes_under(host.below / "spares"):
+    while host.log().count("spare keeper: the machine ended") < 3 or processes_under(host.below / "spares"):
         assert time.monotonic() < deadline
         await launcher.ping()
     assert not list((host.below / "spares").iterdir())
-    assert "Traceback" not in host.log() and "spare keeper: the machine ended" in host.log()
+    assert "Traceback" not in host.log() and host.log().count("spare keeper: the machine ended") == 3
     await ended(keeper)
 
 
 @contextlib.contextmanager
-def slow(host: Host, then: str) -> Iterator[tuple[Path, Callable[[], int]]]:
-    """A program that does something only once it is allowed to; and what allows it, to any number of them."""
-    program, gate = host.folder / "slow", host.folder / "gate"
-    os.mkfifo(gate)
-    opened = os.open(gate, os.O_RDWR)
-    program.write_text(f"#!/bin/sh\nread word <{gate}\n{then}\n")
+def slow(host: Host, kind: str) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A stand-in that does something only once it is allowed to; and what allows it, to any number of them."""
+    program, allowed, over = host.folder / f"{kind}firecracker", threading.Event(), threading.Event()
+    program.write_bytes(host.firecracker.read_bytes())
     program.chmod(0o755)
+
+    def go_on() -> None:
+        """Each stops itself when it starts."""
+        allowed.wait()
+        while not over.wait(0.01):
+            for pid in processes_under(host.below):
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T":
+                        os.kill(pid, signal.SIGCONT)
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
     try:
-        yield program, lambda: os.write(opened, b"word\n" * 100)
+        yield program, allowed.set
     finally:
-        os.close(opened)
+        over.set()
+        allowed.set()
+        thread.join()
 
 
 async def taken_early(host: Host, launcher: Launcher, program: Path) -> tuple[Keeper, Keeper]:
@@ -161,7 +173,7 @@ async def test_one_that_is_taken_while_its_programs_start(host: Host) -> None:
     """What its node asks for meanwhile is done, also if nothing more ever comes."""
     host.start()
     launcher = await connected(host)
-    with slow(host, f'exec {host.firecracker} "$@"') as (program, go_on):
+    with slow(host, "stopped-") as (program, go_on):
         first, second = await taken_early(host, launcher, program)
         restoring = asyncio.create_task(second.request("restore", **host.restore(firecracker=str(program))))
         await asyncio.sleep(0)  # it is sent
@@ -176,7 +188,7 @@ async def test_one_that_is_taken_and_whose_programs_then_do_not_start(host: Host
     """Its node hears why, from its own restore; and another program is started all the same."""
     host.start()
     launcher = await connected(host)
-    with slow(host, "exit 3") as (program, go_on):
+    with slow(host, "stopped-broken-") as (program, go_on):
         first, second = await taken_early(host, launcher, program)
         restoring = asyncio.create_task(second.request("restore", **host.restore(firecracker=str(program))))
         await asyncio.sleep(0)

@@ -15,6 +15,8 @@ GUEST_CID = 3
 GUEST_PORT = 4751  # guestd dials CID 2 (the host) at this port; Firecracker forwards it to VSOCK_PATH + "_4751"
 VSOCK_PATH = "vsock.sock"  # relative, like the drives: a snapshot records the path, and restores in any folder
 API_PATH = "api.sock"
+KERNEL_PATH, INITRD_PATH, STATE_PATH, MEMORY_PATH = "kernel", "initrd", "state", "memory"
+SHARED_DRIVES = frozenset({"image"})  # which many machines read, and none writes to
 PAGER_PATH = "pager.sock"
 NIC = "eth0"
 TAP = "tap0"  # of every machine, in a network namespace of its own (keeper.network)
@@ -81,7 +83,7 @@ def texts(params: dict[str, Any], name: str) -> list[str]:
 
 
 def drive_id(value: object) -> str:
-    """The name of a drive, which is also the name of its symlink in the machine folder. Raises InvalidValue."""
+    """The name of a drive, which is also the name of its file in Firecracker's folder. Raises InvalidValue."""
     if not isinstance(value, str) or not value.isascii() or not value.isalnum() or len(value) > 32:
         raise InvalidValue(f"a drive's id must be 1 to 32 letters and digits, it is {value!r}")
     return value
@@ -90,15 +92,15 @@ def drive_id(value: object) -> str:
 def boot_requests(params: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """The API requests (method, path, body) that configure and start a machine from the parameters of ``boot``.
 
-    The drives' paths in them are their ids: symlinks in the machine folder. Raises InvalidValue.
+    All paths in them are names in Firecracker's folder; those of the drives are their ids. Raises InvalidValue.
     """
     requests: list[tuple[str, str, dict[str, Any]]] = [
         (
             "PUT",
             "/boot-source",
             {
-                "kernel_image_path": text(params, "kernel"),
-                "initrd_path": text(params, "initrd"),
+                "kernel_image_path": KERNEL_PATH,
+                "initrd_path": INITRD_PATH,
                 "boot_args": text(params, "boot_args"),
             },
         ),
