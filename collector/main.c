@@ -11,6 +11,7 @@
 //
 // It says {"bytes": N} when the file is whole, or {"errno": N, "message": "..."}; then the file is not. Where no order
 // comes, as the keeper went away, it ends.
+#define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -73,7 +74,8 @@ int main(int argc, char **argv) {
     crew_start();
     if (!read_order(keeper, order, words))
         return 0;
-    int fd = open(words[1], O_RDONLY | O_CLOEXEC);
+    // who made it owns the folder and may be hostile: it can be a link, or a pipe that nobody writes to
+    int fd = open(words[1], O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0)
         fail("opening the captured memory");
     struct memory memory = memory_map(fd, "mapping the captured memory");

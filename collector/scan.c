@@ -28,7 +28,7 @@ struct memory memory_map(int fd, const char *what) {
     if (fstat(fd, &found) < 0)
         fail(what);
     memory.size = (uint64_t)found.st_size;
-    if (!memory.size || memory.size % BLOCK || memory.size / BLOCK > BLOCKS_MAX) {
+    if (!S_ISREG(found.st_mode) || !memory.size || memory.size % BLOCK || memory.size / BLOCK > BLOCKS_MAX) {
         errno = EINVAL;
         fail(what);
     }

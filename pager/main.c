@@ -6,7 +6,7 @@
 //   work.c    the threads that serve them           place.c   what they do for each
 //   hot.c     the working set, before anyone asks   touched.c what to push at the next restore
 //   wanted.c  frames that are not here yet          peer.c    Firecracker's handshake
-//   memory.c  pages into the machine
+//   memory.c  pages into the machine            confine.c what it may do no longer
 //   frames.c zstd.c map.c regions.c json.c text.c buffer.c report.c   the pieces below all that
 // A page that is in the machine is never needed again here, so nothing is cached: a frame is read, decompressed, put into
 // every place that it has, and forgotten.
@@ -24,6 +24,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "confine.h"
 #include "events.h"
 #include "peer.h"
 #include "report.h"
@@ -55,7 +56,7 @@ static uint8_t *read_file(const char *path, size_t *size) {
     return data;
 }
 
-static void serve(const char *path, const char *template) {
+static void serve(const char *path, const char *template, uint64_t id, const char *root) {
     char why[256];
     size_t size;
     if (state != SPARE)
@@ -68,6 +69,8 @@ static void serve(const char *path, const char *template) {
     touched_open(&map);
     wanted_open(&map);
     hot_open(&map);
+    if (id)
+        confine((uint32_t)id, root);
     work_start();
     state = LISTENING;
 }
@@ -114,10 +117,11 @@ static void have(struct json frames) {
 }
 
 static void obey(const char *line, size_t length) {
-    static char path[4096], template[4096], message[1024], hint[1024];
+    static char path[4096], template[4096], message[1024], hint[1024], root[4096];
     struct json in = {line, line + length, JSON_OK}, frames = in;
     char key[16], op[16] = "";
-    *path = *template = *message = *hint = 0;
+    uint64_t id = 0;
+    *path = *template = *message = *hint = *root = 0;
     json_open(&in, '{');
     for (bool first = true; json_key(&in, &first, key, sizeof key);) {
         if (!strcmp(key, "op"))
@@ -126,6 +130,10 @@ static void obey(const char *line, size_t length) {
             json_string(&in, path, sizeof path);
         else if (!strcmp(key, "template"))
             json_string(&in, template, sizeof template);
+        else if (!strcmp(key, "uid"))
+            id = json_u64(&in);
+        else if (!strcmp(key, "root"))
+            json_string(&in, root, sizeof root);
         else if (!strcmp(key, "message"))
             json_string(&in, message, sizeof message);
         else if (!strcmp(key, "hint"))
@@ -139,7 +147,7 @@ static void obey(const char *line, size_t length) {
     if (in.state != JSON_OK)
         return;
     if (!strcmp(op, "serve"))
-        serve(path, template);
+        serve(path, template, id, root);
     else if (!strcmp(op, "stat"))
         say_stat();
     else if (!strcmp(op, "lost"))

@@ -136,6 +136,7 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     tty: bool = False
     stdin: bool = False  # keep stdin open (-i)
     vcpus: int = DEFAULT_VCPUS
+    cpus: float = 0.0  # processor time that all of it may use, as of so many; 0: what its vCPUs use
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_mib: int = DEFAULT_DISK_MIB
     auto_remove: bool = False

@@ -50,14 +50,24 @@ class Pager:
             with theirs:
                 passed = (listener.fileno(), theirs.fileno())
                 self.process = process.spawn(
-                    [program, *map(str, passed)], cwd=".", env={}, output=2, keep=passed, huge_pages=False
+                    [program, *map(str, passed)],
+                    cwd=".",
+                    env={},
+                    output=2,
+                    keep=passed,
+                    huge_pages=False,
+                    gains=False,
                 )
         self._stream = Stream(loop, ours.detach(), self._heard, lambda: None)
         loop.watch(self.process.pidfd, READ, self._ended)
 
     def serve(self, map_path: str, template: str | None) -> None:
-        """What it serves from now on. ``template``: a copy of the template's memory nearer than the map's own path."""
-        self._say({"op": "serve", "map": map_path, "template": template or ""})
+        """What it serves from now on. ``template``: a copy of the template's memory nearer than the map's own path.
+
+        It opens all that as root, and is then its own user in an empty folder, before it hears of the machine.
+        """
+        place = {"uid": self._jail.pager_uid, "root": self._jail.empty}
+        self._say({"op": "serve", "map": map_path, "template": template or "", **place})
 
     def ask(self) -> None:
         """Ask for its figures: it answers while others work, and ``stat`` has less to wait for."""

@@ -173,6 +173,43 @@ def test_what_fails_leaves_nothing_and_says_why(place: Path, loop: Loop, collect
     assert not (place / "out" / "state").exists()
 
 
+def test_what_a_hostile_machine_left_is_not_followed(place: Path, loop: Loop, collector_program: Path) -> None:
+    """Firecracker's folder is its own: there may be anything under the names of the captured files."""
+    (place / "jail").mkdir()
+    (place / "out").mkdir()
+    state, memory = place / "jail" / "capture.state", place / "jail" / "capture.memory"
+    secret = place / "secret"
+    written(secret, {0: filled(1)}, 4)
+
+    def refused(words: str) -> None:
+        with running(loop, collector_program, None) as collector, pytest.raises(MachineFailed, match=words):
+            collector.collect("out", holes_are_zeros=True, place="jail")
+        assert list((place / "out").iterdir()) == []
+
+    state.symlink_to(secret)
+    written(memory, {0: filled(2)}, 4)
+    refused("Too many levels of symbolic links")
+    state.unlink()
+    os.mkfifo(state)
+    refused("not a regular file")
+    state.unlink()
+    with state.open("wb") as file:
+        file.truncate(1 << 40)
+    refused("File too large")
+    state.write_bytes(STATE)
+    memory.unlink()
+    memory.symlink_to(secret)
+    refused("Too many levels of symbolic links")
+    memory.unlink()
+    os.mkfifo(memory)
+    refused("mapping the captured memory")
+    memory.unlink()
+    written(memory, {0: filled(2)}, 4)
+    with running(loop, collector_program, None) as collector:
+        collector.collect("out", holes_are_zeros=True, place="jail")
+    assert (place / "out" / "state").read_bytes() == STATE
+
+
 @pytest.fixture
 def small(place: Path) -> Iterator[Path]:
     """A file system of 1 MiB."""

@@ -82,7 +82,7 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
     """What a template's workload has as well."""
     parser.add_argument("-m", "--memory", default="", metavar="SIZE", help=f"such as 1g ({DEFAULT_MEMORY_MIB}m)")
-    parser.add_argument("--cpus", default="", metavar="N", help=f"virtual CPUs ({DEFAULT_VCPUS})")
+    parser.add_argument("--cpus", default="", metavar="N", help=f"CPUs, such as 2 or 0.5 ({DEFAULT_VCPUS})")
     parser.add_argument("--disk", default="", metavar="SIZE", help=f"its writable disk ({DEFAULT_DISK_MIB}m)")
     parser.add_argument("--entrypoint", default=None, metavar="PROGRAM", help="instead of the image's")
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
@@ -107,7 +107,8 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         labels=labels(options.label, options.label_file),
         tty=options.tty,
         stdin=options.interactive,
-        vcpus=_cpus(options.cpus),
+        vcpus=_vcpus(options.cpus),
+        cpus=_time_of(options.cpus),
         memory_mib=_mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
         disk_mib=_mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
         auto_remove=options.rm,
@@ -185,7 +186,13 @@ def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-def _cpus(text: str) -> int:
+def _time_of(text: str) -> float:
+    """A share of the last vCPU must be kept to; whole ones are limit enough."""
+    cpus = float(text or 0)  # ``_vcpus`` has seen that it is a number
+    return cpus if cpus != math.ceil(cpus) else 0.0
+
+
+def _vcpus(text: str) -> int:
     try:
         count = math.ceil(float(text)) if text else DEFAULT_VCPUS
     except (ValueError, OverflowError):

@@ -156,6 +156,7 @@ async def _restore(
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
         swap=False,
         network=networking.params(life),
+        cpus=life.record.spec.cpus,
     )
     phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))

@@ -166,6 +166,8 @@ class Sandboxes:
                 f"suspend_after_s is {spec.suspend_after_s}: it must be 0 (never) or a number of seconds"
             )
         restarting.check(spec)
+        if not 0 <= spec.cpus <= spec.vcpus:
+            raise InvalidValue(f"cpus is {spec.cpus:g}: it must be from 0 to the vCPUs, {spec.vcpus}")
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         networking.check(spec, self.networks)

@@ -113,6 +113,7 @@ async def _restore_template(
         },
         swap=template.overlay is None,
         network=networking.params(life),
+        cpus=life.record.spec.cpus,
     )
     phases.end("restore")
     await machine.outlives(session.ready(READY_TIMEOUT_S))

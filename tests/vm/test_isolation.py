@@ -1,0 +1,153 @@
+"""What a machine's processes may do to the kernel that runs them, seen from beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+import pytest
+
+from perdure.client.node import NodeClient
+from perdure.host.paths import Home
+from perdure.keeper.jail import FIRST_UID, MACHINES_MAX
+from perdure.model import ExecSpec, SandboxInfo
+
+pytestmark = pytest.mark.vm
+Start = Callable[..., SandboxInfo]
+Below = Callable[[list[str]], str]
+
+LOOK = r"""
+import json, os, sys
+seen = {}
+for pid in sys.argv[1:]:
+    read = lambda name: open(f"/proc/{pid}/{name}").read()
+    folder = lambda path: sorted(os.listdir(f"/proc/{pid}/root{path}"))
+    facts = lambda text: dict(line.split(":", 1) for line in text.splitlines())
+    cgroup = "/sys/fs/cgroup" + read("cgroup").strip().partition("::")[2]
+    seen[pid] = {
+        "threads": [facts(read(f"task/{task}/status")) for task in os.listdir(f"/proc/{pid}/task")],
+        "root": folder("/"), "dev": folder("/dev") if "dev" in folder("/") else [],
+        "mounts": [line.split() for line in read("mountinfo").splitlines()],
+        "namespaces": {name: os.readlink(f"/proc/{pid}/ns/{name}") for name in ("mnt", "pid")},
+        "limits": {}, "cgroup": cgroup,
+    }
+    for name in ("memory.max", "memory.swap.max", "pids.max", "cpu.max"):
+        if os.path.exists(f"{cgroup}/{name}"):
+            seen[pid]["limits"][name] = open(f"{cgroup}/{name}").read().split()
+print(json.dumps(seen))
+"""
+
+# What a VMM that a guest has taken over would try: it is the machine's user, in the machine's mounts and root.
+TRY = r"""
+import ctypes, errno, json, os, sys
+assert ctypes.CDLL(None).setns(os.open(f"/proc/{sys.argv[1]}/ns/mnt", os.O_RDONLY), 0) == 0
+uid = int(sys.argv[2])
+os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+def attempt(act):
+    try:
+        act()
+        return "done"
+    except OSError as error:
+        return errno.errorcode[error.errno]
+print(json.dumps({
+    "write the image": attempt(lambda: os.open("image", os.O_WRONLY)),
+    "open the image to all": attempt(lambda: os.chmod("image", 0o666)),
+    "replace the image": attempt(lambda: os.unlink("image")),
+    "read the image": attempt(lambda: os.open("image", os.O_RDONLY)),
+    "write the overlay": attempt(lambda: os.open("overlay", os.O_WRONLY)),
+    "make a device": attempt(lambda: os.mknod("disk", 0o60666, os.makedev(254, 0))),
+    "leave": attempt(lambda: os.chroot("/dev")),
+    "fill the memory": attempt(lambda: open("fill", "wb").write(bytes(1 << 30))),
+    "clean": attempt(lambda: os.unlink("fill")),
+}))
+"""
+
+
+def look(below: Below, *pids: int) -> dict[int, dict[str, object]]:
+    return {int(pid): seen for pid, seen in json.loads(below([sys.executable, "-c", LOOK, *map(str, pids)])).items()}
+
+
+def test_a_machine_has_nothing_but_its_own(start: Start, client: NodeClient, below: Below) -> None:
+    first, second = start("sleep", "100000"), start("sleep", "100000", cpus=0.5)
+    client.suspend(first.id)
+    first = client.resume(first.id)  # has a pager
+    second = client.get(second.id)
+    vmm, other, pager = (
+        first.machine["firecracker_pid"],
+        second.machine["firecracker_pid"],
+        first.machine["pager_pid"],
+    )
+    seen = look(below, vmm, other, pager)
+    for pid in (vmm, other, pager):
+        for thread in seen[pid]["threads"]:  # type: ignore[attr-defined]
+            uids = set(map(int, thread["Uid"].split())) | set(map(int, thread["Gid"].split()))
+            assert len(uids) == 1 and FIRST_UID <= uids.pop() < FIRST_UID + 2 * MACHINES_MAX
+            assert not thread["Groups"].split()
+            assert [int(thread[name], 16) for name in ("CapPrm", "CapEff", "CapInh", "CapAmb")] == [0] * 4
+            assert int(thread["NoNewPrivs"]) == 1
+            assert int(thread["Seccomp"]) == (0 if pid == pager else 2), thread["Name"]
+    users = [seen[pid]["threads"][0]["Uid"].split()[0] for pid in (vmm, other, pager)]  # type: ignore[index]
+    assert len(set(users)) == 3
+    assert seen[pager]["root"] == []
+    assert set(seen[vmm]["root"]) == {  # type: ignore[arg-type]
+        *("dev", "run", "firecracker", "firecracker.pid", "api.sock", "vsock.sock", "vsock.sock_4751", "pager.sock"),
+        *("state", "image", "overlay"),
+    }
+    assert set(seen[vmm]["dev"]) <= {"kvm", "net", "urandom", "userfaultfd"}  # type: ignore[arg-type]
+    places = {mount[4]: mount[5].split(",") for mount in seen[vmm]["mounts"]}  # type: ignore[attr-defined]
+    assert set(places) == {"/", "/image", "/overlay"}
+    assert "ro" in places["/image"] and {"nodev", "nosuid", "noexec"} <= set(places["/overlay"])
+    assert "ro" in {m[4]: m[5].split(",") for m in seen[other]["mounts"]}["/memory"]  # type: ignore[attr-defined]
+    for kind in ("mnt", "pid"):
+        assert seen[vmm]["namespaces"][kind] != seen[other]["namespaces"][kind]  # type: ignore[index]
+    assert str(seen[vmm]["cgroup"]).endswith(first.id) and seen[pager]["cgroup"] == seen[vmm]["cgroup"]
+    limits = seen[other]["limits"]
+    assert set(limits) == {"memory.max", "memory.swap.max", "pids.max", "cpu.max"}  # type: ignore[call-overload]
+    assert int(limits["memory.max"][0]) < 2 << 30 and limits["pids.max"] != ["max"]  # type: ignore[index]
+    assert limits["cpu.max"] == ["50000", "100000"]  # type: ignore[index]
+    assert seen[vmm]["limits"]["cpu.max"][0] == "max"  # type: ignore[index]
+
+    tried = json.loads(below([sys.executable, "-c", TRY, str(vmm), users[0]]))
+    assert tried.pop("write the image") in ("EACCES", "EROFS")
+    assert tried.pop("open the image to all") in ("EPERM", "EROFS")
+    assert tried == {
+        "replace the image": "EBUSY",
+        "read the image": "done",
+        "write the overlay": "done",
+        "make a device": "EPERM",
+        "leave": "EPERM",
+        "fill the memory": "ENOSPC",
+        "clean": "done",
+    }
+    assert client.run(first.id, ExecSpec(command=["echo", "lives"]))[1] == b"lives\n"
+
+
+def test_a_capture_of_a_hostile_machine_reaches_no_other_file(
+    start: Start, client: NodeClient, below: Below, home: Home
+) -> None:
+    """Its VMM owns the folder that captures are written to, and may put anything there."""
+    info = start("sleep", "100000")
+    secret = home.root / "secret"
+    secret.write_text("of the host")
+    root = f"/proc/{info.machine['firecracker_pid']}/root"
+    below(["/bin/ln", "-s", str(secret), f"{root}/capture.state"])
+    client.suspend(info.id)  # what is there is removed first
+    assert secret.read_text() == "of the host"
+    secret.unlink()
+    assert client.resume(info.id).machine["main_pid"] == info.machine["main_pid"]
+
+
+def test_a_killed_keeper_leaves_no_process_and_no_mount(
+    start: Start, client: NodeClient, below: Below, kill_below: Callable[[int], None]
+) -> None:
+    info = start("sleep", "100000")
+    cgroup = str(look(below, info.machine["firecracker_pid"])[info.machine["firecracker_pid"]]["cgroup"])
+    uid = below(["/bin/stat", "-c", "%u", f"/proc/{info.machine['firecracker_pid']}"]).strip()
+    kill_below(info.machine["keeper_pid"])
+    assert client.wait(info.id).cause == "keeper-died"
+    show = "stat -c %u /proc/[0-9]* 2>/dev/null; grep perdure /proc/mounts; ls -d /sys/fs/cgroup/perdure-*/*; true"
+    left = below(["/bin/sh", "-c", show])
+    assert uid not in left.split() and "/root" not in left
+    assert os.path.basename(cgroup) not in left  # noqa: PTH119 - of another kernel
