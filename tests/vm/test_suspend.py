@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from perdure.client.node import NodeClient
-from perdure.errors import Conflict, IllegalTransition, MachineFailed, NotFound, Unavailable
-from perdure.host.paths import Home
+from perdure.errors import IllegalTransition, MachineFailed, NotFound, Unavailable
 from perdure.model import ExecSpec, LogPosition, SandboxInfo, SandboxState
 
 pytestmark = pytest.mark.vm
