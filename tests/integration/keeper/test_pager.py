@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,12 +18,14 @@ from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.snapshots import restore
 from perdure.formats import memorymap
 from perdure.formats.blockmap import BLOCK
+from perdure.keeper.jail import FIRST_UID
 from perdure.linux import userfaultfd
 from perdure.testing.faulting import Machine
 from perdure.testing.remotelayers import RemoteLayers
 from perdure.testing.snapshots import BLOCKS, Bench, facts
 
 from .conftest import DEADLINE_S, Host, connected, ended, gone, jails_under
+from .test_jail import status_of
 
 try:
     os.close(userfaultfd.open_descriptor())
@@ -107,6 +110,22 @@ async def test_a_node_fetches_what_the_pager_wants(restored: Restored) -> None:
     assert await restored.read() == hashlib.sha256(MEMORY).hexdigest()
     stat = await restored.node.keeper.request("stat")
     assert stat["wanted"] == [] and stat["pager"]["frames_total"] == stat["pager"]["wanted_total"]
+
+
+async def test_a_pager_that_serves_has_given_up_its_rights(restored: Restored) -> None:
+    """What it hears from now on may be a hostile machine's."""
+    await (await restored.begin())
+    restored.connect()
+    restored.machine.send("read", 0, 1)
+    await restored.have(await restored.node.wanted())
+    assert await restored.read() == hashlib.sha256(MEMORY[:BLOCK]).hexdigest()
+    stat = await restored.node.keeper.request("stat")
+    statuses = [status_of(stat[f"{name}_pid"]) for name in ("firecracker", "pager")]
+    (firecracker,), (pager,) = ({*status["Uid"], *status["Gid"]} for status in statuses)
+    assert FIRST_UID <= int(firecracker) == int(pager) - 1
+    assert statuses[1]["Groups"] == [] and statuses[1]["NoNewPrivs"] == ["1"] and statuses[1]["Seccomp"] == ["2"]
+    assert all(int(statuses[1][name][0], 16) == 0 for name in ("CapEff", "CapPrm", "CapInh", "CapAmb"))
+    assert list(Path(f"/proc/{stat['pager_pid']}/root").iterdir()) == []
 
 
 async def test_it_is_served_also_while_a_request_waits_for_these_pages(restored: Restored) -> None:
