@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +28,10 @@ from perdure.linux import cgroup, reflink, userfaultfd
 SPACE_NEEDED_BYTES = 1 << 30  # an image, a template and some snapshots
 SPACE_WANTED_BYTES = 5 << 30
 CGROUP = Path(cgroup.ROOT)
+USERFAULTFD = Path("/dev/userfaultfd")  # Linux 6.1
+USERFAULTFD_SETTING = Path("/proc/sys/vm/unprivileged_userfaultfd")
+JAIL = ("unshare", "--mount", "--pid", "--net", "--fork", "true")  # util-linux, which is essential in Debian
+JAIL_TIMEOUT_S = 10.0
 PROGRAMS = {  # program: (package, what it is for, needed at all)
     "mksquashfs": ("squashfs-tools", "images", True),
     "mke2fs": ("e2fsprogs", "the disks of sandboxes", True),
@@ -71,6 +76,7 @@ def examine(home: Home, *, thorough: bool = False, progress: Progress = silent) 
         accelerated,
         emulation(needed=accelerated.level is not Level.OK),
         page_faults(needed=accelerated.level is Level.OK),
+        jails(needed=accelerated.level is Level.OK),
         control_groups(needed=accelerated.level is Level.OK),
         clones(home.root),
         *(space(name, folder) for name, folder in (("state folder", home.root), ("cache", home.cache))),
@@ -147,7 +153,7 @@ def emulation(*, needed: bool) -> Finding:
     return Finding("emulated host", Level.OK, f"{qemu}, {virtiofsd.program} ({kind})")
 
 
-def page_faults(*, needed: bool) -> Finding:
+def page_faults(*, needed: bool, device: Path = USERFAULTFD, setting: Path = USERFAULTFD_SETTING) -> Finding:
     """userfaultfd, through which memory is restored lazily."""
     try:
         os.close(userfaultfd.open_descriptor())
@@ -157,7 +163,28 @@ def page_faults(*, needed: bool) -> Finding:
                 "userfaultfd", Level.PROBLEM, str(error), "Run as root, on a kernel with CONFIG_USERFAULTFD."
             )
         return Finding("userfaultfd", Level.OK, "not usable here, and not needed: the emulated host has its own")
+    if needed and not device.exists() and setting.read_text().strip() != "1":
+        return Finding(
+            "userfaultfd",
+            Level.PROBLEM,
+            f"there is no {device}, and jailed machines are not root",
+            "Use Linux 6.1 or later, or: sysctl vm.unprivileged_userfaultfd=1",
+        )
     return Finding("userfaultfd", Level.OK, "opens")
+
+
+def jails(*, needed: bool, argv: Sequence[str] = JAIL) -> Finding:
+    """Whether this user may make the namespaces of a jail (docs/design/0013-isolation.md)."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=JAIL_TIMEOUT_S)
+        problem = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1] if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        problem = str(error)
+    if not problem:
+        return Finding("jail", Level.OK, "mount, pid and network namespaces can be made")
+    if needed:
+        return Finding("jail", Level.PROBLEM, problem, "Run as root; a container needs CAP_SYS_ADMIN (--privileged).")
+    return Finding("jail", Level.OK, "not permitted here, and not needed: the emulated host has its own")
 
 
 def control_groups(*, needed: bool, mount: Path = CGROUP) -> Finding:

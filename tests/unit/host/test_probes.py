@@ -117,6 +117,30 @@ def test_control_groups(tmp_path: Path) -> None:
     assert probes.control_groups(needed=True, mount=tmp_path).found == f"at {tmp_path}"
 
 
+def test_page_faults_of_machines_that_are_not_root(tmp_path: Path) -> None:
+    device, setting = tmp_path / "userfaultfd", tmp_path / "setting"
+    setting.write_text("0\n")
+    if probes.page_faults(needed=False).found != "opens":
+        pytest.skip("userfaultfd does not open here")
+    found = probes.page_faults(needed=True, device=device, setting=setting)
+    assert found.level is Level.PROBLEM and "sysctl vm.unprivileged_userfaultfd=1" in found.advice
+    assert probes.page_faults(needed=False, device=device, setting=setting).level is Level.OK
+    setting.write_text("1\n")
+    assert probes.page_faults(needed=True, device=device, setting=setting).level is Level.OK
+    setting.write_text("0\n")
+    device.touch()
+    assert probes.page_faults(needed=True, device=device, setting=setting).level is Level.OK
+
+
+def test_jails() -> None:
+    refused = ("sh", "-c", "echo 'unshare failed: Operation not permitted' >&2; exit 1")
+    found = probes.jails(needed=True, argv=refused)
+    assert (found.level, found.found) == (Level.PROBLEM, "unshare failed: Operation not permitted")
+    assert probes.jails(needed=False, argv=refused).level is Level.OK
+    assert probes.jails(needed=True, argv=("/nowhere/unshare",)).level is Level.PROBLEM
+    assert probes.jails(needed=True, argv=("true",)).level is Level.OK
+
+
 def test_clones_are_tried_and_leave_nothing(tmp_path: Path) -> None:
     found = probes.clones(tmp_path / "not" / "yet" / "there")
     assert found.level in (Level.OK, Level.NOTE)
