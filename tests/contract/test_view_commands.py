@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.cli.fcrun import stats
 from perdure.client.node import NodeClient, ensure_running
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes.record import KeptSnapshot
@@ -26,6 +30,7 @@ from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 from .test_node_api import root_tar
 
 BOX = "b0b0b0b0b0b0"
+DEADLINE_S = 60.0
 
 
 @dataclass
@@ -89,6 +94,21 @@ def test_stats_of_what_does_not_run(node: Node) -> None:
     ]
     assert "no such sandbox: nothing" in node.refused("stats", "--no-stream", "nothing")
     assert "no field" in node.refused("stats", "--no-stream", "--format", "{{.Nothing}}")
+
+
+def test_stats_go_on_on_a_terminal(node: Node) -> None:
+    ours, theirs = os.openpty()
+    homes = {"PERDURE_HOME": str(node.home.root), "PERDURE_CACHE": str(node.home.cache)}
+    command = [sys.executable, "-m", "perdure.cli.fcrun", "stats"]
+    with subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=os.environ | homes) as shown:
+        os.close(theirs)
+        said = b""
+        while said.count(stats.CLEAR.encode()) < 2:
+            said += os.read(ours, 4096)
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(DEADLINE_S) == 130
+    os.close(ours)
+    assert said.count(b"SANDBOX ID") >= 1 and b"box" in said and b"Traceback" not in said
 
 
 def test_what_is_wrong_is_said_before_anything_is_started(node: Node, tmp_path: Path) -> None:

@@ -115,6 +115,19 @@ async def test_a_guest_that_does_not_know_usage_is_not_asked_for_ever(
     assert (await guest.session.files.stat("/")).mode  # all else goes on
 
 
+def test_nothing_is_put_below_a_link() -> None:
+    def entries(*named: str) -> None:
+        order = tree._Order()
+        for one in named:
+            kind = stat.S_IFDIR if one.endswith("/") else stat.S_IFLNK
+            order.check(TreeEntry(one.rstrip("/"), kind, 0, 0, 0, 0, (1, 1), 1, 0, 0, False, "", {}, ()))
+
+    entries("a/", "a/b/", "a/b/c", "a/d", "e", "f/", "f/a", "f/e")
+    for bad in (["a", "a/b"], ["a/b"], ["a/", "a"], ["a", "a/"], ["a/", "b", "a/c"], ["a/", "a/b/", "c/", "a/b/d"]):
+        with pytest.raises(ProtocolError, match="out of order"):
+            entries(*bad)
+
+
 @given(st.binary(max_size=300), st.integers(0, 300), st.integers(0, 255))
 def test_noise_in_a_record_never_does_more_than_raise(noise: bytes, at: int, byte: int) -> None:
     good = bytearray(tree._HEAD.pack(stat.S_IFREG, 0, 0, 9, 0, 1, 2, 1, 0, 0, 0))

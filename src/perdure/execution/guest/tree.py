@@ -97,8 +97,10 @@ class GuestTree:
     async def _tree(self, *argv: str) -> Tree:
         """Take each content before the next entry; if you leave early, close it (``contextlib.aclosing``)."""
         async with running_tool(self._session, "tree", *argv) as run:
+            order = _Order()
             while (head := await run.record(_HEAD_MAX_BYTES)) is not None:
                 entry = decode(head)
+                order.check(entry)
                 content = run.content(sum(length for _, length in entry.extents))
                 yield entry, content
                 async for _ in content:
@@ -118,6 +120,27 @@ class GuestTree:
                 found.append(_process(record))
         now, hundredths, memory_kib = map(int, said.groups())
         return GuestProcesses(now, hundredths / 100, memory_kib, tuple(found))
+
+
+class _Order:
+    """Each entry is in a folder that was just named, and no name comes twice there: so nothing can be put below a link.
+
+    Whoever unpacks what becomes of a tree trusts that.
+    """
+
+    def __init__(self) -> None:
+        self._open: list[tuple[str, set[str]]] = [("", set())]  # the folders from the top to where it is, their names
+
+    def check(self, entry: TreeEntry) -> None:
+        """Raises ProtocolError."""
+        folder, _, name = entry.path.rpartition("/")
+        while self._open and self._open[-1][0] != folder:
+            self._open.pop()
+        if not self._open or name in self._open[-1][1]:
+            raise ProtocolError(f"guest: {entry.path!r} is out of order in its tree of files")
+        self._open[-1][1].add(name)
+        if stat.S_ISDIR(entry.mode):
+            self._open.append((entry.path, set()))
 
 
 def decode(head: bytes) -> TreeEntry:
