@@ -383,6 +383,20 @@ def test_a_damaged_blob_is_fetched_again(node: Node, registry: str, tmp_path: Pa
         assert status == 125 and "it was damaged or changed" in said
 
 
+def test_prune_gives_up_what_came_half(node: Node, registry: str, tmp_path: Path) -> None:
+    _, name, layer = large_image(registry, tmp_path, 9 << 20)
+    with FaultingProxy(registry) as proxy:
+        name = name.replace(registry, proxy.host)
+        proxy.always = [Fault("status", lambda asked: asked.range.startswith(f"bytes={8 << 20}-"), status=403)]
+        status, _, said = node.fcrun("pull", name)
+        assert status == 125 and "403" in said and node.names() == set()
+        part = node.images_folder() / "incoming" / f"{layer.removeprefix('sha256:')}.part"
+        assert part.stat().st_size == 8 << 20  # the next pull would go on with it
+        assert {use.kind: use for use in node.client.disk_use()}["images"].reclaimable_bytes >= 8 << 20
+        assert "Total reclaimed space: 8." in node.fcrun.said("system", "prune", "-f")
+        assert not part.exists()
+
+
 # -- logins ------------------------------------------------------------------------------------------------------------
 
 

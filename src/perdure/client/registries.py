@@ -36,6 +36,10 @@ class RegistryClient:
         wish = {"name": name, "login": login, "tls_verify": tls_verify, "all_tags": all_tags}
         return msgspec.convert(self._long("/v1/images/push", wish), list[ImagePushed])
 
+    def sweep(self) -> None:
+        """Give up what came of images whose pull broke: the next one of them begins anew."""
+        self._http.call("POST", "/v1/images/sweep")
+
     def check_login(self, host: str, login: Login, *, tls_verify: bool = True) -> None:
         """Raises NoRights where the registry at ``host`` does not take this user and password. Nothing is kept."""
         self._long("/v1/registries/login", {"host": host, "login": login, "tls_verify": tls_verify})

@@ -142,7 +142,7 @@ class Api:
         app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         app.add_routes(NetworksApi(every).routes())
-        app.add_routes(Registries(every).routes())
+        app.add_routes(Registries(self._home, every).routes())
         app.add_routes(ImageCare(self._home, every).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app

@@ -13,6 +13,8 @@ from aiohttp import web
 from perdure.errors import NoRights
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.formats.references import HUB, HUB_API, Reference, parse
+from perdure.host import headroom
+from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import Frozen
 from perdure.node.answers import body, long, ok
@@ -49,7 +51,8 @@ class _Login(_Way, frozen=True, kw_only=True):
 class Registries:
     """Handlers."""
 
-    def __init__(self, sandboxes: Sandboxes) -> None:
+    def __init__(self, home: Home, sandboxes: Sandboxes) -> None:
+        self._home = home
         self._sandboxes = sandboxes
         # They wait for other machines, for minutes where these stall: the loop's own threads are everybody's.
         self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="registry")
@@ -58,6 +61,7 @@ class Registries:
         return [
             web.post("/v1/images/pull", self.pull),
             web.post("/v1/images/push", self.push),
+            web.post("/v1/images/sweep", self.sweep),
             web.post("/v1/registries/login", self.login),
         ]
 
@@ -97,6 +101,12 @@ class Registries:
             return pushed
 
         return await long(request, whole)
+
+    async def sweep(self, request: web.Request) -> web.Response:
+        """Give up what came of images whose pull broke, so that nothing could go on with it."""
+        with headroom.given(self._home):
+            await asyncio.to_thread(lambda: self._sandboxes.images.sweep(every=True))
+        return ok()
 
     async def login(self, request: web.Request) -> web.Response:
         """Whether a registry takes a user's password. Nothing is kept here."""

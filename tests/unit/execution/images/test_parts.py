@@ -72,6 +72,26 @@ def test_a_docker_archive_gets_a_manifest_and_keeps_its_configuration(library, t
     assert manifest["config"]["digest"] == parts.config_digest == sha256(config)
 
 
+def test_an_archive_of_docker_25_keeps_the_manifest_beside_it(library, tmp_path):
+    """As it is where docker keeps images as registries have them: an OCI layout, and ``manifest.json`` for names."""
+    tars = [TarMaker().bytes(), TarMaker(program=False).add("more", b"2").bytes()]
+    with tarfile.open(oci_archive(tmp_path / "oci.tar", tars, name="")) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive.getmembers()}
+    documents = {name: json.loads(data) for name, data in files.items() if data[:1] == b"{"}
+    manifest = next(name for name, document in documents.items() if "config" in document and "layers" in document)
+    both = TarMaker(program=False)
+    for name, data in files.items():
+        both.add(name, data)
+    paths = {
+        key: [f"blobs/sha256/{one['digest'][7:]}" for one in found]
+        for key, found in {"Layers": documents[manifest]["layers"], "Config": [documents[manifest]["config"]]}.items()
+    }
+    listed = [{"Config": paths["Config"][0], "RepoTags": ["app:25"], "Layers": paths["Layers"]}]
+    library.load_archive(both.add("manifest.json", json.dumps(listed).encode()).write(tmp_path / "both.tar"))
+    assert library.parts("app:25").manifest == files[manifest]
+    assert layers_of(library, "app:25") == tars
+
+
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress])
 def test_an_imported_image_has_one_layer_and_a_history(library, pack):
     tar = TarMaker().bytes()

@@ -36,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
         over = [info.name for info in client.list() if info.state in OVER]
         well = _remove("Deleted sandboxes:", over, client.remove)
         well &= _remove("Deleted images:", _unused(client, every=options.all), client.remove_image)  # by now
+        client.registries.sweep()
         swept = client.store.collect()
         _tell("Deleted snapshots:", [_format.digest(digest) for digest in swept.forgotten])
         _tell("Deleted templates:", swept.templates)
