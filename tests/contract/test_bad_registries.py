@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import pytest
 from cryptography import x509
@@ -368,6 +369,40 @@ def test_a_token_service_that_lies(
     fake.answer = answered
     pulls.refused(f"{fake.host}/app:v1", kind, word)
     assert len(fake.asked) < 20
+
+
+@pytest.mark.parametrize("where", ["file", "helper"])
+def test_an_identity_token_is_traded_for_one_of_each_scope(
+    pulls: Pulls, fake: FakeRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What services give that let nobody in by a password: in docker's file, or as a helper tells it."""
+    (tmp_path / "docker").mkdir()
+    config: dict[str, Any] = {"auths": {fake.host: {"auth": "PHRva2VuPjo=", "identitytoken": "identity"}}}
+    if where == "helper":
+        config = {"credsStore": "test"}
+        helper = tmp_path / "docker-credential-test"
+        helper.write_text('#!/bin/sh\ncat > /dev/null; echo \'{"Username": "<token>", "Secret": "identity"}\'\n')
+        helper.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "docker" / "config.json").write_text(json.dumps(config))
+    challenge = f'Bearer realm="http://{fake.host}/token",service="s"'
+    sent: list[dict[str, str]] = []
+
+    def answered(request: Request) -> Answer | None:
+        if request.path == "/token" and request.method == "POST":
+            sent.append(dict(parse_qsl(request.body.decode())))
+            return 200, {}, b'{"access_token": "token"}'
+        if request.headers.get("Authorization") != "Bearer token":
+            return 401, {"WWW-Authenticate": challenge}, b""
+        return None
+
+    fake.answer = answered
+    assert pulls.pull(f"{fake.host}/app:v1") == fake.tags["v1"]["digest"]
+    [asked] = sent
+    assert asked == {
+        "grant_type": "refresh_token", "client_id": "perdure", "refresh_token": "identity", "service": "s",
+        "scope": "repository:app:pull",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("realm", ["file:///etc/passwd", "gopher://x/", "", "http://[", "/relative"])

@@ -13,6 +13,7 @@ from typing import Any
 from perdure.errors import InvalidValue, NoRights
 
 HELPER_TIMEOUT_S = 30.0
+IDENTITY = "<token>"  # in place of a user: the password is a token that a registry's token service gave for it
 
 
 def config_file() -> Path:
@@ -24,7 +25,7 @@ def credentials(host: str) -> tuple[str, str] | None:
     """(user, password) for a registry; None: nothing is kept for it.
 
     Of a credential helper (``credHelpers``, ``credsStore``) the program ``docker-credential-NAME`` is asked. Raises
-    InvalidValue (the file does not read), NoRights (the helper fails, or has only an identity token).
+    InvalidValue (the file does not read), NoRights (the helper fails).
     """
     path = config_file()
     try:
@@ -37,6 +38,8 @@ def credentials(host: str) -> tuple[str, str] | None:
             return _asked(str(helper), host)
         if not _is_filled(entry):
             return None
+        if entry.get("identitytoken"):
+            return IDENTITY, str(entry["identitytoken"])
         if entry.get("username") and entry.get("password"):
             return str(entry["username"]), str(entry["password"])
         user, _, password = base64.b64decode(entry["auth"], validate=True).decode().partition(":")
@@ -115,7 +118,10 @@ def _write(config: dict[str, Any]) -> None:
 
 
 def _is_filled(entry: Any) -> bool:
-    return bool(entry) and bool(entry.get("auth") or (entry.get("username") and entry.get("password")))
+    """Whether a login is in the file itself, not with a helper."""
+    return bool(entry) and bool(
+        entry.get("auth") or entry.get("identitytoken") or (entry.get("username") and entry.get("password"))
+    )
 
 
 def _asked(helper: str, host: str) -> tuple[str, str] | None:
@@ -124,11 +130,6 @@ def _asked(helper: str, host: str) -> tuple[str, str] | None:
     if said is None:
         return None
     answer = json.loads(said)
-    if answer["Username"] == "<token>":
-        raise NoRights(
-            f"docker-credential-{helper} keeps an identity token for {host}, which is not supported",
-            hint="Log in with a user name and a password or access token.",
-        )
     return str(answer["Username"]), str(answer["Secret"])
 
 

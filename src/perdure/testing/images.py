@@ -148,6 +148,7 @@ class Request:
     method: str
     path: str
     headers: dict[str, str]
+    body: bytes = b""
 
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -178,9 +179,9 @@ class FakeRegistry:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                request = Request(self.command, self.path, dict(self.headers.items()))
+                sent = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                request = Request(self.command, self.path, dict(self.headers.items()), sent)
                 fake.asked.append(request)
-                self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 status, headers, data = fake.answer(request) or fake.serve(request)
                 self.send_response_only(status)
                 for name, value in headers.items():

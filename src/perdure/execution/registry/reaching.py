@@ -47,12 +47,14 @@ def is_here(host: str) -> bool:
 def _is_plain(host: str, timeout_s: float) -> bool:
     """Whether HTTP without TLS is spoken there. Nothing about us is said to find out.
 
-    A server that speaks TLS refuses the first bytes, or answers with 400 (as Go's does).
+    A server that speaks TLS refuses the first bytes, or answers with 400 (as Go's does). One that sends us on is no
+    registry, but perhaps before one that has TLS.
     """
     connection = http.client.HTTPConnection(host, timeout=timeout_s)
     try:
         connection.request("GET", "/v2/")
-        return connection.getresponse().status != 400
+        status = connection.getresponse().status
+        return status != 400 and not 300 <= status < 400
     except (http.client.HTTPException, ConnectionResetError, BrokenPipeError):
         return False
     except OSError:

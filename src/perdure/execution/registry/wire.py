@@ -23,7 +23,7 @@ import urllib3
 
 from perdure.errors import NoRights, Unavailable
 from perdure.execution.registry.retry import Patience, Transient
-from perdure.host.logins import credentials
+from perdure.host.logins import IDENTITY, credentials
 
 Response = urllib3.BaseHTTPResponse
 CONNECTIONS = 16
@@ -193,10 +193,13 @@ class Wire:
                 self.done(answer)
                 return True  # another thread was faster
             known = self._login or credentials(self._account)
-            basic = f"Basic {base64.b64encode(':'.join(known).encode()).decode()}" if known else ""
+            identity = known[1] if known and known[0] == IDENTITY else ""
+            basic = ""
+            if known and not identity:
+                basic = f"Basic {base64.b64encode(':'.join(known).encode()).decode()}"
             scheme, _, rest = challenge.partition(" ")
             if scheme.lower() == "bearer":
-                ticket = self._token(dict(_CHALLENGE.findall(rest)), scope, basic)
+                ticket = self._token(dict(_CHALLENGE.findall(rest)), scope, basic, identity)
             else:
                 ticket = basic if scheme.lower() == "basic" and basic != refused else ""
             if not ticket:
@@ -205,17 +208,26 @@ class Wire:
         self.done(answer)
         return True
 
-    def _token(self, challenge: dict[str, str], scope: str, basic: str) -> str:
-        """A bearer token (distribution's token authentication). Empty: the token service refuses us."""
+    def _token(self, challenge: dict[str, str], scope: str, basic: str, identity: str) -> str:
+        """A bearer token (distribution's token authentication). Empty: the token service refuses us.
+
+        identity: what its service gave once instead of a password (distribution's oauth2 specification).
+        """
         realm = challenge.get("realm", "")
         if not realm.startswith(("https://", "http://")):
             raise Unavailable(f"{self._name} names {realm!r} as its token service", hint="Look after the registry.")
         self._refuse_plain(realm)
         fields = [("service", challenge.get("service", "")), *(("scope", one) for one in scope.split())]
         headers = {"Authorization": basic} if basic else {}
+        url, sent = f"{realm}{'&' if '?' in realm else '?'}{urlencode(fields)}", None
+        if identity:
+            asked = [("grant_type", "refresh_token"), ("client_id", "perdure"), ("refresh_token", identity)]
+            fields = [*asked, fields[0], ("scope", scope)]
+            url, sent = realm, urlencode(fields)
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
         try:
-            url = f"{realm}{'&' if '?' in realm else '?'}{urlencode(fields)}"
-            answer = self._pool.request("GET", url, headers=headers, preload_content=False)
+            method = "POST" if identity else "GET"
+            answer = self._pool.request(method, url, headers=headers, body=sent, preload_content=False)
         except urllib3.exceptions.SSLError as error:
             raise self._distrust(realm, error) from error
         except urllib3.exceptions.HTTPError as error:
