@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -643,6 +644,32 @@ def test_a_push_that_the_registry_refuses(pulls: Pulls, made: HandMade, fake: Fa
     replace(fake, "/blobs/", (500, {}, b""))
     with pytest.raises(Unavailable, match="500"):
         pushed()
+
+
+def test_a_registry_that_takes_its_time_over_a_large_blob(pulls: Pulls, made: HandMade, fake: FakeRegistry) -> None:
+    """It answers an upload when it has looked through all of it: nothing is sent twice meanwhile."""
+    fake.tags["v1"] = made.image([root_layer({"noise": os.urandom(20 << 20)})], "")
+    name = f"{fake.host}/app:v1"
+    pulls.pull(name)
+    reference, puts = parse(name), []
+    slow = threading.Event()
+
+    def answered(request: Request) -> Answer | None:
+        if request.method == "HEAD":
+            return 404, {}, b""
+        if request.method == "POST":
+            return 202, {"Location": f"/v2/app/blobs/uploads/{len(fake.asked)}"}, b""
+        if request.method == "PUT" and "/uploads/" in request.path:
+            puts.append(len(request.body))
+            slow.wait(1.0 if len(request.body) > 1 << 20 else 0.0)
+        return (201, {}, b"") if request.method == "PUT" else None
+
+    fake.answer = answered
+    patience = Patience(tries=2, request_timeout_s=0.3, pause=pulls.pauses.append)
+    repository = opened(reference.host, reference.path, url=reference.place, patience=patience)
+    with closing(repository):
+        pushing.push(pulls.library, repository, reference, progress=silent)
+    assert len(puts) == 2 and max(puts) > 20 << 20 and pulls.pauses == []
 
 
 def test_the_command_fails_as_all_do(made: HandMade, fake: FakeRegistry, tmp_path: Path) -> None:

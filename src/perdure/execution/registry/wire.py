@@ -28,6 +28,7 @@ from perdure.host.logins import IDENTITY, credentials
 Response = urllib3.BaseHTTPResponse
 CONNECTIONS = 16
 REDIRECTS_MAX = 5
+DIGESTED_BYTES_PER_S = 10 << 20  # of an uploaded blob by a slow registry
 TOKEN_BYTES_MAX = 1 << 20
 WORDS_BYTES_MAX = 4 << 10
 _TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
@@ -160,8 +161,13 @@ class Wire:
         try:
             if isinstance(body, Path):
                 with body.open("rb") as file:
-                    headers = headers | {"Content-Length": str(body.stat().st_size)}
-                    return self._pool.request(method, url, headers=headers, body=file, preload_content=False)
+                    size = body.stat().st_size
+                    # The answer comes when the registry has looked through all of it, or copied it to where it belongs.
+                    timeout = urllib3.Timeout(self.patience.request_timeout_s + size / DIGESTED_BYTES_PER_S)
+                    headers = headers | {"Content-Length": str(size)}
+                    return self._pool.request(
+                        method, url, headers=headers, body=file, preload_content=False, timeout=timeout
+                    )
             return self._pool.request(method, url, headers=headers, body=body, preload_content=False)
         except urllib3.exceptions.SSLError as error:
             raise self._distrust(url, error) from error
