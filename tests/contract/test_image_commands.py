@@ -220,7 +220,7 @@ def test_inspect_an_image(images: NodeClient, fcrun: Fcrun) -> None:
         "User": "5:6",
     }
     assert (found["Os"], len(found["RootFS"]["Layers"])) == ("linux", 1)
-    assert found["Descriptor"]["digest"] in found["RepoDigests"][0]
+    assert found["Descriptor"]["digest"] == images.images()[0].manifest and found["RepoDigests"] == []
     assert fcrun.said("image", "inspect", "-f", "{{json .Config.ExposedPorts}}", digest[7:19]) == '{"80/tcp": {}}\n'
     images.create(SandboxSpec(image="app", name="app"))
     assert "state" in json.loads(fcrun.said("inspect", "app"))[0]  # a sandbox comes first, as in docker
@@ -252,7 +252,7 @@ def test_images_are_filtered_as_docker_does(images: NodeClient, fcrun: Fcrun) ->
     assert names(fcrun, "-f", "dangling=true") == {"<none>:<none>"}
     assert names(fcrun, "-f", "dangling=false") == everything
     table = fcrun.said("images", "--digests", "mid").splitlines()
-    assert table[0].split()[:3] == ["REPOSITORY", "TAG", "DIGEST"] and "sha256:" in table[1]
+    assert table[0].split()[:3] == ["REPOSITORY", "TAG", "DIGEST"] and "<none>" in table[1]  # in no registry
     assert fcrun.said("image", "ls", "-q", "mid") == images.images()[0].digest[7:19] + "\n"
     for argv, said in (
         (("-f", "colour=red"), "colour=red"),
@@ -290,7 +290,7 @@ def test_prune(images: NodeClient, fcrun: Fcrun) -> None:
 
 def test_the_group_has_dockers_commands(images: NodeClient, fcrun: Fcrun, tmp_path: Path) -> None:
     overview = fcrun.said("image")
-    for name in ("history", "import", "inspect", "load", "ls", "prune", "rm", "save", "tag"):
+    for name in ("build", "history", "import", "inspect", "load", "ls", "prune", "pull", "push", "rm", "save", "tag"):
         assert f"\n  {name} " in overview
     archive = tmp_path / "root.tar"
     archive.write_bytes(root_tar())

@@ -66,12 +66,11 @@ def inspected(library: ImageLibrary, name: str) -> dict[str, Any]:
         parts = None
     document = parts.document if parts else {}
     names = [other.name for other in library.list() if other.digest == image.digest and other.name]
-    digest = image.pulled or image.manifest
     history = parts.history if parts else []
     found = {
         "Id": image.digest,
         "RepoTags": [each for each in names if "@" not in each],
-        "RepoDigests": sorted({f"{_repository(each)}@{digest}" for each in names}) if digest else [],
+        "RepoDigests": sorted({f"{_repository(each)}@{image.pulled}" for each in names}) if image.pulled else [],
         "Comment": str(history[-1].get("comment", "")) if history else "",
         "Created": document.get("created") or _moment(image.created),
         "Author": document.get("author", ""),

@@ -1,8 +1,8 @@
 """fcrun image build: as ``fcrun build``."""
 
-from perdure.cli.fcrun.build import HELP, configure, run
+from perdure.cli.fcrun.build import DESCRIPTION, HELP, configure, run
 
-__all__ = ["GROUP", "HELP", "NAME", "configure", "run"]
+__all__ = ["DESCRIPTION", "GROUP", "HELP", "NAME", "configure", "run"]
 
 NAME = "build"
 GROUP = "Images"

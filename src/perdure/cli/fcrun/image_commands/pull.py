@@ -1,8 +1,8 @@
 """fcrun image pull: as ``fcrun pull``."""
 
-from perdure.cli.fcrun.pull import HELP, configure, run
+from perdure.cli.fcrun.pull import DESCRIPTION, HELP, configure, run
 
-__all__ = ["GROUP", "HELP", "NAME", "configure", "run"]
+__all__ = ["DESCRIPTION", "GROUP", "HELP", "NAME", "configure", "run"]
 
 NAME = "pull"
 GROUP = "Images"

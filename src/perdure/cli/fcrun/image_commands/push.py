@@ -1,8 +1,8 @@
 """fcrun image push: as ``fcrun push``."""
 
-from perdure.cli.fcrun.push import HELP, configure, run
+from perdure.cli.fcrun.push import DESCRIPTION, HELP, configure, run
 
-__all__ = ["GROUP", "HELP", "NAME", "configure", "run"]
+__all__ = ["DESCRIPTION", "GROUP", "HELP", "NAME", "configure", "run"]
 
 NAME = "push"
 GROUP = "Images"
