@@ -172,6 +172,7 @@ def test_a_base_from_a_registry(node: NodeClient, fcrun: Fcrun, tmp_path: Path, 
     status, _, said = fcrun("build", "-t", "app", str(place))
     assert status == 0, said
     assert content(node, "app", "made") == b"there\n"
+    assert f"{registry}/team/base:v1" in {image.name for image in node.images()}  # for the next build
     assert "BASE=yes" in str(config(node, "app")["Env"])
     node.tag_image("base", f"{registry}/team/other:v1")  # here, and not there
     (place / "Dockerfile").write_text(f"FROM {registry}/team/other:v1\n")

@@ -142,8 +142,9 @@ class Api:
         app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         app.add_routes(NetworksApi(every).routes())
-        app.add_routes(Registries(self._home, every).routes())
-        app.add_routes(ImageCare(self._home, every).routes())
+        registries = Registries(self._home, every)
+        app.add_routes(registries.routes())
+        app.add_routes(ImageCare(self._home, every, registries).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 

@@ -19,8 +19,10 @@ from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host import headroom
 from perdure.host.paths import Home
+from perdure.host.progress import silent
 from perdure.model import DockerfileBuild, Frozen, ImageInfo, Pruned
 from perdure.node.answers import NDJSON, body, known, ok, stream
+from perdure.node.registries import Registries
 
 LOOK_S = 1.0  # how often it is looked whether the client of a build is still there
 
@@ -35,8 +37,9 @@ class _Prune(Frozen, frozen=True, kw_only=True):
 class ImageCare:
     """Handlers."""
 
-    def __init__(self, home: Home, sandboxes: Sandboxes) -> None:
+    def __init__(self, home: Home, sandboxes: Sandboxes, registries: Registries) -> None:
         self._home, self._sandboxes, self._library = home, sandboxes, sandboxes.images
+        self._registries = registries
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -90,7 +93,7 @@ class ImageCare:
 
         async def work() -> list[Image]:
             try:
-                return await building.build(self._library, wish, context, folder, lines.put_nowait)
+                return await building.build(self._library, wish, context, folder, lines.put_nowait, self._bring)
             finally:  # before it is told that the build is over
                 await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
 
@@ -113,6 +116,9 @@ class ImageCare:
             task.cancel()
             await asyncio.wait({task})
         return response
+
+    async def _bring(self, name: str) -> None:
+        await self._registries.bring(name, silent)
 
     async def prune(self, request: web.Request) -> web.Response:
         wish = await body(request, _Prune)

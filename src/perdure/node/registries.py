@@ -67,21 +67,25 @@ class Registries:
 
     async def pull(self, request: web.Request) -> web.StreamResponse:
         wish = await body(request, _Pull)
+        return await long(request, lambda progress: self._pulled(wish, progress))
+
+    async def bring(self, name: str, progress: Progress) -> None:
+        """Pull an image, as the node's own user."""
+        await self._pulled(_Pull(name=name), progress)
+
+    async def _pulled(self, wish: _Pull, progress: Progress) -> Any:
         reference = parse(wish.name)
 
-        def work(progress: Progress) -> Any:
+        def work() -> Any:
             from perdure.execution.images import pulling
 
             with _opened(reference, wish) as repository:
                 library = self._sandboxes.images
                 return pulling.pull(library, repository, reference, platform=wish.platform, progress=progress)
 
-        async def whole(progress: Progress) -> Any:
-            pulled = await self._threaded(lambda: work(progress))
-            self._sandboxes.tell("image.pulled", name=pulled.name, digest=pulled.image)
-            return pulled
-
-        return await long(request, whole)
+        pulled = await self._threaded(work)
+        self._sandboxes.tell("image.pulled", name=pulled.name, digest=pulled.image)
+        return pulled
 
     async def push(self, request: web.Request) -> web.StreamResponse:
         wish = await body(request, _Push)

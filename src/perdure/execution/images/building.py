@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -24,12 +24,15 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.formats.references import full_name
 from perdure.model import DockerfileBuild
 
-Say = Callable[[str], None]  # a piece of what buildah says
+Say = Callable[[str], None]  # a piece of what the build says
+Bring = Callable[[str], Awaitable[None]]  # pull an image into the library
 INSTALL = "Install it: apt-get install buildah"
 _LINE_MAX = 1 << 20
 
 
-async def build(library: ImageLibrary, wish: DockerfileBuild, context: Path, folder: Path, say: Say) -> list[Image]:
+async def build(
+    library: ImageLibrary, wish: DockerfileBuild, context: Path, folder: Path, say: Say, bring: Bring
+) -> list[Image]:
     """The image, once for each name. ``context``: a tar; ``folder``: empty, for what is made meanwhile.
 
     Raises Unsupported without buildah, InvalidValue for what is asked wrongly, ImageInvalid with buildah's last words
@@ -43,14 +46,15 @@ async def build(library: ImageLibrary, wish: DockerfileBuild, context: Path, fol
     file = _inside(root, wish.dockerfile)
     found = dockerfile.images(file.read_text(errors="replace"), wish.arguments)
     command = await _buildah(folder, found)
-    if not wish.pull:
-        await _bring(library, found, command, folder)
+    for name in found:
+        if await _is_here(library, name, bring, say, again=wish.pull):
+            await _hand_over(library, name, command, folder)
     identity = folder / "id"
     argv = [*command, "build", "--isolation", "chroot", "--format", "docker", "--layers=false"]
     argv += [f"--signature-policy={folder / 'policy.json'}", "--iidfile", str(identity), "--file", str(file)]
     argv += [f"--build-arg={name}={value}" for name, value in wish.arguments.items()]
     argv += [f"--label={name}={value}" for name, value in wish.labels.items()]
-    argv += [f"--target={wish.target}"] * bool(wish.target) + ["--pull-always"] * wish.pull
+    argv += [f"--target={wish.target}"] * bool(wish.target)
     await _run([*argv, "--identity-label=false", str(root)], folder, say)
     archive = folder / "built.tar"
     pushed = f"docker-archive:{archive}"
@@ -123,20 +127,35 @@ def _registries(images: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def _bring(library: ImageLibrary, names: Sequence[str], command: Sequence[str], folder: Path) -> None:
-    """Those that are in the library come from there; buildah asks registries for the others."""
+async def _is_here(library: ImageLibrary, name: str, bring: Bring, say: Say, *, again: bool) -> bool:
+    """The library has this image; it may have been pulled for that. Otherwise buildah has to find it."""
+    try:
+        is_here = bool(library.get(name).name)  # else it was found by a digest's beginning, which is no name here
+    except PerdureError:
+        is_here = False
+    if is_here and not again:
+        return True
+    say(f"Pulling {name}\n")
+    try:
+        await bring(name)
+    except (ImageInvalid, InvalidValue):
+        return False  # it cannot run here, but a COPY may take files from it
+    return True
+
+
+async def _hand_over(library: ImageLibrary, name: str, command: Sequence[str], folder: Path) -> None:
+    """Layers and all, under its name."""
+    try:
+        wanted = await asyncio.to_thread(saving.chosen, library, [name])
+    except Unsupported:  # its disk alone is here: it came with a snapshot
+        return
+    if not wanted[0].names:
+        return  # by a digest: buildah asks the registry
     archive = folder / "base.tar"
-    for name in names:
-        try:
-            wanted = await asyncio.to_thread(saving.chosen, library, [name])
-        except PerdureError:
-            continue
-        if not wanted[0].names:
-            continue  # found by a digest's beginning, which is no name in a Dockerfile
-        await asyncio.to_thread(_write, library, wanted, archive)
-        policy = f"--signature-policy={folder / 'policy.json'}"
-        await _run([*command, "pull", policy, "--quiet", f"docker-archive:{archive}"], folder, None)
-        archive.unlink()
+    await asyncio.to_thread(_write, library, wanted, archive)
+    policy = f"--signature-policy={folder / 'policy.json'}"
+    await _run([*command, "pull", policy, "--quiet", f"docker-archive:{archive}"], folder, None)
+    archive.unlink()
 
 
 def _write(library: ImageLibrary, wanted: list[saving.Wanted], path: Path) -> None:
