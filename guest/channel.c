@@ -15,7 +15,7 @@
 #include "guestd.h"
 
 enum {
-    QUEUE = 128 << 10,         // frames are made only while fewer bytes than this wait to be written
+    QUEUE = 256 << 10,         // frames are made only while fewer bytes than this wait to be written
     READ = 64 << 10,
     DIAL_LIMIT_MS = 2000,      // a connect that a snapshot swallowed never ends by itself
     DIAL_AGAIN_FIRST_MS = 2,

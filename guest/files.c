@@ -1,13 +1,18 @@
 // File tools. Each runs in a child of its own (a slow disk never stalls guestd), inside the workload's root, with the
 // ends of a process's streams: so files cross the channel by the same offsets and acknowledgements as any output.
 //
-//   pack MODE PATH      records of PATH to stdout; MODE has letters: c content, r the whole tree, d one level, f follow
+//   pack MODE PATH      records of PATH to stdout; MODE has letters: c content, r the whole tree, d one level, f follow,
+//                       s holes as such, h hard links as such
 //   unpack PATH         records from stdin, made below the directory PATH
+//   extended            succeeds: unpack takes holes and hard links
 //   remove PATH | mkdir PATH OCTAL | symlink TARGET PATH | chmod PATH OCTAL | chown PATH UID GID
 //   tree (tree.c) | top (top.c)
+//   mount …                  attach.c
 //
 //   record = u32 bytes that follow before the content | u32 mode | u32 uid | u32 gid | u64 size | u64 mtime ns
 //            | text path | text link target | the content of a regular file, size bytes
+//   A regular file with a link target is another name of that one, which came before. With SPARSE in its mode the
+//   content is extents: u64 offset | u64 length | data, the last of them of no length.
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <errno.h>
@@ -23,7 +28,8 @@
 
 #include "guestd.h"
 
-enum { BUFFER = 64 << 10, HEAD_MAX = 2 * PATH_MAX + 64 };
+enum { BUFFER = 256 << 10, PIPE = 1 << 20, HEAD_MAX = 2 * PATH_MAX + 64, EXTENT = 16, SPARSE_LEAST = 64 << 10 };
+static const uint32_t SPARSE = 1u << 31;
 
 static uint8_t buffer[BUFFER];
 
@@ -63,6 +69,9 @@ static bool read_all(void *data, size_t size) {
 // Pack --------------------------------------------------------------------------------------------------------------
 
 static void pack_content(int fd, uint64_t size, const char *path) {
+    ssize_t moved;
+    while (size && (moved = splice(fd, NULL, 1, NULL, size < PIPE ? size : PIPE, 0)) > 0)  // without a copy
+        size -= (uint64_t)moved;
     while (size) {
         size_t most = size < BUFFER ? size : BUFFER;
         ssize_t count = read(fd, buffer, most);
@@ -79,11 +88,58 @@ static void pack_content(int fd, uint64_t size, const char *path) {
     }
 }
 
-static void pack_record(const struct stat *info, uint64_t size, const char *path, const char *link) {
+static void pack_extent(uint64_t offset, uint64_t length, const char *path) {
+    struct bytes head = {0};
+    put_u64(&head, offset);
+    put_u64(&head, length);
+    write_all(1, bytes_head(&head), bytes_length(&head), path);
+    bytes_free(&head);
+}
+
+static void pack_extents(int fd, uint64_t size, const char *path) {
+    off_t data = 0, hole;
+    while ((uint64_t)data < size && (data = lseek(fd, data, SEEK_DATA)) >= 0 && (uint64_t)data < size) {
+        hole = lseek(fd, data, SEEK_HOLE);
+        if (hole <= data || (uint64_t)hole > size)
+            hole = (off_t)size;
+        if (lseek(fd, data, SEEK_SET) < 0)
+            fail("seek", path);
+        pack_extent((uint64_t)data, (uint64_t)(hole - data), path);
+        pack_content(fd, (uint64_t)(hole - data), path);
+        data = hole;
+    }
+    pack_extent(size, 0, path);
+}
+
+// The first names of files that have several.
+static struct name {
+    struct name *next;
+    dev_t device;
+    ino_t inode;
+    char *path;
+} *names[1024];
+
+static const char *first_name(const struct stat *info, const char *path) {  // NULL: this is it
+    struct name **at = &names[info->st_ino % (sizeof names / sizeof *names)];
+    for (; *at; at = &(*at)->next)
+        if ((*at)->inode == info->st_ino && (*at)->device == info->st_dev)
+            return (*at)->path;
+    *at = allocate(sizeof **at);
+    (*at)->inode = info->st_ino;
+    (*at)->device = info->st_dev;
+    (*at)->path = strdup(path);
+    return NULL;
+}
+
+static struct {
+    bool content, holes, links;
+} packing;
+
+static void pack_record(const struct stat *info, uint32_t flags, uint64_t size, const char *path, const char *link) {
     struct bytes head = {0};
     size_t path_size = strlen(path), link_size = strlen(link);
     put_u32(&head, (uint32_t)(28 + 4 + path_size + 4 + link_size));
-    put_u32(&head, info->st_mode);
+    put_u32(&head, info->st_mode | flags);
     put_u32(&head, info->st_uid);
     put_u32(&head, info->st_gid);
     put_u64(&head, size);
@@ -94,9 +150,9 @@ static void pack_record(const struct stat *info, uint64_t size, const char *path
     bytes_free(&head);
 }
 
-static void pack_at(int folder, const char *name, const char *path, bool content, int levels, bool follow, dev_t device);
+static void pack_at(int folder, const char *name, const char *path, int levels, bool follow, dev_t device);
 
-static void pack_children(int fd, const char *path, bool content, int levels, dev_t device) {
+static void pack_children(int fd, const char *path, int levels, dev_t device) {
     DIR *entries = fdopendir(fd);
     if (!entries)
         fail("list", path);
@@ -106,7 +162,7 @@ static void pack_children(int fd, const char *path, bool content, int levels, de
         char *child = NULL;
         if (asprintf(&child, "%s%s%s", path, *path ? "/" : "", entry->d_name) < 0)
             fail("list", path);
-        pack_at(fd, entry->d_name, child, content, levels - 1, false, device);
+        pack_at(fd, entry->d_name, child, levels - 1, false, device);
         free(child);
     }
     if (errno)
@@ -114,8 +170,9 @@ static void pack_children(int fd, const char *path, bool content, int levels, de
     closedir(entries);
 }
 
-// path: relative to what was asked for. device: another file system is named, not entered; 0 at the top.
-static void pack_at(int folder, const char *name, const char *path, bool content, int levels, bool follow, dev_t device) {
+// path: relative to what was asked for. device: another file system is named, not entered, unless it is on a disk: a
+// volume; 0 at the top.
+static void pack_at(int folder, const char *name, const char *path, int levels, bool follow, dev_t device) {
     char link[PATH_MAX] = "";
     struct stat info;
     int flags = O_RDONLY | O_CLOEXEC | O_NONBLOCK | (follow ? 0 : O_NOFOLLOW), fd = -1;
@@ -124,26 +181,40 @@ static void pack_at(int folder, const char *name, const char *path, bool content
             return;  // it went away meanwhile
         fail("stat", *path ? path : name);
     }
-    bool regular = S_ISREG(info.st_mode), enter = S_ISDIR(info.st_mode) && levels && (!device || info.st_dev == device);
+    bool regular = S_ISREG(info.st_mode), content = regular && packing.content;
+    bool enter = S_ISDIR(info.st_mode) && levels && (!device || info.st_dev == device || major(info.st_dev));
     if (S_ISLNK(info.st_mode) && readlinkat(folder, name, link, sizeof link - 1) < 0)
         fail("readlink", name);
-    if ((regular && content) || enter) {
+    const char *first = content && packing.links && info.st_nlink > 1 ? first_name(&info, path) : NULL;
+    if (first) {
+        pack_record(&info, 0, 0, path, first);
+        return;
+    }
+    if (content || enter) {
         fd = openat(folder, name, flags);
         if (fd < 0)
             fail("open", *path ? path : name);
     }
-    pack_record(&info, regular ? (uint64_t)info.st_size : 0, path, link);
-    if (regular && content)
-        pack_content(fd, (uint64_t)info.st_size, path);
+    uint64_t size = regular ? (uint64_t)info.st_size : 0;
+    bool sparse = content && packing.holes && size >= SPARSE_LEAST && (uint64_t)info.st_blocks * 512 < size;
+    pack_record(&info, sparse ? SPARSE : 0, size, path, link);
+    if (sparse)
+        pack_extents(fd, size, path);
+    else if (content)
+        pack_content(fd, size, path);
     if (enter)
-        pack_children(fd, path, content, levels, info.st_dev);
+        pack_children(fd, path, levels, info.st_dev);
     else if (fd >= 0)
         close(fd);
 }
 
 static void pack(const char *mode, const char *path) {
     int levels = strchr(mode, 'r') ? INT_MAX : strchr(mode, 'd') ? 1 : 0;
-    pack_at(AT_FDCWD, path, "", strchr(mode, 'c'), levels, strchr(mode, 'f'), 0);
+    packing.content = strchr(mode, 'c');
+    packing.holes = strchr(mode, 's');
+    packing.links = strchr(mode, 'h');
+    fcntl(1, F_SETPIPE_SZ, PIPE);
+    pack_at(AT_FDCWD, path, "", levels, strchr(mode, 'f'), 0);
 }
 
 // Unpack ------------------------------------------------------------------------------------------------------------
@@ -177,6 +248,27 @@ static void unpack_content(int fd, uint64_t size, const char *path) {
     }
 }
 
+static void unpack_extents(int fd, uint64_t size, const char *path) {
+    for (;;) {
+        uint8_t head[EXTENT];
+        struct reader r = {head, head + EXTENT, false};
+        if (!read_all(head, EXTENT)) {
+            errno = EPIPE;
+            fail("the content ends early", path);
+        }
+        uint64_t offset = get_number(&r, 8), length = get_number(&r, 8);
+        if (!length)
+            break;
+        if (offset > size || length > size - offset || lseek(fd, (off_t)offset, SEEK_SET) < 0) {
+            errno = EBADMSG;
+            fail("an extent is malformed", path);
+        }
+        unpack_content(fd, length, path);
+    }
+    if (ftruncate(fd, (off_t)size))
+        fail("write", path);
+}
+
 // A file, link or node takes the place of what has its name; only a directory stays where it is.
 static void make_way(const char *path, bool for_folder) {
     struct stat there;
@@ -190,7 +282,21 @@ static void make_way(const char *path, bool for_folder) {
         fail("unlink", path);
 }
 
-static void unpack_entry(char *path, mode_t mode, uid_t uid, gid_t gid, uint64_t size, uint64_t mtime_ns, const char *link) {
+static void unpack_name(const char *base, char *path, const char *first) {
+    char *target = NULL;
+    if (asprintf(&target, "%s/%s", base, first) < 0)
+        fail("link", path);
+    make_parents(path);
+    if (strcmp(path, target)) {
+        make_way(path, false);
+        if (link(target, path))
+            fail("link", path);
+    }
+    free(target);
+}
+
+static void unpack_entry(char *path, uint32_t flags, uid_t uid, gid_t gid, uint64_t size, uint64_t mtime_ns, const char *link) {
+    mode_t mode = flags & ~SPARSE;
     int fd = -1;
     bool failed = false;
     make_parents(path);
@@ -205,7 +311,9 @@ static void unpack_entry(char *path, mode_t mode, uid_t uid, gid_t gid, uint64_t
         failed = mknod(path, mode & ~(mode_t)07777, 0);  // a pipe or a socket; devices do not travel
     if (failed)
         fail("create", path);
-    if (S_ISREG(mode))
+    if (S_ISREG(mode) && flags & SPARSE)
+        unpack_extents(fd, size, path);
+    else if (S_ISREG(mode))
         unpack_content(fd, size, path);
     if (lchown(path, uid, gid) && !guestd.test)
         fail("chown", path);
@@ -226,6 +334,7 @@ static void unpack(const char *base) {
     static uint8_t head[HEAD_MAX];
     uint8_t prefix[4];
     umask(0);
+    fcntl(0, F_SETPIPE_SZ, PIPE);
     while (read_all(prefix, 1)) {
         if (!read_all(prefix + 1, 3))
             malformed();
@@ -234,15 +343,20 @@ static void unpack(const char *base) {
         if (head_size > HEAD_MAX || !read_all(head, head_size))
             malformed();
         r = (struct reader){head, head + head_size, false};
-        mode_t mode = (mode_t)get_number(&r, 4);
+        uint32_t mode = (uint32_t)get_number(&r, 4);
         uid_t uid = (uid_t)get_number(&r, 4);
         gid_t gid = (gid_t)get_number(&r, 4);
         uint64_t size = get_number(&r, 8), mtime_ns = get_number(&r, 8);
         char *name = slice_string(get_text(&r)), *link = slice_string(get_text(&r)), *path = NULL;
-        if (!reader_done(&r) || leads_out(name) || S_ISBLK(mode) || S_ISCHR(mode) ||
+        mode_t kind = mode & ~SPARSE;
+        bool again = S_ISREG(kind) && *link;
+        if (!reader_done(&r) || leads_out(name) || S_ISBLK(kind) || S_ISCHR(kind) || (again && (size || leads_out(link))) ||
             asprintf(&path, "%s%s%s", base, *name ? "/" : "", name) < 0)
             malformed();
-        unpack_entry(path, mode, uid, gid, size, mtime_ns, link);
+        if (again)
+            unpack_name(base, path, link);
+        else
+            unpack_entry(path, mode, uid, gid, size, mtime_ns, link);
         free(name);
         free(link);
         free(path);
@@ -278,6 +392,8 @@ _Noreturn void files_tool(char **argv) {
         pack(argv[1], argv[2]);
     } else if (!strcmp(tool, "unpack") && count == 2) {
         unpack(argv[1]);
+    } else if (!strcmp(tool, "extended") && count == 1) {
+        // nothing to do: that it is known is the answer
     } else if (!strcmp(tool, "remove") && count == 2) {
         remove_tree(AT_FDCWD, argv[1]);
     } else if (!strcmp(tool, "mkdir") && count == 3) {
@@ -300,6 +416,8 @@ _Noreturn void files_tool(char **argv) {
         tree_tool(argv[1], argv[2], argv[3]);
     } else if (!strcmp(tool, "top") && count == 1) {
         top_tool();
+    } else if (!strcmp(tool, "mount") && count == 8) {
+        attach_tool(argv);
     } else {
         errno = ENOSYS;
         fail("no such file tool", tool);

@@ -7,6 +7,8 @@ enum {
     MAX_FRAME = 1 << 20,
     CHUNK = 32 << 10,    // stream bytes in one frame
     WINDOW = 256 << 10,  // unacknowledged bytes of one stream
+    TOOL_CHUNK = 128 << 10,
+    TOOL_WINDOW = 512 << 10,
     HOST_CID = 2,
     HOST_PORT = 4751,
     HTTP_PORT = 4750,

@@ -6,7 +6,8 @@
 //   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
 //   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
 //   network.c   interfaces, name files              usage.c    what the workload uses
-//   files.c tree.c top.c   file tools, run as children         frames.c bytes.c loop.c   the pieces below all that
+//   files.c tree.c top.c   file tools, run as children         attach.c   mounts that a sandbox wishes for, volumes
+//   frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
 #include <stdint.h>
@@ -75,6 +76,11 @@ _Noreturn void files_tool(char **argv);  // exit status: 0 or an errno
 // tree.c, top.c: likewise
 _Noreturn void tree_tool(const char *mode, const char *folder, const char *lower);
 _Noreturn void top_tool(void);
+// attach.c
+_Noreturn void attach_tool(char **argv);  // of eight words
+void volumes_freeze(void);                // may take long: in a child
+void volumes_freeze_by(pid_t process);    // that one was told to
+void volumes_thaw(bool is_alive);         // it has done so, and was not killed within it
 
 // calls.c
 void calls_open(int port);  // prints the port on stdout in a test
@@ -91,6 +97,7 @@ bool calls_abort(struct reader *frame);
 void mounts_boot(void);
 const char *mounts_image(void);  // NULL, or what failed
 bool drives_ready(void);
+bool drive_is_real(const char *path);  // no placeholder of a template
 int root_open(const char *path, int flags, mode_t mode);  // a path inside the workload's root, whatever links it holds
 void root_write(const char *path, const char *text, const char *only_over);  // NULL: over whatever it holds
 void identity_write(const char *hostname, const char *machine_id);

@@ -54,6 +54,7 @@ static bool open_pipes(struct process *p, struct spawn *spawn, bool with_input) 
     nonblocking(error[0]);
     output_open(&p->output[0], out[0]);
     output_open(&p->output[1], error[0]);
+    p->output[0].bulk = p->input.bulk = spawn->tool;
     if (with_input) {
         nonblocking(in[1]);
         input_open(&p->input, in[1]);

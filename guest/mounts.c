@@ -125,7 +125,7 @@ void mounts_boot(void) {
     network_boot();
 }
 
-static bool drive_is_real(const char *path) {
+bool drive_is_real(const char *path) {
     uint64_t size = 0;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)

@@ -12,12 +12,12 @@
 
 static void output_read(struct output *s) {
     while (!s->ended) {
-        size_t room = WINDOW - bytes_length(&s->kept);
+        size_t room = (s->bulk ? TOOL_WINDOW : WINDOW) - bytes_length(&s->kept), chunk = s->bulk ? TOOL_CHUNK : CHUNK;
         if (!room) {
             watch_for(&s->watch, 0);
             return;
         }
-        size_t most = room < CHUNK ? room : CHUNK;
+        size_t most = room < chunk ? room : chunk;
         ssize_t count = read(s->watch.fd, bytes_reserve(&s->kept, most), most);
         if (count > 0) {
             s->kept.end += (size_t)count;
@@ -79,7 +79,7 @@ void output_acknowledge(struct output *s, uint64_t offset) {
 bool output_produce(struct output *s, uint64_t process, uint8_t number, bool started, struct bytes *out) {
     uint64_t end = output_end(s);
     if (s->sent < end) {
-        size_t size = end - s->sent < CHUNK ? end - s->sent : CHUNK;
+        size_t chunk = s->bulk ? TOOL_CHUNK : CHUNK, size = end - s->sent < chunk ? end - s->sent : chunk;
         size_t begun = frame_begin(out, OUTPUT);
         put_u64(out, process);
         put_u8(out, number);
@@ -153,7 +153,7 @@ void input_close(struct input *s) {
     input_start(s);
 }
 
-uint64_t input_limit(const struct input *s) { return s->received - bytes_length(&s->kept) + WINDOW; }
+uint64_t input_limit(const struct input *s) { return s->received - bytes_length(&s->kept) + (s->bulk ? TOOL_WINDOW : WINDOW); }
 
 bool input_receive(struct input *s, uint64_t offset, struct slice data) {
     if (offset > s->received)

@@ -13,6 +13,7 @@ struct output {
     uint64_t base, sent;
     bool ended, end_sent;
     bool drain;  // the process has exited: what is there now is all that counts
+    bool bulk;   // of a file tool: more of it is under way
 };
 
 void output_open(struct output *s, int fd);
@@ -30,7 +31,7 @@ struct input {
     struct watch watch;
     struct bytes kept;  // the last bytes below received
     uint64_t received;
-    bool tty, started, ended, ack_due;
+    bool tty, started, ended, ack_due, bulk;
 };
 
 void input_open(struct input *s, int fd);

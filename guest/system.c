@@ -183,6 +183,7 @@ static void clean(int answers) {
     static long free_kib;
     uint8_t flag = QUIESCED_SYNCED;
     sync();
+    volumes_freeze();
     (void)!write(answers, &flag, 1);
     long now_kib = memory_free_kib();
     if (!report[0] || labs(now_kib - free_kib) >= CHANGED_KIB) {
@@ -201,10 +202,15 @@ static void clean(int answers) {
 
 static _Noreturn void cleaner_main(int orders, int answers) {
     uint8_t order;
-    answers = fcntl(answers, F_DUPFD, 3);  // whatever numbers they have: neither is where the other goes
+    enum { ROOT = 3, FREE };
+    answers = fcntl(answers, F_DUPFD, FREE);  // whatever numbers they have: none is where another goes
+    orders = fcntl(orders, F_DUPFD, FREE);
+    if (guestd.root_fd != ROOT && guestd.root_fd >= 0)
+        dup2(guestd.root_fd, ROOT);
+    guestd.root_fd = guestd.root_fd < 0 ? -1 : ROOT;
     dup2(orders, STDIN_FILENO);
     dup2(answers, STDOUT_FILENO);
-    close_from(3);
+    close_from(guestd.root_fd < 0 ? ROOT : FREE);
     while (read(STDIN_FILENO, &order, 1) == 1)
         clean(STDOUT_FILENO);
     _exit(0);
@@ -244,6 +250,7 @@ static void quiesce_step(struct timer *timer) {
         quiesce_end(REPLY_OK, "");
         return;
     }
+    volumes_freeze_by(cleaner.pid);
     timer_start(timer, left, quiesce_deadline);
 }
 
@@ -270,6 +277,7 @@ static void thaw(void) {
         cleaner_end();
         quiesce_end(REPLY_CONFLICT, "a thaw came before it was done");
     }
+    volumes_thaw(cleaner.pid > 0);
     freeze(false);
 }
 
@@ -299,6 +307,7 @@ static bool add_entropy(struct slice entropy) {
 
 static uint32_t wake(uint64_t realtime_ns, struct slice entropy, const char *hostname, const char *machine_id) {
     uint32_t done = WOKE_THAWED;
+    volumes_thaw(!quiescing.busy && cleaner.pid > 0);  // first: what is written below may be on one
     if (!guestd.test) {
         struct timespec now = {(time_t)(realtime_ns / 1000000000), (long)(realtime_ns % 1000000000)};
         if (!realtime_ns || !clock_settime(CLOCK_REALTIME, &now))

@@ -16,8 +16,9 @@ from perdure.errors import ProtocolError
 
 VERSION = 1
 MAX_FRAME_BYTES = 1 << 20  # of type and payload
-CHUNK_BYTES = 32 << 10  # the most stream bytes that either side puts into one frame
+CHUNK_BYTES = 128 << 10  # the most stream bytes that either side puts into one frame
 WINDOW_BYTES = 256 << 10  # the most unacknowledged bytes of one stream
+TOOL_WINDOW_BYTES = 512 << 10  # the same of a file tool, once its guest has said that it takes as many
 
 _NUMBERS = {
     "u8": struct.Struct("<B"),
@@ -38,13 +39,14 @@ class Frame:
 
     def encode(self) -> bytes:
         """The whole frame, with its length. Raises ValueError if it is too long or a number does not fit."""
-        parts = [bytes((self.type,))]
+        parts = [b"", bytes((self.type,))]
         for name, kind in _fields(type(self)):
             _put(parts, kind, getattr(self, name))
-        payload = b"".join(parts)
-        if len(payload) > MAX_FRAME_BYTES:
-            raise ValueError(f"a {type(self).__name__} frame of {len(payload)} bytes is over {MAX_FRAME_BYTES}")
-        return _LENGTH.pack(len(payload)) + payload
+        size = sum(map(len, parts))
+        if size > MAX_FRAME_BYTES:
+            raise ValueError(f"a {type(self).__name__} frame of {size} bytes is over {MAX_FRAME_BYTES}")
+        parts[0] = _LENGTH.pack(size)
+        return b"".join(parts)
 
 
 # From the guest -----------------------------------------------------------------------------------------------------
@@ -388,7 +390,8 @@ class FrameReader:
                 end = at + _LENGTH.size + length
                 if len(pending) < end:
                     break
-                payload = bytes(pending[at + _LENGTH.size : end])
+                with memoryview(pending) as view:  # a slice of the bytearray would be one more copy
+                    payload = bytes(view[at + _LENGTH.size : end])
                 at = end
                 yield decode(payload)
         finally:

@@ -13,7 +13,7 @@ import stat
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from perdure.errors import GuestFailed, InvalidValue, NoSpace, NotFound, PerdureError, ProtocolError
@@ -22,8 +22,13 @@ from perdure.execution.guest.process import STDOUT, Process
 _PREFIX = struct.Struct("<I")
 _HEAD = struct.Struct("<IIIQq")  # mode, uid, gid, size, mtime in ns; then path and link, each u32 length and bytes
 _HEAD_MAX_BYTES = 16 << 10
+_EXTENT = struct.Struct("<QQ")  # offset, length
+_SPARSE = 1 << 31  # in the mode: the content is extents
+_SPARSE_LEAST_BYTES = 256 << 10  # smaller files are sent whole
+_ZEROS = bytes(1 << 20)
 _INVALID = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EINVAL, errno.EBADMSG, errno.ELOOP, errno.ENAMETOOLONG}
 _KILL = 9
+_ACK_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class FileEntry:
     gid: int = 0
     size: int = 0  # bytes of content; 0 if not a regular file
     mtime_ns: int = 0
-    link: str = ""  # target of a symbolic link
+    link: str = ""  # target of a symbolic link; of a regular file: the path of the entry before that it is a name of
+    sparse: bool = False  # it has holes, which are no part of what crosses the channel
 
 
 Entries = AsyncGenerator[tuple[FileEntry, AsyncIterator[bytes]], None]
@@ -51,6 +57,17 @@ class GuestFiles:
 
     def __init__(self, session: ToolStarter) -> None:
         self._session = session
+        self._extended: bool | None = None
+
+    async def takes_links(self) -> bool:
+        """Whether ``unpack`` takes other names of a file (and holes): guests of older snapshots do not."""
+        if self._extended is None:
+            try:
+                await self._run("extended")
+                self._extended = True
+            except GuestFailed:
+                self._extended = False
+        return self._extended
 
     async def stat(self, path: str, *, follow: bool = True) -> FileEntry:
         """The entry at ``path``; ``follow``: what a symbolic link there leads to."""
@@ -77,22 +94,29 @@ class GuestFiles:
 
     def pack(self, path: str, *, follow: bool = False) -> Entries:
         """The tree at ``path``, parents first, each entry with its content (empty unless it is a regular file): what a
-        tar writer needs. Other file systems mounted below are named, not entered. Take each content before the next
-        entry; if you leave early, close it (``contextlib.aclosing``)."""
-        return self._packed("rcf" if follow else "rc", path)
+        tar writer needs. A file with several names has its content with the first of them. Other file systems mounted
+        below are named, not entered, but for volumes. Take each content before the next entry; if you leave early,
+        close it (``contextlib.aclosing``)."""
+        return self._packed("rcshf" if follow else "rcsh", path)
 
     async def unpack(self, path: str, entries: AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]) -> None:
         """Make each entry below the directory ``path``. What is there is replaced, but never a directory by a file or a
         file by a directory. Each content has exactly ``entry.size`` bytes. Devices are refused."""
         async with self._tool("unpack", path) as run:
             async for entry, content in entries:
-                await run.process.write_stdin(encode_record(entry))
-                left = entry.size
+                sparse = entry.size >= _SPARSE_LEAST_BYTES and await self.takes_links()
+                await run.process.write_stdin(encode_record(replace(entry, sparse=sparse)))
+                done = 0
                 async for chunk in content:
-                    left -= len(chunk)
-                    await run.process.write_stdin(chunk)
-                if left:
+                    if not sparse:
+                        await run.process.write_stdin(chunk)
+                    elif chunk != _ZEROS[: len(chunk)]:
+                        await run.process.write_stdin(_EXTENT.pack(done, len(chunk)) + chunk)
+                    done += len(chunk)
+                if done != entry.size:
                     raise InvalidValue(f"{entry.path}: its content has not the {entry.size} bytes it was said to have")
+                if sparse:
+                    await run.process.write_stdin(_EXTENT.pack(done, 0))
 
     async def write(
         self, path: str, data: AsyncIterator[bytes], *, size: int, mode: int = 0o644, uid: int = 0, gid: int = 0
@@ -124,6 +148,10 @@ class GuestFiles:
         """With all that is below it."""
         await self._run("remove", path)
 
+    async def tool(self, *argv: str) -> None:
+        """Any of guestd's tools that takes no input and gives no output (guest/files.c)."""
+        await self._run(*argv)
+
     async def _run(self, *argv: str) -> None:
         async with self._tool(*argv):
             pass
@@ -133,7 +161,7 @@ class GuestFiles:
             while (head := await run.record()) is not None:
                 entry = decode_record(head)
                 left = entry.size if "c" in mode else 0
-                content = run.content(left)
+                content = run.extents(left) if entry.sparse else run.content(left)
                 yield entry, content
                 async for _ in content:
                     pass  # what the caller did not take
@@ -182,12 +210,36 @@ class ToolRun:
     async def content(self, left: int) -> AsyncIterator[bytes]:
         """The next so many bytes."""
         while left:
-            if not await self._fill(1):
+            chunk = self._take(min(left, len(self._buffer))) if self._buffer else await self._chunk()
+            if chunk is None:
                 await self.finish()
                 raise ProtocolError("guest: a file's content ends early")
-            chunk = self._take(min(left, len(self._buffer)))
+            if len(chunk) > left:
+                self._buffer += chunk[left:]
+                chunk = chunk[:left]
             left -= len(chunk)
-            yield chunk
+            if chunk:
+                yield chunk
+
+    async def extents(self, size: int) -> AsyncIterator[bytes]:
+        """The same of one with holes, which are zeros here."""
+        done = 0
+        while True:
+            if not await self._fill(_EXTENT.size):
+                await self.finish()
+                raise ProtocolError("guest: a file's content ends early")
+            offset, length = _EXTENT.unpack(self._take(_EXTENT.size))
+            if not done <= offset <= offset + length <= size or not (length or offset == size):
+                raise ProtocolError("guest: an extent of a file is malformed")
+            while done < offset:
+                zeros = _ZEROS[: offset - done]
+                done += len(zeros)
+                yield zeros
+            if not length:
+                return
+            async for chunk in self.content(length):
+                done += len(chunk)
+                yield chunk
 
     async def finish(self) -> None:
         """End its input, and wait for its end. Raises what it failed with."""
@@ -210,16 +262,23 @@ class ToolRun:
     async def _fill(self, size: int) -> bool:
         """Have ``size`` bytes of its output here, or know that it has ended before that."""
         while len(self._buffer) < size:
-            try:
-                stream, offset, data = await anext(self._output)
-            except StopAsyncIteration:
+            if (data := await self._chunk()) is None:
                 return False
-            self.process.ack(stream, offset + len(data))
-            if stream == STDOUT:
-                self._buffer += data
-            else:
-                self._errors += data
+            self._buffer += data
         return True
+
+    async def _chunk(self) -> bytes | None:
+        """What comes next of its output; None: it has ended. Only while ``_buffer`` is empty, or is added to."""
+        try:
+            stream, offset, data = await anext(self._output)
+        except StopAsyncIteration:
+            return None
+        if offset + len(data) - self.process.acknowledged(stream) >= _ACK_BYTES:  # of a window of 256 KiB or more
+            self.process.ack(stream, offset + len(data))
+        if stream == STDOUT:
+            return data
+        self._errors += data
+        return b""
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])
@@ -232,7 +291,10 @@ def encode_record(entry: FileEntry) -> bytes:
     _check_path(entry.path)
     if stat.S_ISBLK(entry.mode) or stat.S_ISCHR(entry.mode):
         raise InvalidValue(f"{entry.path}: a device cannot be copied into a sandbox")
-    parts = [_HEAD.pack(entry.mode, entry.uid, entry.gid, entry.size, entry.mtime_ns)]
+    mode = entry.mode | _SPARSE if entry.sparse else entry.mode
+    if stat.S_ISREG(entry.mode):
+        _check_path(entry.link)
+    parts = [_HEAD.pack(mode, entry.uid, entry.gid, entry.size, entry.mtime_ns)]
     for text in (entry.path, entry.link):
         data = os.fsencode(text)
         parts += (_PREFIX.pack(len(data)), data)
@@ -255,10 +317,13 @@ def decode_record(head: bytes) -> FileEntry:
         if at != len(head):
             raise ProtocolError("guest: a file record is malformed")
         path, link = texts
+        sparse, mode = bool(mode & _SPARSE), mode & ~_SPARSE
         _check_path(path)
+        if stat.S_ISREG(mode):
+            _check_path(link)
     except (struct.error, InvalidValue) as error:
         raise ProtocolError("guest: a file record is malformed") from error
-    return FileEntry(path, mode, uid, gid, size, mtime_ns, link)
+    return FileEntry(path, mode, uid, gid, size, mtime_ns, link, sparse)
 
 
 def _check_path(path: str) -> None:

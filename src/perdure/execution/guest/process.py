@@ -32,7 +32,8 @@ class Process:
     With a terminal all output is on stream 1.
     """
 
-    def __init__(self, number: int, *, tty: bool, owner: Owner) -> None:
+    def __init__(self, number: int, *, tty: bool, owner: Owner, window_bytes: int = channel.WINDOW_BYTES) -> None:
+        """``window_bytes``: what of its input waits on this side at most."""
         self.number = number
         self.tty = tty
         self.pid = 0
@@ -46,6 +47,7 @@ class Process:
         self._acknowledged = {STDOUT: 0, STDERR: 0}
         self._produced = {STDOUT: 0, STDERR: 0}  # as the guest said when this connection began
         self._ended: set[int] = set()
+        self._window_bytes = window_bytes
         self._stdin = bytearray()  # [_stdin_base, _stdin_base + len): the guest has not said that it keeps them
         self._stdin_base = 0
         self._stdin_sent = 0
@@ -108,14 +110,14 @@ class Process:
     # Input ----------------------------------------------------------------------------------------------------------
 
     async def write_stdin(self, data: bytes) -> None:
-        """Each byte arrives once, over any number of connections. Returns when at most 256 KiB wait on this side.
+        """Each byte arrives once, over any number of connections. Returns when at most a window waits on this side.
 
         What a process that has exited would have read is dropped. Raises Conflict after ``close_stdin``.
         """
         if self._stdin_closed:
             raise Conflict(f"stdin of process {self.id} is closed")
         for at in range(0, len(data), channel.CHUNK_BYTES):
-            while len(self._stdin) >= channel.WINDOW_BYTES and self.exit_status is None:
+            while len(self._stdin) >= self._window_bytes and self.exit_status is None:
                 await self._change()
             if self.exit_status is not None:
                 return
@@ -132,7 +134,8 @@ class Process:
         end = self._stdin_base + len(self._stdin)
         while self._stdin_sent < min(end, self._stdin_limit):
             at = self._stdin_sent - self._stdin_base
-            chunk = bytes(self._stdin[at : at + min(channel.CHUNK_BYTES, self._stdin_limit - self._stdin_sent)])
+            with memoryview(self._stdin) as waiting:  # a slice of the bytearray would be one more copy
+                chunk = bytes(waiting[at : at + min(channel.CHUNK_BYTES, self._stdin_limit - self._stdin_sent)])
             self._owner.send(channel.Stdin(self.number, self._stdin_sent, chunk))
             self._stdin_sent += len(chunk)
         if self._stdin_closed and self._stdin_sent == end:

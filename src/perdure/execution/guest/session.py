@@ -211,7 +211,11 @@ class GuestSession:
         """Start one of guestd's file tools (``files`` does); it runs also while the workload is frozen."""
         number = secrets.randbits(48)
         flags = channel.EXEC_TOOL | channel.EXEC_STDIN
-        return await self._start(number, lambda request: channel.Exec(request, number, flags, 0, 0, "", "", argv, ()))
+        return await self._start(
+            number,
+            lambda request: channel.Exec(request, number, flags, 0, 0, "", "", argv, ()),
+            window_bytes=channel.TOOL_WINDOW_BYTES,
+        )
 
     async def quiesce(self, budget_s: float) -> Quiesced:
         """Freeze the workload, write its files out, give memory back: as far as the budget goes."""
@@ -292,11 +296,18 @@ class GuestSession:
         self._processes.pop(process.number, None)
         self._released.add(process.number)
 
-    async def _start(self, number: int, build: Callable[[int], channel.Frame], *, tty: bool = False) -> Process:
+    async def _start(
+        self,
+        number: int,
+        build: Callable[[int], channel.Frame],
+        *,
+        tty: bool = False,
+        window_bytes: int = channel.WINDOW_BYTES,
+    ) -> Process:
         process = self._processes.get(number)
         known = process is not None
         if process is None:
-            process = self._processes[number] = Process(number, tty=tty, owner=self)
+            process = self._processes[number] = Process(number, tty=tty, owner=self, window_bytes=window_bytes)
             self._released.discard(number)
         try:
             reply = await self.request(build)
