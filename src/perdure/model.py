@@ -15,6 +15,7 @@ import msgspec
 DEFAULT_MEMORY_MIB = 512
 DEFAULT_VCPUS = 1
 DEFAULT_DISK_MIB = 4096
+DEFAULT_VOLUME_MIB = 4096
 GUEST_HTTP_PORT = 4750  # where guestd listens in the guest (127.0.0.1)
 GUEST_VSOCK_PORT = 4751  # where guestd dials the host
 
@@ -121,6 +122,23 @@ class Health(Frozen, frozen=True, kw_only=True):
     probes: list[Probe] = []  # the newest, oldest first
 
 
+class MountKind(StrEnum):
+    VOLUME = "volume"
+    FOLDER = "folder"  # of the client's machine: copied in before the first start
+    TMPFS = "tmpfs"
+
+
+class Mount(Frozen, frozen=True, kw_only=True):
+    """What a sandbox has at a path besides its image."""
+
+    kind: MountKind = MountKind.VOLUME
+    target: str  # an absolute path in the sandbox
+    source: str = ""  # the volume's name (none: a new one without a name), or the folder
+    read_only: bool = False
+    no_copy: bool = False  # an empty volume does not get what the image has at that path
+    options: list[str] = []  # of a tmpfs: size=64m, mode=1777, noexec …
+
+
 class SandboxSpec(Frozen, frozen=True, kw_only=True):
     """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
 
@@ -143,6 +161,7 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     restart: str = ""  # when it is started again: on-failure[:N], always, unless-stopped; empty: never
     suspend_after_s: float = 0.0  # put it to sleep when it was idle for so long; 0: never
     wake_on: tuple[WakeReason, ...] = (WakeReason.EXEC, WakeReason.CONNECT)  # what wakes it when it is suspended
+    mounts: list[Mount] = []
     calls: CallsEndpoint | None = None
     networks: list[str] = []  # names; none: "bridge". "none" alone: no network at all
     aliases: list[str] = []  # other names of it in its networks
@@ -378,6 +397,28 @@ class Network(Frozen, frozen=True, kw_only=True):
     members: dict[str, str] = {}  # in answers: the names of sandboxes in it, with their addresses
 
 
+class VolumeUser(Frozen, frozen=True, kw_only=True):
+    """A sandbox that a volume belongs to, in any state."""
+
+    id: str
+    name: str
+    read_only: bool = False
+    attached: bool = False  # it runs, or is suspended with the volume mounted
+
+
+class VolumeInfo(Frozen, frozen=True, kw_only=True):
+    """A volume of a node, as ``fcrun volume`` shows it."""
+
+    name: str
+    created: float
+    size_bytes: int  # what fits on it at most
+    used_bytes: int = 0  # what it takes on the node's disk
+    labels: dict[str, str] = {}
+    anonymous: bool = False  # made for one sandbox, and removed with it by ``rm -v``
+    path: str = ""  # of its ext4 file
+    users: list[VolumeUser] = []
+
+
 class NodeEvent(Frozen, frozen=True, kw_only=True):
     """One line of ``GET /v1/events``."""
 
@@ -390,7 +431,7 @@ class NodeEvent(Frozen, frozen=True, kw_only=True):
 class DiskUse(Frozen, frozen=True, kw_only=True):
     """What things of one kind take on a node's disk, in bytes that are allocated."""
 
-    kind: str  # images, sandboxes, kept-disks, snapshots, templates, frames
+    kind: str  # images, sandboxes, volumes, kept-disks, snapshots, templates, frames
     total: int  # how many
     active: int  # of them those that something needs now
     size_bytes: int

@@ -181,7 +181,7 @@ def test_what_the_disk_is_taken_by(node: Node) -> None:
     node.client.import_image("other", root_tar({"etc/other": b"x" * 50000}))
     node.create("over")
     used = {use.kind: use for use in node.client.disk_use()}
-    assert list(used) == ["images", "sandboxes", "kept-disks", "snapshots", "templates", "frames"]
+    assert list(used) == ["images", "sandboxes", "volumes", "kept-disks", "snapshots", "templates", "frames"]
     assert (used["images"].total, used["images"].active) == (2, 1)
     assert 0 < used["images"].reclaimable_bytes < used["images"].size_bytes
     assert (used["sandboxes"].total, used["sandboxes"].active) == (2, 0)

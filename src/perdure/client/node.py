@@ -17,6 +17,7 @@ from perdure.client.registries import RegistryClient
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.client.views import ViewsClient
+from perdure.client.volumes import VolumesClient
 from perdure.errors import PerdureError, Unavailable, from_json
 from perdure.formats.logs import STDERR as STDERR
 from perdure.formats.logs import STDOUT as STDOUT
@@ -121,6 +122,7 @@ class NodeClient(ViewsClient):
         self.store = StoreClient(self._http, progress)
         self.registries = RegistryClient(self._http, progress)
         self.library = LibraryClient(self._http, progress)
+        self.volumes = VolumesClient(self._http)
 
     # -- the node ---------------------------------------------------------------------------------------------------
     def system(self, timeout_s: float | None = None, *, brief: bool = False) -> dict[str, Any]:
@@ -234,9 +236,9 @@ class NodeClient(ViewsClient):
         """The snapshots of a sandbox, oldest first."""
         return msgspec.convert(self._http.call("GET", f"{_path(ref)}/snapshots"), _Snapshots)
 
-    def remove(self, ref: str, *, force: bool = False) -> None:
-        """Remove it with its files and snapshots. force: also while it runs."""
-        self._http.call("DELETE", _path(ref), query={"force": int(force)})
+    def remove(self, ref: str, *, force: bool = False, volumes: bool = False) -> None:
+        """Remove it with its files and snapshots. force: also while it runs. volumes: and those without a name."""
+        self._http.call("DELETE", _path(ref), query={"force": int(force), "volumes": int(volumes)})
 
     def wait(self, ref: str) -> SandboxInfo:
         """The sandbox once it has exited (being suspended is not that); survives a restart of the node."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-CHUNK_BYTES = 1 << 16
+CHUNK_BYTES = 1 << 20
 NDJSON = "application/x-ndjson"
 
 Progress = Callable[[str, int, int], None]
@@ -225,7 +225,7 @@ class Transport:
 
 def _target(path: str, query: Mapping[str, Any] | None) -> str:
     given = {key: value for key, value in (query or {}).items() if value is not None and value != ""}
-    return f"{path}?{urlencode(given, doseq=True)}" if given else path
+    return f"{path}?{urlencode(given, doseq=True, errors='surrogateescape')}" if given else path
 
 
 def _refusal(response: Response) -> Exception:

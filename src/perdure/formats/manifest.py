@@ -68,6 +68,8 @@ class Origin(Frozen, frozen=True, kw_only=True):
     stdout: int = 0  # how much the main process had written
     stderr: int = 0
     started: float | None = None
+    # by name, what each of its volumes was known by then (``sandboxes.volumes``)
+    volumes: dict[str, list[int]] = msgspec.field(default_factory=dict)
 
 
 class Config(Frozen, frozen=True, kw_only=True):

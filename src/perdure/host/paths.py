@@ -40,7 +40,8 @@ class Home:
 
     def make(self) -> Home:
         """Make the folders that daemons write to (mode 0700: they hold memory images)."""
-        for folder in (self.root, self.run, self.host, self.images, self.templates, self.store, self.sandboxes):
+        written = (self.run, self.host, self.images, self.templates, self.store, self.sandboxes, self.volumes)
+        for folder in (self.root, *written):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.cache.mkdir(parents=True, exist_ok=True)
         return self
@@ -76,6 +77,10 @@ class Home:
     @property
     def sandboxes(self) -> Path:
         return self.root / "sandboxes"
+
+    @property
+    def volumes(self) -> Path:
+        return self.root / "volumes"
 
     @property
     def database(self) -> Path:

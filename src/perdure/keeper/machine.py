@@ -165,7 +165,8 @@ class Machine:
         """Start from a snapshot, or (``paused``) only load it. Parameters and answer as above; times in seconds."""
         state = configuration.text(params, "state")
         drives = configuration.drive_paths(params)
-        swap = bool(params.get("swap"))
+        swap = params.get("swap") or ()
+        swapped = {name: path for name, path in drives.items() if swap is True or name in swap}
         memory = params.get("memory")
         if not isinstance(memory, dict) or memory.get("kind") not in ("file", "layers"):
             raise InvalidValue("the parameter 'memory' must be an object whose 'kind' is 'file' or 'layers'")
@@ -179,11 +180,9 @@ class Machine:
             self._open_jail(firecracker)
             self._admit(_memory_bytes(memory), params)
             self._jail.copy(configuration.STATE_PATH, state)
-            if swap:
-                for name in drives:
-                    self._jail.make(name, configuration.PLACEHOLDER_BYTES)
-            else:
-                self._bind(drives)
+            for name in swapped:
+                self._jail.make(name, configuration.PLACEHOLDER_BYTES)
+            self._bind({name: path for name, path in drives.items() if name not in swapped})
             if template is not None and memory.get("digest"):
                 self._ground = Ground(template, configuration.text(memory, "digest"))
             if memory["kind"] == "layers":
@@ -203,10 +202,9 @@ class Machine:
             api = self._living() if is_ahead else self._start(firecracker, huge_pages=False)
             started = time.monotonic()
             api.load_snapshot(configuration.STATE_PATH, backend, source)
-            if swap:
-                self._bind(drives)
-                for name in drives:
-                    api.swap_drive(name, name)
+            self._bind(swapped)
+            for name in swapped:
+                api.swap_drive(name, name)
             for limits in configuration.network_limits(params):
                 api.limit_network(configuration.NIC, limits)
             if not params.get("paused"):
@@ -243,7 +241,7 @@ class Machine:
 
     def _bind(self, drives: dict[str, str]) -> None:
         for name, path in drives.items():
-            if name in configuration.SHARED_DRIVES:
+            if configuration.is_shared(name):
                 self._jail.lend(name, path)
             else:
                 self._jail.give(name, path)

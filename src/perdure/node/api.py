@@ -9,6 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
@@ -44,6 +45,7 @@ from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
 from perdure.node.views import Views
+from perdure.node.volumes import VolumesApi
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
 
@@ -145,6 +147,7 @@ class Api:
         registries = Registries(self._home, every)
         app.add_routes(registries.routes())
         app.add_routes(ImageCare(self._home, every, registries).routes())
+        app.add_routes(VolumesApi(self._home, every).routes())
         app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
 
@@ -168,7 +171,7 @@ class Api:
         spec = await body(request, SandboxSpec)
 
         async def work(_: Progress) -> Any:
-            return self._sandboxes.create(spec).info()
+            return self._sandboxes.create(await self._sandboxes.with_volumes(spec)).info()
 
         return await long(request, work, 201)
 
@@ -180,7 +183,8 @@ class Api:
         return ok(self._find(request).info())
 
     async def remove(self, request: web.Request) -> web.Response:
-        await asyncio.shield(asyncio.ensure_future(self._find(request).remove(force=request.query.get("force") == "1")))
+        asked = {name: request.query.get(name) == "1" for name in ("force", "volumes")}
+        await asyncio.shield(asyncio.ensure_future(self._find(request).remove(**asked)))
         return ok()
 
     async def rename(self, request: web.Request) -> web.Response:
@@ -273,6 +277,9 @@ class Api:
         try:
             if sandbox.state is SandboxState.CREATED:
                 await asyncio.to_thread(archive.check, received)
+                there = await asyncio.to_thread(sandbox.foretold, path, follow=True)
+                if not stat.S_ISDIR(there.mode):
+                    raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
                 async with sandbox.before_start():
                     archive.keep(sandbox.folder.archives, received, path)
             else:
@@ -293,8 +300,11 @@ class Api:
         return response
 
     async def stat(self, request: web.Request) -> web.Response:
-        files = self._find(request).files
-        entry = await files.stat(_guest_path(request), follow=request.query.get("follow", "1") == "1")
+        sandbox, follow = self._find(request), request.query.get("follow", "1") == "1"
+        if sandbox.state is SandboxState.CREATED:
+            there = await asyncio.to_thread(sandbox.foretold, _guest_path(request), follow=follow)
+            return ok({"mode": there.mode, "size": 0, "mtime_s": 0.0, "link": there.link})
+        entry = await sandbox.files.stat(_guest_path(request), follow=follow)
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:
@@ -369,7 +379,9 @@ class Api:
 
 
 def _guest_path(request: web.Request) -> str:
-    path = request.query.get("path", "")
+    # names need not be UTF-8: what is not comes as bytes, and goes on as such
+    given = parse_qs(request.rel_url.raw_query_string, errors="surrogateescape")
+    path = given.get("path", [""])[0]
     if not path.startswith("/") or "\0" in path:
         raise InvalidValue(f"{path!r} is no absolute path in the sandbox")
     return path

@@ -60,7 +60,8 @@ class System:
                 dry_run=True,
             )
             snapshots = len(self._store.digests())
-            return diskuse.measure(self._home, self._sandboxes.images, everyone, snapshots, swept)
+            volumes = self._sandboxes.volumes.list()
+            return diskuse.measure(self._home, self._sandboxes.images, everyone, snapshots, swept, volumes)
 
         return ok(await asyncio.to_thread(work))
 

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import io
 import os
 import posixpath
 import stat
 import sys
-import tarfile
-import threading
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
+from perdure.cli.fcrun import _extracting, _packing
 from perdure.client.node import NodeClient
 from perdure.errors import InvalidValue, NotFound
 
-CHUNK_BYTES = 1 << 17
+CHUNK_BYTES = 1 << 20
 LINKS_MAX = 40  # as Linux
 
 
 class Place(NamedTuple):
     sandbox: str | None
     path: str
+
+
+class There(NamedTuple):
+    """What is at the target of a copy, links followed: ``is_folder`` is None where nothing is."""
+
+    path: str
+    is_folder: bool | None
 
 
 def place(text: str) -> Place:
@@ -33,154 +37,126 @@ def place(text: str) -> Place:
     return Place(sandbox, path if path.startswith("/") else "/" + path)
 
 
-def into(client: NodeClient, source: str, ref: str, target: str, *, follow: bool, keep_owner: bool) -> None:
-    """Copy a file or tree of this machine (``-``: a tar from stdin) into a sandbox, as root's or with its owners."""
+def into(client: NodeClient, source: str, ref: str, target: str, *, follow: bool, keep_owner: bool) -> int:
+    """Copy a file or tree of this machine (``-``: a tar from stdin) into a sandbox, as root's or with its owners; the
+    bytes that were sent."""
     if source == "-":
-        client.put_archive(ref, target, iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b""))
-        return
-    path = Path(source)
+        there = _there(client, ref, target)
+        if not there.is_folder:
+            raise InvalidValue(f'destination "{ref}:{target}" must be a directory')
+        return _counted(client, ref, there.path, iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b""))
     try:
-        is_folder = stat.S_ISDIR((path.stat() if follow else path.lstat()).st_mode)
-    except OSError as error:
-        raise InvalidValue(f"{source}: {error.strerror}") from error
-    folder, name = _landing(_is_folder_there(client, ref, target), source, target, is_folder=is_folder)
-
-    def member(found: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        if not (found.isfile() or found.isdir() or found.issym() or found.islnk()):
-            sys.stderr.write(f"fcrun: {found.name} is a pipe or a device, and is left out\n")
-            return None
-        if not keep_owner:
-            found.uid = found.gid = 0
-            found.uname = found.gname = ""
-        return found
-
-    def write(pipe: IO[bytes]) -> None:
-        with tarfile.open(fileobj=pipe, mode="w|", format=tarfile.PAX_FORMAT, dereference=False) as tar:
-            tar.add(path.resolve() if follow else path, arcname=name or ".", filter=member)
-
-    client.put_archive(ref, folder, _piped(write))
+        # as it is written: a slash at its end means a folder, and follows a link
+        is_folder = stat.S_ISDIR((os.stat if follow else os.lstat)(source).st_mode)
+    except (OSError, ValueError) as error:
+        raise InvalidValue(f"{source}: {getattr(error, 'strerror', error)}") from error
+    folder, name = _landing(_there(client, ref, target), source, target, is_folder=is_folder)
+    packed = _packing.packed(source, name or ".", follow=follow, keep_owner=keep_owner)
+    return _counted(client, ref, folder, packed)
 
 
-def _is_folder_there(client: NodeClient, ref: str, path: str) -> bool | None:
-    """Whether the sandbox has a folder there; None: nothing."""
+def _counted(client: NodeClient, ref: str, folder: str, pieces: Iterator[bytes]) -> int:
+    sent = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal sent
+        for piece in pieces:
+            sent += len(piece)
+            yield piece
+
+    client.put_archive(ref, folder, counted())
+    return sent
+
+
+def _there(client: NodeClient, ref: str, path: str) -> There:
+    """In a sandbox."""
+    wanted = path
+    for _ in range(LINKS_MAX):
+        try:
+            found = client.stat(ref, wanted, follow=wanted.endswith("/"))
+        except NotFound:
+            client.get(ref)  # or is it the sandbox that does not exist?
+            return There(wanted, None)
+        mode = int(found["mode"])
+        if not stat.S_ISLNK(mode):
+            return There(wanted, _is_folder(f"{ref}:{path}", mode))
+        wanted = _led(wanted, str(found["link"]))
+    raise InvalidValue(f"{ref}:{path}: too many symbolic links")
+
+
+def _led(path: str, link: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path.rstrip("/")), link))
+
+
+def _there_here(path: str) -> There:
+    """On this machine."""
+    wanted = os.path.realpath(path) if os.path.islink(path.rstrip("/")) else path  # noqa: PTH114 - a slash counts
     try:
-        return stat.S_ISDIR(int(client.stat(ref, path)["mode"]))
-    except NotFound:
-        client.get(ref)  # or is it the sandbox that does not exist?
-        return None
+        return There(wanted, _is_folder(path, os.stat(wanted).st_mode))  # noqa: PTH116 - as above
+    except (FileNotFoundError, NotADirectoryError):
+        return There(wanted, None)
 
 
-def _landing(folder_there: bool | None, source: str, target: str, *, is_folder: bool) -> tuple[str, str]:
+def _is_folder(path: str, mode: int) -> bool:
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise InvalidValue(f"{path}: destination must be a directory or a regular file")
+    return stat.S_ISDIR(mode)
+
+
+def _landing(there: There, source: str, target: str, *, is_folder: bool) -> tuple[str, str]:
     """(the existing folder to unpack in, the name to unpack as; empty: the source's own content)."""
-    contents = source.endswith("/.") or source == "."
-    if folder_there:
-        return target, "" if contents else _last_part(source)
-    if folder_there is False and (is_folder or target.endswith("/")):
-        raise InvalidValue(f"{target} is there and is no folder")
-    if folder_there is None and target.endswith("/") and not is_folder:
+    asserts_folder = target.endswith(("/", "/.")) or target in (".", "..")
+    if there.is_folder:
+        contents = is_folder and (source.endswith("/.") or posixpath.normpath(source) in (".", "/"))
+        return there.path, "" if contents else _last_part(source)
+    if there.is_folder is False and is_folder:
+        raise InvalidValue(f"cannot copy directory {source}: {target} is there and is no folder")
+    if asserts_folder and not is_folder:
         raise InvalidValue(f"{target}: there is no such folder")
-    parent, _, name = target.rstrip("/").rpartition("/")
-    return parent or ("/" if target.startswith("/") else "."), name
+    parent, _, name = there.path.rstrip("/").removesuffix("/.").rpartition("/")
+    return parent or ("/" if there.path.startswith("/") else "."), name
 
 
 def _last_part(path: str) -> str:
-    return path.rstrip("/").rpartition("/")[2] or "root"
+    """The name that a copy has in a folder: of ``..`` that of the folder which it means."""
+    name = path.rstrip("/").removesuffix("/.").rpartition("/")[2]
+    if name in ("", ".", ".."):
+        name = os.path.basename(os.path.realpath(path))  # noqa: PTH119 - pathlib costs start time
+    return name or "root"
 
 
-def _piped(write: object) -> Iterator[bytes]:
-    """What ``write(pipe)`` writes in a thread of its own, as it comes."""
-    reading, writing = os.pipe()
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            with os.fdopen(writing, "wb") as pipe:
-                write(pipe)  # type: ignore[operator]
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    with os.fdopen(reading, "rb") as pipe:
-        while data := pipe.read(CHUNK_BYTES):
-            yield data
-    thread.join()
-    if failures:
-        raise InvalidValue(f"cannot read what is to be copied: {failures[0]}")
-
-
-def out_of(client: NodeClient, ref: str, source: str, target: str, *, follow: bool) -> None:
-    """Copy a file or tree out of a sandbox (to ``-``: as a tar to stdout). The copy is the caller's."""
-    wanted, links = source, 0
-    while follow and stat.S_ISLNK(int((found := client.stat(ref, wanted, follow=False))["mode"])):
-        if (links := links + 1) > LINKS_MAX:
-            raise InvalidValue(f"{source}: too many symbolic links")
-        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(wanted.rstrip("/")), found["link"]))
-    pieces = client.get_archive(ref, wanted.removesuffix("/.") or "/")
+def out_of(client: NodeClient, ref: str, source: str, target: str, *, follow: bool, keep_owner: bool = False) -> int:
+    """Copy a file or tree out of a sandbox (to ``-``: as a tar to stdout). The copy is the caller's, or its owners'
+    where that is wished for; the bytes that came."""
+    asserts_folder = source.endswith(("/", "/."))
+    wanted = source.removesuffix("/.").rstrip("/") or "/"
+    mode = int((found := client.stat(ref, wanted, follow=False))["mode"])
+    for _ in range(LINKS_MAX):
+        if not (follow or asserts_folder) or not stat.S_ISLNK(mode):
+            break
+        wanted = _led(wanted, str(found["link"]))
+        mode = int((found := client.stat(ref, wanted, follow=False))["mode"])
+    else:
+        raise InvalidValue(f"{ref}:{source}: too many symbolic links")
+    is_folder = stat.S_ISDIR(mode)
+    if asserts_folder and not is_folder:
+        raise InvalidValue(f"{ref}:{source} is no folder")
     if target == "-":
-        if sys.stdout.isatty():
-            raise InvalidValue("stdout is a terminal", hint="Send the tar stream to a file or a pipe.")
-        for data in pieces:
-            sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    there = Path(target).is_dir() if Path(target).exists() else None
-    is_folder = stat.S_ISDIR(int(client.stat(ref, wanted, follow=wanted.endswith("/."))["mode"]))
+        return _to_stdout(client.get_archive(ref, wanted))
+    there = _there_here(target)
     folder, name = _landing(there, source, target, is_folder=is_folder)
-    if not Path(folder).is_dir():
+    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib costs start time
         raise InvalidValue(f"{folder}: there is no such folder")
-    with tarfile.open(fileobj=io.BufferedReader(_Pieces(pieces)), mode="r|") as tar:
-        for member in tar:
-            _extract(tar, member, Path(folder), name)
+    pieces = client.get_archive(ref, wanted)
+    return _extracting.extract(pieces, folder, name, keep_owner=keep_owner)
 
 
-class _Pieces(io.RawIOBase):
-    """An iterator of bytes as a file."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: object) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]
-        if not self._rest:
-            self._rest = next(self._pieces, b"")
-        count = min(len(view), len(self._rest))
-        view[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, name: str) -> None:
-    """One member below ``folder``, its first part replaced by ``name``.
-
-    A sandbox is not trusted: nothing lands outside.
-    """
-    parts = member.name.split("/")
-    if ".." in parts or member.name.startswith("/"):
-        raise InvalidValue(f"the sandbox sent a file outside of what was asked for: {member.name!r}")
-    path = folder.joinpath(name, *parts[1:])
-    inside = folder.resolve()
-    if path != folder and not path.parent.resolve().is_relative_to(inside):
-        raise InvalidValue(f"the sandbox sent a file through a symbolic link: {member.name!r}")
-    mode = stat.S_IMODE(member.mode) & 0o777 | stat.S_IWUSR
-    if member.isdir():
-        if path != folder and path.is_symlink():  # its mode would be set on what the link points to
-            raise InvalidValue(f"the sandbox sent a folder through a symbolic link: {member.name!r}")
-        path.mkdir(exist_ok=True)
-        if path != folder:  # that one was here before
-            path.chmod(mode)
-    elif member.issym():
-        path.unlink(missing_ok=True)
-        path.symlink_to(member.linkname)
-    elif member.isfile() and (source := tar.extractfile(member)) is not None:
-        if path.is_symlink():
-            path.unlink()
-        with path.open("wb") as file:
-            while data := source.read(CHUNK_BYTES):
-                file.write(data)
-            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # not of /dev/null, say
-                os.fchmod(file.fileno(), mode)
+def _to_stdout(pieces: Iterator[bytes]) -> int:
+    if sys.stdout.isatty():
+        raise InvalidValue("stdout is a terminal", hint="Send the tar stream to a file or a pipe.")
+    count = 0
+    for data in pieces:
+        sys.stdout.buffer.write(data)
+        count += len(data)
+    sys.stdout.buffer.flush()
+    return count

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from perdure.cli.fcrun import _mounts
 from perdure.cli.fcrun._health import add_end_options, end_values
 from perdure.cli.fcrun._network import add_network_options, network_of
 from perdure.errors import InvalidValue
@@ -81,6 +82,7 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
 
 def add_shape_options(parser: argparse.ArgumentParser) -> None:
     """What a template's workload has as well."""
+    _mounts.add_options(parser)
     parser.add_argument("-m", "--memory", default="", metavar="SIZE", help=f"such as 1g ({DEFAULT_MEMORY_MIB}m)")
     parser.add_argument("--cpus", default="", metavar="N", help=f"CPUs, such as 2 or 0.5 ({DEFAULT_VCPUS})")
     parser.add_argument("--disk", default="", metavar="SIZE", help=f"its writable disk ({DEFAULT_DISK_MIB}m)")
@@ -109,13 +111,14 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         stdin=options.interactive,
         vcpus=_vcpus(options.cpus),
         cpus=_time_of(options.cpus),
-        memory_mib=_mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
-        disk_mib=_mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
+        memory_mib=mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
+        disk_mib=mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
         auto_remove=options.rm,
         restart="" if options.restart == "no" else options.restart,
         **network_of(options),
         **end_values(options),
         **_policy(options),
+        mounts=_mounts.of(options),
     )
 
 
@@ -202,7 +205,7 @@ def _vcpus(text: str) -> int:
     return count
 
 
-def _mebibytes(option: str, text: str, default: int) -> int:
+def mebibytes(option: str, text: str, default: int) -> int:
     """512m, 1g, 1gb, or bytes."""
     if not text:
         return default

@@ -82,6 +82,8 @@ def _names(kind: str) -> Iterable[str]:
             return [name for image in client.images() if (name := image.name.removesuffix(":latest"))]
         if kind == "TEMPLATE":
             return [template.name for template in client.templates()]
+        if kind == "VOLUME":
+            return [volume.name for volume in client.volumes.list()]
         if kind == "SNAPSHOT":
             found = client.store.list()
             return [*(info.name for info in client.list()), *(one.digest[7:19] for one in found)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from perdure.cli.fcrun import _registry
+from perdure.cli.fcrun import _mounts, _registry
 from perdure.cli.fcrun._process import add_process_options, add_sandbox_options, spec_of
 
 NAME = "create"
@@ -25,5 +25,7 @@ def run(options: argparse.Namespace) -> int:
 
     spec = spec_of(options)
     with node(quiet=options.quiet) as client:
-        print(_registry.created(client, spec, options).id)
+        info = _registry.created(client, spec, options)
+        _mounts.copy_in(client, info)
+        print(info.id)
     return 0

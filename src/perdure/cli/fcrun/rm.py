@@ -11,9 +11,7 @@ GROUP = "Common commands"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--force", action="store_true", help="also while they run")
-    parser.add_argument(
-        "-v", "--volumes", action="store_true", help="its anonymous volumes too, which always go with it"
-    )
+    parser.add_argument("-v", "--volumes", action="store_true", help="their volumes without a name as well")
     parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 
@@ -25,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
 
         def remove(ref: str) -> None:
             try:
-                client.remove(ref, force=options.force)
+                client.remove(ref, force=options.force, volumes=options.volumes)
             except NotFound:
                 if not options.force:  # docker's rm -f is content when there is nothing to remove
                     raise

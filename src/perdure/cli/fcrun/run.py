@@ -6,7 +6,7 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
-from perdure.cli.fcrun import _registry
+from perdure.cli.fcrun import _mounts, _registry
 from perdure.cli.fcrun._health import FIXED as HEALTH_FIXED
 from perdure.cli.fcrun._process import (
     add_process_options,
@@ -53,6 +53,9 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--pull": ("pull", "missing"),
     "--platform": ("platform", ""),
     **HEALTH_FIXED,
+    "--volume": ("volume", []),
+    "--mount": ("mount", []),
+    "--tmpfs": ("tmpfs", []),
 }
 
 
@@ -87,6 +90,7 @@ def _run_image(options: argparse.Namespace) -> int:
         _terminal.check_tty(tty=spec.tty, stdin=spec.stdin)
     with node(quiet=options.quiet) as client:
         info = _registry.created(client, spec, options)
+        _mounts.copy_in(client, info)
         if options.cidfile:
             _write_id_or_remove(client, info, options.cidfile)
         if options.detach:

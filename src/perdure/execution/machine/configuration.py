@@ -23,6 +23,8 @@ TAP = "tap0"  # of every machine, in a network namespace of its own (keeper.netw
 GUEST_MAC = "02:fc:00:00:00:02"  # eth0's, and its address and its way out: the same in every guest (guest/network.c)
 GUEST_ADDRESS, HOST_ADDRESS = "172.31.255.2", "172.31.255.1"
 PLACEHOLDER_BYTES = 4096  # the size of a template's drives
+SHARED = "shared"  # what the ids of volumes begin with that are only read
+WRITABLE, READ_ONLY = "w", "r"  # one for each drive of a machine beyond image and overlay, in a string
 
 
 def text(params: dict[str, Any], name: str) -> str:
@@ -87,6 +89,16 @@ def drive_id(value: object) -> str:
     if not isinstance(value, str) or not value.isascii() or not value.isalnum() or len(value) > 32:
         raise InvalidValue(f"a drive's id must be 1 to 32 letters and digits, it is {value!r}")
     return value
+
+
+def volume_drives(volumes: str) -> list[str]:
+    """The ids of the drives beyond image and overlay; ``volumes``: one letter for each."""
+    return [f"{SHARED if access == READ_ONLY else 'volume'}{number}" for number, access in enumerate(volumes)]
+
+
+def is_shared(drive: str) -> bool:
+    """Whether its file is only read, perhaps by several machines."""
+    return drive in SHARED_DRIVES or drive.startswith(SHARED)
 
 
 def boot_requests(params: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -72,15 +72,16 @@ class Captured:
     memory_use: MemoryUse | None = None  # who had the guest's memory, as the guest told before
 
 
-def origin_of(life: Life) -> Origin:
+def origin_of(life: Life, volumes: dict[str, list[int]]) -> Origin:
     """Take it while the machine stands still. What the guest has written by then and is not in the log yet, it sends
-    again after a restore."""
+    again after a restore. ``volumes``: what they are known by."""
     return Origin(
         spec=msgspec.structs.replace(life.record.spec, calls=None),
         main=life.main_id,
         stdout=life.log.positions[STDOUT],
         stderr=life.log.positions[STDERR],
         started=life.record.started,
+        volumes=volumes,
     )
 
 
@@ -88,6 +89,7 @@ async def quiesced(life: Life, machine: Machine, session: GuestSession) -> Quies
     """The workload is frozen, what it wrote is on the disk, its free memory given back, as far as the budget allows."""
     done = await machine.answered(session.quiesce(QUIESCE_BUDGET_S), QUIESCE_BUDGET_S)
     await on_disk(life, disk.write_back, life.folder.overlay(life.record.generation))
+    await on_disk(life, life.rooms.volumes.write_back, life.record.spec)
     return done
 
 

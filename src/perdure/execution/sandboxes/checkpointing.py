@@ -6,7 +6,8 @@ import asyncio
 import logging
 import time
 
-from perdure.execution.sandboxes import capturing, disk
+from perdure.errors import Conflict
+from perdure.execution.sandboxes import capturing, disk, mounts
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.suspending import go_on
@@ -19,6 +20,12 @@ _log = logging.getLogger(__name__)
 async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     """The sandbox stays running throughout; refused at any step, it goes on, and nothing is stored."""
     life.check("checkpoint")
+    if written := mounts.writes_volumes(life.record.spec):
+        raise Conflict(
+            f"sandbox {life.name} writes volume {written[0]}, which no snapshot holds: from a checkpoint or fork it "
+            "could not go on",
+            hint="Suspend it instead, or mount its volumes read-only (:ro).",
+        )
     phases = Phases()
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)
@@ -40,7 +47,8 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
         await machine.request("pause")
         await machine.request("capture", kind=kind, collector=collector)
         await capturing.on_disk(life, copy.finish)
-        origin = capturing.origin_of(life)
+        marks = await capturing.on_disk(life, life.rooms.volumes.mark, life.record.spec)
+        origin = capturing.origin_of(life, marks)
         await machine.request("continue")
         captured = capturing.Captured(
             folder,

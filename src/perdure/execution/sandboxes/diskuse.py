@@ -11,7 +11,7 @@ from perdure.execution.sandboxes.keptdisks import SECTOR_BYTES
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.states import LIVE
 from perdure.host.paths import Home
-from perdure.model import DiskUse
+from perdure.model import DiskUse, VolumeInfo
 from perdure.model import SandboxState as S
 from perdure.reports import Swept
 
@@ -19,7 +19,12 @@ _OVER = (S.CREATED, S.EXITED)  # what `fcrun system prune` removes
 
 
 def measure(
-    home: Home, library: ImageLibrary, sandboxes: Sequence[Sandbox], snapshots: int, swept: Swept
+    home: Home,
+    library: ImageLibrary,
+    sandboxes: Sequence[Sandbox],
+    snapshots: int,
+    swept: Swept,
+    volumes: Sequence[VolumeInfo],
 ) -> list[DiskUse]:
     """Of every kind. snapshots: how many are stored. swept: what a sweep of the store would delete. Blocking."""
     used = {sandbox.record.image_digest for sandbox in sandboxes}
@@ -46,6 +51,13 @@ def measure(
             active=sum(state in LIVE for state in states),
             size_bytes=allocated([home.sandboxes]) - kept_bytes,
             reclaimable_bytes=allocated(over),
+        ),
+        DiskUse(
+            kind="volumes",
+            total=len(volumes),
+            active=sum(bool(volume.users) for volume in volumes),
+            size_bytes=sum(volume.used_bytes for volume in volumes),
+            reclaimable_bytes=sum(volume.used_bytes for volume in volumes if not volume.users),
         ),
         DiskUse(kind="kept-disks", total=len(kept), active=0, size_bytes=kept_bytes, reclaimable_bytes=kept_bytes),
         DiskUse(

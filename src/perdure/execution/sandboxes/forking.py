@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue
-from perdure.execution.sandboxes import feeding
+from perdure.execution.sandboxes import feeding, mounts
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots import restore
@@ -48,11 +48,17 @@ async def moment_of(sandbox: Sandbox) -> str:
 
 
 def origin_of(snapshot: Snapshot) -> Origin:
-    """Raises InvalidValue for a snapshot that does not say what runs in it."""
+    """Raises InvalidValue for a snapshot that does not say what runs in it, Conflict for one that no other sandbox can
+    go on from."""
     if snapshot.config.origin is None:
         raise InvalidValue(
             f"snapshot {snapshot.digest} was made before there were forks: it does not say what runs in it",
             hint="Resume its sandbox, suspend it again, and fork that.",
+        )
+    if written := mounts.writes_volumes(snapshot.config.origin.spec):
+        raise Conflict(
+            f"snapshot {snapshot.digest} is of a sandbox that writes volume {written[0]}, which two cannot do",
+            hint="Fork sandboxes whose volumes are read-only (:ro), or copy files in: -v /host/folder:/path.",
         )
     return snapshot.config.origin
 
@@ -104,8 +110,8 @@ async def _start(
     populate: bool | None,
 ) -> None:
     began = time.monotonic()
-    facts = origin_of(snapshot).spec
-    _, template = await rooms.ground.stand(facts.vcpus, facts.memory_mib, progress)
+    spec = origin_of(snapshot).spec
+    _, template = await rooms.ground.stand(spec.vcpus, spec.memory_mib, progress, mounts.shape_of(spec))
     free = asyncio.Semaphore(AT_ONCE)
     done = 0
 

@@ -36,7 +36,7 @@ class Ground:
         self._assets: Assets | None = None
         self._launcher: Launcher | None = None
         self._memory: tuple[Launcher, int] | None = None
-        self._templates: dict[tuple[int, int], Template] = {}
+        self._templates: dict[tuple[int, int, str], Template] = {}
         self._making = asyncio.Lock()
         self._attached: dict[tuple[str, str, int], Template] = {}
         self._attaching: dict[tuple[str, str, int], asyncio.Lock] = {}
@@ -148,20 +148,35 @@ class Ground:
                 names.add(path.name)  # of another kind: not ours to judge
         return names
 
-    async def stand(self, vcpus: int, memory_mib: int, progress: Progress = silent) -> tuple[Launcher, Template]:
-        """A launcher that answers, and the warm template of this shape. Raises MachineFailed, Unavailable …"""
+    async def stand(
+        self, vcpus: int, memory_mib: int, progress: Progress = silent, volumes: str = ""
+    ) -> tuple[Launcher, Template]:
+        """A launcher that answers, and the warm template of this shape (``volumes``: its drives for those, see
+        ``mounts``). Raises MachineFailed, Unavailable …"""
         launcher, parts = await self.launcher(progress), await self.assets(progress)
         async with self._making:
-            known = self._templates.get((vcpus, memory_mib))
+            known = self._templates.get((vcpus, memory_mib, volumes))
             if known is None or not known.state.exists():
                 known = await warming.ensure(
-                    self._home, parts, launcher, vcpus=vcpus, memory_mib=memory_mib, progress=progress
+                    self._home,
+                    parts,
+                    launcher,
+                    vcpus=vcpus,
+                    memory_mib=memory_mib,
+                    volumes=volumes,
+                    progress=progress,
                 )
-                self._templates[vcpus, memory_mib] = known
+                self._templates[vcpus, memory_mib, volumes] = known
             return launcher, known
 
     async def with_image(
-        self, launcher: Launcher, base: Template, image: Image, disk_mib: int, progress: Progress = silent
+        self,
+        launcher: Launcher,
+        base: Template,
+        image: Image,
+        disk_mib: int,
+        progress: Progress = silent,
+        volumes: str = "",
     ) -> Template:
         """The template with this image attached, or ``base`` where that cannot be made (its start then says why)."""
         key = (base.name, image.digest, disk_mib)
@@ -178,6 +193,7 @@ class Ground:
                         squashfs=image.squashfs,
                         disk_mib=disk_mib,
                         make_disk=lambda target: disk.make(self._home.root / "disks", disk_mib, target),
+                        volumes=volumes,
                         progress=progress,
                     )
                 except (PerdureError, OSError, TimeoutError) as error:

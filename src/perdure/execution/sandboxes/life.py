@@ -25,7 +25,7 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.networks import Networks
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes import networking, states, workload
+from perdure.execution.sandboxes import mounts, networking, states, workload
 from perdure.execution.sandboxes.activity import Activity
 from perdure.execution.sandboxes.admission import Admission
 from perdure.execution.sandboxes.ground import Ground
@@ -35,6 +35,7 @@ from perdure.execution.sandboxes.machine import Machine, end_stray
 from perdure.execution.sandboxes.mainprocess import MainProcess
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.sandboxes.volumes import Volumes
 from perdure.execution.snapshots.store import Store
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.usagereport import GuestUsage
@@ -67,6 +68,7 @@ class Rooms:
     networks: Networks
     others: Callable[[], Iterable[Record]]  # the records of all sandboxes
     disks_bytes: int  # what the kept disks of suspended sandboxes may take (``keptdisks``)
+    volumes: Volumes
     admission: Admission = field(default_factory=Admission)
 
 
@@ -355,7 +357,8 @@ class Life(ABC):
             self.main = None
             if self.state is S.PAUSED:  # in this moment, or it was killed
                 await self.let_answer()
-            detail = "" if self.record.spec.auto_remove else await self.sync()
+            goes = self.record.spec.auto_remove and not mounts.writes_volumes(self.record.spec)
+            detail = "" if goes else await self.sync()
             await self.end_machine(MachineFailed(f"sandbox {self.name} has exited"))
             self.exited("exited", self.stopping or "exit", detail, status)
 

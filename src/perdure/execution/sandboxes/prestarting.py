@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from perdure.errors import CommandNotExecutable, CommandNotFound, Conflict, InvalidValue, NotFound, PerdureError
-from perdure.execution.sandboxes import names
+from perdure.execution.sandboxes import mounts, names
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.host.progress import Progress
@@ -44,6 +44,11 @@ class WorkloadTemplates:
         Raises InvalidValue, NotFound (the image), what ``prepare`` does.
         """
         names.check_name(recipe.name)
+        if written := mounts.writes_volumes(recipe.spec):
+            raise InvalidValue(
+                f"a template cannot write volume {written[0]}: the sandboxes that are run from it would all do",
+                hint="Mount it read-only (:ro).",
+            )
         if not 0 < recipe.timeout_s < 86_400 or not 0 <= recipe.ready_after_s <= recipe.timeout_s:
             raise InvalidValue("a template is ready after 0 seconds or more, and before its timeout")
         async with self._building.setdefault(recipe.name, asyncio.Lock()):
@@ -71,6 +76,7 @@ class WorkloadTemplates:
     async def _build(self, recipe: Recipe, progress: Progress) -> Sandbox:
         former = [sandbox for sandbox in self._sandboxes.hidden() if _recipe(sandbox).name == recipe.name]
         spec = msgspec.structs.replace(recipe.spec, name="", auto_remove=False, calls=None)
+        spec = await self._sandboxes.with_volumes(spec)
         sandbox = self._sandboxes.create(spec, recipe=msgspec.structs.replace(recipe, spec=spec))
         try:
             await prepare(sandbox, recipe, progress)
@@ -95,8 +101,9 @@ class WorkloadTemplates:
         if template.state is not SandboxState.SUSPENDED or record.parent is None:
             return False
         image, spec, ground = self._sandboxes.images.get(record.spec.image), record.spec, self._sandboxes.ground
-        launcher, base = await ground.stand(spec.vcpus, spec.memory_mib)
-        begins = await ground.with_image(launcher, base, image, spec.disk_mib)
+        shape = mounts.shape_of(spec)
+        launcher, base = await ground.stand(spec.vcpus, spec.memory_mib, volumes=shape)
+        begins = await ground.with_image(launcher, base, image, spec.disk_mib, volumes=shape)
         return (image.digest, begins.name) == (record.image_digest, record.template)
 
     def _info(self, template: Sandbox, current: set[str] | None) -> TemplateInfo:

@@ -36,12 +36,19 @@ class KeptSnapshot(Frozen, frozen=True, kw_only=True):
     stderr: int = 0
     started: float | None = None
     formerly: list[str] = msgspec.field(default_factory=list)  # digests that it had before it was compacted
+    volumes: dict[str, list[int]] = msgspec.field(default_factory=dict)  # what they were known by then
 
     @classmethod
     def of(cls, info: SnapshotInfo, origin: Origin | None) -> KeptSnapshot:
         if origin is None:
             return cls(info=info)
-        return cls(info=info, stdout=origin.stdout, stderr=origin.stderr, started=origin.started)
+        return cls(
+            info=info,
+            stdout=origin.stdout,
+            stderr=origin.stderr,
+            started=origin.started,
+            volumes=origin.volumes,
+        )
 
 
 class Record(Frozen, frozen=True, kw_only=True):

@@ -24,8 +24,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.machine.configuration import PLACEHOLDER_BYTES
 from perdure.execution.machine.remote import Keeper, Launcher
-from perdure.execution.sandboxes import disk
+from perdure.execution.sandboxes import disk, mounts
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.snapshots import restore, spaces
@@ -77,7 +78,8 @@ class Rehearsal:
                 templates=self._home.templates,
                 facts=template.facts,
             )
-            captured = await self._captured(launcher, machine_id, files, str(image.squashfs), folder)
+            volumes = await asyncio.to_thread(_stand_ins, snapshot, folder)
+            captured = await self._captured(launcher, machine_id, files, str(image.squashfs), volumes, folder)
             digest, own = await asyncio.to_thread(self._compared, snapshot, files.template, *captured)
             problem = await asyncio.to_thread(disk.problem_of, files.overlay)
         finally:
@@ -86,7 +88,13 @@ class Rehearsal:
         return Restored(digest, own, problem)
 
     async def _captured(
-        self, launcher: Launcher, machine_id: str, files: restore.RestoreFiles, image: str, folder: Path
+        self,
+        launcher: Launcher,
+        machine_id: str,
+        files: restore.RestoreFiles,
+        image: str,
+        volumes: dict[str, str],
+        folder: Path,
     ) -> tuple[Path, list[Path]]:
         """The file of all memory before any instruction ran, and those with what changed; the machine is gone then."""
         assets = await self._ground.assets()
@@ -104,7 +112,7 @@ class Rehearsal:
                     "name": files.template.name,
                     "template": str(files.template.memory),
                 },
-                drives={"image": image, "overlay": str(files.overlay)},
+                drives={"image": image, "overlay": str(files.overlay)} | volumes,
                 swap=False,
                 paused=True,
             )
@@ -133,6 +141,16 @@ class Rehearsal:
             for path in changed:
                 own |= {number for number, data in _blocks(path) if memory.read(number, number + 1) != data}
         return content.digest_of_file(whole, without=own), frozenset(own)
+
+
+def _stand_ins(snapshot: Snapshot, folder: Path) -> dict[str, str]:
+    """A file for each of its volumes' drives, by id: nothing runs, so nothing reads them."""
+    origin, found = snapshot.config.origin, {}
+    for drive in mounts.drives_of(origin.spec) if origin else ():
+        path = folder / drive.id
+        path.write_bytes(bytes(PLACEHOLDER_BYTES))
+        found[drive.id] = str(path)
+    return found
 
 
 def _raw(captured: Path, size: int, *, zeros: bool) -> Path:

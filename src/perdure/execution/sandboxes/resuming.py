@@ -12,7 +12,7 @@ from pathlib import Path
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import disk, feeding, networking
+from perdure.execution.sandboxes import disk, feeding, mounts, networking
 from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.phases import Phases
@@ -46,6 +46,7 @@ async def resume(
     life.check(event)
     phases = Phases()
     kept = choose(life, wanted)
+    _check_volumes(life, kept, event)
     with contextlib.ExitStack() as held:  # until the pager has its files open, nobody sweeps them away
         await asyncio.to_thread(held.enter_context, life.rooms.store.reading(kept.info.digest))
         stored = await asyncio.to_thread(life.rooms.store.get, kept.info.digest)
@@ -74,7 +75,8 @@ async def _resume(
     reason: str,
 ) -> None:
     spec = life.record.spec
-    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    shape = mounts.shape_of(spec)
+    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress, shape)
     await life.check_room()
     phases.end("stand")
     generation = life.fresh_generation()
@@ -92,6 +94,7 @@ async def _resume(
     if not goes_on:
         await life.end_machine(Conflict(f"sandbox {life.name} went back to an older snapshot"))
     try:
+        _check_volumes(life, kept, event)  # nothing waits from here until the record says that it has them
         life.move(event)
     except BaseException:
         await asyncio.to_thread(life.folder.tidy, life.record)
@@ -153,7 +156,8 @@ async def _restore(
             "template": str(prepared.template.memory),
             "digest": prepared.template.digest,
         },
-        drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)},
+        drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)}
+        | {drive.id: str(life.rooms.volumes.path(drive.volume)) for drive in mounts.drives_of(life.record.spec)},
         swap=False,
         network=networking.params(life),
         cpus=life.record.spec.cpus,
@@ -193,6 +197,18 @@ async def _restore(
     await life.measure(answer, phases, main)
     if populates:
         await feeding.populate(machine.keeper)
+
+
+def _check_volumes(life: Life, kept: KeptSnapshot, event: str) -> None:
+    """Raises Conflict where a volume is another's by now, or not what the snapshot's memory takes it for; NotFound."""
+    spec = life.record.spec
+    if event == "roll back" and (written := mounts.writes_volumes(spec)):
+        raise Conflict(
+            f"sandbox {life.name} writes volume {written[0]}, which no snapshot holds: it cannot go back",
+            hint="Mount volumes read-only (:ro) in a sandbox that is to be rolled back.",
+        )
+    life.rooms.volumes.check_free(life.id, spec)
+    life.rooms.volumes.check_unchanged(life.name, spec, kept.volumes)
 
 
 def choose(life: Life, wanted: str | None) -> KeptSnapshot:

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import posixpath
 import signal
+import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
 from perdure.execution.guest.session import GuestFiles, GuestSession, Process
+from perdure.execution.images import entries
+from perdure.execution.images.entries import Entry
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import (
     adopting,
+    archive,
     checkpointing,
     compacting,
     forgetting,
+    mounts,
     networking,
     pausing,
     resuming,
@@ -236,8 +242,9 @@ class Sandbox(Life):
         await self.machine.kill()
         return True
 
-    async def remove(self, *, force: bool = False) -> None:
-        """Its machine (with ``force``), its files, its snapshots."""
+    async def remove(self, *, force: bool = False, volumes: bool = False) -> None:
+        """Its machine (with ``force``), its files, its snapshots; with ``volumes`` also those without a name, as where
+        it was to be removed by itself."""
         if force:
             await self._kill_unfinished()
         self.rooms.before_moving(self.id)
@@ -246,6 +253,10 @@ class Sandbox(Life):
                 raise NotFound(f"sandbox {self.name} is removed already")
             with headroom.given(self.rooms.home):
                 if force and self.state in (S.RUNNING, S.PAUSED):
+                    if mounts.writes_volumes(self.record.spec):
+                        if self.state is S.PAUSED:
+                            await self.let_answer()
+                        await self.sync()
                     await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
                     self.happened("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
                     self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)
@@ -257,6 +268,8 @@ class Sandbox(Life):
                 await networking.withdraw(self)
                 await asyncio.to_thread(self.folder.remove)
                 self.emit("removed")
+                if volumes or self.record.spec.auto_remove:
+                    await asyncio.to_thread(self.rooms.volumes.remove_anonymous, self.record.spec)
 
     # -- what runs in it ----------------------------------------------------------------------------------------------
     async def exec(self, wish: ExecSpec) -> Process:
@@ -286,6 +299,21 @@ class Sandbox(Life):
     def files(self) -> GuestFiles:
         """The guest's files while the sandbox runs; a suspend meanwhile only delays what is under way."""
         return self.need_running().files
+
+    def foretold(self, path: str, *, follow: bool) -> Entry:
+        """What there will be at a path when it starts: of one that is created. Blocking. Raises NotFound, InvalidValue,
+        Conflict (it is not created), Unsupported."""
+        if self.state is not S.CREATED:
+            raise Conflict(f"sandbox {self.name} is {self.state}")
+        wanted = posixpath.normpath(path)
+        if (mode := archive.found(self.folder.archives, wanted)) is not None:
+            return Entry(mode)
+        for mount in self.record.spec.mounts:
+            if mount.target == wanted or mount.target.startswith(wanted.rstrip("/") + "/"):
+                return Entry(stat.S_IFDIR | 0o755)
+            if wanted.startswith(mount.target + "/"):
+                raise NotFound(f"{path}: it is not known before the start what is on the mount {mount.target}")
+        return entries.find(self.image.squashfs, path, follow=follow)
 
     @asynccontextmanager
     async def before_start(self) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.network import networks
 from perdure.execution.network.networks import Networks
-from perdure.execution.sandboxes import disk, forking, networking, rehearsing, restarting, workload
+from perdure.execution.sandboxes import disk, forking, mounts, networking, rehearsing, restarting, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.ground import Ground
@@ -30,6 +30,7 @@ from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
+from perdure.execution.sandboxes.volumes import Volumes, anonymous_name
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.store import Store
@@ -37,7 +38,19 @@ from perdure.formats.manifest import Origin, Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.model import CallsEndpoint, Fork, Network, NodeEvent, Recipe, SandboxSpec, SandboxState, new_id
+from perdure.model import (
+    CallsEndpoint,
+    Fork,
+    Mount,
+    MountKind,
+    Network,
+    NodeEvent,
+    Recipe,
+    SandboxSpec,
+    SandboxState,
+    VolumeUser,
+    new_id,
+)
 
 EVENTS_KEPT = 4096
 MEMORY_MIB = (64, 65536)
@@ -64,6 +77,7 @@ class Sandboxes:
         self.networks = Networks(home.networks)
         self.images = images
         self.ground = ground
+        self.volumes = Volumes(home, self._users_of_volume)
         self._home = home
         self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
         self._rooms = Rooms(
@@ -78,6 +92,7 @@ class Sandboxes:
             self.networks,
             self._records,
             disks_bytes,
+            self.volumes,
             Admission(self._live_memory, limits),
         )
         self._sandboxes: dict[str, Sandbox] = {}
@@ -168,6 +183,8 @@ class Sandboxes:
         restarting.check(spec)
         if not 0 <= spec.cpus <= spec.vcpus:
             raise InvalidValue(f"cpus is {spec.cpus:g}: it must be from 0 to the vCPUs, {spec.vcpus}")
+        for volume in mounts.volumes_of(spec):
+            self.volumes.get(volume)  # nobody removes it from here on: the sandbox has it
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
         networking.check(spec, self.networks)
@@ -186,6 +203,36 @@ class Sandboxes:
                 addresses=networking.place(spec, self.networks, self._records()),
             )
         )
+
+    async def with_volumes(self, spec: SandboxSpec) -> SandboxSpec:
+        """The wish, its mounts checked, the volumes that it names there. Raises InvalidValue, NoSpace."""
+
+        def work() -> list[Mount]:
+            found = []
+            for mount in mounts.checked(spec.mounts):
+                if mount.kind is MountKind.VOLUME:
+                    name = mount.source or anonymous_name()
+                    self.volumes.create(name, None, {}, anonymous=not mount.source)
+                    mount = msgspec.structs.replace(mount, source=name)
+                found.append(mount)
+            return found
+
+        if not spec.mounts:
+            return spec
+        self.images.get(spec.image)  # before volumes are made for nothing
+        return msgspec.structs.replace(spec, mounts=await asyncio.to_thread(work))
+
+    def _users_of_volume(self, name: str) -> list[VolumeUser]:
+        return [
+            VolumeUser(
+                id=sandbox.id,
+                name=sandbox.record.name,
+                read_only=volumes[name],
+                attached=sandbox.state in LIVE or sandbox.state is SandboxState.SUSPENDED,
+            )
+            for sandbox in list(self._sandboxes.values())
+            if name in (volumes := mounts.volumes_of(sandbox.record.spec))
+        ]
 
     async def fork(
         self, ref: str, forks: Sequence[Fork], progress: Progress = silent, *, populate: bool | None = None
@@ -384,6 +431,7 @@ class Sandboxes:
         """Read all records and join them with what lives below the line. Nothing is started for it."""
         await asyncio.to_thread(headroom.keep, self._home)
         await asyncio.to_thread(self.networks.load)
+        await asyncio.to_thread(self.volumes.sweep)
         for root in sorted(self._home.sandboxes.iterdir()):
             if not (root / "sandbox.json").exists():
                 _log.warning("%s has no record: a creation that was not acknowledged", root)

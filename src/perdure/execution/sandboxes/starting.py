@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import archive, disk, networking, workload
+from perdure.execution.sandboxes import archive, disk, mounts, networking, workload
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
@@ -34,12 +34,19 @@ async def _start(life: Life, progress: Progress) -> None:
     image, spec = life.image, life.record.spec
     process = workload.main_process(spec, image.config, life.hostname)
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.sandboxes, 0, "a start")
-    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress)
+    volumes, shape = life.rooms.volumes, mounts.shape_of(spec)
+    volumes.check_free(life.id, spec)  # before a template is made for it
+    launcher, template = await life.rooms.ground.stand(spec.vcpus, spec.memory_mib, progress, shape)
     await life.check_room()
     if not life.record.has_disk:  # files that it left are no part of any template
-        template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress)
+        template = await life.rooms.ground.with_image(launcher, template, image, spec.disk_mib, progress, shape)
     phases.end("stand")
     await networking.publish(life)
+    try:
+        volumes.check_free(life.id, spec)  # nothing waits from here until the record says that it has them
+    except BaseException:
+        await networking.withdraw(life)
+        raise
     life.move(
         "start",
         template=template.name,
@@ -60,6 +67,8 @@ async def _start(life: Life, progress: Progress) -> None:
             session, answer = await _restore_template(life, launcher, template, phases)
             machine = life.need_machine()
             await _put_in(life, machine, session)
+            for step in mounts.late_steps(spec):
+                await machine.outlives(session.files.tool(*step))
             life.log.restart()
             main: Process = await machine.outlives(session.exec(process, process_id=life.id))
     except BaseException as error:
@@ -96,6 +105,9 @@ async def _restore_template(
     machine = await life.spawn(launcher, session)
     phases.end("keeper")
     assets = await life.rooms.ground.assets()
+    spec = life.record.spec
+    volumes = {drive.id: str(life.rooms.volumes.path(drive.volume)) for drive in mounts.drives_of(spec)}
+    drives = {"image": str(life.image.squashfs), "overlay": str(life.folder.overlay(life.record.generation))}
     answer = await machine.request(
         "restore",
         firecracker=str(assets.firecracker),
@@ -107,11 +119,8 @@ async def _restore_template(
             "name": template.name,
             "digest": template.digest,
         },
-        drives={
-            "image": str(life.image.squashfs),
-            "overlay": str(life.folder.overlay(life.record.generation)),
-        },
-        swap=template.overlay is None,
+        drives=drives | volumes,
+        swap=True if template.overlay is None else [*volumes],
         network=networking.params(life),
         cpus=life.record.spec.cpus,
     )
@@ -122,6 +131,8 @@ async def _restore_template(
         await machine.answered(session.configure(hostname=life.hostname), 0)
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await machine.answered(life.wake(session, life.new_identity()), 0)
+    for step in mounts.steps(spec):
+        await machine.outlives(session.files.tool(*step))
     phases.end("configure")
     return session, answer
 

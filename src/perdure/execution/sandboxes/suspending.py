@@ -55,7 +55,7 @@ async def suspend(life: Life, position: LogPosition | None, reason: str = "") ->
             float(answer["pause_s"]),
             overlay,  # it stands still as the machine does
             lambda: looking,
-            capturing.origin_of(life),
+            capturing.origin_of(life, await capturing.on_disk(life, life.rooms.volumes.mark, life.record.spec)),
             quiesced.memory_use,
         )
         snapshot = await capturing.store(life, captured, parent, position)

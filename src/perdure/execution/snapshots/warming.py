@@ -28,7 +28,12 @@ from perdure.errors import (
     Unsupported,
 )
 from perdure.execution.guest.session import GuestCall, GuestSession, Identity
-from perdure.execution.machine.configuration import BOOT_ARGS, PLACEHOLDER_BYTES
+from perdure.execution.machine.configuration import (
+    BOOT_ARGS,
+    PLACEHOLDER_BYTES,
+    READ_ONLY,
+    volume_drives,
+)
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.snapshots import templates
 from perdure.execution.snapshots.diskspace import space_checked
@@ -55,9 +60,12 @@ async def ensure(
     *,
     vcpus: int,
     memory_mib: int,
+    volumes: str = "",
     progress: Progress = silent,
 ) -> Template:
     """The template of this shape, built by one cold boot if there is none; concurrent calls build one.
+
+    ``volumes``: the drives that it has besides image and overlay (``sandboxes.mounts``).
 
     Raises Unsupported (a guest that this Firecracker cannot capture), MachineFailed and GuestFailed (it did not
     boot), NoSpace.
@@ -65,11 +73,13 @@ async def ensure(
     check_supported(assets.firecracker_version, memory_mib)
     vendor, family = await cpu(launcher)
     parts = f"{templates.VERSION} {assets.digest} {vendor} {family} {vcpus} {memory_mib} {BOOT_ARGS}"
+    if volumes:
+        parts += f" {volumes}"
     name = hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     async def make(folder: Path, name: str) -> Facts:
         progress("Booting the template", 0, 3)
-        await _boot(launcher, assets, folder, name, vcpus=vcpus, memory_mib=memory_mib, progress=progress)
+        await _boot(launcher, assets, folder, name, vcpus, memory_mib, volumes, progress)
         progress("Booting the template", 3, 3)
         kernel, guestd = await asyncio.to_thread(kernel_digests, assets)
         return Facts(
@@ -95,6 +105,7 @@ async def attach(
     squashfs: Path,
     disk_mib: int,
     make_disk: Callable[[Path], None],
+    volumes: str = "",
     progress: Progress = silent,
 ) -> Template:
     """The template with this image attached to ``base``: mounted, its shell run once, a disk with nothing of anybody.
@@ -107,7 +118,7 @@ async def attach(
     async def make(folder: Path, name: str) -> Facts:
         progress("Attaching the image", 0, 3)
         await asyncio.to_thread(make_disk, folder / "overlay")
-        await _attach(launcher, assets, folder, name, base, squashfs, progress)
+        await _attach(launcher, assets, folder, name, base, squashfs, volumes, progress)
         return base.facts
 
     return await _made(home, hashlib.sha256(parts.encode()).hexdigest()[:16], make, image_digest, base)
@@ -168,13 +179,23 @@ def kernel_digests(assets: Assets) -> tuple[str, str]:
 
 
 async def _boot(
-    launcher: Launcher, assets: Assets, folder: Path, name: str, *, vcpus: int, memory_mib: int, progress: Progress
+    launcher: Launcher,
+    assets: Assets,
+    folder: Path,
+    name: str,
+    vcpus: int,
+    memory_mib: int,
+    volumes: str,
+    progress: Progress,
 ) -> None:
     """Boot, wait until guestd is idle, capture ``state`` and ``memory`` into ``folder``, end."""
+    wanted = {"image": True, "overlay": False}
+    wanted |= {drive: access == READ_ONLY for drive, access in zip(volume_drives(volumes), volumes, strict=True)}
     drives = []
-    for drive, read_only in (("image", True), ("placeholder", False)):
-        (folder / drive).write_bytes(bytes(PLACEHOLDER_BYTES))
-        drives.append({"id": "image" if read_only else "overlay", "path": str(folder / drive), "read_only": read_only})
+    for drive, read_only in wanted.items():
+        path = folder / ("placeholder" if drive == "overlay" else drive)
+        path.write_bytes(bytes(PLACEHOLDER_BYTES))
+        drives.append({"id": drive, "path": str(path), "read_only": read_only})
     async with _machine(launcher, name) as (keeper, session):
         await keeper.request(
             "boot",
@@ -200,12 +221,27 @@ async def _boot(
         progress("Capturing the template", 1, 3)
         await _capture(keeper, assets, "full", folder)
         progress("Capturing the template", 2, 3)
-    for drive in ("image", "placeholder"):
-        (folder / drive).unlink()
+    for made in drives:
+        Path(str(made["path"])).unlink()
+
+
+def _placeholders(folder: Path, volumes: str) -> dict[str, str]:
+    """A file for each of these drives, by id; no part of a template."""
+    paths = {drive: folder / drive for drive in volume_drives(volumes)}
+    for path in paths.values():
+        path.write_bytes(bytes(PLACEHOLDER_BYTES))
+    return {drive: str(path) for drive, path in paths.items()}
 
 
 async def _attach(
-    launcher: Launcher, assets: Assets, folder: Path, name: str, base: Template, squashfs: Path, progress: Progress
+    launcher: Launcher,
+    assets: Assets,
+    folder: Path,
+    name: str,
+    base: Template,
+    squashfs: Path,
+    volumes: str,
+    progress: Progress,
 ) -> None:
     """Start from ``base``, mount the image over the disk in ``folder``, capture the difference to ``base`` into it."""
     async with _machine(launcher, name) as (keeper, session):
@@ -214,7 +250,7 @@ async def _attach(
             firecracker=str(assets.firecracker),
             state=str(base.state),
             memory={"kind": "file", "path": str(base.memory), "name": base.name, "digest": base.digest},
-            drives={"image": str(squashfs), "overlay": str(folder / "overlay")},
+            drives={"image": str(squashfs), "overlay": str(folder / "overlay")} | _placeholders(folder, volumes),
             swap=True,
             timeout_s=BOOT_TIMEOUT_S,
         )

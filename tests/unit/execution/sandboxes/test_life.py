@@ -56,6 +56,7 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
         networks=nothing,
         others=nothing,
         disks_bytes=0,
+        volumes=nothing,
     )
     return Sandbox(rooms, FullDisk(tmp_path), record)
 

@@ -11,8 +11,9 @@ HELP = "Show what the node's disk is taken by"
 GROUP = "System"
 DESCRIPTION = (
     "Show what the node's disk is taken by. RECLAIMABLE is what nothing needs: images without a sandbox, sandboxes "
-    "that have exited or never ran (fcrun system prune); snapshots and templates that no sandbox and no tag needs "
-    "(fcrun snapshot gc). Kept disks and frames make resumes quicker, and go by themselves when room gets scarce."
+    "that have exited or never ran (fcrun system prune); volumes that no sandbox has (fcrun volume prune); snapshots "
+    "and templates that no sandbox and no tag needs (fcrun snapshot gc). Kept disks and frames make resumes quicker, "
+    "and go by themselves when room gets scarce."
 )
 
 COLUMNS = {

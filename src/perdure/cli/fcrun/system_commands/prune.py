@@ -23,13 +23,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-a", "--all", action="store_true", help="every image without a sandbox, not only those without a name"
     )
+    parser.add_argument("--volumes", action="store_true", help="volumes without a name that no sandbox has, too")
     parser.add_argument("-f", "--force", action="store_true", help="do not ask")
 
 
 def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import FAILED, node
 
-    if not options.force and not _agreed(every=options.all):
+    if not options.force and not _agreed(every=options.all, volumes=options.volumes):
         return 0
     with node() as client:
         before = _bytes(client)
@@ -37,6 +38,9 @@ def run(options: argparse.Namespace) -> int:
         well = _remove("Deleted sandboxes:", over, client.remove)
         well &= _remove("Deleted images:", _unused(client, every=options.all), client.remove_image)  # by now
         client.registries.sweep()
+        if options.volumes:
+            unused = [volume.name for volume in client.volumes.list() if volume.anonymous and not volume.users]
+            _tell("Deleted volumes:", client.volumes.prune(unused))
         swept = client.store.collect()
         _tell("Deleted snapshots:", [_format.digest(digest) for digest in swept.forgotten])
         _tell("Deleted templates:", swept.templates)
@@ -71,7 +75,7 @@ def _bytes(client: NodeClient) -> int:
     return sum(use.size_bytes for use in client.disk_use())
 
 
-def _agreed(*, every: bool) -> bool:
+def _agreed(*, every: bool, volumes: bool) -> bool:
     from perdure.errors import InvalidValue
 
     images = "all images without a sandbox" if every else "all images without a name and without a sandbox"
@@ -79,6 +83,7 @@ def _agreed(*, every: bool) -> bool:
         "WARNING! This will remove:",
         "  - all sandboxes that have exited or never ran, with their files and snapshots",
         f"  - {images}",
+        *["  - all volumes without a name and without a sandbox"] * volumes,
         "  - all snapshots and templates that no sandbox and no tag needs",
         sep="\n",
     )

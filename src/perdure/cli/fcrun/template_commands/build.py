@@ -37,11 +37,15 @@ def run(options: argparse.Namespace) -> int:
     import msgspec
 
     from perdure.cli.fcrun._node import node
-    from perdure.model import Recipe
+    from perdure.errors import InvalidValue
+    from perdure.model import MountKind, Recipe
 
+    spec = spec_of(options)
+    if any(mount.kind is MountKind.FOLDER for mount in spec.mounts):
+        raise InvalidValue("a template takes no folder of this machine", hint="Put its files into the image.")
     recipe = Recipe(
         name=options.name or _name_of(options.image),
-        spec=msgspec.structs.replace(spec_of(options), name=""),
+        spec=msgspec.structs.replace(spec, name=""),
         ready_after_s=_seconds("--ready-after", options.ready_after),
         ready_log=options.ready_log,
         ready_command=_words("--ready-cmd", options.ready_cmd),
