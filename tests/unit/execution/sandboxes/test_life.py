@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +44,9 @@ async def sandbox(tmp_path: Path, told: list[str]) -> Any:
         state=SandboxState.RUNNING,
     )  # fmt: skip
     Folder(tmp_path).save(record)
-    nothing: Any = None
-    rooms = Rooms(
-        home=nothing,
-        ground=nothing,
-        images=nothing,
-        store=nothing,
-        answer_call=nothing,
-        emit=lambda kind, *_: told.append(kind),
-        named_by_others=lambda *_: False,
-        before_moving=nothing,
-        networks=nothing,
-        others=nothing,
-        disks_bytes=0,
-        volumes=nothing,
-    )
+    values: dict[str, Any] = dict.fromkeys(field.name for field in dataclasses.fields(Rooms))
+    values |= {"emit": lambda kind, *_: told.append(kind), "named_by_others": lambda *_: False}
+    rooms = Rooms(**values)
     return Sandbox(rooms, FullDisk(tmp_path), record)
 
 
