@@ -26,6 +26,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,9 @@ CLIENT_ROUNDS = 9
 FORKS = 10
 LATENCY_S = 0.02
 FILES_MIB = 256
+COPY_MIB = 256
+COPY_ROUNDS = 3
+TAR, TAR_BELOW = "tar | tar on the node", "tar | tar in the kernel that runs the VM"
 PHASES = ("stand", "prepare", "keeper", "restore", "guest", "wake")  # of a resume, as ``fcrun inspect`` shows them
 
 
@@ -97,6 +101,7 @@ def main() -> int:
             forks = _forks(client, raw)
             live = _checkpoints(client, raw)
             filled = _filled(client, raw)
+            copies = _copies(client, Launcher(address), home)
         finally:
             raw.close()
         raw.add(report)
@@ -106,6 +111,7 @@ def main() -> int:
         report.add("suspend: vCPUs stand still", found["pause_s"], "s", over=DIFF, goal="ratio <= 1.2")
         report.add("live checkpoint: vCPUs stand still", live, "s", over=DIFF, goal="ratio <= 1.2")
         goal = "ratio <= 3" if status.emulated else "value <= 1"
+        above = "" if status.emulated else "ratio >= 0.5"  # an emulated guest is no match for a processor
         report.add("suspend requested to durable, first", found["first"]["took_s"], "s", over=DIFF)
         report.add("suspend requested to durable, later", found["took_s"], "s", over=DIFF, goal=goal)
         report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
@@ -126,6 +132,12 @@ def main() -> int:
         report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 8")
         report.add("stored by each later suspend", found["stored_bytes"] / MEGABYTE, "MB", goal="value <= 3")
         report.add(f"stored by {ROUNDS + 1} suspends", found["stored"] / MEGABYTE, "MB")
+        report.add(TAR, copies["tar"], "MB/s")
+        report.add(TAR_BELOW, copies["below"], "MB/s")
+        for way in ("out of", "into"):
+            copied = f"fcrun cp of {COPY_MIB} MiB {way} a sandbox"
+            report.add(copied, copies[way], "MB/s", over=TAR_BELOW, goal="ratio >= 0.5")
+            report.add(f"{copied}, beside the node's own", copies[way], "MB/s", over=TAR, goal=above)
         report.add("keeper of a started sandbox, unique memory", found["unique, started"], "MB", goal="value <= 24")
         resumed = "keeper and pager of a resumed sandbox, unique memory"
         report.add(resumed, found["unique, resumed"], "MB", goal="value <= 24")
@@ -330,6 +342,42 @@ def _filled(client: NodeClient, raw: Raw) -> dict[str, float]:
             client.run(ref, ExecSpec(command=["sh", "-c", f"echo {turn} >> /notes"]))
             laters.append(_suspend(client, ref))
     return {"answer": statistics.median(answers)} | {name: _median(laters, name) for name in laters[0]}
+
+
+def _copies(client: NodeClient, launcher: Launcher, home: Home) -> dict[str, float]:
+    """MB/s of ``fcrun cp``, measured in turn with what tar does with the same file; medians."""
+    rates: dict[str, list[float]] = {"tar": [], "below": [], "out of": [], "into": []}
+    fcrun = [sys.executable, "-m", "perdure.cli.fcrun", "cp"]
+
+    def rate(name: str, act: Callable[[], object]) -> None:
+        began = time.monotonic()
+        act()
+        rates[name].append((COPY_MIB << 20) / MEGABYTE / (time.monotonic() - began))
+
+    with agent(client) as (ref, _), tempfile.TemporaryDirectory(dir=home.run) as folder:
+        source, target = Path(folder) / "source", Path(folder) / "target"
+        source.mkdir()
+        (source / "file").write_bytes(os.urandom(COPY_MIB << 20))
+        tar = f"mkdir {target} && tar -C {source} -c . | tar -C {target} -x"
+        client.put_archive(ref, "/", _tar_of(source / "file"))
+        for _ in range(COPY_ROUNDS):
+            for name, run in (
+                ("tar", lambda: subprocess.run(tar, shell=True, check=True)),
+                ("below", lambda: asyncio.run(launcher.run(["/bin/sh", "-c", tar]))),
+            ):
+                rate(name, run)
+                shutil.rmtree(target)
+            rate("out of", lambda: subprocess.run([*fcrun, f"{ref}:/file", str(target)], check=True))
+            if target.stat().st_size != COPY_MIB << 20:
+                raise RuntimeError("the copy is not whole")
+            target.unlink()
+            rate("into", lambda: subprocess.run([*fcrun, str(source / "file"), f"{ref}:/file"], check=True))
+    return {name: statistics.median(found) for name, found in rates.items()}
+
+
+def _tar_of(path: Path) -> Iterator[bytes]:
+    packed = subprocess.run(["tar", "-C", str(path.parent), "-c", path.name], stdout=subprocess.PIPE, check=True)
+    yield packed.stdout
 
 
 def _length(wanted: str) -> int:
