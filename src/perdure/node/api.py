@@ -273,22 +273,30 @@ class Api:
     # -- files --------------------------------------------------------------------------------------------------------
     async def put_archive(self, request: web.Request) -> web.Response:
         sandbox, path = self._find(request), _guest_path(request)
+        if sandbox.state is SandboxState.CREATED:
+            await self._keep_archive(request, sandbox, path)
+            return ok()
+        if not stat.S_ISDIR((await sandbox.files.stat(path)).mode):
+            raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
+        kept = uploads.new(self._home)
+        try:
+            await archive.unpack_arriving(request.content.iter_any(), kept, path, sandbox.files)
+        finally:
+            uploads.forget(kept)
+        return ok()
+
+    async def _keep_archive(self, request: web.Request, sandbox: Sandbox, path: str) -> None:
+        """For its start."""
+        there = await asyncio.to_thread(sandbox.foretold, path, follow=True)
+        if not stat.S_ISDIR(there.mode):
+            raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
         received = await self._receive(request)
         try:
-            if sandbox.state is SandboxState.CREATED:
-                await asyncio.to_thread(archive.check, received)
-                there = await asyncio.to_thread(sandbox.foretold, path, follow=True)
-                if not stat.S_ISDIR(there.mode):
-                    raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
-                async with sandbox.before_start():
-                    archive.keep(sandbox.folder.archives, received, path)
-            else:
-                if not stat.S_ISDIR((await sandbox.files.stat(path)).mode):
-                    raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
-                await archive.unpack(received, path, sandbox.files)
+            await asyncio.to_thread(archive.check, received)
+            async with sandbox.before_start():
+                archive.keep(sandbox.folder.archives, received, path)
         finally:
             uploads.forget(received)
-        return ok()
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
         path = _guest_path(request)

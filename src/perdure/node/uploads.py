@@ -12,10 +12,16 @@ from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host.paths import Home
 
 
+def new(home: Home) -> Path:
+    """The path of a file that is not there yet, in a temporary folder of its own, so that errors about it call it by a
+    name that says something. ``forget`` it. Raises NoSpace."""
+    with space_checked("the archive"):
+        return Path(tempfile.mkdtemp(dir=home.run, prefix="upload-")) / "the archive"
+
+
 async def received(home: Home, request: web.Request) -> Path:
-    """The body, in a temporary folder of its own, so that errors about it call it by a name that says something.
-    ``forget`` it."""
-    path = Path(tempfile.mkdtemp(dir=home.run, prefix="upload-")) / "the archive"
+    """The body, in a ``new`` file. Raises NoSpace."""
+    path = new(home)
     try:
         with space_checked("the archive"), path.open("wb") as file:
             async for data in request.content.iter_any():

@@ -7,7 +7,7 @@ import io
 import os
 import stat
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from perdure.cli.fcrun import _copy
 from perdure.errors import InvalidValue, NotFound
 from perdure.execution.sandboxes import archive
 
-from .conftest import Guest
+from .conftest import DEADLINE_S, Guest
 
 T = TypeVar("T")
 
@@ -42,10 +42,17 @@ class Client:
         return {"mode": found.mode, "link": found.link}
 
     def put_archive(self, ref: str, path: str, tar: Iterable[bytes]) -> None:
-        self._upload.write_bytes(b"".join(tar))
         if not stat.S_ISDIR(self.stat(ref, path)["mode"]):
             raise InvalidValue(f"{path} is no folder")
-        self._wait(archive.unpack(self._upload, f"{self._root}{path}".rstrip("/"), self._files))
+        pieces = iter(tar)
+
+        async def arriving() -> AsyncIterator[bytes]:
+            while data := await asyncio.to_thread(next, pieces, b""):
+                yield data
+
+        self._upload.unlink(missing_ok=True)
+        root = f"{self._root}{path}".rstrip("/")
+        self._wait(archive.unpack_arriving(arriving(), self._upload, root, self._files))
 
     def get_archive(self, ref: str, path: str) -> Iterator[bytes]:
         pieces = archive.pack(f"{self._root}{path}".rstrip("/"), self._files)
@@ -247,6 +254,35 @@ async def test_tar_streams(cp: Any, here: Path, there: Path, monkeypatch: pytest
     await cp("box:/x/sub", "-")
     with tarfile.open(fileobj=io.BytesIO(out.getvalue())) as tar:
         assert tar.getnames() == ["sub", "sub/f"]
+
+
+async def test_a_stream_that_breaks_off_ends_the_copy(guest: Guest, tmp_path: Path, there: Path) -> None:
+    """In the middle of a file, and where it is no tar at all: nothing waits for what never comes."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        member = tarfile.TarInfo("f")
+        member.size = 1 << 20
+        tar.addfile(member, io.BytesIO(os.urandom(1 << 20)))
+
+    async def broken(data: bytes, error: Exception | None) -> AsyncIterator[bytes]:
+        yield data
+        if error is not None:
+            raise error
+
+    half = packed.getvalue()[: 300 << 10]
+    for number, (data, error, kind) in enumerate(
+        (
+            (half, ConnectionResetError("gone"), ConnectionResetError),
+            (half, None, InvalidValue),
+            (b"no tar" * 1000, None, InvalidValue),
+            (b"", None, InvalidValue),
+        )
+    ):
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(kind):
+                kept = tmp_path / f"kept-{number}"
+                await archive.unpack_arriving(broken(data, error), kept, str(there), guest.session.files)
+    assert guest.session.processes == {}
 
 
 async def test_what_is_refused(cp: Any, here: Path, there: Path) -> None:

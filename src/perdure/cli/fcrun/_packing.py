@@ -64,4 +64,5 @@ def _file(path: str, member: tarfile.TarInfo) -> Iterator[bytes]:
             left -= len(data)
             yield head + data if head else data
             head = b""
-    yield head + bytes(-member.size % _BLOCK)
+    if rest := head + bytes(-member.size % _BLOCK):
+        yield rest

@@ -7,76 +7,136 @@ import posixpath
 import shutil
 import stat
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, NamedTuple, TypeVar
 
 from perdure.errors import InvalidValue
 from perdure.execution.guest.session import FileEntry, GuestFiles
+from perdure.execution.sandboxes.arriving import Arriving
 
 CHUNK_BYTES = 1 << 18
 BLOCK_BYTES = 512
+T = TypeVar("T")
 _KINDS = {tarfile.DIRTYPE: stat.S_IFDIR, tarfile.SYMTYPE: stat.S_IFLNK, tarfile.FIFOTYPE: stat.S_IFIFO}
 
 
 async def unpack(tar_file: Path, path: str, files: GuestFiles) -> None:
     """Make the members of a tar file below the guest's folder ``path``. Raises InvalidValue, NotFound, GuestFailed."""
-    try:
-        with await asyncio.to_thread(tarfile.open, tar_file) as tar:
-            await files.unpack(path, _members(tar, files.takes_links))
-    except tarfile.TarError as error:
-        raise InvalidValue(f"not a tar stream: {error}") from error
+    with tar_file.open("rb") as file:
+        await _unpack(file, path, files)
+
+
+async def unpack_arriving(pieces: AsyncIterator[bytes], kept: Path, path: str, files: GuestFiles) -> None:
+    """The same of a tar stream, while it comes; ``kept``: a new file for what has come. Raises NoSpace too."""
+    with Arriving(kept) as stream:
+        filling = asyncio.create_task(stream.fill(pieces))
+        try:
+            await _unpack(stream, path, files)
+            await filling  # what follows the end of a tar means nothing, but its sender wants to be rid of it
+        except BaseException:
+            stream.end(InvalidValue("the tar stream was not unpacked to its end"))
+            filling.cancel()
+            await asyncio.gather(filling, return_exceptions=True)
+            raise
+
+
+async def _unpack(file: IO[bytes] | Arriving, path: str, files: GuestFiles) -> None:
+    # a thread of its own: it may wait for a sender, and the loop's are everybody's
+    with ThreadPoolExecutor(1, thread_name_prefix="unpack") as pool:
+
+        def run(work: Callable[..., T], *values: Any) -> asyncio.Future[T]:
+            return asyncio.get_running_loop().run_in_executor(pool, work, *values)
+
+        try:
+            tar = await run(lambda: tarfile.open(fileobj=file, mode="r:"))  # noqa: SIM115 - the file is the caller's
+            await files.unpack(path, _members(_steps(tar), files.takes_links, run))
+        except tarfile.TarError as error:
+            raise InvalidValue(f"not a tar stream: {error}") from error
+        except BaseException:
+            if isinstance(file, Arriving):
+                file.end(InvalidValue("it is not wanted any more"))  # so that the thread ends
+            raise
 
 
 def check(tar_file: Path) -> None:
     """Read it once from end to end: raises InvalidValue now for what ``unpack`` would refuse at the start."""
-
-    async def all_members() -> None:
-        with tarfile.open(tar_file) as tar:
-            async for _ in _members(tar, _no):
-                pass
-
     try:
-        asyncio.run(all_members())
+        with tarfile.open(tar_file) as tar:
+            for _ in _steps(tar):
+                pass
     except tarfile.TarError as error:
         raise InvalidValue(f"not a tar stream: {error}") from error
 
 
-async def _no() -> bool:
-    return False
+class _Step(NamedTuple):
+    entry: FileEntry
+    first: bytes  # of its content
+    rest: IO[bytes] | None
+    copy_of: tarfile.TarInfo | None  # what a hard link leads to
 
 
-async def _members(
-    tar: tarfile.TarFile, takes_links: Callable[[], Awaitable[bool]]
-) -> AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]:
+def _steps(tar: tarfile.TarFile) -> Iterator[_Step]:
     for member in tar:
-        name, link = _inside(member.name), member.linkname
+        name, link, size = _inside(member.name), "", 0
         source: IO[bytes] | None = None
+        linked: tarfile.TarInfo | None = None
         if member.islnk():
-            # a hard link to an earlier member; an older guest gets a copy
-            try:
-                linked, source = tar.getmember(member.linkname), tar.extractfile(member)
-            except KeyError:
-                raise InvalidValue(
-                    f"the tar stream has {member.name!r}, a hard link to {member.linkname!r}, which is not in it"
-                ) from None
-            kind, size = stat.S_IFREG, linked.size
-            if await takes_links():
-                link, size, source = _inside(linked.name), 0, None
-            else:
-                link = ""
+            kind, linked = stat.S_IFREG, _linked(tar, member)
+            link, source = _inside(linked.name), tar.extractfile(member)
         elif member.isreg():
-            kind, size, source, link = stat.S_IFREG, member.size, tar.extractfile(member), ""
+            kind, size, source = stat.S_IFREG, member.size, tar.extractfile(member)
         elif member.type in _KINDS:
-            kind, size = _KINDS[member.type], 0
+            kind = _KINDS[member.type]
+            link = member.linkname if kind == stat.S_IFLNK else ""
         else:
             raise InvalidValue(f"the tar stream has {member.name!r}, which is no file, folder, link or pipe")
         if not name and kind != stat.S_IFDIR:
             raise InvalidValue("the tar stream has a member without a name")
         if not name:
             continue  # the root itself
-        mode = kind | stat.S_IMODE(member.mode)
-        yield FileEntry(name, mode, member.uid, member.gid, size, int(member.mtime * 1e9), link), _content(source)
+        entry = FileEntry(
+            name, kind | stat.S_IMODE(member.mode), member.uid, member.gid, size, int(member.mtime * 1e9), link
+        )
+        first = source.read(CHUNK_BYTES) if source is not None and linked is None else b""
+        yield _Step(entry, first, source, linked)
+
+
+def _linked(tar: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """What a hard link leads to: an earlier member."""
+    try:
+        return tar._find_link_target(member)  # type: ignore[attr-defined,no-any-return]  # as extractfile() finds it
+    except KeyError:
+        raise InvalidValue(
+            f"the tar stream has {member.name!r}, a hard link to {member.linkname!r}, which is not in it"
+        ) from None
+
+
+async def _members(
+    steps: Iterator[_Step],
+    takes_links: Callable[[], Awaitable[bool]],
+    run: Callable[..., asyncio.Future[Any]],
+) -> AsyncIterator[tuple[FileEntry, AsyncIterator[bytes]]]:
+    while (step := await run(next, steps, None)) is not None:
+        entry, rest = step.entry, step.rest
+        if step.copy_of is not None and await takes_links():
+            rest = None
+        elif step.copy_of is not None:  # an older guest gets a copy
+            entry = replace(entry, link="", size=step.copy_of.size)
+        yield entry, _content(step.first, rest, run)
+
+
+async def _content(
+    first: bytes, rest: IO[bytes] | None, run: Callable[..., asyncio.Future[Any]]
+) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+        if len(first) < CHUNK_BYTES:
+            return
+    while rest is not None and (data := await run(rest.read, CHUNK_BYTES)):
+        yield data
 
 
 def _inside(name: str) -> str:
@@ -85,11 +145,6 @@ def _inside(name: str) -> str:
     if ".." in inside.split("/"):
         raise InvalidValue(f"the tar stream has a member outside of its root: {name!r}")
     return inside
-
-
-async def _content(source: IO[bytes] | None) -> AsyncIterator[bytes]:
-    while source is not None and (data := source.read(CHUNK_BYTES)):
-        yield data
 
 
 async def pack(path: str, files: GuestFiles) -> AsyncIterator[bytes]:
