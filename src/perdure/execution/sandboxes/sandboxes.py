@@ -30,7 +30,7 @@ from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
-from perdure.execution.sandboxes.volumes import Volumes, anonymous_name
+from perdure.execution.sandboxes.volumes import Volumes
 from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.store import Store
@@ -41,14 +41,11 @@ from perdure.host.progress import Progress, silent
 from perdure.model import (
     CallsEndpoint,
     Fork,
-    Mount,
-    MountKind,
     Network,
     NodeEvent,
     Recipe,
     SandboxSpec,
     SandboxState,
-    VolumeUser,
     new_id,
 )
 
@@ -77,7 +74,7 @@ class Sandboxes:
         self.networks = Networks(home.networks)
         self.images = images
         self.ground = ground
-        self.volumes = Volumes(home, self._users_of_volume)
+        self.volumes = Volumes(home, self._records)
         self._home = home
         self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
         self._rooms = Rooms(
@@ -207,32 +204,10 @@ class Sandboxes:
     async def with_volumes(self, spec: SandboxSpec) -> SandboxSpec:
         """The wish, its mounts checked, the volumes that it names there. Raises InvalidValue, NoSpace."""
 
-        def work() -> list[Mount]:
-            found = []
-            for mount in mounts.checked(spec.mounts):
-                if mount.kind is MountKind.VOLUME:
-                    name = mount.source or anonymous_name()
-                    self.volumes.create(name, None, {}, anonymous=not mount.source)
-                    mount = msgspec.structs.replace(mount, source=name)
-                found.append(mount)
-            return found
-
         if not spec.mounts:
             return spec
         self.images.get(spec.image)  # before volumes are made for nothing
-        return msgspec.structs.replace(spec, mounts=await asyncio.to_thread(work))
-
-    def _users_of_volume(self, name: str) -> list[VolumeUser]:
-        return [
-            VolumeUser(
-                id=sandbox.id,
-                name=sandbox.record.name,
-                read_only=volumes[name],
-                attached=sandbox.state in LIVE or sandbox.state is SandboxState.SUSPENDED,
-            )
-            for sandbox in list(self._sandboxes.values())
-            if name in (volumes := mounts.volumes_of(sandbox.record.spec))
-        ]
+        return await asyncio.to_thread(self.volumes.prepared, spec)
 
     async def fork(
         self, ref: str, forks: Sequence[Fork], progress: Progress = silent, *, populate: bool | None = None

@@ -27,12 +27,14 @@ import msgspec
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.execution.sandboxes import disk
 from perdure.execution.sandboxes.keptdisks import SECTOR_BYTES
-from perdure.execution.sandboxes.mounts import volumes_of
+from perdure.execution.sandboxes.mounts import checked, volumes_of
+from perdure.execution.sandboxes.record import Record
+from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.snapshots import diskchanges
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host.paths import Home
 from perdure.linux import durable
-from perdure.model import DEFAULT_VOLUME_MIB, Frozen, SandboxSpec, VolumeInfo, VolumeUser
+from perdure.model import DEFAULT_VOLUME_MIB, Frozen, MountKind, SandboxSpec, SandboxState, VolumeInfo, VolumeUser
 
 VERSION = 1
 Mark = list[int]  # size, inode, time of modification in ns
@@ -43,6 +45,9 @@ _MEBIBYTE = 1 << 20
 _INCOMPAT_AT, _NEEDS_RECOVERY = 1024 + 96, 4
 
 _log = logging.getLogger(__name__)
+
+
+_Users = list[VolumeUser]  # Volumes.list hides the builtin inside the class
 
 
 class _Record(Frozen, frozen=True, kw_only=True):
@@ -56,10 +61,22 @@ class _Record(Frozen, frozen=True, kw_only=True):
 
 
 class Volumes:
-    """``users(name)``: the sandboxes that it belongs to."""
+    """``records``: of all sandboxes."""
 
-    def __init__(self, home: Home, users: Callable[[str], list[VolumeUser]]) -> None:
-        self._home, self._users = home, users
+    def __init__(self, home: Home, records: Callable[[], Iterable[Record]]) -> None:
+        self._home, self._records = home, records
+
+    def _users(self, name: str) -> _Users:
+        return [
+            VolumeUser(
+                id=record.id,
+                name=record.name,
+                read_only=volumes[name],
+                attached=record.state in LIVE or record.state is SandboxState.SUSPENDED,
+            )
+            for record in self._records()
+            if name in (volumes := volumes_of(record.spec))
+        ]
 
     # -- what there is ------------------------------------------------------------------------------------------------
     def names(self) -> list[str]:
@@ -158,6 +175,17 @@ class Volumes:
                 durable.sync(target.parent)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
+
+    def prepared(self, spec: SandboxSpec) -> SandboxSpec:
+        """The wish of a new sandbox, its mounts checked, the volumes that it names there."""
+        found = []
+        for mount in checked(spec.mounts):
+            if mount.kind is MountKind.VOLUME:
+                name = mount.source or anonymous_name()
+                self.create(name, None, {}, anonymous=not mount.source)
+                mount = msgspec.structs.replace(mount, source=name)
+            found.append(mount)
+        return msgspec.structs.replace(spec, mounts=found)
 
     def remove(self, name: str) -> Path:
         """It is gone by this, durably; delete the folder that is returned, which may take long.
