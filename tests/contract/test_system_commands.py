@@ -193,7 +193,7 @@ def test_what_the_disk_is_taken_by(node: Node) -> None:
 
     table = node.fcrun.said("system", "df").splitlines()
     assert table[0].split() == ["TYPE", "TOTAL", "ACTIVE", "SIZE", "RECLAIMABLE"]
-    assert table[3].split() == ["Kept", "disks", "1", "0", "1.05MB", "1.05MB", "(100%)"]
+    assert table[4].split() == ["Kept", "disks", "1", "0", "1.05MB", "1.05MB", "(100%)"]
     assert node.fcrun.said("system", "df", "--format", "{{.Type}} {{.Active}}/{{.TotalCount}}").splitlines()[0] == (
         "Images 1/2"
     )
