@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from perdure.client.node import NodeClient
 from perdure.errors import Conflict
 from perdure.execution.sandboxes import volumes
-from perdure.model import ExecSpec, Mount, MountKind, SandboxInfo
+from perdure.model import ExecSpec, Mount, MountKind, SandboxInfo, SandboxSpec
 
 pytestmark = pytest.mark.vm
 IMAGE = "perdure-test"
@@ -70,7 +71,7 @@ def test_it_sleeps_with_its_sandbox(start: Start, client: NodeClient, volume: st
     with pytest.raises(Conflict, match="no snapshot holds"):
         client.checkpoint(one)
     client.suspend(one)
-    two = client.create(client.get(one).spec.__class__(image=IMAGE, command=["true"], mounts=[data])).id
+    two = client.create(SandboxSpec(image=IMAGE, command=["true"], mounts=[data])).id
     with pytest.raises(Conflict, match="attached to sandbox one"):
         client.start(two)
     client.resume(one)
@@ -85,6 +86,31 @@ def test_it_sleeps_with_its_sandbox(start: Start, client: NodeClient, volume: st
         client.resume(one)
     client.start(one)
     assert sh(client, one, "cat /v/file") == (0, "first\nsecond\n")
+
+
+def test_files_of_one_that_has_ended(fcrun: Fcrun, client: NodeClient, tmp_path: Path) -> None:
+    """Out of it, as long as it is there; into one that has not started, what its main process finds."""
+    (tmp_path / "f").write_text("put in")
+    assert (
+        fcrun(
+            "create",
+            "--name",
+            "box",
+            "-v",
+            f"{tmp_path}:/copied:ro",
+            IMAGE,
+            "sh",
+            "-c",
+            "cat /etc/f /copied/f; >/copied/x",
+        ).returncode
+        == 0
+    )
+    assert fcrun("cp", str(tmp_path / "f"), "box:/etc").returncode == 0
+    done = fcrun("start", "-a", "box")
+    assert "put input in" in done.stdout and "Read-only" in done.stderr
+    done = fcrun("cp", "box:/etc/f", str(tmp_path / "back"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "back").read_text() == "put in"
 
 
 def test_an_empty_volume_gets_what_the_image_has(start: Start, client: NodeClient, volume: str) -> None:

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from perdure.errors import Conflict, InvalidValue
 from perdure.execution.images.image import Image
-from perdure.execution.sandboxes import archive
+from perdure.execution.sandboxes import archive, reading
 from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
 from perdure.execution.sandboxes.sandbox import Sandbox
@@ -300,11 +300,11 @@ class Api:
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
         path = _guest_path(request)
-        files = self._find(request).files
-        await files.stat(path, follow=False)  # an error is told as one while no answer has begun
-        response = await stream(request, "application/x-tar")
-        async for data in archive.pack(path, files):
-            await response.write(data)
+        async with reading.files_of(self._find(request)) as files:
+            await files.stat(path, follow=False)  # an error is told as one while no answer has begun
+            response = await stream(request, "application/x-tar")
+            async for data in archive.pack(path, files):
+                await response.write(data)
         return response
 
     async def stat(self, request: web.Request) -> web.Response:
@@ -312,7 +312,8 @@ class Api:
         if sandbox.state is SandboxState.CREATED:
             there = await asyncio.to_thread(sandbox.foretold, _guest_path(request), follow=follow)
             return ok({"mode": there.mode, "size": 0, "mtime_s": 0.0, "link": there.link})
-        entry = await sandbox.files.stat(_guest_path(request), follow=follow)
+        async with reading.files_of(sandbox) as files:
+            entry = await files.stat(_guest_path(request), follow=follow)
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
 
     async def _receive(self, request: web.Request) -> Path:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from perdure.errors import Conflict, GuestFailed, MachineFailed, PerdureError
-from perdure.execution.guest.session import GuestCall, GuestSession
+from perdure.execution.guest.session import GuestCall, GuestFiles, GuestSession
 from perdure.execution.guest.tree import GuestTree
 from perdure.execution.images.image import Image
 from perdure.execution.machine.remote import Launcher
@@ -50,6 +50,17 @@ async def tree_of(sandbox: Sandbox, *, still: bool = False) -> AsyncIterator[Gue
     else:
         async with sandbox.looked_at() as session:
             yield session.tree
+
+
+@contextlib.asynccontextmanager
+async def files_of(sandbox: Sandbox) -> AsyncIterator[GuestFiles]:
+    """Its files, to read them only, but for those on its volumes where it does not run. Raises as ``tree_of``."""
+    if sandbox.state in (S.CREATED, S.EXITED):
+        async with _quiet(sandbox) as session:
+            yield session.files
+    else:
+        async with sandbox.looked_at() as session:
+            yield session.files
 
 
 @contextlib.asynccontextmanager
