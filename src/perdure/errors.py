@@ -4,7 +4,9 @@
     ├── InvalidValue                 the caller's input is wrong
     │   ├── ImageInvalid             an image archive that is not one, or that plays tricks
     │   ├── SnapshotInvalid          a layer or manifest that does not verify
-    │   └── AgentInvalid             an agent file that does not import, or names no agent
+    │   ├── AgentInvalid             an agent file that does not import, or names no agent
+    │   ├── WrongMethod              a path of an API that does not know this method
+    │   └── TooLarge                 more bytes than a request may have
     ├── NotFound                     no such sandbox, image, run, wait …
     ├── Conflict                     the thing is not in a state that allows this
     │   ├── IllegalTransition        a state table has no such arrow
@@ -12,10 +14,12 @@
     │   ├── StaleEpoch               a former owner of the run tried to act
     │   └── AlreadyRunning           a daemon already serves this state folder
     ├── Unsupported                  this machine or version cannot do it
-    ├── NoRights                     root or a group is missing
+    ├── NoRights                     root or a group is missing, or a token's scope is too small
+    │   └── Unauthorized             no token, or none that is valid
     ├── NoSpace                      the disk is full
     ├── NoRoom                       the node's memory, or its number of machines, allows no more of them
     ├── AssetTampered                a downloaded file does not have its pinned digest
+    ├── TooSlow                      a request whose bytes did not come in time
     ├── Unavailable                  a daemon, node or provider does not answer
     ├── CommandNotFound              (127) no such program in the image
     ├── CommandNotExecutable         (126) it is there, but cannot be invoked
@@ -82,6 +86,16 @@ class AgentInvalid(InvalidValue):
     code = "agent-invalid"
 
 
+class WrongMethod(InvalidValue):
+    code = "wrong-method"
+    http_status = 405
+
+
+class TooLarge(InvalidValue):
+    code = "too-large"
+    http_status = 413
+
+
 class NotFound(PerdureError):
     code = "not-found"
     http_status = 404
@@ -118,6 +132,11 @@ class NoRights(PerdureError):
     http_status = 403
 
 
+class Unauthorized(NoRights):
+    code = "unauthorized"
+    http_status = 401
+
+
 class NoSpace(PerdureError):
     code = "no-space"
     http_status = 507
@@ -130,6 +149,11 @@ class NoRoom(PerdureError):
 
 class AssetTampered(PerdureError):
     code = "asset-tampered"
+
+
+class TooSlow(PerdureError):
+    code = "too-slow"
+    http_status = 408
 
 
 class Unavailable(PerdureError):

@@ -257,6 +257,7 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     ports: list[PublishedPort] = []  # those that the node listens for now, with the host's numbers
     health: Health | None = None  # while it runs, where there is a health check
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
+    owner: str = ""  # the token of scope `own` that made it
 
 
 class SandboxUsage(Frozen, frozen=True, kw_only=True):
@@ -426,6 +427,34 @@ class NodeEvent(Frozen, frozen=True, kw_only=True):
     kind: str  # sandbox.created, .started, .suspended, .resumed, .exited, .removed, image.added …
     sandbox_id: str = ""
     details: dict[str, Any] = {}
+
+
+class TokenInfo(Frozen, frozen=True, kw_only=True):
+    """A token of a node's API, as ``fcrun token ls`` shows it; never its secret."""
+
+    id: str
+    name: str
+    scope: str  # all, own, read
+    created: float
+    expires: float | None = None
+
+
+class AuditEntry(Frozen, frozen=True, kw_only=True):
+    """One line of a node's audit (docs/formats/records.md)."""
+
+    time: float
+    request: str  # the same in the entries of one request
+    phase: str  # "done"; of what answers while it goes on: "begun", then "ended"
+    who: dict[str, Any] = {}  # uid and pid; token and name
+    source: str = ""  # unix, or ADDRESS:PORT
+    method: str = ""
+    route: str = ""
+    ref: str = ""  # what the request named
+    sandboxes: list[str] = []  # ids that it had to do with
+    status: int = 0
+    code: str = ""  # of the error
+    times: int = 1  # refused strangers are counted together when there are many
+    lost: int = 0  # entries before this one that could not be written
 
 
 class DiskUse(Frozen, frozen=True, kw_only=True):

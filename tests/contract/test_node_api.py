@@ -87,7 +87,7 @@ def ask(home: Home, method: str, path: str, body: bytes | None = None) -> tuple[
     ("method", "path", "body", "status", "code"),
     [
         ("GET", "/v1/nothing", None, 404, "not-found"),
-        ("PATCH", "/v1/sandboxes", None, 501, "unsupported"),
+        ("PATCH", "/v1/sandboxes", None, 405, "wrong-method"),
         ("POST", "/v1/sandboxes", b"{", 400, "invalid-value"),
         ("POST", "/v1/sandboxes", b"[]", 400, "invalid-value"),
         ("POST", "/v1/sandboxes", b'{"image": 7}', 400, "invalid-value"),

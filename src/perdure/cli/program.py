@@ -97,6 +97,10 @@ class Program:
     def main(self, argv: list[str] | None = None) -> int:
         """Run one command; its exit status."""
         argv = sys.argv[1:] if argv is None else argv
+        if self._docker:
+            argv, host = split_host(argv)
+            if host is not None:
+                os.environ["FCRUN_HOST"] = host
         names = self.command_names()
         if argv[:1] == ["help"] and len(argv) > 1 and argv[1] in names:
             argv = [argv[1], "--help"]
@@ -153,8 +157,23 @@ class Program:
         for group in self.groups:
             members = [command for command in commands if group == command.GROUP]
             text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<10}  {command.HELP}\n" for command in members))
+        if self._docker and " " not in self.name:
+            text.append(
+                "\nOptions:\n"
+                "  -H, --host HOST  the node to talk to: tcp://HOST:PORT or unix:///PATH (FCRUN_HOST); over TCP with\n"
+                "                   FCRUN_TOKEN or FCRUN_TOKEN_FILE, and FCRUN_FINGERPRINT or FCRUN_CA\n"
+            )
         text.append(f"\nRun '{self.name} COMMAND --help' for more on a command.\n")
         return "".join(text)
+
+
+def split_host(argv: list[str]) -> tuple[list[str], str | None]:
+    """The words without the ``-H HOST``, ``--host HOST`` or ``--host=HOST`` that they may begin with, and that HOST."""
+    if argv[:1] and argv[0].startswith("--host="):
+        return argv[1:], argv[0].removeprefix("--host=")
+    if argv[:1] in (["-H"], ["--host"]) and len(argv) > 1:
+        return argv[2:], argv[1]
+    return argv, None
 
 
 def group_of(command: ModuleType) -> Program | None:

@@ -12,13 +12,14 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client.border import BorderClient
 from perdure.client.library import LibraryClient
 from perdure.client.registries import RegistryClient
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.client.views import ViewsClient
 from perdure.client.volumes import VolumesClient
-from perdure.errors import PerdureError, Unavailable, from_json
+from perdure.errors import NoRights, PerdureError, Unavailable, from_json
 from perdure.formats.logs import STDERR as STDERR
 from perdure.formats.logs import STDOUT as STDOUT
 from perdure.formats.logs import Decoder, LogRecord
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from perdure.client.websocket import WebSocket
 
 STDIN = 0
+AWAY_S = 30.0  # a node on another machine may be away, as when it is restarted
+AWAY_AGAIN_S = 0.2
 SHUTDOWN_S = 60.0  # a daemon that ends waits some time for what is under way
 
 # named here because NodeClient.list hides the builtin inside the class
@@ -109,11 +112,13 @@ class Session:
 class NodeClient(ViewsClient):
     """All that a node can be asked. ``ref`` is a sandbox's id, a unique prefix of it, or its name."""
 
-    def __init__(self, home: Home, progress: Progress | None = None) -> None:
-        """progress: told about long steps (a first start of the emulated host, an image being packed)."""
+    def __init__(self, home: Home, progress: Progress | None = None, http: Transport | None = None) -> None:
+        """progress: told about long steps (a first start of the emulated host, an image being packed). http: to
+        another node than that of ``home``."""
         self.home = home
+        self.is_elsewhere = http is not None
         self._progress = progress
-        self._http = Transport(
+        self._http = http or Transport(
             f"unix:{home.socket('fcrund')}",
             service="the node daemon (fcrund)",
             hint=f"its log is {home.run / 'fcrund.log'}; any fcrun command starts it again",
@@ -123,6 +128,34 @@ class NodeClient(ViewsClient):
         self.registries = RegistryClient(self._http, progress)
         self.library = LibraryClient(self._http, progress)
         self.volumes = VolumesClient(self._http)
+        self.border = BorderClient(self._http)
+
+    @classmethod
+    def named(cls, environ: Mapping[str, str], home: Home, progress: Progress | None = None) -> NodeClient:
+        """The node that FCRUN_HOST names, else that of ``home``. Raises InvalidValue."""
+        if not environ.get("FCRUN_HOST"):
+            return cls(home, progress)
+        from perdure.client import place
+
+        return cls(home, progress, place.transport(environ))
+
+    def ensure(self) -> None:
+        """It answers. The node of this home is started if need be; another one is waited for, and never started.
+
+        Raises Unavailable, NoRights.
+        """
+        if not self.is_elsewhere:
+            ensure_running(self.home)
+            return
+        deadline = time.monotonic() + AWAY_S
+        while True:
+            try:
+                self.system(timeout_s=AWAY_S)
+                return
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(AWAY_AGAIN_S)
 
     # -- the node ---------------------------------------------------------------------------------------------------
     def system(self, timeout_s: float | None = None, *, brief: bool = False) -> dict[str, Any]:
@@ -246,7 +279,7 @@ class NodeClient(ViewsClient):
             try:
                 return self._sandbox("GET", f"{_path(ref)}/wait")
             except Unavailable:
-                ensure_running(self.home)
+                self.ensure()
 
     # -- what runs in them ------------------------------------------------------------------------------------------
     def logs(
@@ -427,6 +460,8 @@ def ensure_running(home: Home) -> None:
     try:
         client.system(timeout_s=5.0, brief=True)
         return
+    except NoRights:
+        raise
     except PerdureError:
         pass  # nothing listens, or it is just dying: the lock decides
     import os

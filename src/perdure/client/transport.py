@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
 from perdure.client import http1
-from perdure.errors import ProtocolError, Unavailable, from_json
+from perdure.errors import NoRights, PerdureError, ProtocolError, Unavailable, from_json
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -33,6 +33,17 @@ class _UnixConnection(http1.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = _unix_socket(self._path, self.timeout)
+
+
+class _TlsConnection(http1.HTTPConnection):
+    def __init__(self, host: str, port: int, timeout_s: float | None, tls: Tls) -> None:
+        super().__init__(host, port, timeout=timeout_s)
+        self._tls = tls
+
+    def connect(self) -> None:
+        from perdure.client.tls import connect
+
+        self.sock = connect(self.host, self.port, self.timeout, self._tls)
 
 
 def _unix_socket(path: str, timeout_s: float | None) -> socket.socket:
@@ -99,12 +110,21 @@ class Response:
 class Transport:
     """Requests to one daemon.
 
-    address: ``unix:/path/to.sock`` or ``http://host:port``; service and hint: what an error names and advises when
-    nothing answers there.
+    address: ``unix:/path/to.sock``, ``http://host:port`` or, with ``tls``, ``https://host:port``; service and hint:
+    what an error names and advises when nothing answers there.
     """
 
-    def __init__(self, address: str, *, service: str, hint: str = "", headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        service: str,
+        hint: str = "",
+        headers: Mapping[str, str] | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self.address = address
+        self._tls = tls
         self._service = service
         self._hint = hint
         self._headers = dict(headers or {})
@@ -134,9 +154,13 @@ class Transport:
             )
         except (BrokenPipeError, ConnectionResetError):
             pass  # it answered before it read all of the body: the answer says why
-        except (OSError, http1.HTTPException) as error:
+        except PerdureError:
             connection.close()
-            raise self._unreachable(error) from error
+            raise
+        except (OSError, http1.HTTPException) as error:
+            if type(error).__name__ not in ("SSLEOFError", "SSLZeroReturnError"):  # the same, over TLS
+                connection.close()
+                raise self._unreachable(error) from error
         try:
             answer = connection.getresponse()
         except (OSError, http1.HTTPException) as error:
@@ -203,7 +227,11 @@ class Transport:
 
         try:
             if self.address.startswith("unix:"):
-                link = _unix_socket(self.address[5:], None)
+                link: Link = _unix_socket(self.address[5:], None)
+            elif self._tls is not None:
+                from perdure.client.tls import shared
+
+                link = shared(*self._tcp(), self._tls)
             else:
                 link = socket.create_connection(self._tcp())
         except OSError as error:
@@ -217,10 +245,42 @@ class Transport:
     def _connection(self, timeout_s: float | None) -> http1.HTTPConnection:
         if self.address.startswith("unix:"):
             return _UnixConnection(self.address[5:], timeout_s)
+        if self._tls is not None:
+            return _TlsConnection(*self._tcp(), timeout_s, self._tls)
         return http1.HTTPConnection(*self._tcp(), timeout=timeout_s)
 
-    def _unreachable(self, error: Exception) -> Unavailable:
+    def _unreachable(self, error: Exception) -> PerdureError:
+        if isinstance(error, PermissionError) and self.address.startswith("unix:"):
+            return _not_allowed(self.address[5:], self._service)
         return Unavailable(f"{self._service} does not answer at {self.address}: {error!r}", hint=self._hint)
+
+
+def _not_allowed(path: str, service: str) -> NoRights:
+    """The socket is there, and is for others."""
+    import grp
+    import os
+
+    group = ""
+    place = path
+    while place != "/":
+        try:
+            facts = os.stat(place)  # noqa: PTH116 - pathlib costs start time
+        except PermissionError:
+            place = os.path.dirname(place)  # noqa: PTH120
+            continue
+        except OSError:
+            break
+        if facts.st_gid != 0 and facts.st_mode & 0o010:  # who is in it gets through
+            try:
+                group = grp.getgrgid(facts.st_gid).gr_name
+            except KeyError:
+                group = str(facts.st_gid)
+        break
+    if group:
+        hint = f"Add yourself to group {group}, and log in again: sudo usermod -aG {group} $USER"
+    else:
+        hint = 'It is for its owner. A group may use it that settings.toml names: [node] group = "fcrun"'
+    return NoRights(f"permission denied while connecting to {service} at {path}", hint=hint)
 
 
 def _target(path: str, query: Mapping[str, Any] | None) -> str:
@@ -237,4 +297,5 @@ def _refusal(response: Response) -> Exception:
 
 
 if TYPE_CHECKING:
-    from perdure.client.websocket import WebSocket
+    from perdure.client.tls import Tls
+    from perdure.client.websocket import Link, WebSocket

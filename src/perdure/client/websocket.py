@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
@@ -27,10 +27,22 @@ from perdure.errors import ProtocolError, Unavailable, from_json
 CHUNK_BYTES = 1 << 16
 
 
+class Link(Protocol):
+    """What it needs of a socket."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+    def recv(self, size: int, /) -> bytes: ...
+
+    def shutdown(self, how: int, /) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class WebSocket:
     """Binary and JSON messages both ways. One thread may read while others send."""
 
-    def __init__(self, link: socket.socket, target: str, *, headers: Mapping[str, str]) -> None:
+    def __init__(self, link: Link, target: str, *, headers: Mapping[str, str]) -> None:
         self._link = link
         self._protocol = WSConnection(ConnectionType.CLIENT)
         self._sending = threading.Lock()

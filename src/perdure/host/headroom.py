@@ -22,6 +22,7 @@ def keep(home: Home) -> None:
     if _free_bytes(home) < 4 * HEADROOM_BYTES:  # never what somebody else was just given
         return
     with contextlib.suppress(OSError), path.open("ab") as file:  # what is short of it, the next one makes
+        os.fchmod(file.fileno(), 0o600)
         if os.fstat(file.fileno()).st_size < HEADROOM_BYTES:  # also where who made it was killed before it was whole
             os.posix_fallocate(file.fileno(), 0, HEADROOM_BYTES)
 

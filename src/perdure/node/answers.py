@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
-from perdure.errors import InvalidValue, NotFound, PerdureError, Unsupported
+from perdure.errors import InvalidValue, NotFound, PerdureError, WrongMethod
 from perdure.host.progress import Progress, silent
+from perdure.node import visit
 
 NDJSON = "application/x-ndjson"
+SERVER = "fcrund"  # strangers need not know which version of what it is
 PROGRESS_INTERVAL_S = 0.1
 
 T = TypeVar("T")
@@ -25,8 +28,17 @@ def ok(value: Any = None, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 
-def failure(error: PerdureError) -> web.Response:
-    return ok({"error": error.to_json()}, error.http_status)
+class Failure(web.Response):
+    """An error as an answer."""
+
+    def __init__(self, error: PerdureError) -> None:
+        self.error_code = error.code
+        data = msgspec.json.encode({"error": error.to_json()})
+        super().__init__(body=data, status=error.http_status, content_type="application/json")
+
+
+def failure(error: PerdureError) -> Failure:
+    return Failure(error)
 
 
 def known(error: Exception) -> PerdureError:
@@ -36,7 +48,7 @@ def known(error: Exception) -> PerdureError:
     if isinstance(error, web.HTTPNotFound):
         return NotFound("no such path in the node's API")
     if isinstance(error, web.HTTPMethodNotAllowed):
-        return Unsupported(f"this path does not know {error.method}")
+        return WrongMethod(f"this path does not know {error.method}, but {', '.join(sorted(error.allowed_methods))}")
     if isinstance(error, web.HTTPException):
         return InvalidValue(error.reason)
     _log.error("internal error", exc_info=error)
@@ -57,11 +69,13 @@ async def errors_as_json(request: web.Request, handler: Callable[[web.Request], 
 
 async def body(request: web.Request, kind: type[T]) -> T:
     """The request's JSON as a value of ``kind``; an empty body is ``{}``. Raises InvalidValue that names the field."""
-    data = await request.read()
+    data = b"".join([piece async for piece in visit.pieces(request)])
     try:
-        return msgspec.json.decode(data or b"{}", type=kind)
+        wish = msgspec.json.decode(data or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
+    visit.check_wish(wish)
+    return wish
 
 
 def number(request: web.Request, name: str) -> float | None:
@@ -69,9 +83,12 @@ def number(request: web.Request, name: str) -> float | None:
     if (text := request.query.get(name)) is None:
         return None
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        raise InvalidValue(f"{name} is {text!r}: not a number") from None
+        value = math.nan
+    if not math.isfinite(value):
+        raise InvalidValue(f"{name} is {text!r}: not a number")
+    return value
 
 
 async def stream(request: web.Request, content_type: str) -> web.StreamResponse:
@@ -122,14 +139,24 @@ async def long(
             if what != shown or loop.time() >= due or done == total:
                 shown, due = what, loop.time() + PROGRESS_INTERVAL_S
                 await response.write(msgspec.json.encode({"progress": step}) + b"\n")
-        try:
-            last: dict[str, Any] = {"ok": task.result()}
-        except Exception as error:
-            last = {"error": known(error).to_json()}
+        last = _told(task)
         await response.write(msgspec.json.encode(last) + b"\n")
         await response.write_eof()
     except ConnectionError:
         await asyncio.wait({task})
-        if not task.cancelled() and task.exception() is not None:
-            _log.info("%s %s failed after its client left: %r", request.method, request.path, task.exception())
+        if "error" in (left := _told(task)):
+            _log.info("%s %s failed after its client left: %s", request.method, request.path, left["error"])
     return response
+
+
+def _told(task: asyncio.Future[Any]) -> dict[str, Any]:
+    """How it went: as the last line of an answer. The audit is told first."""
+    status, code = 200, ""
+    try:
+        last: dict[str, Any] = {"ok": task.result()}
+    except (Exception, asyncio.CancelledError) as error:
+        told = known(error) if isinstance(error, Exception) else PerdureError("the node ended before it was done")
+        last, status, code = {"error": told.to_json()}, told.http_status, told.code
+    if (here := visit.current()) is not None:
+        here.end(status, code)
+    return last

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
@@ -37,13 +38,17 @@ from perdure.model import (
     WakeReason,
 )
 from perdure.node import terminals, uploads
-from perdure.node.answers import body, errors_as_json, long, number, ok, stream
+from perdure.node.answers import body, long, number, ok, stream
+from perdure.node.audit import Audit, AuditApi
+from perdure.node.border import PATIENCE_S, Border
+from perdure.node.doors import Door, Outside
 from perdure.node.imagecare import ImageCare, image_info
 from perdure.node.networks import NetworksApi
 from perdure.node.registries import Registries
 from perdure.node.snapshots import Snapshots
 from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
+from perdure.node.tokens import Tokens, TokensApi
 from perdure.node.views import Views
 from perdure.node.volumes import VolumesApi
 
@@ -97,15 +102,21 @@ _Images = list[Image]  # Api.list hides the builtin inside the class
 class Api:
     """Handlers; ``shutdown`` ends the daemon."""
 
-    def __init__(self, home: Home, sandboxes: Sandboxes, shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self, home: Home, sandboxes: Sandboxes, shutdown: Callable[[], None], *, patience_s: float = PATIENCE_S
+    ) -> None:
         self._home = home
+        self._tokens, self._audit = Tokens(home.root / "tokens.json"), Audit(home.root / "log")
+        self._patience_s = patience_s
+        self._border = Border(self._tokens, self._audit, patience_s=patience_s)
         self._sandboxes = sandboxes
         self._shutdown = shutdown
         self._templates = WorkloadTemplates(sandboxes)
 
     def application(self) -> web.Application:
         """Within the running loop that serves it."""
-        app = web.Application(middlewares=[errors_as_json], client_max_size=64 << 20)
+        app = web.Application()
+        self._border.guard(app)
         one = "/v1/sandboxes/{ref}"
         app.add_routes(
             [
@@ -143,13 +154,34 @@ class Api:
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
         app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
+        self._system = System(self._home, every, every.store, self._shutdown)
+        app.add_routes(self._system.routes())
+        app.add_routes([*TokensApi(self._tokens).routes(), *AuditApi(self._audit).routes()])
         app.add_routes(NetworksApi(every).routes())
         registries = Registries(self._home, every)
         app.add_routes(registries.routes())
         app.add_routes(ImageCare(self._home, every, registries).routes())
         app.add_routes(VolumesApi(self._home, every).routes())
-        app.add_routes(System(self._home, every, every.store, self._shutdown).routes())
         return app
+
+    def door(self, runner: web.AppRunner, listening: socket.socket, limit: int, outside: Outside | None = None) -> Door:
+        """Where clients come in to the application that ``runner`` has set up."""
+        assert runner.server is not None
+        door = Door(
+            listening,
+            runner.server,
+            tls=outside.tls if outside is not None else None,
+            limit=limit,
+            patience_s=self._patience_s,
+            refused_bytes=self._border.refused_bytes,
+        )
+        if outside is not None:
+            self._system.outside = {"listen": door.address, "fingerprint": outside.fingerprint}
+        return door
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        self._audit.end()
 
     def _find(self, request: web.Request) -> Sandbox:
         return self._sandboxes.find(request.match_info["ref"])

@@ -28,9 +28,10 @@ from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.care import garbage
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
-from perdure.node import compaction, settings
+from perdure.node import compaction, doors, settings, tls
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
+from perdure.node.doors import Outside
 from perdure.node.idleness import Idleness
 from perdure.node.restarts import Restarts
 
@@ -57,12 +58,19 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     sandboxes = Sandboxes(
         home, ground, images, Store(home.store, frames), forwarder.answer, limits.disks_bytes, limits.admission
     )
-    listening = _listen(home.socket("fcrund"))  # clients that come now wait until the records are read
+    doors.raise_descriptors()
+    listening = doors.listen_unix(home, limits.group)  # clients that come now wait until the records are read
+    outside = _listen_outside(home, limits) if limits.listen else None
     await sandboxes.load()  # it ends what still built a template below the line,
     await asyncio.to_thread(garbage.sweep_templates, home.templates)  # of which this takes the rest
-    runner = web.AppRunner(Api(home, sandboxes, over.set).application(), access_log=None)
+    api = Api(home, sandboxes, over.set, patience_s=limits.patience_s)
+    runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=GRACE_S)
     await runner.setup()
-    await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
+    entrances = [api.door(runner, listening, limits.connections)]
+    if outside is not None:
+        entrances.append(api.door(runner, outside.listening, limits.connections, outside))
+    for door in entrances:
+        door.open()
     _log.info("serving %s, pid %d", home.root, os.getpid())
     background = [loop.create_task(ground.watch())]
     background.append(loop.create_task(keptdisks.watch(home.sandboxes, limits.disks_bytes)))
@@ -83,19 +91,21 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
             await sandboxes.leave()
     except TimeoutError:
         _log.warning("ending while sandboxes start, suspend or resume: the next node reconciles them")
+    for door in entrances:
+        await door.close()
     await runner.cleanup()
+    api.close()
     await forwarder.close()
     frames.close()
 
 
-def _listen(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listening.bind(str(path))
-    path.chmod(0o600)
-    listening.listen(128)
-    listening.setblocking(False)
-    return listening
+def _listen_outside(home: Home, limits: settings.Settings) -> Outside:
+    """On TCP, with the certificate that was given, or one of its own."""
+    if limits.tls_certificate and limits.tls_key:
+        certificate, key = Path(limits.tls_certificate), Path(limits.tls_key)
+    else:
+        certificate, key = tls.ensure(home.root / "tls", limits.listen.rpartition(":")[0].strip("[]"))
+    return Outside(doors.listen_tcp(limits.listen), tls.context(certificate, key), tls.fingerprint(certificate))
 
 
 def _sweep(home: Home) -> None:

@@ -21,6 +21,7 @@ from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import silent
 from perdure.model import DockerfileBuild, Frozen, ImageInfo, Pruned
+from perdure.node import visit
 from perdure.node.answers import NDJSON, body, known, ok, stream
 from perdure.node.registries import Registries
 
@@ -84,7 +85,7 @@ class ImageCare:
         context = folder / "context.tar"
         try:
             with space_checked("the build context"), context.open("wb") as file:
-                async for data in request.content.iter_any():
+                async for data in visit.pieces(request):
                     file.write(data)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)

@@ -65,7 +65,8 @@ class Snapshots:
     async def _find(self, request: web.Request) -> str:
         """The digest that REF means: itself, a tag, a sandbox (its newest snapshot), or a unique beginning."""
         digests, tags = await asyncio.to_thread(lambda: (self._store.digests(), self._store.tags()))
-        return self._digest(request.match_info["ref"], digests, tags)
+        shown = [digest for digest in digests if self._sandboxes.shows(digest)]
+        return self._digest(request.match_info["ref"], shown, tags)
 
     def _digest(self, ref: str, digests: _Texts, tags: dict[str, str]) -> str:
         hexadecimal = ref.removeprefix("sha256:")
@@ -127,7 +128,7 @@ class Snapshots:
         names, tags = self._names(), _by_digest(self._store.tags())
         found: list[SnapshotSummary] = []
         replaced: dict[str, str] = {}
-        for digest in self._store.digests():
+        for digest in filter(self._sandboxes.shows, self._store.digests()):
             try:
                 snapshot = self._store.get(digest)
                 found.append(self._summary(snapshot, names, tags))
@@ -171,7 +172,7 @@ class Snapshots:
     async def tree(self, request: web.Request) -> web.Response:
         def grow() -> Any:
             found = []
-            for digest in self._store.digests():
+            for digest in filter(self._sandboxes.shows, self._store.digests()):
                 try:
                     found.append(self._store.get(digest))
                 except (PerdureError, OSError):

@@ -25,6 +25,7 @@ class System:
 
     def __init__(self, home: Home, sandboxes: Sandboxes, store: Store, shutdown: Callable[[], None]) -> None:
         self._home, self._sandboxes, self._store, self._shutdown = home, sandboxes, store, shutdown
+        self.outside: dict[str, str] = {}  # where the node listens for other machines, and with which certificate
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -45,6 +46,7 @@ class System:
                 "sandboxes": states,
                 "images": len(self._sandboxes.images.list()),
                 "emulated": self._sandboxes.ground.emulated,
+                **self.outside,
             }
         )
 

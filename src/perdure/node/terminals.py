@@ -9,20 +9,31 @@ The WebSocket stays open while the sandbox is suspended.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from aiohttp import WSMsgType, web
 
-from perdure.errors import Conflict, GuestFailed, InvalidValue, MachineFailed, PerdureError
+from perdure.errors import Conflict, GuestFailed, InvalidValue, MachineFailed, PerdureError, TooSlow
 from perdure.execution.guest.session import Process
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.waking import is_asleep, may_wake
 from perdure.model import ExecSpec, SandboxState, WakeReason
+from perdure.node import visit
 
 MESSAGE_MAX_BYTES = 8 << 20
+Cells = Annotated[int, msgspec.Meta(ge=0, le=65535)]  # of a terminal: rows, columns
+CLOSE_S = 2.0  # for a client to answer a close
+
+
+class _Wish(msgspec.Struct, frozen=True):
+    """A text message to the node, but for the first one of an exec."""
+
+    eof: bool = False
+    resize: tuple[Cells, Cells] | None = None
+    signal: str = ""
+
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 GetProcess = Callable[[], Awaitable[Process]]
@@ -37,10 +48,16 @@ async def exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketR
 async def _exec_session(request: web.Request, sandbox: Sandbox) -> web.WebSocketResponse:
     socket = await _open(request)
     try:
-        spec = _first(await socket.receive_json())
+        here = visit.current()
+        async with asyncio.timeout(here.patience_s if here is not None else None):
+            first = await socket.receive_json()
+        spec = _first(first)
         if is_asleep(sandbox) and may_wake(sandbox, WakeReason.EXEC):
             await socket.send_json({"state": str(SandboxState.RESUMING)})
         process = await sandbox.exec(spec)
+    except TimeoutError:
+        await _fail(socket, TooSlow("the first message of an exec did not come"))
+        return socket
     except (PerdureError, TypeError, ValueError) as error:
         await _fail(socket, error)
         return socket
@@ -86,8 +103,10 @@ async def _attach_session(
 
 
 async def _open(request: web.Request) -> web.WebSocketResponse:
+    if "Sec-WebSocket-Protocol" in request.headers:
+        raise InvalidValue("this WebSocket has no subprotocols", hint="Leave Sec-WebSocket-Protocol out.")
     # no heartbeat: a client that only pauses (a pager, a slow pipe) answers none, and a dead one closes its socket
-    socket = web.WebSocketResponse(max_msg_size=MESSAGE_MAX_BYTES, compress=False)
+    socket = web.WebSocketResponse(max_msg_size=MESSAGE_MAX_BYTES, compress=False, timeout=CLOSE_S)
     await socket.prepare(request)
     return socket
 
@@ -103,6 +122,8 @@ def _first(message: Any) -> ExecSpec:
 
 async def _fail(socket: web.WebSocketResponse, error: Exception) -> None:
     known = error if isinstance(error, PerdureError) else InvalidValue(f"the client broke the protocol: {error}")
+    if (here := visit.current()) is not None:
+        here.end(known.http_status, known.code)
     if not socket.closed:
         await socket.send_json({"error": known.to_json()})
         await socket.close()
@@ -118,6 +139,8 @@ async def _serve(
     try:
         await asyncio.wait({output, inputs}, return_when=asyncio.FIRST_COMPLETED)
         if not output.done():
+            if isinstance(error := inputs.exception(), InvalidValue):
+                await _fail(socket, error)
             return  # the client has gone
         await socket.send_json({"exit": output.result()})
         await socket.close()
@@ -166,13 +189,17 @@ async def _inputs(socket: web.WebSocketResponse, current: GetProcess) -> None:
         if message.type is WSMsgType.BINARY:
             await (await current()).write_stdin(message.data)
         elif message.type is WSMsgType.TEXT:
-            wish = json.loads(message.data)
-            if wish.get("eof"):
+            try:
+                wish = msgspec.json.decode(message.data, type=_Wish)
+            except msgspec.MsgspecError as error:
+                raise InvalidValue(f"the client broke the protocol: {error}") from error
+            number = signal_number(wish.signal) if wish.signal else 0
+            if wish.eof:
                 (await current()).close_stdin()
-            if size := wish.get("resize"):
-                (await current()).resize(int(size[0]), int(size[1]))
-            if name := wish.get("signal"):
-                await (await current()).signal(signal_number(str(name)))
+            if wish.resize is not None:
+                (await current()).resize(*wish.resize)
+            if number:
+                await (await current()).signal(number)
 
 
 async def _tell_states(socket: web.WebSocketResponse, sandbox: Sandbox) -> None:

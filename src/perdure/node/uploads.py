@@ -10,6 +10,7 @@ from aiohttp import web
 
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host.paths import Home
+from perdure.node import visit
 
 
 def new(home: Home) -> Path:
@@ -24,7 +25,7 @@ async def received(home: Home, request: web.Request) -> Path:
     path = new(home)
     try:
         with space_checked("the archive"), path.open("wb") as file:
-            async for data in request.content.iter_any():
+            async for data in visit.pieces(request):
                 file.write(data)
     except BaseException:
         forget(path)

@@ -39,6 +39,7 @@ async def serve(home: Home) -> None:
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers = load_providers(home)
     try:
+        home.database.touch(mode=0o600)  # what agents say is for nobody else (where a group may use the node's socket)
         context = await open_log(home.database)
     except AlreadyRunning as error:
         raise _already_running(home, error) from error

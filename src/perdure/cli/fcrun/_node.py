@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from perdure.client.node import NodeClient, ensure_running
+from perdure.client.node import NodeClient
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
 
@@ -19,16 +20,29 @@ FAILED = 125
 
 @contextmanager
 def node(*, quiet: bool = False) -> Iterator[NodeClient]:
-    """A client of this user's node. On a terminal, what takes long is shown on stderr."""
+    """A client of this user's node, or of the one that FCRUN_HOST names. What takes long is shown on a terminal."""
     home = Home.find()
-    ensure_running(home)
+    client = NodeClient.named(os.environ, home)
+    if not client.is_elsewhere:  # that one is never started from here
+        client.ensure()
     if quiet or not sys.stderr.isatty():
-        yield NodeClient(home)
+        yield client
         return
     from perdure.host.progress import TerminalProgress
 
     with TerminalProgress() as progress:
-        yield NodeClient(home, progress)
+        yield NodeClient.named(os.environ, home, progress)
+
+
+def refuse_elsewhere(command: str) -> None:
+    """Raises InvalidValue for a command that is about this machine, where FCRUN_HOST or --host names another."""
+    if os.environ.get("FCRUN_HOST"):
+        from perdure.errors import InvalidValue
+
+        raise InvalidValue(
+            f"fcrun {command} is about this machine, and FCRUN_HOST (or --host) names {os.environ['FCRUN_HOST']}",
+            hint="Run it there, or leave that out.",
+        )
 
 
 def tell_if_asleep(info: SandboxInfo) -> None:

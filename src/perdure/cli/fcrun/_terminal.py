@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from perdure.client.node import STDOUT, NodeClient, Session, ensure_running
+from perdure.client.node import STDOUT, NodeClient, Session
 from perdure.errors import InvalidValue, PerdureError, Unavailable
 
 CHUNK_BYTES = 1 << 16
@@ -229,5 +229,5 @@ def follow_main(
             if not from_start:
                 raise
         again = True
-        ensure_running(client.home)
+        client.ensure()
         session = client.attach(ref, logs=True)

@@ -53,8 +53,12 @@ def run(options: argparse.Namespace) -> int:
     if options.words is not None:
         from perdure.cli.completing import candidates
         from perdure.cli.fcrun import PROGRAM
+        from perdure.cli.program import split_host
 
-        found = candidates(PROGRAM, options.words, _names)
+        words, host = split_host(options.words)
+        if host is not None:
+            os.environ["FCRUN_HOST"] = host
+        found = candidates(PROGRAM, words, _names)
         sys.stdout.write("".join(f"{each}\n" for each in found))
         return 0
     if not options.shell:
@@ -72,10 +76,10 @@ def _names(kind: str) -> Iterable[str]:
     from perdure.host.paths import Home
 
     home = Home.find()
-    if not os.path.exists(home.socket("fcrund")):  # noqa: PTH110 - pathlib costs start time
+    if not os.environ.get("FCRUN_HOST") and not os.path.exists(home.socket("fcrund")):  # noqa: PTH110 - costs start time
         return []
-    client = NodeClient(home)
     try:
+        client = NodeClient.named(os.environ, home)
         if kind in ("SANDBOX", "SANDBOX|IMAGE"):
             return [info.name for info in client.list()]
         if kind == "IMAGE":

@@ -20,10 +20,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from perdure.cli.fcrun._node import refuse_elsewhere
     from perdure.host import assets, below
     from perdure.host.paths import Home
     from perdure.host.progress import TerminalProgress
 
+    refuse_elsewhere("host")
     home = Home.find()
     if options.action == "stop":
         print("stopped" if below.stop(home) else "nothing ran")

@@ -17,11 +17,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import os
 
+    from perdure.cli.fcrun._node import refuse_elsewhere
     from perdure.host import assets, kvm
     from perdure.host.emulated import find_programs
     from perdure.host.paths import Home
     from perdure.host.progress import TerminalProgress, silent
 
+    refuse_elsewhere("setup")
     home = Home.find()
     if options.verify:
         assets.recorded(home, thorough=True)

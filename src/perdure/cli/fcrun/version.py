@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
 from perdure import __version__
@@ -34,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
 
     home = Home.find()
     try:
-        node = NodeClient(home).system(timeout_s=5.0)
+        node = NodeClient.named(os.environ, home).system(timeout_s=5.0)
     except Unavailable:
         node = None  # asking for the version starts nothing
     if options.format in ("", "table"):

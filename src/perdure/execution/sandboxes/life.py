@@ -25,7 +25,7 @@ from perdure.execution.images.library import ImageLibrary
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.networks import Networks
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes import mounts, networking, states, workload
+from perdure.execution.sandboxes import acting, mounts, networking, states, workload
 from perdure.execution.sandboxes.activity import Activity
 from perdure.execution.sandboxes.admission import Admission
 from perdure.execution.sandboxes.ground import Ground
@@ -130,7 +130,7 @@ class Life(ABC):
         return SandboxInfo(
             id=record.id,
             name=record.name,
-            spec=record.spec,
+            spec=acting.current().shown(record.spec),
             state=record.state,
             created=record.created,
             started=record.started,
@@ -146,6 +146,7 @@ class Life(ABC):
             ports=record.ports if self.published is not None else [],
             health=self.health.health,
             machine=self.figures | self._fed() if record.state in states.LIVE else {},
+            owner=record.owner,
         )
 
     def _fed(self) -> dict[str, Any]:

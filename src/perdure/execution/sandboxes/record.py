@@ -63,6 +63,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     state: SandboxState = SandboxState.CREATED
     main: str = ""  # the id of its main process in the guest; empty: its own
     recipe: Recipe | None = None  # it is the template of a workload
+    owner: str = ""  # the id of the token that alone sees it, beside those that see everything
     calls: CallsEndpoint | None = None  # where its calls go now: the spec's, or the newest resume's
     generation: int = 0  # the number N of its newest machine-N
     has_disk: bool = False  # machine-N/overlay holds its files

@@ -20,7 +20,7 @@ from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.network import networks
 from perdure.execution.network.networks import Networks
-from perdure.execution.sandboxes import disk, forking, mounts, networking, rehearsing, restarting, workload
+from perdure.execution.sandboxes import acting, disk, forking, mounts, networking, rehearsing, restarting, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.ground import Ground
@@ -94,6 +94,7 @@ class Sandboxes:
         )
         self._sandboxes: dict[str, Sandbox] = {}
         self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
+        self._event_owners: deque[str] = deque(maxlen=EVENTS_KEPT)  # whose each is
         self._event_count = 0
         self._happened = Watch()
 
@@ -102,11 +103,17 @@ class Sandboxes:
         if kind == "sandbox.removed":
             self._sandboxes.pop(record.id, None)
             self._tell_names(record)
-        self.tell(kind, sandbox_id=record.id, name=record.name, **details)
+        self._tell(record.owner, kind, sandbox_id=record.id, name=record.name, **details)
 
     def tell(self, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
         """Record an event and wake who follows."""
+        known = self._sandboxes.get(sandbox_id)
+        owner = known.record.owner if known is not None else acting.current().owner or ""
+        self._tell(owner, kind, sandbox_id=sandbox_id, **details)
+
+    def _tell(self, owner: str, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
         self._events.append(NodeEvent(time=time.time(), kind=kind, sandbox_id=sandbox_id, details=details))
+        self._event_owners.append(owner)
         self._event_count += 1
         self._happened.notify()
 
@@ -114,12 +121,16 @@ class Sandboxes:
         self, *, follow: bool, since: float | None, until: float | None = None
     ) -> AsyncIterator[NodeEvent]:
         """The newest EVENTS_KEPT of this daemon's life, oldest first, then those to come, until that moment."""
+        for_whom = acting.current()
         seen = 0 if since is not None or not follow else self._event_count
         while True:
             happened = self._happened.next
-            fresh = list(self._events)[max(0, len(self._events) - (self._event_count - seen)) :]
+            told = list(zip(self._event_owners, self._events, strict=True))
+            fresh = told[max(0, len(told) - (self._event_count - seen)) :]
             seen = self._event_count
-            for event in fresh:
+            for owner, event in fresh:
+                if not for_whom.sees(owner) and not event.kind.startswith("image."):  # images are everybody's
+                    continue
                 if (since is None or event.time >= since) and (until is None or event.time <= until):
                     yield event
             if not follow:
@@ -134,19 +145,26 @@ class Sandboxes:
     def find(self, ref: str) -> Sandbox:
         """By id, name or unique prefix of an id, those that are not hidden. Raises NotFound, Conflict (ambiguous)."""
         shown = self.all()
-        if named := [sandbox for sandbox in shown if ref in (sandbox.record.id, sandbox.record.name)]:
-            return named[0]
-        matches = [sandbox for sandbox in shown if ref and sandbox.id.startswith(ref)]
+        matches = (
+            [sandbox for sandbox in shown if ref == sandbox.id]
+            # names are unique among those of one owner; for who sees all, those of nobody in particular come first
+            or [sandbox for sandbox in shown if ref == sandbox.name and not sandbox.record.owner]
+            or [sandbox for sandbox in shown if ref == sandbox.name]
+            or [sandbox for sandbox in shown if ref and sandbox.id.startswith(ref)]
+        )
         if len(matches) > 1:
             listed = ", ".join(sorted(sandbox.id for sandbox in matches))
             raise Conflict(f"{ref!r} is ambiguous: it could be {listed}", hint="Give more digits of the id.")
         if not matches:
             raise NotFound(f"no such sandbox: {ref}", hint=sandbox_names.hint(ref, [one.name for one in shown]))
+        acting.current().touch(matches[0].id)
         return matches[0]
 
     def all(self) -> list[Sandbox]:
-        """Newest first, but for hidden ones."""
-        shown = [sandbox for sandbox in self._sandboxes.values() if sandbox.record.recipe is None]
+        """Newest first, but for hidden ones: those that whoever this is done for sees."""
+        sees = acting.current().sees
+        every = [sandbox for sandbox in self._sandboxes.values() if sandbox.record.recipe is None]
+        shown = [sandbox for sandbox in every if sees(sandbox.record.owner)]
         return sorted(shown, key=lambda sandbox: sandbox.record.created, reverse=True)
 
     def hidden(self) -> list[Sandbox]:
@@ -159,7 +177,7 @@ class Sandboxes:
         if not name:
             raise InvalidValue("a sandbox needs a name")
         before = sandbox.record.name
-        sandbox.save(name=self._free_name(name))
+        sandbox.save(name=self._free_name(name, sandbox.record.owner))
         sandbox.emit("renamed", before=before)
         self._tell_names(sandbox.record)
         return sandbox
@@ -191,13 +209,14 @@ class Sandboxes:
         return self._add(
             Record(
                 id=new_id(),
-                name=self._free_name(spec.name),
+                name=self._free_name(spec.name, owner := acting.current().owner or ""),
                 spec=spec,
                 image_digest=image.digest,
                 created=time.time(),
                 calls=spec.calls,
                 recipe=recipe,
                 addresses=networking.place(spec, self.networks, self._records()),
+                owner=owner,
             )
         )
 
@@ -267,7 +286,8 @@ class Sandboxes:
 
     def _compacted(self, digest: str) -> str | None:
         """What became of a snapshot that was compacted, by a former digest or the beginning of one."""
-        for sandbox in self._sandboxes.values():
+        sees = acting.current().sees
+        for sandbox in [one for one in self._sandboxes.values() if sees(one.record.owner)]:
             if (kept := sandbox.record.snapshot(digest)) is not None:
                 return kept.info.digest
         return None
@@ -277,24 +297,37 @@ class Sandboxes:
         if not wanted or len(set(given)) != len(given):
             raise InvalidValue("each fork needs a name of its own, or none")
         for name in given:
-            self._free_name(name)
+            self._free_name(name, acting.current().owner or "")
 
     async def _moment(self, ref: str) -> Snapshot:
         try:
             sandbox = self.find(ref)
         except NotFound:
-            try:
-                return await asyncio.to_thread(self._rooms.store.find, ref)
-            except NotFound:
+            if acting.current().owner is not None:  # others' snapshots are not there: not even to be ambiguous
                 if (current := self._compacted(ref)) is None:
                     raise
-            return await asyncio.to_thread(self._rooms.store.get, current)
+                return await asyncio.to_thread(self._rooms.store.get, current)
+            return await self._by_digest(ref)
         self.before_moving(sandbox.id)
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
 
+    async def _by_digest(self, ref: str) -> Snapshot:
+        try:
+            return await asyncio.to_thread(self._rooms.store.find, ref)
+        except NotFound:
+            if (current := self._compacted(ref)) is None:
+                raise
+        return await asyncio.to_thread(self._rooms.store.get, current)
+
+    def shows(self, digest: str) -> bool:
+        """Whether a snapshot is there at all for whoever this is done for: who sees one of its sandboxes sees it."""
+        return acting.current().owner is None or any(sandbox.record.names(digest) for sandbox in self.all())
+
     def _forked(self, sandbox_id: str, fork: Fork, snapshot: Snapshot, origin: Origin, log: Path | None) -> Sandbox:
-        name = self._free_name(fork.name)
+        source = self._sandboxes.get(snapshot.config.sandbox_id)
+        owner = acting.current().owner or (source.record.owner if source is not None else "")  # what it holds is theirs
+        name = self._free_name(fork.name, owner)
         # its origin has the others
         ports = [msgspec.structs.replace(port, host_port=0) for port in origin.spec.ports]
         changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports}
@@ -311,18 +344,23 @@ class Sandboxes:
             snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
             addresses=networking.place(spec, self.networks, self._records()),
             started=origin.started,
+            owner=owner,
         )
         return self._add(record, log)
 
-    def _free_name(self, wanted: str) -> str:
-        """The name, or a random one. Raises Conflict, InvalidValue."""
-        taken = {sandbox.record.name: sandbox for sandbox in self._sandboxes.values()}
+    def _free_name(self, wanted: str, owner: str) -> str:
+        """The name, or a random one. Raises Conflict, InvalidValue.
+
+        Another owner's names are not taken: who cannot see a sandbox is not told of it this way either.
+        """
+        every = list(self._sandboxes.values())
+        taken = {sandbox.name: sandbox for sandbox in every if sandbox.record.owner == owner}
         if wanted and sandbox_names.check_name(wanted) in taken:
             raise Conflict(
                 f"the name {wanted} is taken by sandbox {taken[wanted].id}",
                 hint=f"Choose another, or remove that one: fcrun rm {wanted}",
             )
-        return wanted or sandbox_names.random_name(taken)
+        return wanted or sandbox_names.random_name({sandbox.name for sandbox in every})
 
     def _add(self, record: Record, log: Path | None = None) -> Sandbox:
         folder = Folder(self._home.sandboxes / record.id)
@@ -337,6 +375,7 @@ class Sandboxes:
             raise
         sandbox = Sandbox(self._rooms, folder, record)
         self._sandboxes[record.id] = sandbox
+        acting.current().touch(record.id)
         self.tell("sandbox.created", sandbox_id=record.id, name=record.name, image=record.spec.image)
         self._tell_names(record)
         return sandbox

@@ -58,6 +58,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"Version: {found['version']}",
         f"Home: {found['home']}",
         f"Daemon: fcrund, pid {found['pid']}",
+        *([f"Listening: {found['listen']}, TLS fingerprint {found['fingerprint']}"] if found.get("listen") else []),
         f"Machines: {where}",
         f"Images: {found['images']}",
         f"Sandboxes: {sum(states.values())}",

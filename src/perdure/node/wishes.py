@@ -1,0 +1,62 @@
+"""What a token that is not for everything may wish for in a sandbox: a row for each field of a spec.
+
+A field without a row may only be as it is by itself (and a test names it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from perdure.errors import NoRights
+from perdure.model import PublishedPort, SandboxSpec
+
+UNPRIVILEGED_PORT = 1024
+
+
+def _harmless(_: Any) -> str:
+    """It is about the sandbox alone."""
+    return ""
+
+
+def _never(_: Any) -> str:
+    return "is for tokens of scope all"
+
+
+def _networks(names: list[str]) -> str:
+    """In the default one nobody reaches anybody; the others are somebody's."""
+    return "" if set(names) <= {"bridge", "default", "none"} else "may be `bridge` or `none`"
+
+
+def _ports(ports: list[PublishedPort]) -> str:
+    """As any user of the node's machine could."""
+    low = [port for port in ports if 0 < port.host_port < UNPRIVILEGED_PORT]
+    return f"may not be below {UNPRIVILEGED_PORT} on the node" if low else ""
+
+
+_HARMLESS = (
+    "image", "command", "entrypoint", "env", "cwd", "user", "hostname", "name", "labels", "tty", "stdin", "auto_remove",
+    "vcpus", "cpus", "memory_mib", "disk_mib", "aliases", "egress", "dns", "bytes_per_s", "packets_per_s",
+    "stop_signal", "stop_timeout_s", "health", "restart", "suspend_after_s", "wake_on",
+)  # fmt: skip
+
+FIELDS: Mapping[str, Callable[[Any], str]] = {
+    "calls": _never,  # they go where the node can go, its own socket for one
+    "networks": _networks,
+    "ports": _ports,
+    **dict.fromkeys(_HARMLESS, _harmless),
+}
+
+
+def check(spec: SandboxSpec) -> None:
+    """Raises NoRights that names the field."""
+    for name, usual in zip(SandboxSpec.__struct_fields__, _usual(), strict=True):
+        value = getattr(spec, name)
+        if value != usual and (problem := FIELDS.get(name, _never)(value)):
+            raise NoRights(f"{name} {problem}", hint="It needs a token of scope all.")
+
+
+def _usual() -> list[Any]:
+    """The fields of a spec that wishes for nothing."""
+    nothing = SandboxSpec(image="")
+    return [getattr(nothing, name) for name in SandboxSpec.__struct_fields__]
