@@ -50,6 +50,7 @@ from perdure.node.system import System
 from perdure.node.templates import TemplatesApi
 from perdure.node.tokens import Tokens, TokensApi
 from perdure.node.views import Views
+from perdure.node.visit import pieces
 from perdure.node.volumes import VolumesApi
 
 _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # what `ps` shows only with -a
@@ -312,7 +313,7 @@ class Api:
             raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
         kept = uploads.new(self._home)
         try:
-            await archive.unpack_arriving(request.content.iter_any(), kept, path, sandbox.files)
+            await archive.unpack_arriving(pieces(request), kept, path, sandbox.files)
         finally:
             uploads.forget(kept)
         return ok()

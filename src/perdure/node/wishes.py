@@ -42,6 +42,7 @@ _HARMLESS = (
 
 FIELDS: Mapping[str, Callable[[Any], str]] = {
     "calls": _never,  # they go where the node can go, its own socket for one
+    "mounts": _never,  # volumes are everybody's
     "networks": _networks,
     "ports": _ports,
     **dict.fromkeys(_HARMLESS, _harmless),
