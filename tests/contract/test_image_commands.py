@@ -221,7 +221,7 @@ def test_inspect_an_image(images: NodeClient, fcrun: Fcrun) -> None:
     }
     assert (found["Os"], len(found["RootFS"]["Layers"])) == ("linux", 1)
     assert found["Descriptor"]["digest"] == images.images()[0].manifest and found["RepoDigests"] == []
-    assert fcrun.said("image", "inspect", "-f", "{{json .Config.ExposedPorts}}", digest[7:19]) == '{"80/tcp": {}}\n'
+    assert fcrun.said("image", "inspect", "-f", "{{json .Config.ExposedPorts}}", digest[7:19]) == '{"80/tcp":{}}\n'
     images.create(SandboxSpec(image="app", name="app"))
     assert "state" in json.loads(fcrun.said("inspect", "app"))[0]  # a sandbox comes first, as in docker
     assert json.loads(fcrun.said("inspect", "--type", "image", "app"))[0]["Id"] == digest
