@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from perdure.cli.fcrun import command_module, parser_of
+from perdure.cli.fcrun import _views, command_module, parser_of
 from perdure.cli.fcrun._process import spec_of
-from perdure.cli.fcrun.ps import _status
 from perdure.errors import InvalidValue
 from perdure.model import Health, HealthCheck, SandboxInfo, SandboxSpec, SandboxState
 
@@ -48,4 +47,4 @@ def test_ps_shows_it_as_docker_does(status: str, shown: str) -> None:
         id="0" * 12, name="n", spec=SandboxSpec(image="i"), state=SandboxState.RUNNING, created=1, started=1,
         health=Health(status=status),
     )  # fmt: skip
-    assert _status(info).startswith("Up ") and _status(info).endswith(f" {shown}")
+    assert _views.status(info).startswith("Up ") and _views.status(info).endswith(f" {shown}")
