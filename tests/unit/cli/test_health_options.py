@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from perdure.cli.fcrun import _views, command_module, parser_of
+from perdure.cli.fcrun import _filters, _views, command_module, parser_of
 from perdure.cli.fcrun._process import spec_of
 from perdure.errors import InvalidValue
 from perdure.model import Health, HealthCheck, SandboxInfo, SandboxSpec, SandboxState
@@ -39,12 +39,28 @@ def test_what_cannot_be(argv: list[str], said: str) -> None:
         spec(*argv)
 
 
+def sandbox(status: str) -> SandboxInfo:
+    health = Health(status=status) if status else None
+    return SandboxInfo(
+        id="0" * 12, name=status or "none", spec=SandboxSpec(image="i"), state=SandboxState.RUNNING, created=1,
+        started=1, health=health,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("status", "shown"), [("starting", "(health: starting)"), ("healthy", "(healthy)"), ("unhealthy", "(unhealthy)")]
 )
 def test_ps_shows_it_as_docker_does(status: str, shown: str) -> None:
-    info = SandboxInfo(
-        id="0" * 12, name="n", spec=SandboxSpec(image="i"), state=SandboxState.RUNNING, created=1, started=1,
-        health=Health(status=status),
-    )  # fmt: skip
-    assert _views.status(info).startswith("Up ") and _views.status(info).endswith(f" {shown}")
+    told = _views.status(sandbox(status))
+    assert told.startswith("Up ") and told.endswith(f" {shown}")
+
+
+@pytest.mark.parametrize("wanted", ["starting", "healthy", "unhealthy", "none"])
+def test_ps_finds_it(wanted: str) -> None:
+    everyone = [sandbox(status) for status in ("starting", "healthy", "unhealthy", "")]
+    assert [info.name for info in _filters.chosen(everyone, _filters.parse([f"health={wanted}"]))] == [wanted]
+
+
+def test_ps_knows_no_other_health() -> None:
+    with pytest.raises(InvalidValue, match="no health 'fine'"):
+        _filters.chosen([sandbox("")], _filters.parse(["health=fine"]))

@@ -47,6 +47,13 @@ def _is_port(wanted: str, number: int, protocol: str) -> bool:
     return int(match[1]) <= number <= int(match[2] or match[1]) and (match[3] or "tcp") == protocol
 
 
+def _health(info: SandboxInfo, value: str) -> bool:
+    if value not in HEALTH:
+        raise InvalidValue(f"--filter: there is no health {value!r}", hint=f"There are: {', '.join(HEALTH)}")
+    return (info.health.status if info.health is not None else "none") == value
+
+
+HEALTH = ("starting", "healthy", "unhealthy", "none")
 FILTERS: dict[str, Test] = {
     "id": lambda info, value: info.id.startswith(value),
     "name": _name,
@@ -55,6 +62,7 @@ FILTERS: dict[str, Test] = {
     "ancestor": _ancestor,
     "image": _ancestor,
     "exited": _exited,
+    "health": _health,
     "network": lambda info, value: value in info.addresses or value in info.spec.networks,
     "publish": lambda info, value: any(_is_port(value, port.host_port, port.protocol) for port in info.ports),
     "expose": lambda info, value: any(_is_port(value, port.guest_port, port.protocol) for port in info.spec.ports),
