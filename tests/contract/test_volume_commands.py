@@ -137,6 +137,8 @@ def test_it_belongs_to_the_sandboxes_that_name_it(node: Node) -> None:
     assert HEX.fullmatch(nameless) and volumes[nameless].anonymous and not volumes["data"].anonymous
     assert [(user.id, user.attached) for user in volumes["data"].users] == [(one, False)]
     assert [mount.target for mount in client.get(one).spec.mounts] == ["/v", "/nameless", "/t"]
+    shown = fcrun.said("inspect", "-f", "{{range .Mounts}}{{.Type}} {{.Destination}} {{.RW}};{{end}}", one)
+    assert shown == "volume /v true;volume /nameless true;tmpfs /t true;\n"
     two = fcrun.said("create", "--mount", "type=volume,source=data,destination=/x,readonly", "tiny", "true").strip()
     status, _, said = fcrun("volume", "rm", "data")
     assert status == 125 and one in said and two in said

@@ -13,7 +13,7 @@ from perdure.cli.fcrun import _format, _network
 from perdure.cli.fcrun._format import Open
 
 if TYPE_CHECKING:
-    from perdure.model import PublishedPort, SandboxInfo
+    from perdure.model import Mount, PublishedPort, SandboxInfo
 
 COMMAND_LENGTH = 20
 _NEVER = "0001-01-01T00:00:00Z"  # Go's zero time, as docker writes what has not happened
@@ -38,8 +38,8 @@ def listed(info: SandboxInfo, *, short: bool, image_bytes: Mapping[str, int] | N
         "Size": f"{_format.size(info.stored_bytes)} (virtual {_format.size(virtual)})",
         "Ports": _network.listed(info.ports),
         "Networks": ",".join(info.addresses),
-        "Mounts": "",
-        "LocalVolumes": "0",
+        "Mounts": ",".join(mount.source or mount.kind for mount in info.spec.mounts if mount.kind != "tmpfs"),
+        "LocalVolumes": str(sum(mount.kind == "volume" for mount in info.spec.mounts)),
         "Names": info.name,
         "Labels": ",".join(f"{name}={value}" for name, value in labels.items()),
         "Label": lambda name: labels.get(str(name), ""),
@@ -78,6 +78,20 @@ def rfc3339(moment: float | None) -> str:
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(nanoseconds // 10**9))}.{nanoseconds % 10**9:09}Z"
 
 
+def _mounted(mount: Mount) -> dict[str, Any]:
+    """As docker has it; a folder that was copied in is a bind there."""
+    named = {"Name": mount.source, "Driver": "local"} if mount.kind == "volume" else {}
+    return {
+        "Type": "bind" if mount.kind == "folder" else str(mount.kind),
+        **named,
+        "Source": mount.source,
+        "Destination": mount.target,
+        "Mode": "ro" if mount.read_only else "",
+        "RW": not mount.read_only,
+        "Propagation": "",
+    }
+
+
 def inspected(info: SandboxInfo) -> dict[str, Any]:
     """docker's part of ``inspect``."""
     spec = info.spec
@@ -108,7 +122,7 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
         "RestartCount": info.restarts,
         "Driver": "firecracker",
         "Platform": "linux",
-        "Mounts": [],
+        "Mounts": [_mounted(mount) for mount in spec.mounts],
         "HostConfig": {
             "Memory": spec.memory_mib << 20,
             "NanoCpus": spec.vcpus * 10**9,
