@@ -171,7 +171,9 @@ class Jail:
 
         The search begins at this process's pid, so that a number comes again only long after its last machine.
         """
-        self._uids = os.open(f"{os.path.dirname(self._below.path)}/uids.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        self._uids = os.open(
+            f"{os.path.dirname(self._below.path)}/uids.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
         for step in range(MACHINES_MAX):
             number = (os.getpid() + step) % MACHINES_MAX
             try:

@@ -50,7 +50,9 @@ def test_spec() -> None:
         parse("run", "-m", "1g", "--cpus", "1.5", "--entrypoint", "", "-l", "a=b", "-u", "me", "tiny", "x")
     )
     assert (spec.memory_mib, spec.vcpus, spec.entrypoint, spec.labels) == (1024, 2, [], {"a": "b"})
-    assert (spec.user, spec.command) == ("me", ["x"])
+    assert (spec.user, spec.command, spec.cpus) == ("me", ["x"], 1.5)
+    whole = _process.spec_of(parse("run", "--cpus", "2", "tiny"))
+    assert (whole.vcpus, whole.cpus) == (2, 0.0)  # its vCPUs are limit enough
 
 
 @pytest.mark.parametrize(
@@ -63,7 +65,16 @@ def test_sizes(text: str, mebibytes: int) -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [("-m", "lots"), ("--cpus", "0"), ("--cpus", "none"), ("-e", "=x"), ("-e", "a b=c"), ("-l", "=x"), ("--disk", "g")],
+    [
+        ("-m", "lots"),
+        ("--cpus", "0"),
+        ("--cpus", "none"),
+        ("--cpus", "nan"),
+        ("-e", "=x"),
+        ("-e", "a b=c"),
+        ("-l", "=x"),
+        ("--disk", "g"),
+    ],
 )
 def test_bad_values_name_their_option(argv: tuple[str, str]) -> None:
     with pytest.raises(InvalidValue, match=r"--(memory|cpus|env|label|disk)"):
