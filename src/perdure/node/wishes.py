@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from perdure.errors import NoRights
-from perdure.model import PublishedPort, SandboxSpec
+from perdure.model import Mount, MountKind, PublishedPort, SandboxSpec
 
 UNPRIVILEGED_PORT = 1024
 
@@ -34,6 +34,12 @@ def _ports(ports: list[PublishedPort]) -> str:
     return f"may not be below {UNPRIVILEGED_PORT} on the node" if low else ""
 
 
+def _mounts(mounts: list[Mount]) -> str:
+    """A volume with a name is everybody's; one without is the sandbox's own, and a folder is copied by the client."""
+    named = [mount.source for mount in mounts if mount.kind is MountKind.VOLUME and mount.source]
+    return f"may not be volumes with a name ({', '.join(named)})" if named else ""
+
+
 _HARMLESS = (
     "image", "command", "entrypoint", "env", "cwd", "user", "hostname", "name", "labels", "tty", "stdin", "auto_remove",
     "vcpus", "cpus", "memory_mib", "disk_mib", "aliases", "egress", "dns", "bytes_per_s", "packets_per_s",
@@ -42,7 +48,7 @@ _HARMLESS = (
 
 FIELDS: Mapping[str, Callable[[Any], str]] = {
     "calls": _never,  # they go where the node can go, its own socket for one
-    "mounts": _never,  # volumes are everybody's
+    "mounts": _mounts,
     "networks": _networks,
     "ports": _ports,
     **dict.fromkeys(_HARMLESS, _harmless),

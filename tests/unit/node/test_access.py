@@ -14,7 +14,7 @@ from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, PublishedPort, SandboxSpec
+from perdure.model import CallsEndpoint, Mount, MountKind, PublishedPort, SandboxSpec
 from perdure.node import access, wishes
 from perdure.node.access import MAY, RULES, UNKNOWN, Access
 from perdure.node.api import Api
@@ -69,6 +69,8 @@ def test_every_field_of_a_spec_has_a_row() -> None:
         ({"networks": ["team"]}, "networks"),
         ({"ports": [PublishedPort(guest_port=80, host_port=80)]}, "ports"),
         ({"calls": CallsEndpoint(url="unix:/x", run_id="r", epoch=1, token="t")}, "calls"),
+        ({"mounts": [Mount(target="/data", source="theirs")]}, "mounts"),
+        ({"mounts": [Mount(target="/own"), Mount(target="/tmp/x", kind=MountKind.TMPFS)]}, ""),
         ({"networks": ["none"], "vcpus": 4, "env": {"A": "b"}, "name": "x"}, ""),
         ({"ports": [PublishedPort(guest_port=80), PublishedPort(guest_port=80, host_port=8080)]}, ""),
     ],
