@@ -157,6 +157,7 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     cpus: float = 0.0  # processor time that all of it may use, as of so many; 0: what its vCPUs use
     memory_mib: int = DEFAULT_MEMORY_MIB
     disk_mib: int = DEFAULT_DISK_MIB
+    init_timeout_s: float = 0.0  # within which its guest must be ready; 0: 60
     auto_remove: bool = False
     restart: str = ""  # when it is started again: on-failure[:N], always, unless-stopped; empty: never
     suspend_after_s: float = 0.0  # put it to sleep when it was idle for so long; 0: never
@@ -166,6 +167,7 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     networks: list[str] = []  # names; none: "bridge". "none" alone: no network at all
     aliases: list[str] = []  # other names of it in its networks
     ports: list[PublishedPort] = []
+    publish_all: bool = False  # those that its image exposes, too, at numbers that the node finds
     egress: list[str] | None = None  # networks and host names that it may reach; None: all
     dns: list[str] = []  # name servers to ask; none: those of the host
     bytes_per_s: int = 0  # of its network, each way; 0: no limit

@@ -93,6 +93,7 @@ REFUSED = [
     (["create", "--egress", "::/0", "tiny", "true"], "IPv6"),
     (["create", "--dns", "example.org", "tiny", "true"], "no IPv4 address"),
     (["create", "--bandwidth", "fast", "tiny", "true"], "--bandwidth"),
+    (["create", "--init-timeout", "soon", "tiny", "true"], "--init-timeout"),
     (["create", "--packet-rate", "0", "tiny", "true"], "--packet-rate"),
 ]
 NO_PORTS = ["", "x", "0", "65536", "1:2:3:4", "80/sctp", "1-2:5-9", "9-1", "host:1:2", "[::1:80", "1.2.3.4:80:"]
@@ -129,6 +130,15 @@ def test_ports_are_parsed_as_docker_does(node: Node) -> None:
         PublishedPort(guest_port=7001, host_port=9001),
     ]
     assert node.fcrun.said("port", made) == ""  # it listens once it runs
+    node.client.import_image("exposing", root_tar(), changes=["EXPOSE 80 53/udp 7000-7001"])
+    made = node.fcrun.said("create", "-P", "-p", "8080:80", "exposing", "true").strip()
+    assert node.client.get(made).spec.ports == [
+        PublishedPort(guest_port=80, host_port=8080),
+        PublishedPort(guest_port=53, protocol="udp"),
+        PublishedPort(guest_port=7000),
+        PublishedPort(guest_port=7001),
+    ]
+    assert node.client.get(node.fcrun.said("create", "exposing", "true").strip()).spec.ports == []
 
 
 def test_a_node_listens_for_those_that_sleep(node: Node) -> None:

@@ -42,7 +42,8 @@ def _mounts(mounts: list[Mount]) -> str:
 
 _HARMLESS = (
     "image", "command", "entrypoint", "env", "cwd", "user", "hostname", "name", "labels", "tty", "stdin", "auto_remove",
-    "vcpus", "cpus", "memory_mib", "disk_mib", "aliases", "egress", "dns", "bytes_per_s", "packets_per_s",
+    "init_timeout_s", "publish_all", "vcpus", "cpus", "memory_mib", "disk_mib",
+    "aliases", "egress", "dns", "bytes_per_s", "packets_per_s",
     "stop_signal", "stop_timeout_s", "health", "restart", "suspend_after_s", "wake_on",
 )  # fmt: skip
 

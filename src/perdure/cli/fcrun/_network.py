@@ -24,6 +24,7 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         metavar="[[ADDRESS:]HOST:]GUEST[/PROTOCOL]",
         help="listen on the host for a port; a connection wakes a suspended sandbox",
     )
+    parser.add_argument("-P", "--publish-all", action="store_true", help="publish all ports that the image exposes")
     parser.add_argument(
         "--network",
         action="append",
@@ -51,6 +52,7 @@ def network_of(options: argparse.Namespace) -> dict[str, Any]:
         "networks": options.network,
         "aliases": options.network_alias,
         "ports": [port for text in options.publish for port in published(text)],
+        "publish_all": options.publish_all,
         "egress": None if egress is None else [rule.strip() for text in egress for rule in text.split(",") if rule],
         "dns": options.dns,
         "bytes_per_s": _rate("--bandwidth", options.bandwidth) // 8,

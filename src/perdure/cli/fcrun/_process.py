@@ -67,6 +67,9 @@ def add_sandbox_options(parser: argparse.ArgumentParser) -> None:
         metavar="POLICY",
         help="start it again when it ends by itself: on-failure[:N], always, unless-stopped (no)",
     )
+    parser.add_argument(
+        "--init-timeout", default="", metavar="TIME", help="within which its guest must be ready: 30s, 2m (60s)"
+    )
     parser.add_argument("-h", "--hostname", default="", metavar="NAME", help="its host name (default: its id)")
     parser.add_argument(
         "--suspend-after", default="", metavar="TIME", help="suspend it when it was idle for so long: 5m, 1h30m (never)"
@@ -129,6 +132,10 @@ def _policy(options: argparse.Namespace) -> dict[str, Any]:
         from perdure.cli.fcrun._moment import duration
 
         policy["suspend_after_s"] = duration(options.suspend_after, "--suspend-after")
+    if options.init_timeout:
+        from perdure.cli.fcrun._moment import duration
+
+        policy["init_timeout_s"] = duration(options.init_timeout, "--init-timeout")
     if options.wake_on:
         reasons = [] if options.wake_on == "none" else options.wake_on.split(",")
         if unknown := sorted(set(reasons) - set(WakeReason)):

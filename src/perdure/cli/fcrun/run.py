@@ -44,6 +44,8 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--disk": ("disk", ""),
     "--entrypoint": ("entrypoint", None),
     "--publish": ("publish", []),
+    "--publish-all": ("publish_all", False),
+    "--init-timeout": ("init_timeout", ""),
     "--network": ("network", []),
     "--network-alias": ("network_alias", []),
     "--egress": ("egress", None),

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import AlreadyRunning, Conflict, MachineFailed, NoSpace, PerdureError, StaleEpoch
+from perdure.errors import AlreadyRunning, Conflict, GuestFailed, MachineFailed, NoSpace, PerdureError, StaleEpoch
 from perdure.execution.guest.session import GuestCall, GuestSession, Identity, Process
 from perdure.execution.images.image import Image
 from perdure.execution.images.library import ImageLibrary
@@ -292,6 +292,17 @@ class Life(ABC):
             "emulated": self.rooms.ground.emulated,
             "phases": phases.times,
         } | {f"restore_{name}": value for name, value in answer.items() if name.endswith("_s")}
+
+    async def until_ready(self, machine: Machine, session: GuestSession) -> None:
+        """Its guest has dialled. Raises GuestFailed where that takes longer than it may, MachineFailed."""
+        limit_s = self.record.spec.init_timeout_s or READY_TIMEOUT_S
+        try:
+            await machine.outlives(session.ready(limit_s))
+        except TimeoutError:
+            raise GuestFailed(
+                f"the guest of sandbox {self.name} was not ready within {limit_s:g} s",
+                hint="A machine under load may need longer: --init-timeout.",
+            ) from None
 
     def find_main(self, session: GuestSession) -> Process:
         if (process := session.processes.get(self.main_id)) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from perdure.execution.sandboxes.life import Life
 
 PORTS_MAX = 1024
+_EXPOSED = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?/(tcp|udp)")
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +41,23 @@ def check(spec: SandboxSpec, networks: Networks) -> None:
         raise InvalidValue("a sandbox without a network has no ports to publish, and no names")
     if spec.bytes_per_s < 0 or spec.packets_per_s < 0:
         raise InvalidValue("a limit of the network is more than nothing")
+
+
+def exposed(spec: SandboxSpec, ports: Iterable[str]) -> SandboxSpec:
+    """With the ports that its image exposes (``PORT[-PORT]/PROTOCOL``) among those to publish, where that is wished."""
+    if not spec.publish_all:
+        return spec
+    found = list(spec.ports)
+    known = {(port.guest_port, port.protocol) for port in found}
+    for text in ports:
+        match = _EXPOSED.fullmatch(text)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if match is None or not 1 <= first <= last <= 65535:
+            raise InvalidValue(f"the image exposes {text!r}, which is no port", hint="Publish those it has with -p.")
+        for number in range(first, last + 1):
+            if (number, match[3]) not in known:
+                found.append(PublishedPort(guest_port=number, protocol=match[3]))
+    return msgspec.structs.replace(spec, ports=found, publish_all=False)
 
 
 def place(spec: SandboxSpec, networks: Networks, others: Iterable[Record]) -> dict[str, str]:

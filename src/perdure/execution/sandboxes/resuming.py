@@ -14,7 +14,7 @@ from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import disk, feeding, mounts, networking
 from perdure.execution.sandboxes.feeding import Feeder
-from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.snapshots import diskchanges, restore
@@ -163,7 +163,7 @@ async def _restore(
         cpus=life.record.spec.cpus,
     )
     phases.end("restore")
-    await machine.outlives(session.ready(READY_TIMEOUT_S))
+    await life.until_ready(machine, session)
     phases.end("guest")
     # of another sandbox's guest this one is a fork: it must not be taken for it
     is_fork = stored.config.sandbox_id != life.id

@@ -191,6 +191,8 @@ class Sandboxes:
         _within("memory_mib", spec.memory_mib, MEMORY_MIB)
         _within("vcpus", spec.vcpus, VCPUS)
         _within("disk_mib", spec.disk_mib, DISK_MIB)
+        if not math.isfinite(spec.init_timeout_s) or spec.init_timeout_s < 0:
+            raise InvalidValue(f"init_timeout_s is {spec.init_timeout_s}: it must be 0 (60) or a number of seconds")
         if not math.isfinite(spec.suspend_after_s) or spec.suspend_after_s < 0:
             raise InvalidValue(
                 f"suspend_after_s is {spec.suspend_after_s}: it must be 0 (never) or a number of seconds"
@@ -202,6 +204,7 @@ class Sandboxes:
             self.volumes.get(volume)  # nobody removes it from here on: the sandbox has it
         image = self.images.get(spec.image)
         workload.command(spec, image.config)
+        spec = networking.exposed(spec, image.config.exposed_ports)
         networking.check(spec, self.networks)
         workload.health_check(spec, image.config)
         signal_number(workload.stop_signal(spec, image.config))

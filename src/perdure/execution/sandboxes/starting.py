@@ -11,7 +11,7 @@ from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
 from perdure.execution.sandboxes import archive, disk, mounts, networking, workload
-from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
+from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.snapshots.diskspace import space_checked
@@ -125,7 +125,7 @@ async def _restore_template(
         cpus=life.record.spec.cpus,
     )
     phases.end("restore")
-    await machine.outlives(session.ready(READY_TIMEOUT_S))
+    await life.until_ready(machine, session)
     phases.end("guest")
     if template.overlay is None:
         await machine.answered(session.configure(hostname=life.hostname), 0)

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", metavar="IMAGE")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
     parser.set_defaults(
-        hostname="", rm=False, restart="", suspend_after="", wake_on=""
+        hostname="", rm=False, restart="", suspend_after="", wake_on="", init_timeout=""
     )  # each that is run from it has its own
 
 
