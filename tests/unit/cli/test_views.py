@@ -62,6 +62,9 @@ def test_the_columns_that_ps_would_show() -> None:
     assert row[2:8] == ["2.0", "25.0", "8000", "2048", "pts/1", "S<l"] and row[9] == "0:02"
     assert table("-o", "pid,comm=NAME") == table("-eo", "pid,comm=NAME") == table("-opid,comm=NAME")
     assert table("-o", "pid,comm=NAME")[0] == ["PID", "NAME"]
+    hostile = process(command="sh -c \x1b]0;mine\x07\nroot 1\udcff")
+    (line,) = _processes.lines([hostile], _processes.wanted(["-o", "args="]))[1:]
+    assert line == "sh -c ?]0;mine??root 1?"
     assert table("-o", "%cpu,euser") == [["%CPU", "USER"], ["2.0", "www-data"]]
     for options, word in ((["-x", "7"], "'-x'"), (["-o", "colour"], "colour"), (["-o"], "columns"), (["-Z"], "'-Z'")):
         with pytest.raises(InvalidValue, match=word):

@@ -140,10 +140,15 @@ def _named(text: str) -> list[Column]:
     return found
 
 
+def _printable(text: str) -> str:
+    """As ps has it: no line feed ends a line, and nothing of a sandbox speaks to the terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def lines(processes: Sequence[SandboxProcess], columns: Sequence[Column]) -> list[str]:
     """A heading, and a line for each process."""
     headings = [heading for heading, _ in columns]
-    rows = [[value(one) for _, value in columns] for one in processes]
+    rows = [[_printable(value(one)) for _, value in columns] for one in processes]
     widths = [max(map(len, cells)) for cells in zip(headings, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -20,6 +20,9 @@ def run(options: argparse.Namespace) -> int:
 
     with node() as client:
         for change in client.changes(options.sandbox):
-            sys.stdout.buffer.write(f"{change.kind} {change.path}\n".encode(errors="surrogateescape"))
+            path = change.path
+            if sys.stdout.isatty():  # what a sandbox calls its files is not to speak to the terminal
+                path = "".join(letter if letter.isprintable() else "?" for letter in path)
+            sys.stdout.buffer.write(f"{change.kind} {path}\n".encode(errors="surrogateescape"))
     sys.stdout.buffer.flush()
     return 0

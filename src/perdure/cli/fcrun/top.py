@@ -29,5 +29,5 @@ def run(options: argparse.Namespace) -> int:
     with node() as client:
         found = client.top(options.sandbox)
     for line in _processes.lines(found, wanted):
-        print(line.encode("utf-8", "replace").decode())
+        print(line)
     return 0
