@@ -95,13 +95,16 @@ class Published:
         self._servers.append(server)
 
     def _keep(self, work: Awaitable[None]) -> None:
-        async def held() -> None:
-            with self._busy():
-                await work
-
-        task = asyncio.create_task(held())
+        held = contextlib.ExitStack()
+        held.enter_context(self._busy())
+        task = asyncio.ensure_future(work)
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+
+        def over(done: asyncio.Future[None]) -> None:  # also where it was cancelled before it began
+            self._connections.discard(task)
+            held.close()
+
+        task.add_done_callback(over)
 
     async def _carry(self, guest_port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -10,6 +10,7 @@ import pytest
 
 from perdure.errors import Conflict, InvalidValue, Unavailable
 from perdure.execution.network.publishing import Published, Streams
+from perdure.execution.sandboxes.activity import Activity
 from perdure.model import PublishedPort
 
 DEADLINE_S = 10.0
@@ -64,6 +65,27 @@ async def _ask(port: int, data: bytes) -> bytes:
 
 
 LOCAL = PublishedPort(guest_port=80, host_ip="127.0.0.1")
+
+
+async def test_a_connection_is_use_of_the_sandbox_for_as_long_as_it_lasts(guest: Guest) -> None:
+    activity, dialled = Activity(), asyncio.Event()
+
+    async def dial(protocol: str, port: int) -> Streams:
+        dialled.set()
+        return await guest.dial(protocol, port)
+
+    published = Published("box", dial, activity.busy)
+    (port,) = await published.open([LOCAL])
+    assert not activity.is_busy
+    async with asyncio.timeout(DEADLINE_S):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port.host_port)
+        await dialled.wait()
+        assert activity.is_busy
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+        await published.close()
+    assert not activity.is_busy
 
 
 async def test_bytes_go_both_ways_and_each_way_ends_by_itself(published: Published, guest: Guest) -> None:
