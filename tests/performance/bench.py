@@ -94,7 +94,7 @@ def main() -> int:
             ensure_running(home)
             client = NodeClient(home)
             _client(report)
-            _exec(report, bench_exec.measure(client, Launcher(address), home, IMAGE))
+            _exec(report, client, Launcher(address))
             cold, warm = _runs(raw)
             found = _suspends(client, Launcher(address), raw)
             remote = _remote(client, raw)
@@ -203,7 +203,12 @@ def _client(report: Report) -> None:
         report.add(f"fcrun {words[0]}, the whole command", statistics.median(took), "s", goal="value <= 0.15")
 
 
-def _exec(report: Report, found: dict[str, float]) -> None:
+def _exec(report: Report, client: NodeClient, launcher: Launcher) -> None:
+    try:
+        found = bench_exec.measure(client, launcher, IMAGE)
+    except RuntimeError as error:
+        print(f"  exec is not measured: {error}", file=sys.stderr)
+        return
     vsock = "vsock round trip of one byte"
     report.add(vsock, found["vsock"], "s")
     report.add("exec of true in a running sandbox", found["exec"], "s", over=vsock)
