@@ -30,11 +30,11 @@ from perdure.host import kvm
 from perdure.host.assets import Assets
 from perdure.host.emulated import (
     LAUNCHER_PORT,
-    NETWORK,
     PIECES,
     EmulatedHost,
     find_programs,
     free_port,
+    guarded,
     machine_processors,
 )
 from perdure.host.machine import boot_id, require_root
@@ -216,7 +216,7 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
     progress(what, 0, 0)
     address = LauncherAddress(token=_new_token(home), tcp_port=free_port(), emulated=True)
     listen = ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]
-    listen += ["--processors", ",".join(map(str, machine_processors())), "--guard", NETWORK]
+    listen += ["--processors", ",".join(map(str, machine_processors())), "--guard", ",".join(guarded())]
     times = EmulatedHost(home).start(
         assets,
         address.tcp_port,

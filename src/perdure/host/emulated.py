@@ -22,6 +22,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from perdure.errors import MachineFailed, Unsupported
@@ -195,6 +196,22 @@ def machine_processors() -> range:
     ``hflags2``), without a lock. Where that one enters or leaves a guest in the same moment, it forgets that it did.
     """
     return range(1, 1 + min(PROCESSORS_MAX, os.cpu_count() or 1))
+
+
+def guarded() -> list[str]:
+    """What no machine reaches: QEMU's network, where this machine's loopback is, and this machine's own addresses of
+    now, which QEMU would connect to as any program here does (proc_net(5), fib_trie)."""
+    found = [NETWORK]
+    try:
+        lines = Path("/proc/net/fib_trie").read_text().splitlines()
+    except OSError:
+        return found
+    for before, line in pairwise(lines):
+        if line.split()[:3] == ["/32", "host", "LOCAL"]:
+            address = before.split()[-1]
+            if not address.startswith("127.") and f"{address}/32" not in found:
+                found.append(f"{address}/32")
+    return found
 
 
 def find_programs() -> tuple[Path, Virtiofsd]:

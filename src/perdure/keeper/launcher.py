@@ -1,6 +1,6 @@
 """The launcher: the warm process below the line that forks keepers. ``python -m perdure.keeper.launcher``
 
-    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE] [--processors LIST] [--guard NETWORK]
+    (--unix PATH | --tcp PORT) --token-file FILE --below FOLDER [--after FILE] [--processors LIST] [--guard LIST]
 
 One thread. It answers as soon as it listens and imports what keepers need while it is idle, so a keeper starts with a
 fork. Each connection says hello with the token and one wish (docs/design/0001-contracts.md, 3). Keepers do not need
@@ -36,6 +36,8 @@ _WARM = ("perdure.keeper.keeper", "perdure.keeper.program", "perdure.keeper.spar
 _HELLO_TIMEOUT_S = 10.0
 _MACHINES_TIMEOUT_S = 60.0
 _LOOK_S = 0.02
+_HAND_OVER_TIMEOUT_S = 1.0
+_FILES_MAX = 1 << 16  # of a keeper: each connection to a published port takes six
 
 
 class Launcher:
@@ -51,8 +53,8 @@ class Launcher:
         guard: str = "",
     ) -> None:
         """``after``: no keeper is forked before this file is there: KVM is still being loaded. ``processors``: keepers,
-        programs and all that they start run on these only; none: on any. ``guard``: no machine reaches this network
-        (ADDRESS/PREFIX) of the host."""
+        programs and all that they start run on these only; none: on any. ``guard``: no machine reaches these networks
+        (ADDRESS/PREFIX, parted by commas)."""
         self._listener, self._token, self._below = listener, token.encode(), below
         self._after, self._processors, self._guard = after, processors, guard
         self._loop = Loop()
@@ -97,7 +99,7 @@ class Launcher:
     def serve(self, caller: _Caller, hello: dict[str, Any]) -> None:
         """Do what a hello wishes. Raises PerdureError: the caller is told."""
         token = hello.get("token")
-        if not isinstance(token, str) or not _compare_digest(token.encode(), self._token):
+        if not isinstance(token, str) or not _compare_digest(token.encode("utf-8", "surrogatepass"), self._token):
             raise NoRights("the launcher does not accept this token", hint="Restart it: fcrun host stop")
         if hello.get("op") != "hello" or hello.get("version") != line.VERSION:
             raise ProtocolError(
@@ -178,7 +180,7 @@ class Launcher:
         if self._guard:
             from perdure.keeper import hostnetwork
 
-            hostnetwork.prepare(self._guard)
+            hostnetwork.prepare(self._guard.split(","), f"{self._below.path}/network.made")
             self._guard = ""
         self._stay_on_processors()
 
@@ -221,6 +223,7 @@ class Launcher:
             record = self._below.machine(sandbox).read_exit() or {}
             raise NotFound(f"no keeper of sandbox {sandbox} lives", hint="Resume it from its last snapshot.", **record)
         with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(_HAND_OVER_TIMEOUT_S)  # one that stands still must not stop all others
             control.connect(self._below.machine(sandbox).control)
             fd = caller.detach()
             try:
@@ -285,7 +288,7 @@ class _Caller:
         except PerdureError as error:
             self.send({"error": error.to_json()})
             self.finish()
-        except OSError as error:
+        except Exception as error:  # whatever a caller sends: the launcher goes on
             self.send({"error": NotFound(f"the launcher could not do it: {error}").to_json()})
             self.finish()
 
@@ -344,6 +347,17 @@ def _listen(options: dict[str, str]) -> socket.socket:
     return listener
 
 
+def _raise_files_limit() -> None:
+    """For keepers, which inherit it: each connection to a published port takes six descriptors."""
+    import resource
+
+    wanted = max(_FILES_MAX, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+    except (OSError, ValueError):
+        pass  # not ours to raise: there are fewer connections at once
+
+
 def main(argv: list[str]) -> None:
     options = _options(argv)
     below = Below(options["below"])
@@ -357,6 +371,7 @@ def main(argv: list[str]) -> None:
         token = file.read().strip()
     if not token:
         raise InvalidValue(f"the token file {options['token-file']} is empty")
+    _raise_files_limit()
     processors = frozenset(int(number) for number in options.get("processors", "").split(",") if number)
     Launcher(_listen(options), token, below, options.get("after", ""), processors, options.get("guard", "")).run()
 

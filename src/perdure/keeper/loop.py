@@ -85,6 +85,20 @@ class Loop:
         self._epoll.close()
 
 
+def harmless(callback: Callable[[int], None]) -> Callable[[int], None]:
+    """The same, for what strangers cause: what goes wrong in it is written to the log, and ends nothing else."""
+
+    def guarded(mask: int) -> None:
+        try:
+            callback(mask)
+        except Exception:
+            import traceback
+
+            traceback.print_exc()
+
+    return guarded
+
+
 class Stream:
     """A descriptor (socket or pipe) that is read when wanted, and written through a queue. It owns it."""
 

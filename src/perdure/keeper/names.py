@@ -14,18 +14,20 @@ import struct
 import time
 
 from perdure.execution.machine import configuration
-from perdure.keeper.loop import READ, Loop
+from perdure.keeper.loop import READ, Loop, harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    Asked = tuple[tuple[str, int], int, bytes, str, float, int]  # client, its id, question, name, when, server
+    Asked = tuple[tuple[str, int], int, bytes, str, float, str]  # client, its id, question, name, when, server
 
 PORT = 53
 _HEADER = struct.Struct(">HHHHHH")  # id, flags, questions, answers, authorities, additional
 _A, _AAAA, _OPT, _IN = 1, 28, 41, 1
 _RESPONSE, _AUTHORITATIVE, _RECURSION = 0x8000, 0x0400, 0x0180  # the last: desired and available
+_OPCODE, _WISHES = 0x7800, 0x0110  # recursion desired, checking disabled
+_PAYLOAD_BYTES = 4096  # of an answer, to who says that it understands more than 512 (RFC 6891)
 _SERVER_FAILED, _NO_SUCH_NAME, _REFUSED = 2, 3, 5
 _MESSAGE_MAX = 65535
 _PENDING_MAX = 512  # questions under way; a guest that floods is answered "server failed"
@@ -58,8 +60,8 @@ class Names:
         listening.bind((configuration.HOST_ADDRESS, PORT))
         listening.setblocking(False)
         self._listening = listening
-        self._loop.watch(listening.fileno(), READ, self._asked)
-        self._loop.watch(self._upstream.fileno(), READ, self._answered)
+        self._loop.watch(listening.fileno(), READ, harmless(self._asked))
+        self._loop.watch(self._upstream.fileno(), READ, harmless(self._answered))
 
     def close(self) -> None:
         for one in (self._listening, self._upstream):
@@ -70,7 +72,8 @@ class Names:
 
     def know(self, servers: Sequence[str], allowed: Sequence[str] | None) -> None:
         """Whom to ask, and for which names only (None: for all); ``*.example.org`` is all below it."""
-        self._servers, self._allowed = servers, allowed
+        self._servers, self._allowed = list(servers), allowed
+        self._pending.clear()  # their answers are not waited for: who asked asks again
 
     def list(self, table: Mapping[str, str]) -> None:
         """The names of other sandboxes, with their addresses."""
@@ -88,8 +91,8 @@ class Names:
             number, flags, question, name, kind = _question(data)
         except (ValueError, struct.error, IndexError):
             return  # nobody who means it sends this
-        if flags & _RESPONSE:
-            return
+        if flags & (_RESPONSE | _OPCODE):
+            return  # updates and notices are no questions
         if name in self._table:
             self._say(client, _reply(number, question, [self._table[name]] if kind == _A else []))
         elif not self._servers or not self._is_allowed(name):
@@ -97,7 +100,7 @@ class Names:
         elif kind == _AAAA:
             self._say(client, _reply(number, question))  # there is no IPv6 in here
         else:
-            self._ask(client, number, data, question, name)
+            self._ask(client, number, _asking(data, flags, question), question, name)
 
     def _is_allowed(self, name: str) -> bool:
         if self._allowed is None:
@@ -107,10 +110,10 @@ class Names:
         )
 
     def _ask(self, client: tuple[str, int], number: int, data: bytes, question: bytes, name: str) -> None:
-        now, server = time.monotonic(), 0
+        now, first = time.monotonic(), 0
         for own, asked in list(self._pending.items()):
             if asked[0] == client and asked[1] == number and asked[2] == question:
-                server = (asked[5] + 1) % len(self._servers)  # it asks again: the one before may be away
+                first = self._servers.index(asked[5]) + 1  # it asks again: the one before may be away
                 del self._pending[own]
             elif now - asked[4] > _PATIENCE_S:
                 del self._pending[own]
@@ -120,11 +123,11 @@ class Names:
         own = int.from_bytes(os.urandom(2), "big")
         while own in self._pending:
             own = (own + 1) & 0xFFFF
-        for _ in self._servers:
+        for place in range(first, first + len(self._servers)):
+            server = self._servers[place % len(self._servers)]
             try:
-                self._upstream.sendto(struct.pack(">H", own) + data[2:], (self._servers[server], PORT))
+                self._upstream.sendto(struct.pack(">H", own) + data, (server, PORT))
             except OSError:  # there is no way to this one
-                server = (server + 1) % len(self._servers)
                 continue
             self._pending[own] = (client, number, question, name, now, server)
             return
@@ -142,17 +145,17 @@ class Names:
         except (ValueError, struct.error, IndexError):
             return
         asked = self._pending.get(own)
-        if asked is None or port != PORT or address != self._servers[asked[5] % len(self._servers)]:
+        if asked is None or port != PORT or address != asked[5]:
             return
-        client, number, wanted, _, _, _ = asked
+        client, number, wanted, name, _, _ = asked
         if not flags & _RESPONSE or question.lower() != wanted.lower():
             return  # somebody guesses
         del self._pending[own]
         if self._allowed is not None:
             try:
                 found = _addresses(data, _HEADER.size + len(question))
-                if found:
-                    self._permit(found)
+                if opened := [one for one in found if _may_be_opened(one, is_exact=name in self._allowed)]:
+                    self._permit(opened)
             except (ValueError, struct.error, IndexError, OSError):
                 self._say(client, _reply(number, wanted, code=_SERVER_FAILED))
                 return
@@ -182,6 +185,23 @@ def _question(data: bytes) -> tuple[int, int, bytes, str, int]:
     if cls != _IN:
         raise ValueError("not of the internet")
     return number, flags, data[_HEADER.size : at + 5], ".".join(labels), kind
+
+
+def _asking(data: bytes, flags: int, question: bytes) -> bytes:
+    """The same question in our words, without its id: nothing else that a guest says leaves the host."""
+    extended = data[_HEADER.size + len(question) :][:3] == struct.pack(">BH", 0, _OPT)
+    head = struct.pack(">HHHHH", flags & _WISHES, 1, 0, 0, 1 if extended else 0)
+    return head + question + (struct.pack(">BHHIH", 0, _OPT, _PAYLOAD_BYTES, 0, 0) if extended else b"")
+
+
+def _may_be_opened(address: str, *, is_exact: bool) -> bool:
+    """Whether a permitted name may stand for it: not for the host itself, nor for what is link-local (where clouds give
+    their keys); for a private network only where the name was permitted by itself, not as one below another."""
+    first, second, *_ = (int(part) for part in address.split("."))
+    if first in (0, 127) or first >= 224 or (first, second) == (169, 254):
+        return False
+    private = first == 10 or (first == 172 and 16 <= second < 32) or (first, second) == (192, 168)
+    return is_exact or not (private or (first == 100 and 64 <= second < 128))
 
 
 def _addresses(data: bytes, at: int) -> list[str]:

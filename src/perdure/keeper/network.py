@@ -42,19 +42,23 @@ class Network:
         self._outside_rules: Netlink | None = None
         self._inside: links.Links | None = None
         self._rules: Netlink | None = None
-        self._namespace = -1
+        self._namespace = self._host = -1
         self._uplinks: dict[int, _Uplink] = {}
+        self._permitted: set[str] = set()  # addresses that were put among "names"; of some the hour may be over
         self._way_out: int | None = None  # the number of the uplink with the default route
 
     def open(self, tap_owner: int = 0) -> None:
         """Leave the host's network for one with nothing but the tap. Raises OSError."""
         self._outside, self._outside_rules = links.Links(), nftables.open_netlink()
         self._names = Names(self._loop, Names.outside(), self._permit)
+        self._host = namespaces.open_network()
         namespaces.leave_network()
         self._namespace = namespaces.open_network()
         _set("net/ipv6/conf/all/disable_ipv6", "1")
         _set("net/ipv6/conf/default/disable_ipv6", "1")
         _set("net/ipv4/ip_forward", "1")
+        _set("net/ipv4/conf/all/arp_notify", "1")  # who remembers another machine's address hears of this one
+        _set("net/ipv4/conf/default/arp_notify", "1")
         # A keeper that is killed leaves connections to a guest that does not answer any more: they hold the namespace.
         _set("net/ipv4/tcp_orphan_retries", "1")
         _set("net/ipv4/tcp_fin_timeout", "5")
@@ -95,7 +99,8 @@ class Network:
                 number = next(number for number in range(len(wanted)) if number not in self._uplinks)
                 self._add_uplink(sandbox, number, uplink)
                 self._uplinks[number] = uplink
-        first = next((number for number, uplink in sorted(self._uplinks.items()) if uplink.gateway), None)
+        numbers = {uplink.address: number for number, uplink in self._uplinks.items()}
+        first = next((numbers[uplink.address] for uplink in wanted if uplink.gateway), None)
         if first is not None and first != self._way_out:
             self._inside.add_default_route(f"up{first}", self._uplinks[first].gateway)
         self._way_out = first
@@ -107,8 +112,12 @@ class Network:
         hostnetwork.ensure_bridge(
             self._outside, self._outside_rules, uplink.bridge, uplink.gateway, uplink.prefix, isolated=uplink.isolated
         )
+        with namespaces.visiting(self._host, self._namespace):
+            hostnetwork.forward_packets(uplink.bridge)
         self._outside.remove(outside)  # of a machine that was killed in this moment
-        self._outside.add_veth(outside, name, self._namespace)
+        # The same address has the same one always: others remember it, also when the machine is another one.
+        mac = b"\x02\xfc" + bytes(int(part) for part in uplink.address.split("."))
+        self._outside.add_veth(outside, name, self._namespace, mac)
         self._outside.join(outside, uplink.bridge, isolated=uplink.isolated)
         self._outside.up(outside)
         self._inside.add_address(name, uplink.address, uplink.prefix)
@@ -120,11 +129,22 @@ class Network:
         self._names.list(_table(params))
 
     def _permit(self, addresses: list[str]) -> None:
-        """Open the way to what a permitted name stands for. Raises OSError."""
+        """Open the way to what a permitted name stands for, for an hour from now. Raises OSError."""
         assert self._rules is not None
-        batch = nftables.Batch(TABLE)
-        batch.add_addresses("names", addresses, NAME_TIMEOUT_S)
-        batch.apply(self._rules)
+        for address in dict.fromkeys(addresses):
+            if address in self._permitted:
+                try:  # the kernel does not lengthen what an address has left
+                    again = nftables.Batch(TABLE)
+                    again.remove_addresses("names", [address])
+                    again.add_addresses("names", [address], NAME_TIMEOUT_S)
+                    again.apply(self._rules)
+                    continue
+                except FileNotFoundError:
+                    pass  # its hour is over
+            batch = nftables.Batch(TABLE)
+            batch.add_addresses("names", [address], NAME_TIMEOUT_S)
+            batch.apply(self._rules)
+            self._permitted.add(address)
 
 
 class _Uplink:
@@ -197,6 +217,7 @@ def _opened(wanted: _Wanted) -> nftables.Batch:
     if wanted.restricted:
         batch.add_networks("networks", wanted.allowed)
         batch.rule("egress", nftables.is_to_one_of("networks"), nftables.ACCEPT)
+        batch.rule("egress", nftables.is_to(*LINK_LOCAL), nftables.REJECT)
         batch.rule("egress", nftables.is_to_one_of("names"), nftables.ACCEPT)
         batch.rule("egress", nftables.REJECT)
     else:

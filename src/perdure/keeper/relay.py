@@ -16,7 +16,7 @@ import struct
 from perdure.errors import InvalidValue, Unavailable
 from perdure.execution.machine import configuration
 from perdure.keeper import line
-from perdure.keeper.loop import READ, WRITE, Loop, Stream
+from perdure.keeper.loop import READ, WRITE, Loop, Stream, harmless
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,7 +53,10 @@ class Relays:
             stream.write(line.encode_control({"error": error.to_json()}))
             stream.finish()
             return
-        self._relays.add(kind(self._loop, fd, port, self._relays.discard))
+        try:
+            self._relays.add(kind(self._loop, fd, port, self._relays.discard))
+        except OSError:  # no descriptor is left for one more
+            os.close(fd)
 
     def close(self) -> None:
         """End all at once: the guest is gone, and sockets that wait for it would hold its network for minutes."""
@@ -74,7 +77,7 @@ class _Relay:
         self._waits = True
         code = self.inner.connect_ex((configuration.GUEST_ADDRESS, port))
         if code == errno.EINPROGRESS:
-            loop.watch(self.inner.fileno(), WRITE, lambda _mask: self._connected())
+            loop.watch(self.inner.fileno(), WRITE, harmless(lambda _mask: self._connected()))
         else:
             loop.after(0, lambda: self._connected(code))  # who made this one first puts it where it is kept
 
@@ -93,10 +96,13 @@ class _Relay:
             os.write(self.outer, line.encode_control(said))  # a few bytes, the first of this connection
         except OSError:
             code = code or errno.EPIPE
-        if code:
-            self.close()
-        else:
-            self.begin()
+        try:
+            if not code:
+                self.begin()
+                return
+        except OSError:
+            pass  # no descriptor is left for its pipes
+        self.close()
 
     def begin(self) -> None:
         raise NotImplementedError
@@ -119,7 +125,7 @@ class _Way:
 
     def __init__(self, source: int, target: int) -> None:
         self.source, self.target = source, target
-        self.reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self.reading, self.writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)  # of 64 KiB
         self.held = 0
         self.ended = False  # the source said its last
         self.over = False  # and the target was told
@@ -153,7 +159,9 @@ class _Bytes(_Relay):
     def begin(self) -> None:
         inner = self.inner.fileno()
         self.inner.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._ways = (_Way(self.outer, inner), _Way(inner, self.outer))
+        there = _Way(self.outer, inner)
+        self._ways = (there,)  # so that it is closed where there is no descriptor for the other
+        self._ways = (there, _Way(inner, self.outer))
         self._move(0)
 
     def _move(self, _mask: int) -> None:
@@ -168,7 +176,7 @@ class _Bytes(_Relay):
             return
         for out, back in (self._ways, self._ways[::-1]):
             mask = (0 if out.held or out.ended else READ) | (WRITE if back.held else 0)
-            self.loop.watch(out.source, mask, self._move)
+            self.loop.watch(out.source, mask, harmless(self._move))
 
     def close(self) -> None:
         super().close()
@@ -185,7 +193,7 @@ class _Datagrams(_Relay):
     def begin(self) -> None:
         self._buffer = bytearray()
         self._stream = Stream(self.loop, os.dup(self.outer), self._from_outside, self.close)
-        self.loop.watch(self.inner.fileno(), READ, self._from_guest)
+        self.loop.watch(self.inner.fileno(), READ, harmless(self._from_guest))
         self._still_here()
 
     def _still_here(self) -> None:

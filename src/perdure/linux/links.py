@@ -59,10 +59,11 @@ class Links:
         kind = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "bridge"))
         self._netlink.ask(_NEWLINK, CREATE | EXCL, _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + kind)
 
-    def add_veth(self, name: str, peer: str, namespace_fd: int) -> None:
+    def add_veth(self, name: str, peer: str, namespace_fd: int, mac: bytes) -> None:
         """A pair of interfaces: ``name`` here, ``peer`` in the namespace of the descriptor. Each goes when the other
         does, as when its namespace does."""
         inside = _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, peer) + number(_IFLA_NET_NS_FD, namespace_fd)
+        inside += attribute(_IFLA_ADDRESS, mac)
         data = nested(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER | 0x8000, inside))
         kind = nested(_IFLA_LINKINFO, text(_IFLA_INFO_KIND, "veth"), data)
         self._netlink.ask(_NEWLINK, CREATE | EXCL, _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name) + kind)

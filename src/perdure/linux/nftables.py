@@ -26,6 +26,7 @@ PREROUTING, INPUT, FORWARD, OUTPUT, POSTROUTING = range(5)  # NF_INET_*
 RAW, DSTNAT, FIRST, SRCNAT = -300, -100, 0, 100  # priorities, as nft names them (filter: 0)
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BEGIN, _END = 0x10, 0x11  # NFNL_MSG_BATCH_*
+_GETTABLE = 1
 _NEWTABLE, _DELTABLE, _NEWCHAIN, _NEWRULE, _DELRULE, _NEWSET, _NEWSETELEM, _DELSETELEM = 0, 2, 3, 6, 8, 9, 12, 14
 _REGISTER = 1  # NFT_REG_1
 _VERDICT = 0  # NFT_REG_VERDICT
@@ -238,6 +239,15 @@ def _element(key: bytes, *more: bytes) -> bytes:
 def _family(family: int, resource: int) -> bytes:
     """struct nfgenmsg."""
     return struct.pack(">BBH", family, 0, resource)
+
+
+def has_table(netlink: Netlink, name: str) -> bool:
+    """Whether there is a table of that name."""
+    try:
+        netlink.ask(_SUBSYSTEM << 8 | _GETTABLE, 0, _family(socket.AF_INET, 0) + text(1, name))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def open_netlink() -> Netlink:

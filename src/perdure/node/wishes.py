@@ -5,6 +5,7 @@ A field without a row may only be as it is by itself (and a test names it).
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,10 +41,19 @@ def _mounts(mounts: list[Mount]) -> str:
     return f"may not be volumes with a name ({', '.join(named)})" if named else ""
 
 
+def _dns(servers: list[str]) -> str:
+    """The keeper asks them from the host's own network."""
+    try:
+        public = all(ipaddress.ip_address(server).is_global for server in servers)
+    except ValueError:
+        public = False
+    return "" if public else "may be public addresses only"
+
+
 _HARMLESS = (
     "image", "command", "entrypoint", "env", "cwd", "user", "hostname", "name", "labels", "tty", "stdin", "auto_remove",
     "init_timeout_s", "publish_all", "vcpus", "cpus", "memory_mib", "disk_mib",
-    "aliases", "egress", "dns", "bytes_per_s", "packets_per_s",
+    "aliases", "egress", "bytes_per_s", "packets_per_s",
     "stop_signal", "stop_timeout_s", "health", "restart", "suspend_after_s", "wake_on",
 )  # fmt: skip
 
@@ -52,6 +62,7 @@ FIELDS: Mapping[str, Callable[[Any], str]] = {
     "mounts": _mounts,
     "networks": _networks,
     "ports": _ports,
+    "dns": _dns,
     **dict.fromkeys(_HARMLESS, _harmless),
 }
 

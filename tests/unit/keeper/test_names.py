@@ -129,6 +129,53 @@ say(ask(query("example.org"), served=["192.0.2.80"]))
 """) == [(True, 0, ["192.0.2.80"])]
 
 
+def test_nothing_but_a_question_leaves_the_host() -> None:
+    assert _said("""
+names.know(["192.0.2.53"], None)
+asked_with = query("example.org")[:-5] + b"\\0" + b"\\0\\1\\0\\1" + b"whatever else a guest says"
+guest.sendto(asked_with, ("172.31.255.1", 53))
+loop.turn(5)
+data, _ = server.recvfrom(4096)
+say(data[12:] == query("example.org")[12:], data[2:4])
+update = query("example.org")
+guest.sendto(update[:2] + b"\\x28\\0" + update[4:], ("172.31.255.1", 53))  # opcode 5
+loop.turn(5)
+try:
+    server.recvfrom(4096)
+except BlockingIOError:
+    say(0)  # nobody heard of it
+extended = query("example.org")[:10] + b"\\0\\1" + query("example.org")[12:] + b"\\0\\0\\x29\\x10\\0" + bytes(6)
+guest.sendto(extended, ("172.31.255.1", 53))
+loop.turn(5)
+data, _ = server.recvfrom(4096)
+say(data[12:] == query("example.org")[12:] + b"\\0\\0\\x29\\x10\\0" + bytes(6), data[10:12])
+""") == [(True, b"\x01\x00"), 0, (True, b"\0\1")]
+
+
+def test_a_permitted_name_opens_no_way_to_the_host_nor_to_a_clouds_keys() -> None:
+    assert _said("""
+names.know(["192.0.2.53"], ["good.test", "*.wild.test"])
+ask(query("good.test"), served=["169.254.169.254", "127.0.0.1", "0.0.0.0", "224.0.0.1", "10.1.2.3", "192.0.2.80"])
+say(permitted)  # a private network where the name was permitted by itself
+permitted.clear()
+ask(query("x.wild.test"), served=["10.1.2.3", "172.20.0.1", "192.168.1.1", "100.64.0.1", "192.0.2.81"])
+say(permitted)
+""") == [["10.1.2.3", "192.0.2.80"], ["192.0.2.81"]]
+
+
+def test_answers_that_come_after_a_change_are_dropped() -> None:
+    assert _said("""
+names.know(["192.0.2.53"], None)
+guest.sendto(query("example.org"), ("172.31.255.1", 53))
+loop.turn(5)
+data, client = server.recvfrom(4096)
+names.know([], None)  # it left its last network
+server.sendto(answer(data, "192.0.2.66"), client)
+loop.turn(5)
+say(ask(query("example.org")))
+""") == [(True, 3, [])]
+
+
 def test_a_guest_that_floods_is_answered_and_holds_little() -> None:
     assert _said("""
 names.know(["192.0.2.53"], None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,78 @@ print(Keeper("a" * 12, None, change).answer)
         "['up0', 'up1'] ['10.88.0.1']",
         "{'ok': 2}",
     ]
+
+
+def test_the_hosts_rules_come_back_and_its_other_interfaces_do_not_forward() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+subprocess.run("ip link add out type bridge; ip addr add 192.0.2.1/24 dev out; ip link set out up; "
+               "ip route add default via 192.0.2.254; ip link add other type bridge; ip link set other up", shell=True)
+one = Keeper("a" * 12, {"networks": [uplink(5)]})
+subprocess.run(["nft", "flush", "ruleset"], check=True)
+two = Keeper("b" * 12, {"networks": [uplink(6)]}, lambda: said("ip", "-j", "link", "show", "up0"))
+print("masquerade" in said("nft", "list", "ruleset"))
+forwarding = lambda name: open(f"/proc/sys/net/ipv4/conf/{name}/forwarding").read().strip()
+print(forwarding("pdtest"), forwarding("out"), forwarding("other"))
+print(json.loads(two.answer["ok"])[0]["address"])
+one.end(); two.end()
+"""
+    )
+    assert said.splitlines() == ["True", "1 1 0", "02:fc:0a:58:00:06"]
+
+
+def test_a_name_that_is_looked_up_again_stays_open_for_an_hour_more() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+def look():
+    listed = json.loads(said("nft", "-j", "list", "set", "ip", "perdure", "names"))["nftables"][-1]["set"]
+    return [int(one["elem"]["expires"]) for one in listed.get("elem", [])]
+
+def permit():
+    import perdure.keeper.network as module
+    network = Network(Loop())
+    network.open()
+    network.join("a" * 12, {"networks": [uplink(5)], "egress": [], "egress_names": ["x.test"]})
+    module.NAME_TIMEOUT_S = 100
+    network._permit(["192.0.2.80", "192.0.2.80"])
+    before = look()
+    module.NAME_TIMEOUT_S = 3600
+    network._permit(["192.0.2.80"])
+    after = look()
+    said("nft", "flush", "set", "ip", "perdure", "names")  # its hour is over
+    network._permit(["192.0.2.80", "192.0.2.81"])
+    return before, after, len(look())
+print(Keeper("a" * 12, None, permit).answer["ok"])
+"""
+    )
+    (before,), (after,), count = ast.literal_eval(said)
+    assert before <= 100 and after > 3000 and count == 2
+
+
+def test_the_way_out_is_the_first_network_that_was_wished_for() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+def change():
+    network = Network(Loop())
+    network.open()
+    a, b, c = [{"bridge": f"pd{name}", "address": f"10.{at}.0.2", "prefix": 24, "gateway": f"10.{at}.0.1"}
+               for name, at in (("a", 90), ("b", 91), ("c", 92))]
+    found = []
+    for wanted in ([a, b], [b], [b, c]):
+        network.join("a" * 12, {"networks": wanted})
+        found.append(said("ip", "route", "show", "default").split()[2])
+    return found
+print(Keeper("a" * 12, None, change).answer["ok"])
+"""
+    )
+    assert said == "['10.90.0.1', '10.91.0.1', '10.91.0.1']\n"
 
 
 def test_no_network_is_a_tap_that_leads_nowhere() -> None:

@@ -154,3 +154,31 @@ while len(relays):
 guest.close()
 say(fds() - before)
 """) == [([b"one", b"", b"two"], b"\0\4back"), 0]
+
+
+def test_one_connection_too_many_ends_alone() -> None:
+    assert _said("""
+import resource
+server = socket.create_server(("172.31.255.2", 80), backlog=200)
+first = dial(80)
+loop.turn(5)
+guest, _ = server.accept()
+assert said(first) == {"ok": {}}
+resource.setrlimit(resource.RLIMIT_NOFILE, (fds() + 40, fds() + 40))
+others = []
+try:
+    while True:
+        others.append(dial(80))
+        loop.turn(1)
+except OSError:
+    pass  # this end has no descriptor left either
+for _ in range(20):
+    loop.turn(0.01)
+for one in others:
+    one.close()
+for _ in range(200):
+    loop.turn(0.01)
+first.sendall(b"still here")
+loop.turn(5)
+say(guest.recv(100))
+""") == [b"still here"]

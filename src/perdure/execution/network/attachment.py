@@ -63,6 +63,14 @@ def check_name_servers(servers: Sequence[str]) -> None:
             raise InvalidValue(f"dns: {server!r} is no IPv4 address") from None
 
 
+def check_address(address: str) -> None:
+    """Raises InvalidValue where it is no address of a host."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        raise InvalidValue(f"{address!r} is no address of this host", hint="Write 127.0.0.1 or ::1.") from None
+
+
 def name_servers(path: str = RESOLV_CONF) -> list[str]:
     """The IPv4 name servers of this machine (resolv.conf(5))."""
     found = []

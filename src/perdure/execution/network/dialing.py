@@ -11,7 +11,7 @@ from perdure.keeper import line
 from perdure.model import LauncherAddress
 
 TIMEOUT_S = 15.0  # the keeper's own is 10 s
-BUFFER_BYTES = 256 << 10
+BUFFER_BYTES = 64 << 10
 _HEADER_BYTES = 5
 
 

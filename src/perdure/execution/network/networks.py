@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import re
+import threading
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -20,7 +21,7 @@ from perdure.host.vault import write_durably
 from perdure.model import Network, new_id
 
 DEFAULT, NONE, HOST = "bridge", "none", "host"
-DEFAULT_SUBNET = "10.88.0.0/16"
+DEFAULT_POOL = tuple(ipaddress.IPv4Network(f"10.{second}.0.0/16") for second in (88, *range(90, 106)))
 POOL = tuple(ipaddress.IPv4Network("10.89.0.0/16").subnets(new_prefix=24))
 VERSION = 1
 PER_SANDBOX_MAX = 8
@@ -39,6 +40,7 @@ class Networks:
     def __init__(self, folder: Path, routes: Path = Path("/proc/net/route")) -> None:
         self._folder, self._routes = folder, routes
         self._networks: dict[str, Network] = {}
+        self._changing = threading.Lock()  # they are made in threads
 
     def load(self) -> None:
         """Read what is kept. What does not read is left alone and named in the log: its members do not start."""
@@ -54,7 +56,8 @@ class Networks:
                 continue
             self._networks[record.name] = record
         if DEFAULT not in self._networks:
-            self._keep(_Record(id=new_id(), name=DEFAULT, created=time.time(), subnet=DEFAULT_SUBNET, isolated=True))
+            subnet = str(self._free(DEFAULT_POOL))
+            self._keep(_Record(id=new_id(), name=DEFAULT, created=time.time(), subnet=subnet, isolated=True))
 
     def all(self) -> list[Network]:
         return sorted(self._networks.values(), key=lambda network: network.created)
@@ -74,7 +77,11 @@ class Networks:
     def create(
         self, name: str, *, subnet: str = "", internal: bool = False, labels: dict[str, str] | None = None
     ) -> Network:
-        """Raises InvalidValue, Conflict (the name, the subnet)."""
+        """Raises InvalidValue, Conflict (the name, the subnet). Any thread may call it."""
+        with self._changing:
+            return self._create(name, subnet, internal, labels or {})
+
+    def _create(self, name: str, subnet: str, internal: bool, labels: dict[str, str]) -> Network:
         if not _NAME.fullmatch(name):
             raise InvalidValue(
                 f"{name!r} is no name of a network", hint="Use letters, digits, '_', '.' and '-', a letter first."
@@ -87,7 +94,7 @@ class Networks:
             created=time.time(),
             subnet=str(self._checked(subnet) if subnet else self._free()),
             internal=internal,
-            labels=labels or {},
+            labels=labels,
         )
         self._keep(record)
         return record
@@ -138,9 +145,9 @@ class Networks:
                 raise Conflict(f"{text} overlaps with network {other.name} ({other.subnet})")
         return subnet
 
-    def _free(self) -> ipaddress.IPv4Network:
+    def _free(self, pool: Iterable[ipaddress.IPv4Network] = POOL) -> ipaddress.IPv4Network:
         taken = [ipaddress.IPv4Network(network.subnet) for network in self._networks.values()] + self._of_host()
-        for subnet in POOL:
+        for subnet in pool:
             if not any(subnet.overlaps(other) for other in taken):
                 return subnet
         raise Conflict("no subnet is free for another network", hint="Give one with --subnet, or remove a network.")

@@ -13,18 +13,21 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import cast
+from typing import Any, cast
 
 from perdure.errors import Conflict, InvalidValue, NoRights, PerdureError
-from perdure.execution.network.dialing import BUFFER_BYTES
 from perdure.model import PublishedPort
 
 ANYWHERE = ("0.0.0.0", "::")  # where docker listens when no address is given
 CONNECTIONS_MAX = 1024  # of one sandbox, at once
 BACKLOG = 128
-CHUNK_BYTES = 256 << 10
+CHUNK_BYTES = 64 << 10
+CLOSE_TIMEOUT_S = 30.0  # for a client to take what is left
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # a dead client is not use
 DATAGRAM_CLIENTS_MAX = 256
 DATAGRAM_QUEUE_MAX = 64
+DATAGRAM_QUEUE_BYTES = 64 << 10  # of one client, while nobody has taken them
+DATAGRAM_ANSWERS_BYTES = 1 << 20  # of one port, while the card is slower than the guest
 SILENT_S = 120.0  # as the keeper's
 
 _log = logging.getLogger(__name__)
@@ -40,7 +43,7 @@ class Published:
         self._name, self._dial, self._busy = name, dial, busy
         self._servers: list[asyncio.Server] = []
         self._transports: list[asyncio.DatagramTransport] = []
-        self._connections: set[asyncio.Task[None]] = set()
+        self.connections: set[asyncio.Task[None]] = set()
 
     async def open(self, ports: Sequence[PublishedPort]) -> list[PublishedPort]:
         """Listen; the ports with the host's numbers. All of them, or the error of the first that could not be had.
@@ -61,7 +64,7 @@ class Published:
         transports, self._transports = self._transports, []
         for transport in transports:
             transport.abort()
-        connections = list(self._connections)
+        connections = list(self.connections)
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
@@ -85,23 +88,23 @@ class Published:
     # -- connections --------------------------------------------------------------------------------------------------
     async def _serve(self, listening: socket.socket, guest_port: int) -> None:
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if len(self._connections) >= CONNECTIONS_MAX:
+            if len(self.connections) >= CONNECTIONS_MAX:
                 _log.warning("%s has %d connections: another is refused", self._name, CONNECTIONS_MAX)
                 writer.transport.abort()
                 return
             self._keep(self._carry(guest_port, reader, writer))
 
-        server = await asyncio.start_server(accepted, sock=listening, limit=BUFFER_BYTES, backlog=BACKLOG)
+        server = await asyncio.start_server(accepted, sock=listening, limit=CHUNK_BYTES, backlog=BACKLOG)
         self._servers.append(server)
 
     def _keep(self, work: Awaitable[None]) -> None:
         held = contextlib.ExitStack()
         held.enter_context(self._busy())
         task = asyncio.ensure_future(work)
-        self._connections.add(task)
+        self.connections.add(task)
 
         def over(done: asyncio.Future[None]) -> None:  # also where it was cancelled before it began
-            self._connections.discard(task)
+            self.connections.discard(task)
             held.close()
 
         task.add_done_callback(over)
@@ -116,16 +119,24 @@ class Published:
         except BaseException:
             writer.transport.abort()
             raise
+        made: socket.socket = writer.get_extra_info("socket")
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in KEEPALIVE:
+            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        pumps = [asyncio.ensure_future(_pump(*ends)) for ends in ((reader, inner_writer), (inner_reader, writer))]
         try:
-            await asyncio.gather(_pump(reader, inner_writer), _pump(inner_reader, writer))
-        except (OSError, EOFError):
-            pass  # one side is gone: so is the connection
-        finally:
-            for end in (writer, inner_writer):
-                if end.can_write_eof() and not end.is_closing():
+            await asyncio.gather(*pumps)
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                for end in (writer, inner_writer):
                     end.close()
-                else:
-                    end.transport.abort()
+                    await end.wait_closed()
+        except (OSError, EOFError, TimeoutError):
+            pass  # one side is gone, or takes nothing more: so is the connection
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            for end in (writer, inner_writer):
+                end.transport.abort()
 
     # -- datagrams ----------------------------------------------------------------------------------------------------
     async def _serve_datagrams(self, listening: socket.socket, guest_port: int) -> None:
@@ -144,24 +155,31 @@ class Published:
             client.forget()
             return
 
-        async def back() -> None:
-            while True:
-                size = int.from_bytes(await reader.readexactly(2), "big")
-                client.answer(await reader.readexactly(size))
-
-        task = asyncio.create_task(back())
+        loop = asyncio.get_running_loop()
         try:
-            while True:
-                data = await asyncio.wait_for(client.queue.get(), SILENT_S)
-                writer.write(len(data).to_bytes(2, "big") + data)
-                await writer.drain()
+            async with asyncio.timeout(SILENT_S) as silence:
+
+                async def back() -> None:
+                    while True:
+                        size = int.from_bytes(await reader.readexactly(2), "big")
+                        client.answer(await reader.readexactly(size))
+                        silence.reschedule(loop.time() + SILENT_S)
+
+                task = asyncio.create_task(back())
+                try:
+                    while not task.done():
+                        data = await client.next()
+                        writer.write(len(data).to_bytes(2, "big") + data)
+                        await writer.drain()
+                        silence.reschedule(loop.time() + SILENT_S)
+                finally:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError, OSError, EOFError):
+                        await task
         except (OSError, EOFError, TimeoutError):
             pass
         finally:
             client.forget()
-            task.cancel()
-            with contextlib.suppress(BaseException):
-                await task
             writer.transport.abort()
 
 
@@ -177,12 +195,25 @@ class _Client:
     """Somebody on the host who sends datagrams to one port."""
 
     def __init__(self, address: tuple[str, int], protocol: _Datagrams) -> None:
-        self.queue: asyncio.Queue[bytes] = asyncio.Queue(DATAGRAM_QUEUE_MAX)
+        self._queue: asyncio.Queue[bytes] = asyncio.Queue(DATAGRAM_QUEUE_MAX)
+        self.held_bytes = 0
         self._address, self._protocol = address, protocol
 
+    def came(self, data: bytes) -> None:
+        """One from it. Datagrams may be lost: those that there is no room for are."""
+        if self.held_bytes + len(data) <= DATAGRAM_QUEUE_BYTES and not self._queue.full():
+            self.held_bytes += len(data)
+            self._queue.put_nowait(data)
+
+    async def next(self) -> bytes:
+        data = await self._queue.get()
+        self.held_bytes -= len(data)
+        return data
+
     def answer(self, data: bytes) -> None:
-        if self._protocol.transport is not None:
-            self._protocol.transport.sendto(data, self._address)
+        transport: Any = self._protocol.transport  # it has this, and does not declare it
+        if transport is not None and transport.get_write_buffer_size() < DATAGRAM_ANSWERS_BYTES:
+            transport.sendto(data, self._address)
 
     def forget(self) -> None:
         self._protocol.clients.pop(self._address, None)
@@ -204,8 +235,7 @@ class _Datagrams(asyncio.DatagramProtocol):
                 return  # datagrams may be lost
             client = self.clients[addr] = _Client(addr, self)
             self._came(client)
-        with contextlib.suppress(asyncio.QueueFull):
-            client.queue.put_nowait(data)
+        client.came(data)
 
 
 def _bound(address: str, port: int, protocol: str) -> socket.socket:

@@ -21,6 +21,7 @@ from perdure.host.progress import Progress, silent
 
 LOOK_EVERY_S = 5.0
 AT_ONCE = max(4, os.cpu_count() or 1)
+DIALS_AT_ONCE = 16  # connections to ports of guests: the launcher hands each over, and has other things to do
 
 _log = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Ground:
         # Machines come up so many at a time: more would only wait for each other's processors, and where these are slow
         # so long that launcher and guests count as dead.
         self.turns = asyncio.Semaphore(AT_ONCE)
+        self.dials = asyncio.Semaphore(DIALS_AT_ONCE)
         self._assets: Assets | None = None
         self._launcher: Launcher | None = None
         self._memory: tuple[Launcher, int] | None = None

@@ -13,6 +13,7 @@ from perdure.errors import MachineFailed, NotFound, PerdureError, Unavailable
 from perdure.execution.guest.session import GuestSession
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.sandboxes.feeding import Feeder, Frames
+from perdure.model import LauncherAddress
 
 END_TIMEOUT_S = 30.0
 DYING_S = 2.0  # a process that was killed closes its connections some time before it counts as dead
@@ -41,6 +42,11 @@ class Machine:
         keeper.listen(self._event)
         keeper.connect_channel(session)
         self._watching = asyncio.create_task(self._watch())
+
+    @property
+    def address(self) -> LauncherAddress:
+        """Of the launcher that it is below."""
+        return self._launcher.address
 
     @property
     def over(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 from collections.abc import Iterable
@@ -9,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, PerdureError
+from perdure.errors import Conflict, InvalidValue, PerdureError, Unavailable
 from perdure.execution.network import attachment, dialing, egress
 from perdure.execution.network.networks import NONE, Networks, free_address
 from perdure.execution.network.publishing import Published, Streams
 from perdure.execution.sandboxes.record import Record
-from perdure.model import Network, PublishedPort, SandboxSpec, WakeReason
+from perdure.model import Network, PublishedPort, SandboxSpec, SandboxState, WakeReason
 
 if TYPE_CHECKING:
     from perdure.execution.sandboxes.life import Life
@@ -35,6 +36,8 @@ def check(spec: SandboxSpec, networks: Networks) -> None:
     for port in spec.ports:
         if port.protocol not in ("tcp", "udp"):
             raise InvalidValue(f"ports are of tcp or udp, not of {port.protocol!r}")
+        if port.host_ip:
+            attachment.check_address(port.host_ip)
         if not 1 <= port.guest_port <= 65535 or not 0 <= port.host_port <= 65535:
             raise InvalidValue(f"no such port: {port.host_port}:{port.guest_port}", hint="Ports are 1 to 65535.")
     if (spec.ports or spec.aliases) and not wanted:
@@ -122,6 +125,8 @@ async def change(life: Life, networks: Iterable[str], aliases: Iterable[str] = (
             await life.machine.request("join", network=params(life))
         except BaseException:
             life.save(spec=before.spec, addresses=before.addresses)
+            with contextlib.suppress(PerdureError, OSError):
+                await life.machine.request("join", network=params(life))  # what was changed before it failed
             raise
 
 
@@ -132,8 +137,10 @@ async def publish(life: Life) -> None:
 
     async def dial(protocol: str, port: int) -> Streams:
         await life.awake(WakeReason.CONNECT)
-        launcher = await life.rooms.ground.launcher()
-        return await dialing.dial(launcher.address, life.id, protocol, port)
+        if life.machine is None:
+            raise Unavailable(f"sandbox {life.name} ended in this moment")
+        async with life.rooms.ground.dials:
+            return await dialing.dial(life.machine.address, life.id, protocol, port)
 
     published = Published(life.name, dial, life.activity.busy)
     wanted = [_again(port, life.record.ports) for port in life.record.spec.ports]
@@ -143,8 +150,12 @@ async def publish(life: Life) -> None:
         if wanted == life.record.spec.ports:
             raise
         ports = await published.open(life.record.spec.ports)  # a number that was found before is another's now
+    try:
+        life.save(ports=ports)
+    except BaseException:
+        await published.close()
+        raise
     life.published = published
-    life.save(ports=ports)
 
 
 def _again(port: PublishedPort, before: Iterable[PublishedPort]) -> PublishedPort:
@@ -162,6 +173,12 @@ async def withdraw(life: Life) -> None:
     published, life.published = life.published, None
     if published is not None:
         await published.close()
+
+
+async def withdraw_if_over(life: Life) -> None:
+    """Of what did not come back to life: one that sleeps still listens on."""
+    if life.state is SandboxState.EXITED:
+        await withdraw(life)
 
 
 def users(network: Network, records: Iterable[Record]) -> dict[str, str]:

@@ -97,6 +97,7 @@ async def _resume(
         _check_volumes(life, kept, event)  # nothing waits from here until the record says that it has them
         life.move(event)
     except BaseException:
+        await networking.withdraw_if_over(life)
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     try:
@@ -109,6 +110,7 @@ async def _resume(
         _log.warning("resume of %s failed: %r", life.id, error)
         await life.end_machine(MachineFailed(f"sandbox {life.name} did not resume"))
         life.happened(refusal(life.record))
+        await networking.withdraw_if_over(life)
         await asyncio.to_thread(life.folder.tidy, life.record)
         raise
     await asyncio.to_thread(life.folder.tidy, life.record)

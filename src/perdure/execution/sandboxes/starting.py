@@ -44,21 +44,21 @@ async def _start(life: Life, progress: Progress) -> None:
     await networking.publish(life)
     try:
         volumes.check_free(life.id, spec)  # nothing waits from here until the record says that it has them
+        life.move(
+            "start",
+            template=template.name,
+            template_digest=template.digest,
+            parent=None,
+            exit_status=None,
+            finished=None,
+            cause="",
+            detail="",
+            full_next=False,
+            main="",
+        )
     except BaseException:
         await networking.withdraw(life)
         raise
-    life.move(
-        "start",
-        template=template.name,
-        template_digest=template.digest,
-        parent=None,
-        exit_status=None,
-        finished=None,
-        cause="",
-        detail="",
-        full_next=False,
-        main="",
-    )
     try:
         async with life.rooms.ground.turns:
             phases.end("turn")

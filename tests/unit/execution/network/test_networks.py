@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,28 @@ def test_there_is_one_whose_members_are_alone_with_the_world(networks: Networks)
 def test_a_subnet_is_found_that_the_host_does_not_use(networks: Networks) -> None:
     assert networks.create("a").subnet == "10.89.1.0/24"  # 10.89.0.0/24 is eth0's
     assert networks.create("b").subnet == "10.89.2.0/24"
+
+
+def test_networks_that_are_made_at_once_have_subnets_of_their_own(networks: Networks) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(networks.create, [f"n{number}" for number in range(16)]))
+        assert len({network.subnet for network in made}) == 16
+
+        def again(_: int) -> bool:
+            try:
+                networks.create("once")
+                return True
+            except Conflict:
+                return False
+
+        assert sum(pool.map(again, range(8))) == 1
+
+
+def test_the_default_one_goes_out_of_the_hosts_way(tmp_path: Path) -> None:
+    (tmp_path / "routes").write_text(ROUTES + "cni0\t0000580A\t00000000\t0001\t0\t0\t0\t0000FFFF\t0\t0\t0\n")
+    networks = Networks(tmp_path / "networks", tmp_path / "routes")
+    networks.load()
+    assert networks.find("bridge").subnet == "10.90.0.0/16"
 
 
 def test_all_is_kept(networks: Networks, tmp_path: Path) -> None:

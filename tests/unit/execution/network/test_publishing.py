@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from perdure.errors import Conflict, InvalidValue, Unavailable
-from perdure.execution.network.publishing import Published, Streams
+from perdure.execution.network.publishing import Published, Streams, _Client, _Datagrams
 from perdure.execution.sandboxes.activity import Activity
 from perdure.model import PublishedPort
 
@@ -158,6 +158,14 @@ async def test_close_ends_what_is_connected(published: Published, guest: Guest) 
     writer.close()
     with pytest.raises(ConnectionRefusedError):
         await _ask(port.host_port, b"x")
+
+
+async def test_datagrams_that_wait_are_bounded() -> None:
+    client = _Client(("127.0.0.1", 9), _Datagrams(lambda _: None))
+    for _ in range(1000):
+        client.came(bytes(60_000))
+    assert client.held_bytes <= 64 << 10
+    assert await client.next() == bytes(60_000) and client.held_bytes == 0
 
 
 async def test_datagrams_keep_their_borders(guest: Guest) -> None:
