@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.cli.fcrun._format import Open
-from perdure.cli.fcrun._template import Template, printed
+from perdure.cli.fcrun._template import Template
+from perdure.cli.fcrun._template_values import printed
 from perdure.errors import InvalidValue
 
 BOX: dict[str, Any] = {

@@ -36,7 +36,8 @@ def show(rows: Sequence[Row], values: Sequence[Any], columns: Mapping[str, str],
     elif template in ("", "table"):
         _table([[str(row[field]) for field in columns] for row in rows], list(columns.values()))
     else:
-        from perdure.cli.fcrun._template import HEADING_FUNCTIONS, Template
+        from perdure.cli.fcrun._template import Template
+        from perdure.cli.fcrun._template_values import HEADING_FUNCTIONS
 
         if template.startswith("table "):
             wanted = unescaped(template[6:])
