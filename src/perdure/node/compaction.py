@@ -91,7 +91,7 @@ class Compactor:
             looking.cancel()
 
     async def _look_on(self) -> None:
-        async for event in self._sandboxes.events(follow=True, since=None):
+        async for event in self._sandboxes.events.read(follow=True, since=None):
             if event.kind == "sandbox.suspended":
                 self._want(event.sandbox_id, 0 if self._is_urgent(event.sandbox_id) else self._settle_s)
             elif event.kind == "sandbox.removed":

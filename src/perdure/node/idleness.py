@@ -33,7 +33,7 @@ class Idleness:
 
     async def run(self) -> None:
         """For ever."""
-        happening = self._sandboxes.events(follow=True, since=time.time())
+        happening = self._sandboxes.events.read(follow=True, since=time.time())
         try:
             for sandbox in self._sandboxes.all():
                 self._watch(sandbox)

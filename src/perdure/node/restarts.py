@@ -23,7 +23,7 @@ class Restarts:
 
     async def run(self) -> None:
         """For ever."""
-        happening = self._sandboxes.events(follow=True, since=time.time())
+        happening = self._sandboxes.events.read(follow=True, since=time.time())
         try:
             for sandbox in self._sandboxes.all():
                 if due(sandbox.record, node_starts=True):

@@ -75,6 +75,6 @@ class System:
         since, until = number(request, "since"), number(request, "until")
         follow = request.query.get("follow", "1") == "1"
         response = await stream(request, NDJSON)
-        async for event in self._sandboxes.events(follow=follow, since=since, until=until):
+        async for event in self._sandboxes.events.read(follow=follow, since=since, until=until):
             await response.write(msgspec.json.encode(event) + b"\n")
         return response

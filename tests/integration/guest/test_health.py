@@ -32,7 +32,7 @@ class Patient:
 
     def __init__(self, world: World) -> None:
         self.world, self.box = world, world.box
-        self.events: AsyncIterator[NodeEvent] = world.every.events(follow=True, since=0.0)
+        self.events: AsyncIterator[NodeEvent] = world.every.events.read(follow=True, since=0.0)
 
     async def runs(self, check: HealthCheck) -> None:
         spec = msgspec.structs.replace(self.box.record.spec, health=check, auto_remove=False)

@@ -68,7 +68,7 @@ class World:
         sandbox.emit("suspended")
 
     def kinds(self) -> list[str]:
-        return [event.kind for event in self.every._events]
+        return [event.kind for event in self.every.events.kept]
 
     async def until(self, holds: Callable[[], object]) -> None:
         async with asyncio.timeout(DEADLINE_S):

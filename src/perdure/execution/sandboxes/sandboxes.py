@@ -8,8 +8,7 @@ import logging
 import math
 import shutil
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from perdure.execution.network.networks import Networks
 from perdure.execution.sandboxes import acting, disk, forking, mounts, networking, rehearsing, restarting, workload
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
+from perdure.execution.sandboxes.events import Events
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
-from perdure.execution.sandboxes.logfile import Watch
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
@@ -42,14 +41,12 @@ from perdure.model import (
     CallsEndpoint,
     Fork,
     Network,
-    NodeEvent,
     Recipe,
     SandboxSpec,
     SandboxState,
     new_id,
 )
 
-EVENTS_KEPT = 4096
 MEMORY_MIB = (64, 65536)
 VCPUS = (1, 32)
 DISK_MIB = (64, 1 << 22)
@@ -74,6 +71,7 @@ class Sandboxes:
         self.networks = Networks(home.networks)
         self.images = images
         self.ground = ground
+        self.events = Events()
         self.volumes = Volumes(home, self._records)
         self._home = home
         self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
@@ -93,53 +91,19 @@ class Sandboxes:
             Admission(self._live_memory, limits),
         )
         self._sandboxes: dict[str, Sandbox] = {}
-        self._events: deque[NodeEvent] = deque(maxlen=EVENTS_KEPT)
-        self._event_owners: deque[str] = deque(maxlen=EVENTS_KEPT)  # whose each is
-        self._event_count = 0
-        self._happened = Watch()
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _emit(self, kind: str, record: Record, details: dict[str, Any]) -> None:
         if kind == "sandbox.removed":
             self._sandboxes.pop(record.id, None)
             self._tell_names(record)
-        self._tell(record.owner, kind, sandbox_id=record.id, name=record.name, **details)
+        self.events.tell(record.owner, kind, sandbox_id=record.id, name=record.name, **details)
 
     def tell(self, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
         """Record an event and wake who follows."""
         known = self._sandboxes.get(sandbox_id)
         owner = known.record.owner if known is not None else acting.current().owner or ""
-        self._tell(owner, kind, sandbox_id=sandbox_id, **details)
-
-    def _tell(self, owner: str, kind: str, *, sandbox_id: str = "", **details: Any) -> None:
-        self._events.append(NodeEvent(time=time.time(), kind=kind, sandbox_id=sandbox_id, details=details))
-        self._event_owners.append(owner)
-        self._event_count += 1
-        self._happened.notify()
-
-    async def events(
-        self, *, follow: bool, since: float | None, until: float | None = None
-    ) -> AsyncIterator[NodeEvent]:
-        """The newest EVENTS_KEPT of this daemon's life, oldest first, then those to come, until that moment."""
-        for_whom = acting.current()
-        seen = 0 if since is not None or not follow else self._event_count
-        while True:
-            happened = self._happened.next
-            told = list(zip(self._event_owners, self._events, strict=True))
-            fresh = told[max(0, len(told) - (self._event_count - seen)) :]
-            seen = self._event_count
-            for owner, event in fresh:
-                if not for_whom.sees(owner) and not event.kind.startswith("image."):  # images are everybody's
-                    continue
-                if (since is None or event.time >= since) and (until is None or event.time <= until):
-                    yield event
-            if not follow:
-                return
-            if seen == self._event_count:
-                try:
-                    await asyncio.wait_for(happened.wait(), None if until is None else until - time.time())
-                except TimeoutError:
-                    return
+        self.events.tell(owner, kind, sandbox_id=sandbox_id, **details)
 
     # -- finding ------------------------------------------------------------------------------------------------------
     def find(self, ref: str) -> Sandbox:

@@ -77,7 +77,7 @@ def make(every: Sandboxes, tmp_path: Path) -> Make:
 
 
 def events(every: Sandboxes) -> list[NodeEvent]:
-    return list(every._events)
+    return list(every.events.kept)
 
 
 async def test_the_compacted_one_is_written_down(every: Sandboxes, make: Make, bench: Bench, line: Any) -> None:
