@@ -243,7 +243,7 @@ class Snapshots:
             with headroom.given(self._home):
                 await asyncio.to_thread(self._store.untag, kept)
             freed = await asyncio.shield(asyncio.ensure_future(sandbox.forget(digest, force=force)))
-        elif await asyncio.to_thread(self._sandboxes.names, digest):
+        elif await asyncio.to_thread(self._sandboxes.needs.names, digest):
             users = ", ".join(one.name for one in self._sandboxes.all() if one.record.names(digest))
             raise Conflict(
                 f"snapshot {digest} is in use by {users or 'a sandbox that is being suspended'}",
@@ -265,9 +265,9 @@ class Snapshots:
             with headroom.given(self._home):
                 return garbage.collect(
                     self._store,
-                    named=self._sandboxes.names,
+                    named=self._sandboxes.needs.names,
                     templates=self._home.templates,
-                    templates_in_use=self._sandboxes.templates_in_use,
+                    templates_in_use=self._sandboxes.needs.templates_in_use,
                     dry_run=wish.dry_run,
                     progress=progress,
                 )

@@ -56,9 +56,9 @@ class System:
         def work() -> Any:
             swept = garbage.collect(
                 self._store,
-                named=self._sandboxes.names,
+                named=self._sandboxes.needs.names,
                 templates=self._home.templates,
-                templates_in_use=self._sandboxes.templates_in_use,
+                templates_in_use=self._sandboxes.needs.templates_in_use,
                 dry_run=True,
             )
             snapshots = len(self._store.digests())

@@ -110,7 +110,7 @@ class Transfers:
 
         async def whole(progress: Progress) -> Pulled:
             snapshot = await self._threaded(lambda: work(progress))
-            await asyncio.to_thread(self._sandboxes.let_go_if_named, snapshot.digest)
+            await asyncio.to_thread(self._sandboxes.needs.let_go_if_named, snapshot.digest)
             self._sandboxes.tell("snapshot.pulled", digest=snapshot.digest, url=wish.url)
             away = [layer for layer in snapshot.memory.layers if not self._store.blob_path(layer.digest).exists()]
             elsewhere = sum(layer.size for layer in away)
@@ -153,7 +153,7 @@ class Transfers:
                 snapshot = await self._threaded(lambda: work(progress))
             finally:
                 await asyncio.to_thread(uploads.forget, received)
-            await asyncio.to_thread(self._sandboxes.let_go_if_named, snapshot.digest)
+            await asyncio.to_thread(self._sandboxes.needs.let_go_if_named, snapshot.digest)
             self._sandboxes.tell("snapshot.imported", digest=snapshot.digest)
             return Pulled(snapshot.digest, "", "", snapshot.config.sandbox_id, 0)
 

@@ -179,7 +179,7 @@ async def test_no_collection_takes_what_is_about_to_be_named(world: World, monke
     save, leased = fork.folder.save, list[str]()
 
     def saved(record: Record) -> None:
-        leased.extend(garbage.collect(world.bench.store, named=world.every.names).leased)
+        leased.extend(garbage.collect(world.bench.store, named=world.every.needs.names).leased)
         save(record)
 
     monkeypatch.setattr(fork.folder, "save", saved)
@@ -289,7 +289,7 @@ async def test_a_killed_node_leaves_a_snapshot_that_works(world: World) -> None:
         assert world.bench.left_over() == []
     made = [one for one in world.bench.store.digests() if one not in {snapshot.digest for snapshot in line}]
     assert len(made) == 1  # the last time it came to its end
-    await asyncio.to_thread(world.every._drop_unnamed)
+    await asyncio.to_thread(world.every.needs.drop_unnamed)
     assert made[0] not in world.bench.store.digests()
     assert box.folder.load().parent == line[-1].digest
 
@@ -301,7 +301,7 @@ async def test_a_fork_finds_what_was_compacted_meanwhile(world: World) -> None:
     box = world.box(line)
     done = await box.compact(line[-1].digest)
     with contextlib.ExitStack() as held:
-        found = await world.every._leased(line[-1].digest, held)
+        found = await world.every.needs.leased(line[-1].digest, held)
         assert found.digest == done.after.digest
         assert (await world.every._moment(line[-1].digest[7:20])).digest == done.after.digest
 

@@ -34,7 +34,7 @@ class WorkloadTemplates:
 
     async def list(self) -> list[TemplateInfo]:
         """By name."""
-        current = await asyncio.to_thread(self._sandboxes.templates_of_today)
+        current = await asyncio.to_thread(self._sandboxes.needs.templates_of_today)
         found = [self._info(sandbox, current) for sandbox in self._sandboxes.hidden()]
         return sorted(found, key=lambda template: template.name)
 

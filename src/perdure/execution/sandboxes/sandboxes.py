@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, NoSpace, NotFound, PerdureError, ProtocolError
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.network import networks
@@ -26,11 +26,11 @@ from perdure.execution.sandboxes.events import Events
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.machine import end_stray
+from perdure.execution.sandboxes.needs import Needs
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.sandboxes.volumes import Volumes
-from perdure.execution.snapshots import transfer
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Origin, Snapshot
@@ -75,6 +75,8 @@ class Sandboxes:
         self.volumes = Volumes(home, self._records)
         self._home = home
         self.before_moving: Callable[[str], None] = lambda sandbox_id: None  # a use case is about to move it
+        self._sandboxes: dict[str, Sandbox] = {}
+        self.needs = Needs(home, ground, images, store, self._sandboxes)
         self._rooms = Rooms(
             home,
             ground,
@@ -82,7 +84,7 @@ class Sandboxes:
             store,
             answer_call,
             self._emit,
-            self._named_by_others,
+            self.needs.named_by_others,
             lambda sandbox_id: self.before_moving(sandbox_id),
             self.networks,
             self._records,
@@ -90,7 +92,6 @@ class Sandboxes:
             self.volumes,
             Admission(self._live_memory, limits),
         )
-        self._sandboxes: dict[str, Sandbox] = {}
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _emit(self, kind: str, record: Record, details: dict[str, Any]) -> None:
@@ -218,7 +219,7 @@ class Sandboxes:
         """The same from a snapshot. log: what its main process had written by then, for their logs to begin with."""
         self._check_names([fork.name for fork in forks])
         with contextlib.ExitStack() as held:  # until the forks name it
-            snapshot = await self._leased(digest, held)
+            snapshot = await self.needs.leased(digest, held)
             origin = forking.origin_of(snapshot)
             self.images.get(snapshot.config.image_digest)
             disk.admit(self._home, self._home.sandboxes, 0, "a fork")
@@ -236,28 +237,8 @@ class Sandboxes:
             except BaseException:
                 await asyncio.gather(*(sandbox.remove(force=True) for sandbox in made), return_exceptions=True)
                 raise
-            await asyncio.to_thread(self.let_go_if_named, snapshot.digest)
+            await asyncio.to_thread(self.needs.let_go_if_named, snapshot.digest)
             return made
-
-    async def _leased(self, digest: str, held: contextlib.ExitStack) -> Snapshot:
-        """The snapshot, which no sweep takes while ``held`` is; by another digest, where it was compacted meanwhile."""
-        store = self._rooms.store
-        await asyncio.to_thread(held.enter_context, store.reading(digest))
-        try:
-            return await asyncio.to_thread(store.get, digest)
-        except NotFound:
-            if (current := self._compacted(digest)) is None:
-                raise
-        await asyncio.to_thread(held.enter_context, store.reading(current))
-        return await asyncio.to_thread(store.get, current)
-
-    def _compacted(self, digest: str) -> str | None:
-        """What became of a snapshot that was compacted, by a former digest or the beginning of one."""
-        sees = acting.current().sees
-        for sandbox in [one for one in self._sandboxes.values() if sees(one.record.owner)]:
-            if (kept := sandbox.record.snapshot(digest)) is not None:
-                return kept.info.digest
-        return None
 
     def _check_names(self, wanted: Sequence[str]) -> None:
         given = [name for name in wanted if name]
@@ -271,21 +252,13 @@ class Sandboxes:
             sandbox = self.find(ref)
         except NotFound:
             if acting.current().owner is not None:  # others' snapshots are not there: not even to be ambiguous
-                if (current := self._compacted(ref)) is None:
+                if (current := self.needs.compacted(ref)) is None:
                     raise
                 return await asyncio.to_thread(self._rooms.store.get, current)
-            return await self._by_digest(ref)
+            return await self.needs.find(ref)
         self.before_moving(sandbox.id)
         digest = await forking.moment_of(sandbox)
         return await asyncio.to_thread(self._rooms.store.get, digest)
-
-    async def _by_digest(self, ref: str) -> Snapshot:
-        try:
-            return await asyncio.to_thread(self._rooms.store.find, ref)
-        except NotFound:
-            if (current := self._compacted(ref)) is None:
-                raise
-        return await asyncio.to_thread(self._rooms.store.get, current)
 
     def shows(self, digest: str) -> bool:
         """Whether a snapshot is there at all for whoever this is done for: who sees one of its sandboxes sees it."""
@@ -436,74 +409,17 @@ class Sandboxes:
         for sandbox_id in await asyncio.to_thread(forking.unfinished, self._home.run):
             if sandbox_id in self._sandboxes:  # the fork was not acknowledged: nobody knows of it
                 await self._sandboxes[sandbox_id].remove(force=True)
-        await asyncio.to_thread(self._drop_unnamed)
+        await asyncio.to_thread(forking.sweep, self._home.run)
+        await asyncio.to_thread(self.needs.drop_unnamed)
         if launcher is not None:
             for kept in await launcher.list():
                 if kept.sandbox_id not in self._sandboxes:
                     await end_stray(launcher, kept.sandbox_id)
         await asyncio.to_thread(rehearsing.sweep, self._home.run)
 
-    def names(self, digest: str) -> bool:
-        """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
-
-        Asked while nothing is registered in the store: what a capture has stored by then is written down before the use
-        case ends that holds ``moving``.
-        """
-        every = list(self._sandboxes.values())
-        busy = {sandbox.id for sandbox in every if sandbox.moving.locked()}  # first: a record is read after it
-        if any(sandbox.record.names(digest) for sandbox in every):
-            return True
-        if not busy:
-            return False
-        try:
-            return self._rooms.store.get(digest).config.sandbox_id in busy
-        except (PerdureError, OSError):
-            return True  # whose it is does not read: it is looked at again when nobody is busy
-
-    def _named_by_others(self, digest: str, sandbox_id: str) -> bool:
-        if any(one.record.names(digest) for one in list(self._sandboxes.values()) if one.id != sandbox_id):
-            return True
-        return digest in self._rooms.store.tags().values()
-
-    def let_go_if_named(self, digest: str) -> None:
-        """A snapshot that was pulled needs no tag any more, once a sandbox names it. Blocking.
-
-        On a full disk the tag stays, which only keeps the snapshot longer.
-        """
-        if any(one.record.names(digest) for one in list(self._sandboxes.values())):
-            with contextlib.suppress(NoSpace):
-                self._rooms.store.untag(transfer.kept_tag(digest))
-
-    def templates_of_today(self) -> set[str] | None:
-        """The templates that the next start of an image may take; None: not known. Blocking."""
-        return self.ground.templates_in_use({image.digest for image in self.images.list()})
-
-    def templates_in_use(self) -> set[str] | None:
-        """The templates that a sandbox was started from or may be started from; None: not known. Blocking."""
-        current = self.templates_of_today()
-        if current is None:
-            return None
-        return current | {sandbox.record.template for sandbox in list(self._sandboxes.values())}
-
     @property
     def store(self) -> Store:
         return self._rooms.store
-
-    def _drop_unnamed(self) -> None:
-        """Snapshots that a suspend stored and did not live to write down: its sandbox went on, or died."""
-        forking.sweep(self._home.run)
-        unnamed = [
-            digest
-            for digest, owner in self._rooms.store.owners().items()
-            if owner in self._sandboxes and not self._named_by_others(digest, "")
-        ]
-        if not unnamed:
-            return
-        try:
-            with headroom.given(self._home):
-                _log.warning("%d bytes freed of snapshots that no sandbox names", self._rooms.store.remove(unnamed))
-        except NoSpace as error:  # whoever comes to make room must find a node; the next start drops them
-            _log.warning("snapshots that no sandbox names stay: %s", error)
 
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:

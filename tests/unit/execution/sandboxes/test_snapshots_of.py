@@ -12,6 +12,7 @@ import pytest
 
 from perdure.errors import Conflict, NoSpace, NotFound
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.sandboxes.needs import Needs
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
@@ -186,7 +187,7 @@ def collected(every: Sandboxes, bench: Bench) -> Callable[[Sandbox], Collecting]
     """From now on collections come between a sandbox and its record."""
 
     def watched(sandbox: Sandbox) -> Collecting:
-        folder = Collecting(sandbox.folder.root, lambda: garbage.collect(bench.store, named=every.names))
+        folder = Collecting(sandbox.folder.root, lambda: garbage.collect(bench.store, named=every.needs.names))
         sandbox.folder = folder
         return folder
 
@@ -270,12 +271,12 @@ async def test_giving_up_while_it_runs(make: Make, bench: Bench, line: Any) -> N
 
 async def test_who_names_what(every: Sandboxes, make: Make, bench: Bench, line: Any) -> None:
     box = make(BOX, line[:1])
-    assert every.names(line[0].digest)
-    assert not every.names(line[1].digest)  # stored by a suspend that did not live to write it down
+    assert every.needs.names(line[0].digest)
+    assert not every.needs.names(line[1].digest)  # stored by a suspend that did not live to write it down
     async with box.moving:  # … or that is about to
-        assert every.names(line[1].digest)
+        assert every.needs.names(line[1].digest)
     make(FORK, line[:1], parent=line[1].digest)
-    assert every.names(line[1].digest)
+    assert every.needs.names(line[1].digest)
 
 
 async def test_a_collection_waits_for_no_use_case_and_takes_nothing_of_it(
@@ -284,10 +285,10 @@ async def test_a_collection_waits_for_no_use_case_and_takes_nothing_of_it(
     """The snapshot is registered, its record not yet saved: a sweep in this moment leaves it."""
     box = make(BOX, line[:1])
     async with box.moving:
-        swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.names))
+        swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.needs.names))
         assert swept.forgotten == []
         box.save(snapshots=[*box.record.snapshots, KeptSnapshot(info=line[1].info())], parent=line[1].digest)
-    swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.names))
+    swept = await asyncio.to_thread(lambda: garbage.collect(bench.store, named=every.needs.names))
     assert swept.forgotten == []
 
 
@@ -297,7 +298,7 @@ async def test_unnamed_ones_are_dropped_at_a_start_unless_a_fork_names_them(
     make(BOX, line[:1])
     lost = bench.capture(line[1], {3: block(4)}, DISK, sandbox_id=BOX)
     make(FORK, line[:1], parent=line[1].digest)
-    await asyncio.to_thread(every._drop_unnamed)
+    await asyncio.to_thread(every.needs.drop_unnamed)
     assert bench.store.digests() == [line[0].digest, line[1].digest]
     assert lost.digest not in bench.store.digests()
 
@@ -306,7 +307,7 @@ async def test_unnamed_ones_are_dropped_at_a_start_unless_a_fork_names_them(
     ("current", "expected"), [(None, None), (set(), {"warm", "old"}), ({"new"}, {"warm", "old", "new"})]
 )
 async def test_templates_in_use(
-    every: Sandboxes, make: Make, line: Any, current: Any, expected: Any, tmp_path: Path
+    every: Sandboxes, make: Make, bench: Bench, line: Any, current: Any, expected: Any, tmp_path: Path
 ) -> None:
     """A running sandbox has no snapshot that names its template; without any of today's it is needed all the same."""
 
@@ -315,11 +316,11 @@ async def test_templates_in_use(
             return current
 
     ground: Any = Ground()
-    every.ground = ground
-    every.images = ImageLibrary(tmp_path / "images")
+    home, images = Home(tmp_path, tmp_path / "cache"), ImageLibrary(tmp_path / "images")
+    needs = Needs(home, ground, images, bench.store, every._sandboxes)
     make(BOX, line, template="warm")
     make(FORK, line, template="old", state=SandboxState.RUNNING)
-    assert every.templates_in_use() == expected
+    assert needs.templates_in_use() == expected
 
 
 async def test_removal_waits_for_a_sweep_and_not_the_other_way(make: Make, bench: Bench, line: Any) -> None:
