@@ -8,15 +8,13 @@ import socket
 import stat
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import msgspec
 from aiohttp import web
 
-from perdure.errors import Conflict, InvalidValue
-from perdure.execution.images.image import Image
+from perdure.errors import InvalidValue
 from perdure.execution.sandboxes import archive, reading
 from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
@@ -24,7 +22,6 @@ from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.sandboxes.waking import is_asleep
 from perdure.formats import logs
-from perdure.host import headroom
 from perdure.host.paths import Home
 from perdure.host.progress import Progress
 from perdure.model import (
@@ -42,7 +39,8 @@ from perdure.node.answers import body, long, number, ok, stream
 from perdure.node.audit import Audit, AuditApi
 from perdure.node.border import PATIENCE_S, Border
 from perdure.node.doors import Door, Outside
-from perdure.node.imagecare import ImageCare, image_info
+from perdure.node.imagecare import ImageCare
+from perdure.node.images import ImagesApi
 from perdure.node.networks import NetworksApi
 from perdure.node.registries import Registries
 from perdure.node.snapshots import Snapshots
@@ -57,11 +55,6 @@ _QUIET = (SandboxState.CREATED, SandboxState.EXITED, SandboxState.REMOVING)  # w
 
 
 class _Rename(Frozen, frozen=True, kw_only=True):
-    name: str
-
-
-class _Tag(Frozen, frozen=True, kw_only=True):
-    source: str  # a name, or a digest or the beginning of it
     name: str
 
 
@@ -90,14 +83,7 @@ class _Fork(Frozen, frozen=True, kw_only=True):
     populate: bool | None = None
 
 
-class _Build(Frozen, frozen=True, kw_only=True):
-    name: str
-    packages: list[str]
-    suite: str | None = None
-
-
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_Images = list[Image]  # Api.list hides the builtin inside the class
 
 
 class Api:
@@ -142,17 +128,12 @@ class Api:
                 web.put(one + "/archive", self._using(self.put_archive)),
                 web.get(one + "/archive", self._using(self.get_archive)),
                 web.get(one + "/stat", self._using(self.stat)),
-                web.get("/v1/images", self.images),
-                web.delete("/v1/images", self.remove_image),
-                web.post("/v1/images/tag", self.tag_image),
-                web.post("/v1/images/import", self.import_image),
-                web.post("/v1/images/load", self.load_images),
-                web.post("/v1/images/build", self.build_image),
                 *TemplatesApi(self._templates).routes(),
             ]
         )
         every = self._sandboxes
         rehearsal = Rehearsal(self._home, every.ground, every.images, every.store, asyncio.get_running_loop())
+        app.add_routes(ImagesApi(self._home, every).routes())
         app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
         self._system = System(self._home, every, every.store, self._shutdown)
@@ -323,7 +304,7 @@ class Api:
         there = await asyncio.to_thread(sandbox.foretold, path, follow=True)
         if not stat.S_ISDIR(there.mode):
             raise InvalidValue(f"{path} is no folder in sandbox {sandbox.name}")
-        received = await self._receive(request)
+        received = await uploads.received(self._home, request)
         try:
             await asyncio.to_thread(archive.check, received)
             async with sandbox.before_start():
@@ -348,76 +329,6 @@ class Api:
         async with reading.files_of(sandbox) as files:
             entry = await files.stat(_guest_path(request), follow=follow)
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
-
-    async def _receive(self, request: web.Request) -> Path:
-        return await uploads.received(self._home, request)
-
-    # -- images -------------------------------------------------------------------------------------------------------
-    async def images(self, request: web.Request) -> web.Response:
-        return ok([image_info(image) for image in await asyncio.to_thread(self._sandboxes.images.list)])
-
-    async def remove_image(self, request: web.Request) -> web.Response:
-        library = self._sandboxes.images
-        image = library.get(request.query.get("name", ""))
-        if users := self._sandboxes.users_of(image.digest):
-            raise Conflict(
-                f"image {image.name} is in use by {', '.join(sandbox.record.name for sandbox in users)}",
-                hint="Remove these sandboxes first: fcrun rm",
-            )
-        with headroom.given(self._home):
-            removed = await asyncio.to_thread(library.remove, request.query["name"])
-        self._sandboxes.tell("image.removed", name=image.name)
-        return ok(removed)
-
-    async def tag_image(self, request: web.Request) -> web.Response:
-        wish = await body(request, _Tag)
-        image = await asyncio.to_thread(self._sandboxes.images.tag, wish.source, wish.name)
-        self._sandboxes.tell("image.tagged", name=image.name, digest=image.digest)
-        return ok(image_info(image), 201)
-
-    async def import_image(self, request: web.Request) -> web.StreamResponse:
-        name, changes = request.query.get("name", ""), request.query.getall("change", [])
-
-        def work(tar: Path, progress: Progress) -> Image:
-            return self._sandboxes.images.import_tar(tar, name, changes=changes, progress=progress)
-
-        return await self._add_images(request, lambda tar, progress: [work(tar, progress)], one=True)
-
-    async def load_images(self, request: web.Request) -> web.StreamResponse:
-        def work(tar: Path, progress: Progress) -> _Images:
-            return self._sandboxes.images.load_archive(tar, progress=progress)
-
-        return await self._add_images(request, work, one=False)
-
-    async def _add_images(
-        self, request: web.Request, add: Callable[[Path, Progress], _Images], *, one: bool
-    ) -> web.StreamResponse:
-        received = await self._receive(request)
-
-        async def work(progress: Progress) -> Any:
-            try:
-                images = await asyncio.to_thread(add, received, progress)
-            finally:
-                uploads.forget(received)
-            for image in images:
-                self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
-            answer = [image_info(image) for image in images]
-            return answer[0] if one else answer
-
-        return await long(request, work, 201)
-
-    async def build_image(self, request: web.Request) -> web.StreamResponse:
-        wish = await body(request, _Build)
-
-        async def work(progress: Progress) -> Any:
-            library = self._sandboxes.images
-            image = await asyncio.to_thread(
-                lambda: library.build_from_packages(wish.name, wish.packages, suite=wish.suite, progress=progress)
-            )
-            self._sandboxes.tell("image.added", name=image.name, digest=image.digest)
-            return image_info(image)
-
-        return await long(request, work, 201)
 
 
 def _guest_path(request: web.Request) -> str:
