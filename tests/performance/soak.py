@@ -32,7 +32,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure.client.node import NodeClient, Session, ensure_running
+from perdure.client.node import NodeClient, ensure_running
+from perdure.client.session import Session
 from perdure.errors import PerdureError
 from perdure.host import below
 from perdure.host.paths import Home

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from perdure.client.node import NodeClient, Session
+from perdure.client.node import NodeClient
+from perdure.client.session import Session
 from perdure.model import SandboxSpec
 
 IMAGE = "perdure-bench"

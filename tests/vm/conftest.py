@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from perdure.client.node import NodeClient, Session, ensure_running
+from perdure.client.node import NodeClient, ensure_running
+from perdure.client.session import Session
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo, SandboxSpec

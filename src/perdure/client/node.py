@@ -6,8 +6,8 @@ Synchronous and light. Every method raises the errors of ``perdure.errors``, as 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import quote
 
 import msgspec
@@ -15,11 +15,12 @@ import msgspec
 from perdure.client.border import BorderClient
 from perdure.client.library import LibraryClient
 from perdure.client.registries import RegistryClient
+from perdure.client.session import Session
 from perdure.client.snapshots import StoreClient
 from perdure.client.transport import Progress, Transport
 from perdure.client.views import ViewsClient
 from perdure.client.volumes import VolumesClient
-from perdure.errors import NoRights, PerdureError, Unavailable, from_json
+from perdure.errors import NoRights, PerdureError, Unavailable
 from perdure.formats.logs import STDERR as STDERR
 from perdure.formats.logs import STDOUT as STDOUT
 from perdure.formats.logs import Decoder, LogRecord
@@ -40,9 +41,6 @@ from perdure.model import (
     TemplateInfo,
 )
 
-if TYPE_CHECKING:
-    from perdure.client.websocket import WebSocket
-
 STDIN = 0
 AWAY_S = 30.0  # a node on another machine may be away, as when it is restarted
 AWAY_AGAIN_S = 0.2
@@ -55,58 +53,6 @@ _Images = list[ImageInfo]
 _DiskUses = list[DiskUse]
 _Templates = list[TemplateInfo]
 _Networks = list[Network]
-
-
-class Session:
-    """A process's standard streams: of an exec, or of a sandbox's main process (attach).
-
-    It stays open while the sandbox is suspended, and goes on when it is resumed.
-    """
-
-    def __init__(self, socket: WebSocket) -> None:
-        self._socket = socket
-        self.exit_status: int | None = None
-        self.on_state: Callable[[str], None] = lambda _: None  # "suspended", "running" …
-
-    def outputs(self) -> Iterator[tuple[int, bytes]]:
-        """(STDOUT or STDERR, data) until the process ended; then ``exit_status`` is set.
-
-        Raises CommandNotFound, CommandNotExecutable …, when it could not be started, MachineFailed when its machine
-        died, Unavailable when the node went away.
-        """
-        for message in self._socket.messages():
-            if isinstance(message, bytes):
-                yield message[0], message[1:]
-            elif "exit" in message:
-                self.exit_status = int(message["exit"])
-                return
-            elif "error" in message:
-                raise from_json(message["error"])
-            elif "state" in message:
-                self.on_state(str(message["state"]))
-
-    def send_stdin(self, data: bytes) -> None:
-        self._socket.send_bytes(data)
-
-    def close_stdin(self) -> None:
-        self._socket.send_json({"eof": True})
-
-    def resize(self, rows: int, columns: int) -> None:
-        self._socket.send_json({"resize": [rows, columns]})
-
-    def signal(self, signal: str) -> None:
-        """Send the process a signal by name ("INT")."""
-        self._socket.send_json({"signal": signal})
-
-    def close(self) -> None:
-        """Detach: the process goes on."""
-        self._socket.close()
-
-    def __enter__(self) -> Session:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class NodeClient(ViewsClient):

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from perdure.client.node import STDOUT, NodeClient, Session
+from perdure.client.node import STDOUT, NodeClient
+from perdure.client.session import Session
 from perdure.errors import InvalidValue, PerdureError, Unavailable
 
 CHUNK_BYTES = 1 << 16
