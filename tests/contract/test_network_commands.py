@@ -67,7 +67,7 @@ def test_networks_are_made_shown_and_removed(node: Node) -> None:
     node.client.shutdown()  # the next one knows it, too
     created = node.fcrun.said("create", "--name", "member", "--network", "office", "tiny", "true").strip()
     address = node.client.get(created).addresses["office"]
-    assert node.client.network("office").members == {"member": address}
+    assert node.client.networks.get("office").members == {"member": address}
     status, out, err = node.fcrun("network", "rm", "office", "nosuch")
     assert (status, out) == (1, "") and "member" in err and "no such network: nosuch" in err
     assert node.fcrun.said("network", "prune", "-f") == ""
@@ -75,7 +75,7 @@ def test_networks_are_made_shown_and_removed(node: Node) -> None:
     node.fcrun.said("network", "create", "other")
     assert node.fcrun.said("network", "rm", "office") == "office\n"
     assert node.fcrun.said("network", "prune", "-f") == "other\n"
-    assert [network.name for network in node.client.networks()] == ["bridge"]
+    assert [network.name for network in node.client.networks.list()] == ["bridge"]
 
 
 REFUSED = [
@@ -104,7 +104,7 @@ def test_what_cannot_be_is_said_and_made_of_nothing(node: Node) -> None:
         status, out, err = node.fcrun(*argv)
         assert status in (1, 125) and out == "" and words in err, (argv, status, out, err)
     assert [info.name for info in node.client.list()] == ["box"]
-    assert [network.name for network in node.client.networks()] == ["bridge"]
+    assert [network.name for network in node.client.networks.list()] == ["bridge"]
 
 
 def test_ports_are_parsed_as_docker_does(node: Node) -> None:

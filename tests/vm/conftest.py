@@ -90,9 +90,9 @@ def client(home: Home) -> Iterator[NodeClient]:
     yield client
     for info in client.list():
         client.remove(info.id, force=True)
-    for network in client.networks():
+    for network in client.networks.list():
         if network.name != "bridge":
-            client.remove_network(network.id)
+            client.networks.remove(network.id)
     assert not list(home.sandboxes.iterdir())
     assert not list(home.run.glob("upload-*"))
     assert kept_below(home) == []

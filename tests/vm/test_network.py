@@ -297,12 +297,12 @@ except OSError as error:
 def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
     client: NodeClient, fcrun: Fcrun, start: Callable[..., SandboxInfo]
 ) -> None:
-    client.create_network("office", internal=True)
+    client.networks.create("office", internal=True)
     server = start("python3", "-c", SERVE, name="files", networks=["office"], aliases=["data"])
     asker = start("sleep", "1000", name="asker", networks=["office"])
     alone = start("sleep", "1000", name="alone")
     address = server.addresses["office"]
-    assert client.network("office").members == {"files": address, "asker": asker.addresses["office"]}
+    assert client.networks.get("office").members == {"files": address, "asker": asker.addresses["office"]}
     urls = [f"{name}:8000/" for name in ("files", "data", address)]
     assert next(iter(client.logs("files", follow=True))).data == b"up\n"
     done = fcrun("exec", "asker", "python3", "-c", GET, *urls, f"{GOOD}/")
@@ -316,15 +316,15 @@ def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
     client.suspend("asker")
     client.resume("asker")
     assert fcrun("exec", "asker", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
-    client.connect("office", "alone", ["helper"])
+    client.networks.connect("office", "alone", ["helper"])
     assert fcrun("exec", "alone", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
-    client.disconnect("office", "alone")
+    client.networks.disconnect("office", "alone")
     assert "200" not in fcrun("exec", "alone", "python3", "-c", GET, f"{address}:8000/").stdout
     with pytest.raises(Conflict, match="papers"):
-        client.remove_network("office")
+        client.networks.remove("office")
     for info in (server, asker, alone):
         client.remove(info.id, force=True)
-    client.remove_network("office")
+    client.networks.remove("office")
 
 
 def test_a_port_needs_a_network(client: NodeClient, start: Callable[..., SandboxInfo]) -> None:

@@ -14,6 +14,7 @@ import msgspec
 
 from perdure.client.border import BorderClient
 from perdure.client.library import LibraryClient
+from perdure.client.networks import NetworksClient
 from perdure.client.registries import RegistryClient
 from perdure.client.session import Session
 from perdure.client.snapshots import StoreClient
@@ -32,7 +33,6 @@ from perdure.model import (
     Fork,
     ImageInfo,
     LogPosition,
-    Network,
     NodeEvent,
     Recipe,
     SandboxInfo,
@@ -41,7 +41,6 @@ from perdure.model import (
     TemplateInfo,
 )
 
-STDIN = 0
 AWAY_S = 30.0  # a node on another machine may be away, as when it is restarted
 AWAY_AGAIN_S = 0.2
 SHUTDOWN_S = 60.0  # a daemon that ends waits some time for what is under way
@@ -52,7 +51,6 @@ _Snapshots = list[SnapshotInfo]
 _Images = list[ImageInfo]
 _DiskUses = list[DiskUse]
 _Templates = list[TemplateInfo]
-_Networks = list[Network]
 
 
 class NodeClient(ViewsClient):
@@ -74,6 +72,7 @@ class NodeClient(ViewsClient):
         self.registries = RegistryClient(self._http, progress)
         self.library = LibraryClient(self._http, progress)
         self.volumes = VolumesClient(self._http)
+        self.networks = NetworksClient(self._http)
         self.border = BorderClient(self._http)
 
     @classmethod
@@ -358,35 +357,6 @@ class NodeClient(ViewsClient):
     # -- ------------------------------------------------------------------------------------------------------------
     def _long(self, method: str, path: str, body: Any = None) -> Any:
         return self._http.call(method, path, json_body=body, progress=self._progress)
-
-    # -- networks -----------------------------------------------------------------------------------------------------
-    def networks(self) -> _Networks:
-        """All, oldest first, with their members."""
-        return msgspec.convert(self._http.call("GET", "/v1/networks"), _Networks)
-
-    def network(self, ref: str) -> Network:
-        """By name, id, or a unique beginning of an id. Raises NotFound, Conflict."""
-        return msgspec.convert(self._http.call("GET", f"/v1/networks/{quote(ref, safe='')}"), Network)
-
-    def create_network(
-        self, name: str, *, subnet: str = "", internal: bool = False, labels: Mapping[str, str] | None = None
-    ) -> Network:
-        """Raises InvalidValue, Conflict (the name, the subnet)."""
-        wish = {"name": name, "subnet": subnet, "internal": internal, "labels": dict(labels or {})}
-        return msgspec.convert(self._http.call("POST", "/v1/networks", json_body=wish), Network)
-
-    def connect(self, network: str, ref: str, aliases: Iterable[str] = ()) -> None:
-        """Put a sandbox into one more network, also while it runs. Raises Conflict: it is in it."""
-        wish = {"sandbox": ref, "aliases": list(aliases)}
-        self._http.call("POST", f"/v1/networks/{quote(network, safe='')}/connect", json_body=wish)
-
-    def disconnect(self, network: str, ref: str) -> None:
-        """Take a sandbox out of a network. Raises NotFound: it is not in it."""
-        self._http.call("POST", f"/v1/networks/{quote(network, safe='')}/disconnect", json_body={"sandbox": ref})
-
-    def remove_network(self, ref: str) -> None:
-        """Raises NotFound, Conflict (sandboxes are in it)."""
-        self._http.call("DELETE", f"/v1/networks/{quote(ref, safe='')}")
 
     def _sandbox(self, method: str, path: str, body: Any = None) -> SandboxInfo:
         progress = self._progress if method == "POST" else None

@@ -19,5 +19,5 @@ def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node
 
     with node() as client:
-        client.connect(options.network, options.sandbox, options.alias)
+        client.networks.connect(options.network, options.sandbox, options.alias)
     return 0

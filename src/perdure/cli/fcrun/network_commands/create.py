@@ -24,6 +24,6 @@ def run(options: argparse.Namespace) -> int:
 
     labels = pairs("--label", options.label)
     with node() as client:
-        made = client.create_network(options.name, subnet=options.subnet, internal=options.internal, labels=labels)
+        made = client.networks.create(options.name, subnet=options.subnet, internal=options.internal, labels=labels)
     print(made.id)
     return 0

@@ -18,5 +18,5 @@ def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node
 
     with node() as client:
-        client.disconnect(options.network, options.sandbox)
+        client.networks.disconnect(options.network, options.sandbox)
     return 0

@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun._node import node
 
     with node() as client:
-        found = [msgspec.to_builtins(client.network(ref)) for ref in options.networks]
+        found = [msgspec.to_builtins(client.networks.get(ref)) for ref in options.networks]
     if options.format and options.format != "json":
         for network in found:
             print(_format.fill(options.format, network))

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
         if not equals or key not in ("id", "name", "label"):
             raise InvalidValue(f"--filter: {key!r}", hint="Use id=, name= or label=.")
     with node() as client:
-        found = client.networks()
+        found = client.networks.list()
     for key, _, value in wanted:
         if key == "label":
             name, equals, text = value.partition("=")

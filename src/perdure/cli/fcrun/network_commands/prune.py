@@ -24,11 +24,11 @@ def run(options: argparse.Namespace) -> int:
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             return 0
     with node() as client:
-        for network in client.networks():
+        for network in client.networks.list():
             if network.members or network.name == "bridge":
                 continue
             try:
-                client.remove_network(network.id)
+                client.networks.remove(network.id)
                 print(network.name)
             except Conflict:
                 continue  # somebody joined it in this moment

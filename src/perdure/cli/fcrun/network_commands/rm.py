@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     with node() as client:
         for ref in options.networks:
             try:
-                client.remove_network(ref)
+                client.networks.remove(ref)
                 print(ref)
             except NotFound as error:
                 if not options.force:
