@@ -202,7 +202,8 @@ def test_labels_come_from_files_and_options(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("0", 0), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("300ms", 0.3), ("2d", 172800)]
+    ("text", "seconds"),
+    [("0", 0), ("5m", 300), ("1h30m", 5400), ("1.5h", 5400), ("300ms", 0.3), ("500us", 0.0005), ("2d", 172800)],
 )
 def test_when_it_sleeps(text: str, seconds: float) -> None:
     assert _process.spec_of(parse("run", "--suspend-after", text, "tiny", "x")).suspend_after_s == seconds

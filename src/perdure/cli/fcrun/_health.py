@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import re
 from typing import Any
 
 from perdure.errors import InvalidValue
 from perdure.model import HealthCheck
 
-_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its value is, what that is otherwise)
     "--stop-signal": ("stop_signal", ""),
     "--stop-timeout": ("stop_timeout", None),
@@ -42,11 +40,11 @@ def end_values(options: argparse.Namespace) -> dict[str, Any]:
     """Those of a ``SandboxSpec``. Raises InvalidValue that names the option."""
     given = {
         "test": ["CMD-SHELL", options.health_cmd] if options.health_cmd else [],
-        "interval_s": duration("--health-interval", options.health_interval),
-        "timeout_s": duration("--health-timeout", options.health_timeout),
+        "interval_s": _duration("--health-interval", options.health_interval),
+        "timeout_s": _duration("--health-timeout", options.health_timeout),
         "retries": options.health_retries,
-        "start_period_s": duration("--health-start-period", options.health_start_period),
-        "start_interval_s": duration("--health-start-interval", options.health_start_interval),
+        "start_period_s": _duration("--health-start-period", options.health_start_period),
+        "start_interval_s": _duration("--health-start-interval", options.health_start_interval),
     }
     if options.health_retries < 0:
         raise InvalidValue("--health-retries cannot be negative")
@@ -61,11 +59,10 @@ def end_values(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def duration(option: str, text: str) -> float:
-    """Seconds of "1m30s", "500ms"; 0 for nothing. Raises InvalidValue."""
-    if text in ("", "0"):
+def _duration(option: str, text: str) -> float:
+    """Seconds; 0 for nothing. Raises InvalidValue."""
+    if not text:
         return 0.0
-    if not re.fullmatch(r"(\d+(\.\d+)?(us|ms|s|m|h))+", text):
-        raise InvalidValue(f"{option}: {text!r} is no duration", hint="Write 500ms, 30s or 1m30s.")
-    parts = re.findall(r"(\d+(?:\.\d+)?)(us|ms|s|m|h)", text)
-    return sum(float(number) * _UNITS[unit] for number, unit in parts)
+    from perdure.cli.fcrun._moment import duration
+
+    return duration(text, option)

@@ -8,9 +8,9 @@ import time
 
 from perdure.errors import InvalidValue
 
-_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|[smhd]))+")
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhd])")
+_UNITS = {"us": 1e-6, "ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:[um]s|[smhd]))+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)([um]s|[smhd])")
 
 
 def duration(text: str, option: str) -> float:
