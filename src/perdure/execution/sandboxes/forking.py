@@ -17,7 +17,7 @@ from pathlib import Path
 
 from perdure.errors import Conflict, InvalidValue
 from perdure.execution.sandboxes import feeding, mounts
-from perdure.execution.sandboxes.life import Rooms
+from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots import restore
 from perdure.execution.snapshots.diskspace import space_checked

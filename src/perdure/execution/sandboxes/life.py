@@ -12,8 +12,7 @@ import logging
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any
 
 import msgspec
@@ -21,27 +20,21 @@ import msgspec
 from perdure.errors import AlreadyRunning, Conflict, GuestFailed, MachineFailed, NoSpace, PerdureError, StaleEpoch
 from perdure.execution.guest.session import GuestCall, GuestSession, Identity, Process
 from perdure.execution.images.image import Image
-from perdure.execution.images.library import ImageLibrary
 from perdure.execution.machine.remote import Keeper, Launcher
-from perdure.execution.network.networks import Networks
 from perdure.execution.network.publishing import Published
 from perdure.execution.sandboxes import acting, mounts, networking, states, workload
 from perdure.execution.sandboxes.activity import Activity
-from perdure.execution.sandboxes.admission import Admission
-from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
 from perdure.execution.sandboxes.machine import Machine, end_stray
 from perdure.execution.sandboxes.mainprocess import MainProcess
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import Folder, Record
-from perdure.execution.sandboxes.volumes import Volumes
-from perdure.execution.snapshots.store import Store
+from perdure.execution.sandboxes.rooms import Rooms
 from perdure.formats.logs import STDERR, STDOUT
 from perdure.formats.usagereport import GuestUsage
-from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
-from perdure.model import CallsEndpoint, ExecSpec, HealthCheck, SandboxInfo, WakeReason
+from perdure.model import ExecSpec, HealthCheck, SandboxInfo, WakeReason
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
@@ -51,25 +44,6 @@ SAVE_AGAIN_S = 1.0
 ENTROPY_BYTES = 64
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Rooms:
-    """What all sandboxes of a node share."""
-
-    home: Home
-    ground: Ground
-    images: ImageLibrary
-    store: Store
-    answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
-    emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
-    named_by_others: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox needs the snapshot
-    before_moving: Callable[[str], None]  # (sandbox): what is done for it in the background should end now
-    networks: Networks
-    others: Callable[[], Iterable[Record]]  # the records of all sandboxes
-    disks_bytes: int  # what the kept disks of suspended sandboxes may take (``keptdisks``)
-    volumes: Volumes
-    admission: Admission = field(default_factory=Admission)
 
 
 class Life(ABC):

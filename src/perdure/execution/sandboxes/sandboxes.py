@@ -24,10 +24,10 @@ from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.events import Events
 from perdure.execution.sandboxes.ground import Ground
-from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.needs import Needs
 from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
 from perdure.execution.sandboxes.volumes import Volumes

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from perdure.errors import NoSpace
-from perdure.execution.sandboxes.life import Rooms
 from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.sandboxes.resuming import refusal
+from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.model import SandboxSpec, SandboxState
 
