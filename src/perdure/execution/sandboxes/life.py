@@ -22,7 +22,7 @@ from perdure.execution.guest.session import GuestCall, GuestSession, Identity, P
 from perdure.execution.images.image import Image
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes import acting, mounts, networking, states, workload
+from perdure.execution.sandboxes import acting, mounts, networking, states, syncing, workload
 from perdure.execution.sandboxes.activity import Activity
 from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
@@ -38,8 +38,6 @@ from perdure.model import ExecSpec, HealthCheck, SandboxInfo, WakeReason
 from perdure.model import SandboxState as S
 
 READY_TIMEOUT_S = 60.0  # a restored guest dials within milliseconds; an emulated one on a busy machine takes seconds
-SYNC_BUDGET_S = 10.0  # of one attempt
-SYNC_LIMIT_S = 120.0  # a slow disk and much to write; after that files are lost, and the record says so
 SAVE_AGAIN_S = 1.0
 ENTROPY_BYTES = 64
 
@@ -344,26 +342,9 @@ class Life(ABC):
             if self.state is S.PAUSED:  # in this moment, or it was killed
                 await self.let_answer()
             goes = self.record.spec.auto_remove and not mounts.writes_volumes(self.record.spec)
-            detail = "" if goes else await self.sync()
+            detail = "" if goes else await syncing.sync(self)
             await self.end_machine(MachineFailed(f"sandbox {self.name} has exited"))
             self.exited("exited", self.stopping or "exit", detail, status)
-
-    async def sync(self) -> str:
-        """Bring the guest's files to its disk: they are kept for the next start. What went wrong, or nothing."""
-        if self.session is None or self.machine is None:
-            return ""
-        problem, deadline = "they take too long", time.monotonic() + SYNC_LIMIT_S
-        while time.monotonic() < deadline:
-            try:
-                async with asyncio.timeout(2 * SYNC_BUDGET_S):
-                    done = await self.machine.outlives(self.session.quiesce(SYNC_BUDGET_S))
-            except (PerdureError, TimeoutError) as error:
-                problem = str(error) or type(error).__name__
-                break
-            if done.synced:
-                return ""
-        _log.warning("sync of %s: %s", self.id, problem)
-        return f"its last files may not be on its disk: {problem}"
 
     def exited(self, event: str, cause: str, detail: str, status: int | None) -> None:
         """Record the end, and remove the sandbox where that was asked for."""

@@ -27,6 +27,7 @@ from perdure.execution.sandboxes import (
     resuming,
     starting,
     suspending,
+    syncing,
     waking,
     workload,
 )
@@ -221,7 +222,7 @@ class Sandbox(Life):
             pass  # it does not obey, or cannot: the machine ends
         async with self.moving:
             if self.state in (S.RUNNING, S.PAUSED):
-                await self.sync()
+                await syncing.sync(self)
                 await self.end_machine(MachineFailed(f"sandbox {self.name} was {cause}"))
                 self.exited("exited", cause, "", 128 + signal.SIGKILL)
             self.stopping = ""  # it was suspended in this moment: what ends it one day is another thing
@@ -256,7 +257,7 @@ class Sandbox(Life):
                     if mounts.writes_volumes(self.record.spec):
                         if self.state is S.PAUSED:
                             await self.let_answer()
-                        await self.sync()
+                        await syncing.sync(self)
                     await self.end_machine(MachineFailed(f"sandbox {self.name} was removed"))
                     self.happened("exited", cause="killed", exit_status=128 + signal.SIGKILL, finished=time.time())
                     self.emit("exited", cause="killed", exit_status=128 + signal.SIGKILL)

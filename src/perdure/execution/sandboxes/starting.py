@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import archive, disk, mounts, networking, workload
+from perdure.execution.sandboxes import archive, disk, mounts, networking, syncing, workload
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
@@ -142,7 +142,7 @@ async def _put_in(life: Life, machine: Machine, session: GuestSession) -> None:
     if not await machine.outlives(archive.unpack_all(life.folder.archives, session.files)):
         return
     if life.record.calls is None:  # a run puts its own in again before every start
-        if problem := await life.sync():
+        if problem := await syncing.sync(life):
             raise MachineFailed(f"what was put into sandbox {life.name} before its start: {problem}")
         await machine.outlives(session.thaw())
     await asyncio.to_thread(archive.forget, life.folder.archives)
