@@ -15,8 +15,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import msgspec
+
 from perdure.errors import Conflict, InvalidValue
 from perdure.execution.sandboxes import feeding, mounts
+from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.snapshots import restore
@@ -24,7 +27,7 @@ from perdure.execution.snapshots.diskspace import space_checked
 from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.formats.manifest import Origin, Snapshot
 from perdure.host.progress import Progress
-from perdure.model import SandboxState
+from perdure.model import Fork, SandboxState
 
 _IDS = "ids"
 AT_ONCE = 4  # restores; more would only wait for each other's processors
@@ -61,6 +64,26 @@ def origin_of(snapshot: Snapshot) -> Origin:
             hint="Fork sandboxes whose volumes are read-only (:ro), or copy files in: -v /host/folder:/path.",
         )
     return snapshot.config.origin
+
+
+def record_of(sandbox_id: str, name: str, fork: Fork, snapshot: Snapshot, origin: Origin, owner: str) -> Record:
+    """What a fork is before it goes on: suspended at the snapshot, with no addresses yet."""
+    # its origin has the others
+    ports = [msgspec.structs.replace(port, host_port=0) for port in origin.spec.ports]
+    changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports}
+    return Record(
+        id=sandbox_id,
+        name=name,
+        spec=msgspec.structs.replace(origin.spec, labels=origin.spec.labels | fork.labels, **changes),
+        image_digest=snapshot.config.image_digest,
+        created=time.time(),
+        state=SandboxState.SUSPENDED,
+        main=origin.main,
+        parent=snapshot.digest,
+        snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
+        started=origin.started,
+        owner=owner,
+    )
 
 
 @contextlib.contextmanager

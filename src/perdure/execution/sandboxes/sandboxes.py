@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -19,14 +18,24 @@ from perdure.execution.guest.session import GuestCall
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.network import networks
 from perdure.execution.network.networks import Networks
-from perdure.execution.sandboxes import acting, disk, forking, mounts, networking, rehearsing, restarting, workload
+from perdure.execution.sandboxes import (
+    acting,
+    bounds,
+    disk,
+    forking,
+    mounts,
+    networking,
+    rehearsing,
+    restarting,
+    workload,
+)
 from perdure.execution.sandboxes import names as sandbox_names
 from perdure.execution.sandboxes.admission import Admission, Limits
 from perdure.execution.sandboxes.events import Events
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.machine import end_stray
 from perdure.execution.sandboxes.needs import Needs
-from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
+from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox, signal_number
 from perdure.execution.sandboxes.states import LIVE
@@ -46,10 +55,6 @@ from perdure.model import (
     SandboxState,
     new_id,
 )
-
-MEMORY_MIB = (64, 65536)
-VCPUS = (1, 32)
-DISK_MIB = (64, 1 << 22)
 
 _log = logging.getLogger(__name__)
 
@@ -153,18 +158,8 @@ class Sandboxes:
 
         Raises InvalidValue, NotFound (the image), Conflict (the name), NoSpace.
         """
-        _within("memory_mib", spec.memory_mib, MEMORY_MIB)
-        _within("vcpus", spec.vcpus, VCPUS)
-        _within("disk_mib", spec.disk_mib, DISK_MIB)
-        if not math.isfinite(spec.init_timeout_s) or spec.init_timeout_s < 0:
-            raise InvalidValue(f"init_timeout_s is {spec.init_timeout_s}: it must be 0 (60) or a number of seconds")
-        if not math.isfinite(spec.suspend_after_s) or spec.suspend_after_s < 0:
-            raise InvalidValue(
-                f"suspend_after_s is {spec.suspend_after_s}: it must be 0 (never) or a number of seconds"
-            )
+        bounds.check(spec)
         restarting.check(spec)
-        if not 0 <= spec.cpus <= spec.vcpus:
-            raise InvalidValue(f"cpus is {spec.cpus:g}: it must be from 0 to the vCPUs, {spec.vcpus}")
         for volume in mounts.volumes_of(spec):
             self.volumes.get(volume)  # nobody removes it from here on: the sandbox has it
         image = self.images.get(spec.image)
@@ -268,25 +263,9 @@ class Sandboxes:
         source = self._sandboxes.get(snapshot.config.sandbox_id)
         owner = acting.current().owner or (source.record.owner if source is not None else "")  # what it holds is theirs
         name = self._free_name(fork.name, owner)
-        # its origin has the others
-        ports = [msgspec.structs.replace(port, host_port=0) for port in origin.spec.ports]
-        changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports}
-        spec = msgspec.structs.replace(origin.spec, labels=origin.spec.labels | fork.labels, **changes)
-        record = Record(
-            id=sandbox_id,
-            name=name,
-            spec=spec,
-            image_digest=snapshot.config.image_digest,
-            created=time.time(),
-            state=SandboxState.SUSPENDED,
-            main=origin.main,
-            parent=snapshot.digest,
-            snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
-            addresses=networking.place(spec, self.networks, self._records()),
-            started=origin.started,
-            owner=owner,
-        )
-        return self._add(record, log)
+        record = forking.record_of(sandbox_id, name, fork, snapshot, origin, owner)
+        addresses = networking.place(record.spec, self.networks, self._records())
+        return self._add(msgspec.structs.replace(record, addresses=addresses), log)
 
     def _free_name(self, wanted: str, owner: str) -> str:
         """The name, or a random one. Raises Conflict, InvalidValue.
@@ -433,9 +412,3 @@ class Sandboxes:
     async def leave(self) -> None:
         """The daemon ends; machines run on."""
         await asyncio.gather(*(sandbox.leave() for sandbox in list(self._sandboxes.values())))
-
-
-def _within(what: str, value: int, bounds: tuple[int, int]) -> None:
-    low, high = bounds
-    if not low <= value <= high:
-        raise InvalidValue(f"{what} is {value}: it must be from {low} to {high}")
