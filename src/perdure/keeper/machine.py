@@ -14,13 +14,13 @@ from perdure.errors import InvalidValue, MachineFailed, NoSpace, PerdureError, f
 from perdure.execution.machine import configuration
 from perdure.execution.machine.api import Api
 from perdure.execution.machine.states import MachineEvent, MachineState, after
+from perdure.keeper import share
 from perdure.keeper.captures import Captures
 from perdure.keeper.collector import CAPTURED, Ground
 from perdure.keeper.console import Console
 from perdure.keeper.loop import READ, Loop
 from perdure.keeper.pager import Pager
 from perdure.linux import process
-from perdure.linux.cgroup import Cgroup
 from perdure.linux.usage import usage
 
 TYPE_CHECKING = False
@@ -36,10 +36,6 @@ if TYPE_CHECKING:
 _START_TIMEOUT_S = 30.0
 _PEER_GRACE_S = 5.0  # between a pager that says its machine is gone and that machine's end
 _DEATH_TIMEOUT_S = 5.0  # between a connection that breaks and the end of the process
-_PAGE_BYTES, _MAP_BLOCKS, _MAP_HEAD = 4096, 12, 16  # docs/formats/memory-map.md: the count of blocks, from 12 to 16
-_OVERHEAD_BYTES = 256 << 20  # of keeper, Firecracker, pager (64 MiB decompressed ahead) and collector
-_PROCESSES_MAX = 512  # threads, too: 32 vCPUs, and one per processor of pager and collector
-_CPUS_MAX = 1024
 _POLL_S = 0.002  # Firecracker does not say when its API socket is there
 
 
@@ -178,7 +174,7 @@ class Machine:
             template = self._nearer(memory)
             is_ahead = self._take_ahead(firecracker, pager)
             self._open_jail(firecracker)
-            self._admit(_memory_bytes(memory), params)
+            self._admit(share.memory_bytes(memory), params)
             self._jail.copy(configuration.STATE_PATH, state)
             for name in swapped:
                 self._jail.make(name, configuration.PLACEHOLDER_BYTES)
@@ -229,14 +225,9 @@ class Machine:
         self._captures.place = self._jail.root
 
     def _admit(self, memory_bytes: int, params: dict[str, Any]) -> None:
-        """What a machine with so much memory may have of this kernel."""
-        cpus = _cpus(params)
+        cpus = share.cpus(params)
         self._jail.make_room(memory_bytes)
-        cgroup = Cgroup.own()
-        if cgroup is not None:
-            # the guest's memory, a capture of it in tmpfs, and the programs beside it
-            most_bytes = 2 * memory_bytes + _OVERHEAD_BYTES
-            cgroup.limit(memory_bytes=most_bytes, processes=_PROCESSES_MAX, cpus=cpus)
+        share.limit(memory_bytes, cpus)
         self.on_jailed()
 
     def _bind(self, drives: dict[str, str]) -> None:
@@ -481,23 +472,6 @@ class Machine:
 def failure(error: BaseException) -> PerdureError:
     """The error to answer for whatever an operation raised."""
     return error if isinstance(error, PerdureError) else MachineFailed(f"{type(error).__name__}: {error}")
-
-
-def _cpus(params: dict[str, Any]) -> float:
-    """``cpus``: the processors' time that the machine may use, 0 or absent: all that its own give it."""
-    value = params.get("cpus") or 0
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= _CPUS_MAX:
-        raise InvalidValue(f"the parameter 'cpus' must be a number from 0 to {_CPUS_MAX}, it is {value!r}")
-    return float(value)
-
-
-def _memory_bytes(memory: dict[str, Any]) -> int:
-    """How much memory a restore brings. Raises OSError."""
-    if memory["kind"] == "file":
-        return os.stat(configuration.text(memory, "path")).st_size
-    with open(configuration.text(memory, "map"), "rb", buffering=0) as file:
-        head = file.read(_MAP_HEAD)
-    return int.from_bytes(head[_MAP_BLOCKS:_MAP_HEAD], "little") * _PAGE_BYTES
 
 
 def _free_bytes(path: str) -> int:
