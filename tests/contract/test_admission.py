@@ -2,47 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from perdure.client.node import NodeClient, ensure_running
+from perdure.client.node import NodeClient
 from perdure.errors import NoRoom
-from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
 from perdure.testing.commands import Fcrun
-from perdure.testing.sandboxes import sleeping
-from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
-
-from .test_node_api import root_tar
-
-BOX = "b0b0b0b0b0b0"
+from perdure.testing.tinynodes import box_asleep, new_home, tiny_node
 
 
 @pytest.fixture
 def home(tmp_path: Path) -> Iterator[Home]:
     """Its running sandboxes may have 64 MiB together; ``box`` is suspended and would need 512."""
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    bench = Bench(tmp_path / "home")
-    home = Home(tmp_path / "home", tmp_path / "cache").make()
-    template = bench.template(blocks_of([1] * BLOCKS))
-    snapshot = bench.capture(template, {3: block(7)}, blocks_of(range(9)), sandbox_id=BOX)
-    kept = [KeptSnapshot(info=snapshot.info())]
-    sleeping(
-        home.sandboxes, BOX, "box", [snapshot], template=template.name, template_digest=template.digest, snapshots=kept
-    )
+    home = new_home(tmp_path)
+    box_asleep(home)
     (home.root / "settings.toml").write_text("[node]\nmemory_mib = 64\n")
-    ensure_running(home)
-    client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    try:
+    with tiny_node(home):
         yield home
-    finally:
-        client.shutdown()
 
 
 def test_a_start_that_does_not_fit_is_refused(home: Home) -> None:

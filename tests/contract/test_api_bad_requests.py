@@ -20,8 +20,7 @@ from perdure.host.paths import Home
 from perdure.model import SandboxSpec
 from perdure.node.access import JSON_BYTES, RULES
 from perdure.testing.outside import Answer, OutsideNode, answer, outside_node
-
-from .test_node_api import root_tar
+from perdure.testing.tinynodes import root_tar
 
 PATIENCE_S = 1
 CONNECTIONS = 20

@@ -28,8 +28,9 @@ from perdure.node.tokens import Scope, Tokens
 from perdure.testing.outside import OutsideNode, answer, outside_node
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+from perdure.testing.tinynodes import root_tar
 
-from .test_node_api import TINY, root_tar
+from .test_node_api import TINY
 
 DEADLINE_S = 30.0
 BOX, HERS = "b0b0b0b0b0b0", "aeaeaeaeaeae"

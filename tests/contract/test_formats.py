@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from perdure.client.node import NodeClient, ensure_running
 from perdure.execution.sandboxes.logfile import LogFile
 from perdure.execution.sandboxes.record import KeptSnapshot
-from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
 from perdure.testing.commands import Fcrun
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
-
-from .test_node_api import root_tar
+from perdure.testing.tinynodes import new_home, tiny_node
 
 BOX, DONE, BROKEN = "b0b0b0b0b0b0", "d0d0d0d0d0d0", "e0e0e0e0e0e0"
 
@@ -43,10 +39,7 @@ INSPECT_FIELDS = [
 @pytest.fixture(scope="module")
 def fcrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcrun]:
     """Oldest first: ``box`` sleeps, ``done`` exited with 0, ``broken`` with 3, ``new`` was created."""
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    root = tmp_path_factory.mktemp("formats")
-    home = Home(root / "home", root / "cache").make()
+    home = new_home(tmp_path_factory.mktemp("formats"))
     bench = Bench(home.root)
     template = bench.template(blocks_of([1] * BLOCKS))
     for number, (sandbox_id, name) in enumerate(((BOX, "box"), (DONE, "done"), (BROKEN, "broken"))):
@@ -57,14 +50,9 @@ def fcrun(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fcrun]:
             made |= {"state": SandboxState.EXITED, "finished": 2000.0, "exit_status": status, "cause": "exit"}
         spec = SandboxSpec(image="tiny", command=["sleep", "3"], labels={"tier": name, "com.example/own": "yes"})
         sleeping(home.sandboxes, sandbox_id, name, [snapshot], spec=spec, **made)
-    ensure_running(home)
-    client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    client.create(SandboxSpec(image="tiny", command=["/bin/true", "with", "many", "words", "in it"], name="new"))
-    try:
+    with tiny_node(home) as client:
+        client.create(SandboxSpec(image="tiny", command=["/bin/true", "with", "many", "words", "in it"], name="new"))
         yield Fcrun(home)
-    finally:
-        client.shutdown()
 
 
 def names(fcrun: Fcrun, *argv: str) -> list[str]:

@@ -18,11 +18,9 @@ from pathlib import Path
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
-from perdure.host.paths import Home
 from perdure.model import SandboxSpec
 from perdure.testing.commands import Fcrun
-
-from .test_node_api import root_tar
+from perdure.testing.tinynodes import new_home, root_tar
 
 needs_skopeo = pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
 CONFIG = (
@@ -33,10 +31,7 @@ CONFIG = (
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeClient]:
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    root = tmp_path_factory.mktemp("node")
-    home = Home(root / "home", root / "cache").make()
+    home = new_home(tmp_path_factory.mktemp("node"))
     ensure_running(home)
     client = NodeClient(home)
     yield client

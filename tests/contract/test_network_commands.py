@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,17 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from perdure.client.node import NodeClient, ensure_running
-from perdure.execution.sandboxes.record import KeptSnapshot
+from perdure.client.node import NodeClient
 from perdure.host.paths import Home
 from perdure.model import PublishedPort, SandboxSpec
 from perdure.testing.commands import Fcrun
-from perdure.testing.sandboxes import sleeping
-from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
-
-from .test_node_api import root_tar
-
-BOX = "b0b0b0b0b0b0"
+from perdure.testing.tinynodes import box_asleep, new_home, root_tar, tiny_node
 
 
 @dataclass
@@ -35,22 +28,11 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    bench = Bench(tmp_path / "home")
-    home = Home(tmp_path / "home", tmp_path / "cache").make()
-    template = bench.template(blocks_of([1] * BLOCKS))
-    snapshot = bench.capture(template, {3: block(7)}, blocks_of(range(9)), sandbox_id=BOX)
+    home = new_home(tmp_path)
     ports = [PublishedPort(guest_port=80, host_ip="127.0.0.1")]
-    spec = SandboxSpec(image="tiny", ports=ports)
-    sleeping(home.sandboxes, BOX, "box", [snapshot], spec=spec, snapshots=[KeptSnapshot(info=snapshot.info())])
-    ensure_running(home)
-    client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    try:
+    box_asleep(home, spec=SandboxSpec(image="tiny", ports=ports))
+    with tiny_node(home) as client:
         yield Node(home, client, Fcrun(home))
-    finally:
-        client.shutdown()
 
 
 def test_networks_are_made_shown_and_removed(node: Node) -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -24,42 +21,17 @@ from perdure.errors import Conflict, ImageInvalid, InvalidValue, NotFound, Unava
 from perdure.host.paths import Home
 from perdure.model import ExecSpec, SandboxSpec, SandboxState
 from perdure.testing.commands import Fcrun
+from perdure.testing.tinynodes import new_home, root_tar, tiny_node
 
 TINY = SandboxSpec(image="tiny", command=["/bin/true"])
-
-
-def root_tar(extra: dict[str, bytes] | None = None) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w") as tar:
-        for folder in ("bin", "etc", "tmp"):
-            member = tarfile.TarInfo(folder)
-            member.type, member.mode = tarfile.DIRTYPE, 0o755
-            tar.addfile(member)
-        for name, data in {
-            "bin/true": Path("/bin/true").read_bytes(),
-            "etc/passwd": b"root:x:0:0::/:/bin/sh\n",
-            **(extra or {}),
-        }.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.mode = len(data), 0o755
-            tar.addfile(member, io.BytesIO(data))
-    return packed.getvalue()
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
     """A home with a running fcrund and the image ``tiny``."""
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    root = tmp_path_factory.mktemp("node")
-    home = Home(root / "home", root / "cache").make()
-    ensure_running(home)
-    client = NodeClient(home)
-    try:
-        client.import_image("tiny", root_tar())
+    home = new_home(tmp_path_factory.mktemp("node"))
+    with tiny_node(home):
         yield home
-    finally:
-        client.shutdown()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,17 +16,12 @@ from pathlib import Path
 import pytest
 
 from perdure.client.node import NodeClient, ensure_running
-from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec
 from perdure.testing.commands import Fcrun
-from perdure.testing.sandboxes import sleeping
-from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+from perdure.testing.tinynodes import BOX, box_asleep, new_home, root_tar, tiny_node
 
-from .test_node_api import root_tar
-
-BOX = "b0b0b0b0b0b0"
 DEADLINE_S = 30.0
 
 
@@ -50,24 +44,11 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    bench = Bench(tmp_path / "home")
-    home = Home(tmp_path / "home", tmp_path / "cache").make()
-    template = bench.template(blocks_of([1] * BLOCKS))
-    snapshot = bench.capture(template, {3: block(7)}, blocks_of(range(9)), sandbox_id=BOX)
-    kept = [KeptSnapshot(info=snapshot.info())]
-    sleeping(
-        home.sandboxes, BOX, "box", [snapshot], template=template.name, template_digest=template.digest, snapshots=kept
-    )
+    home = new_home(tmp_path)
+    snapshot = box_asleep(home)
     (home.sandboxes / BOX / "disk").write_bytes(b"d" * (1 << 20))
-    ensure_running(home)
-    client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    try:
+    with tiny_node(home) as client:
         yield Node(home, client, Fcrun(home), snapshot)
-    finally:
-        client.shutdown()
 
 
 def test_a_sandbox_gets_another_name(node: Node) -> None:

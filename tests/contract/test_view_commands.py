@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,19 +16,14 @@ from pathlib import Path
 import pytest
 
 from perdure.cli.fcrun import stats
-from perdure.client.node import NodeClient, ensure_running
+from perdure.client.node import NodeClient
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes.record import KeptSnapshot
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec
 from perdure.testing.commands import Fcrun
-from perdure.testing.sandboxes import sleeping
-from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
+from perdure.testing.tinynodes import BOX, box_asleep, new_home, tiny_node
 
-from .test_node_api import root_tar
-
-BOX = "b0b0b0b0b0b0"
 DEADLINE_S = 60.0
 
 
@@ -51,22 +45,11 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    bench = Bench(tmp_path / "home")
-    home = Home(tmp_path / "home", tmp_path / "cache").make()
-    template = bench.template(blocks_of([1] * BLOCKS))
-    snapshot = bench.capture(template, {3: block(7)}, blocks_of(range(9)), sandbox_id=BOX)
-    kept = [KeptSnapshot(info=snapshot.info())]
-    sleeping(home.sandboxes, BOX, "box", [snapshot], template=template.name, snapshots=kept)
-    ensure_running(home)
-    client = NodeClient(home)
-    client.import_image("tiny", root_tar())
-    client.create(SandboxSpec(image="tiny", command=["/bin/true"], name="new"))
-    try:
+    home = new_home(tmp_path)
+    snapshot = box_asleep(home)
+    with tiny_node(home) as client:
+        client.create(SandboxSpec(image="tiny", command=["/bin/true"], name="new"))
         yield Node(home, client, Fcrun(home), snapshot)
-    finally:
-        client.shutdown()
 
 
 def test_what_cannot_be_paused_says_what_to_do(node: Node) -> None:

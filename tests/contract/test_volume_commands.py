@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import tarfile
 from collections.abc import Iterator
@@ -20,8 +19,7 @@ from perdure.execution.sandboxes.record import Folder, KeptSnapshot, Record
 from perdure.host.paths import Home
 from perdure.model import Mount, MountKind, SandboxSpec, SandboxState, SnapshotInfo
 from perdure.testing.commands import Fcrun
-
-from .test_node_api import root_tar
+from perdure.testing.tinynodes import new_home, tiny_node
 
 HEX = re.compile(r"[0-9a-f]{64}")
 
@@ -43,16 +41,9 @@ class Node:
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Node]:
-    if shutil.which("mksquashfs") is None:
-        pytest.skip("mksquashfs is not installed")
-    home = Home(tmp_path / "home", tmp_path / "cache").make()
-    ensure_running(home)
-    client = NodeClient(home)
-    image = client.import_image("tiny", root_tar())
-    try:
-        yield Node(home, client, Fcrun(home), image.digest)
-    finally:
-        client.shutdown()
+    home = new_home(tmp_path)
+    with tiny_node(home) as client:
+        yield Node(home, client, Fcrun(home), client.images()[0].digest)
 
 
 def sleeping(
