@@ -1,4 +1,4 @@
-"""The servers that hold snapshots, once for all tests of this folder, and empty stores on them."""
+"""What the tests here share: servers of snapshots and images, empty stores on them, and a registry that lies."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from perdure.testing.images import FakeRegistry, HandMade, root_layer, tar
+from perdure.testing.pulls import Pulls
 from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
 
 _numbers = iter(range(1 << 30))
@@ -38,3 +40,22 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
         return f"s3://{BUCKET}/some/place-{number}"
     return f"oci+http://{request.getfixturevalue('registry')}/some/place-{number}"
+
+
+@pytest.fixture
+def pulls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pulls:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker"))
+    return Pulls(tmp_path / "images")
+
+
+@pytest.fixture
+def made() -> HandMade:
+    return HandMade()
+
+
+@pytest.fixture
+def fake(made: HandMade) -> Iterator[FakeRegistry]:
+    """With the image ``app:v1``."""
+    image = made.image([root_layer(), tar({"more": b"2" * 50_000})])
+    with FakeRegistry(made, {"v1": image}) as registry:
+        yield registry
