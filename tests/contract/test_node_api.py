@@ -21,9 +21,7 @@ from perdure.errors import Conflict, ImageInvalid, InvalidValue, NotFound, Unava
 from perdure.host.paths import Home
 from perdure.model import ExecSpec, SandboxSpec, SandboxState
 from perdure.testing.commands import Fcrun
-from perdure.testing.tinynodes import new_home, root_tar, tiny_node
-
-TINY = SandboxSpec(image="tiny", command=["/bin/true"])
+from perdure.testing.tinynodes import TINY, new_home, root_tar, tiny_node
 
 
 @pytest.fixture(scope="module")

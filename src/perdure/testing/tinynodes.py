@@ -15,10 +15,12 @@ import pytest
 from perdure.client.node import NodeClient, ensure_running
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.model import SandboxSpec
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
 BOX = "b0b0b0b0b0b0"
+TINY = SandboxSpec(image="tiny", command=["/bin/true"])
 
 
 def root_tar(extra: Mapping[str, bytes] | None = None) -> bytes:
