@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perdure.testing.images import FakeRegistry, HandMade, root_layer, tar
+from perdure.testing.owners import World, owners_node, tidied
 from perdure.testing.pulls import Pulls
 from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
 
@@ -59,3 +60,16 @@ def fake(made: HandMade) -> Iterator[FakeRegistry]:
     image = made.image([root_layer(), tar({"more": b"2" * 50_000})])
     with FakeRegistry(made, {"v1": image}) as registry:
         yield registry
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with owners_node(tmp_path_factory.mktemp("outside")) as world:
+        yield world
+
+
+@pytest.fixture
+def tidy(world: World) -> Iterator[World]:
+    """What a test creates goes with it."""
+    with tidied(world):
+        yield world

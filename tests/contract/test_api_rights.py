@@ -6,7 +6,6 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,23 +13,10 @@ from perdure.errors import NoRights, NotFound, PerdureError, Unavailable
 from perdure.model import CallsEndpoint, ExecSpec, Fork, SandboxSpec
 from perdure.node.access import MAY, RULES, Access
 from perdure.node.tokens import Scope
-from perdure.testing.owners import BOX, HERS, World, names, owners_node, tidied
+from perdure.testing.owners import BOX, HERS, World, names
 from perdure.testing.tinynodes import TINY
 
 DEADLINE_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with owners_node(tmp_path_factory.mktemp("outside")) as world:
-        yield world
-
-
-@pytest.fixture
-def tidy(world: World) -> Iterator[World]:
-    """What a test creates goes with it."""
-    with tidied(world):
-        yield world
 
 
 def test_over_tcp_nothing_is_for_strangers(world: World) -> None:

@@ -6,7 +6,6 @@ import json
 import queue
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +13,10 @@ import pytest
 from perdure.errors import PerdureError, Unauthorized, Unavailable
 from perdure.host.paths import Home
 from perdure.testing.outside import outside_node
-from perdure.testing.owners import World, names, owners_node
+from perdure.testing.owners import World, names
 from perdure.testing.tinynodes import TINY
 
 DEADLINE_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with owners_node(tmp_path_factory.mktemp("outside")) as world:
-        yield world
 
 
 def test_tokens_are_kept_hashed(world: World) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,22 +16,9 @@ from perdure.errors import InvalidValue, PerdureError, Unavailable
 from perdure.host.paths import Home
 from perdure.node import tls
 from perdure.testing.outside import answer
-from perdure.testing.owners import World, owners_node, tidied
+from perdure.testing.owners import World
 
 DEADLINE_S = 30.0
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with owners_node(tmp_path_factory.mktemp("outside")) as world:
-        yield world
-
-
-@pytest.fixture
-def tidy(world: World) -> Iterator[World]:
-    """What a test creates goes with it."""
-    with tidied(world):
-        yield world
 
 
 def test_a_command_works_over_tcp(tidy: World) -> None:
