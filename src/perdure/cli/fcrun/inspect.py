@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import TYPE_CHECKING, Any
 
-from perdure.cli.fcrun import _format
+from perdure.cli.fcrun import _inspection
 
 if TYPE_CHECKING:
     from perdure.client.node import NodeClient
@@ -34,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     import msgspec
 
     from perdure.cli.fcrun import _views
-    from perdure.cli.fcrun._node import FAILED, node
+    from perdure.cli.fcrun._node import node
     from perdure.errors import NotFound
 
     found, missing = [], []
@@ -52,14 +50,7 @@ def run(options: argparse.Namespace) -> int:
                     found.append(image)
                 else:
                     missing.append(error)
-    if options.format == "json":
-        print(json.dumps(found, indent=4))
-    else:
-        for one in found:
-            print(_format.fill(options.format, one))
-    for gone in missing:
-        sys.stderr.write(f"fcrun: {gone}\n")
-    return FAILED if missing else 0
+    return _inspection.show(found, missing, options.format)
 
 
 def _image(client: NodeClient, ref: str) -> dict[str, Any] | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from perdure.cli.fcrun import _inspection
+
 NAME = "inspect"
 HELP = "Show networks as JSON, with their members"
 GROUP = "Networks"
@@ -15,18 +17,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import json
-
     import msgspec
 
-    from perdure.cli.fcrun import _format
     from perdure.cli.fcrun._node import node
 
     with node() as client:
         found = [msgspec.to_builtins(client.networks.get(ref)) for ref in options.networks]
-    if options.format and options.format != "json":
-        for network in found:
-            print(_format.fill(options.format, network))
-    else:
-        print(json.dumps(found, indent=4))
-    return 0
+    return _inspection.show(found, [], options.format or "json")

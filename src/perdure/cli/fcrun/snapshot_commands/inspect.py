@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from typing import Any
 
-from perdure.cli.fcrun import _format
+from perdure.cli.fcrun import _inspection
 
 NAME = "inspect"
 HELP = "Show all that is known of snapshots, as JSON"
@@ -22,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from perdure.cli.fcrun._node import FAILED, node
+    from perdure.cli.fcrun._node import node
     from perdure.errors import PerdureError
 
     found: list[dict[str, Any]] = []
@@ -33,11 +31,4 @@ def run(options: argparse.Namespace) -> int:
                 found.append(client.store.inspect(ref))
             except PerdureError as error:
                 failures.append(error)
-    if options.format == "json":
-        print(json.dumps(found, indent=4))
-    else:
-        for one in found:
-            print(_format.fill(options.format, one))
-    for failure in failures:
-        sys.stderr.write(f"fcrun: {failure}\n")
-    return FAILED if failures else 0
+    return _inspection.show(found, failures, options.format)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 
-from perdure.cli.fcrun import _format
+from perdure.cli.fcrun import _inspection
 
 NAME = "inspect"
 HELP = "Show all that is known of volumes, as JSON"
@@ -22,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from perdure.cli.fcrun import _volumes
-    from perdure.cli.fcrun._node import FAILED, node
+    from perdure.cli.fcrun._node import node
     from perdure.errors import NotFound
 
     found, missing = [], []
@@ -32,11 +30,4 @@ def run(options: argparse.Namespace) -> int:
                 found.append(_volumes.facts(client.volumes.get(name)))
             except NotFound as error:
                 missing.append(error)
-    if options.format == "json":
-        print(json.dumps(found, indent=4))
-    else:
-        for one in found:
-            print(_format.fill(options.format, one))
-    for gone in missing:
-        sys.stderr.write(f"fcrun: {gone}\n")
-    return FAILED if missing else 0
+    return _inspection.show(found, missing, options.format)
