@@ -14,7 +14,7 @@ from perdure.model import SandboxSpec
 from perdure.node.access import JSON_BYTES, RULES
 from perdure.testing.outside import OutsideNode, answer
 from perdure.testing.tinynodes import root_tar
-from perdure.testing.ways import CONNECTIONS, DEADLINE_S, PATIENCE_S, Way, ends, strict_node, way_to
+from perdure.testing.ways import CONNECTIONS, DEADLINE_S, PATIENCE_S, Way, ends, ends_each, strict_node, way_to
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +154,7 @@ def test_a_body_that_would_grow_is_not_unpacked(way: Way) -> None:
 
 # -- slow ones -------------------------------------------------------------------------------------------------------
 def test_a_header_that_does_not_come(way: Way) -> None:
-    for data in (b"", b"GET /v1/images HTTP/1.1\r\nHost: x\r\n", b"GET"):
-        with way.connect() as link:
-            link.sendall(data)
-            assert ends(link) < 10 * PATIENCE_S
+    ends_each(way.connect, (b"", b"GET /v1/images HTTP/1.1\r\nHost: x\r\n", b"GET"))
 
 
 def test_a_header_that_comes_byte_by_byte(way: Way) -> None:
@@ -181,11 +178,11 @@ def test_a_header_that_comes_byte_by_byte(way: Way) -> None:
 
 
 def test_a_body_that_stops(way: Way) -> None:
-    for head in ("Content-Length: 100", "Transfer-Encoding: chunked"):
-        data = "5\r\n{    \r\n" if "chunked" in head else "{    "
-        with way.connect() as link:
-            link.sendall(f"POST /v1/sandboxes HTTP/1.1\r\n{way.head}{head}\r\n\r\n{data}".encode())
-            told = answer(link)
+    with way.connect() as link, way.connect() as other:
+        link.sendall(f"POST /v1/sandboxes HTTP/1.1\r\n{way.head}Content-Length: 100\r\n\r\n{{    ".encode())
+        chunk = "5\r\n{    \r\n"
+        other.sendall(f"POST /v1/sandboxes HTTP/1.1\r\n{way.head}Transfer-Encoding: chunked\r\n\r\n{chunk}".encode())
+        for told in (answer(link), answer(other)):
             assert (told.status, told.code) == (408, "too-slow")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from perdure.testing.outside import OutsideNode, answer
-from perdure.testing.ways import PATIENCE_S, Way, ends, strict_node, way_to
+from perdure.testing.ways import PATIENCE_S, Way, ends, ends_each, strict_node, way_to
 
 UPGRADE = (
     "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -42,8 +42,8 @@ def websocket(way: Way, path: str = "/v1/sandboxes/box/exec", more: str = "") ->
     return link
 
 
-def upgraded(way: Way) -> socket.socket:
-    link = websocket(way)
+def upgraded(way: Way, path: str = "/v1/sandboxes/box/exec") -> socket.socket:
+    link = websocket(way, path)
     head = b""
     while b"\r\n\r\n" not in head:
         head += link.recv(1)
@@ -67,30 +67,26 @@ def test_an_upgrade_that_is_none(way: Way, more: str) -> None:
     assert (told.status, told.code) == (400, "invalid-value")
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        frame(2, b"", length=1 << 40),
-        frame(1, b"x" * 10, length=9 << 20),
-        frame(1, b'{"exec": {"command": ["true"]}}', masked=False),
-        frame(3, b"what"),
-        frame(0, b"goes on from nothing"),
-        frame(9, b"p" * 200),
-        frame(1, b"\xff\xff"),
-        frame(1, b"no json"),
-        frame(1, b"7"),
-        frame(1, b'{"exec": 7}'),
-        frame(2, b"bytes first"),
-        frame(8, b"\x00"),
-        frame(1, b"{", final=False) + frame(1, b"}"),
-    ],
-    ids=lambda data: repr(data[:14]),
-)
-def test_frames_that_are_none(way: Way, data: bytes) -> None:
+NO_FRAMES = [
+    frame(2, b"", length=1 << 40),
+    frame(1, b"x" * 10, length=9 << 20),
+    frame(1, b'{"exec": {"command": ["true"]}}', masked=False),
+    frame(3, b"what"),
+    frame(0, b"goes on from nothing"),
+    frame(9, b"p" * 200),
+    frame(1, b"\xff\xff"),
+    frame(1, b"no json"),
+    frame(1, b"7"),
+    frame(1, b'{"exec": 7}'),
+    frame(2, b"bytes first"),
+    frame(8, b"\x00"),
+    frame(1, b"{", final=False) + frame(1, b"}"),
+]
+
+
+def test_frames_that_are_none(way: Way) -> None:
     """The session ends; the node goes on."""
-    with upgraded(way) as link:
-        link.sendall(data)
-        assert ends(link) < 10 * PATIENCE_S
+    ends_each(lambda: upgraded(way), NO_FRAMES)
 
 
 def test_an_exec_that_does_not_say_what(way: Way) -> None:
@@ -99,11 +95,5 @@ def test_an_exec_that_does_not_say_what(way: Way) -> None:
 
 
 def test_inputs_that_are_none_end_an_attach(way: Way) -> None:
-    for wish in (b"[]", b'{"resize": [1]}', b'{"resize": "x"}', b'{"signal": "WHAT"}', b"no json"):
-        link = websocket(way, "/v1/sandboxes/box/attach")
-        with link:
-            head = b""
-            while b"\r\n\r\n" not in head:
-                head += link.recv(1)
-            link.sendall(frame(1, wish))
-            assert ends(link) < 10 * PATIENCE_S, wish
+    wishes = (b"[]", b'{"resize": [1]}', b'{"resize": "x"}', b'{"signal": "WHAT"}', b"no json")
+    ends_each(lambda: upgraded(way, "/v1/sandboxes/box/attach"), [frame(1, wish) for wish in wishes])

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -72,3 +72,13 @@ def ends(link: socket.socket) -> float:
         while link.recv(65536):
             pass
     return time.monotonic() - began
+
+
+def ends_each(connect: Callable[[], socket.socket], said: Sequence[bytes]) -> None:
+    """The node ends the connection whichever of these was said on it. Side by side: each takes its patience."""
+    with contextlib.ExitStack() as held:
+        links = [(held.enter_context(connect()), data) for data in said]
+        for link, data in links:
+            link.sendall(data)
+        for link, data in links:
+            assert ends(link) < 10 * PATIENCE_S, data

@@ -19,7 +19,7 @@ from perdure.formats import capturefile
 from perdure.formats.blockmap import BASE, BLOCK, LAYER, NO_BASE, ZERO
 from perdure.formats.capturefile import CaptureFile
 from perdure.keeper.collector import Collector, Ground
-from perdure.keeper.loop import Loop
+from perdure.keeper.loop import READ, Loop
 from perdure.testing import smalldisks
 
 DIGEST = bytes(range(32))
@@ -240,5 +240,7 @@ def test_a_collector_that_is_killed(place: Path, loop: Loop, collector_program: 
 def test_it_ends_when_its_keeper_goes(place: Path, loop: Loop, collector_program: Path) -> None:
     with running(loop, collector_program, None) as collector:
         collector._stream.close()
+        loop.watch(collector._process.pidfd, READ, lambda _: None)  # it is readable at its end
         assert loop.run_until(lambda: collector._process.poll() is not None, 20.0)
+        loop.forget(collector._process.pidfd)
         assert collector._process.status == 0
