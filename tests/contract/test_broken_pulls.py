@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -19,12 +17,12 @@ from perdure.execution.registry.retry import Patience
 from perdure.formats.references import parse
 from perdure.host.paths import Home
 from perdure.host.progress import silent
-from perdure.testing import smalldisks
+from perdure.testing import dying, smalldisks
 from perdure.testing.commands import Fcrun
 from perdure.testing.images import Answer, FakeRegistry, HandMade, Request, root_layer
 from perdure.testing.pulls import Pulls, layers, replace
 
-DEADLINE_S = 60.0
+STEPS_MAX = 200
 
 
 @pytest.mark.parametrize("pages", [20, 300, 1400, 2000])
@@ -42,43 +40,14 @@ def test_a_full_disk(made: HandMade, tmp_path: Path, pages: int) -> None:
         assert pulls.pull(f"{fake.host}/app:v1") == image["digest"]
 
 
-PULL = """
-import os, signal, sys
-from pathlib import Path
-from perdure.execution.images import pulling
-from perdure.execution.images.library import ImageLibrary
-from perdure.execution.registry.reaching import opened
-from perdure.formats.references import parse
-
-left = int(sys.argv[3])
-def dying(step):
-    def taken(*values, **named):
-        global left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return step(*values, **named)
-    return taken
-for name in ("fsync", "rename", "unlink", "mkdir"):
-    setattr(os, name, dying(getattr(os, name)))
-reference = parse(sys.argv[2])
-repository = opened(reference.host, reference.path, url=reference.place)
-pulling.pull(ImageLibrary(Path(sys.argv[1])), repository, reference, progress=lambda *step: None)
-"""
-
-
-def test_a_kill_at_every_step_leaves_the_image_or_none(pulls: Pulls, fake: FakeRegistry) -> None:
+def test_a_kill_at_every_step_leaves_the_image_or_none(pulls: Pulls, fake: FakeRegistry, tmp_path: Path) -> None:
     """And the next pull works, after which nothing is there but the image."""
     name, digest = f"{fake.host}/app:v1", fake.tags["v1"]["digest"]
-    steps = 0
-    while True:
-        steps += 1
-        done = subprocess.run(
-            [sys.executable, "-c", PULL, str(pulls.folder), name, str(steps)], timeout=DEADLINE_S, check=False
-        )
-        if done.returncode == 0:
+    for at in range(1, STEPS_MAX):
+        status = dying.run(tmp_path, "pull an image", name, at, done=False)
+        if status == 0:
             break
-        assert done.returncode == -9
+        assert status == dying.KILLED
         assert [image.name for image in pulls.library.list()] in ([], [name])
         assert pulls.pull(name) == digest
         assert pulls.library.parts(name).digest == digest
@@ -87,7 +56,7 @@ def test_a_kill_at_every_step_leaves_the_image_or_none(pulls: Pulls, fake: FakeR
         pulls.library.remove(name)
         assert [path.name for path in (pulls.folder / "blobs").iterdir()] == []
         assert {path.name for path in pulls.folder.iterdir()} == {"lock", "index.json", "blobs", "incoming"}
-    assert steps > 15
+    assert 15 < at < STEPS_MAX - 1
 
 
 def test_two_pulls_of_one_image_fetch_it_once(pulls: Pulls, made: HandMade, fake: FakeRegistry) -> None:

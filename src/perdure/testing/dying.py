@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from perdure.errors import NotFound
+from perdure.execution.images import pulling
 from perdure.execution.images.library import ImageLibrary
+from perdure.execution.registry.reaching import opened
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
@@ -22,7 +24,9 @@ from perdure.execution.snapshots.stores import open_store
 from perdure.execution.snapshots.stores.folder import FolderStore
 from perdure.formats.blockmap import BLOCK
 from perdure.formats.manifest import Facts
+from perdure.formats.references import parse
 from perdure.host.paths import Home
+from perdure.host.progress import silent
 from perdure.testing import stillmachines
 from perdure.testing.snapshots import BLOCKS, IMAGE, block, captured, facts, sparse_file
 
@@ -43,7 +47,8 @@ def run(folder: Path, action: str, digest: str, at: int, *, done: bool) -> int:
 
     done: the Nth step still happens. ``folder`` is a ``Bench``'s; a capture takes its ``captured`` and ``overlay``, an
     evict and a pull the store in ``remote``, what sandboxes do those in ``sandboxes``, BOX_ACTIONS the one called BOX.
-    ``digest``: the snapshot that it is about; of a removal and a collection the only one that stays.
+    ``digest``: the snapshot that it is about; of a removal and a collection the only one that stays; for images, which
+    are in ``images``, the name.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
@@ -93,6 +98,10 @@ def _write(folder: str, action: str, digest: str, at: int, done: bool) -> None:
     elif action == "pull":
         images, remote = ImageLibrary(root / "images"), FolderStore(root / "remote")
         transfer.pull(store, root / "templates", images, remote, digest, is_kept=True)
+    elif action == "pull an image":
+        reference = parse(digest)
+        repository = opened(reference.host, reference.path, url=reference.place)
+        pulling.pull(ImageLibrary(root / "images"), repository, reference, progress=silent)
     else:
         raise AssertionError(action)
 

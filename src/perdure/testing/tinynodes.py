@@ -14,6 +14,7 @@ import pytest
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.formats.manifest import Snapshot
+from perdure.host import below
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec
 from perdure.testing.sandboxes import sleeping
@@ -61,7 +62,7 @@ def box_asleep(home: Home, **values: Any) -> Snapshot:
 
 @contextmanager
 def tiny_node(home: Home) -> Iterator[NodeClient]:
-    """The node runs, and has the image; it ends afterwards."""
+    """The node runs, and has the image; it ends afterwards. Nothing that is done with it may want a machine."""
     ensure_running(home)
     client = NodeClient(home)
     try:
@@ -69,3 +70,5 @@ def tiny_node(home: Home) -> Iterator[NodeClient]:
         yield client
     finally:
         client.shutdown()
+        was_started = below.stop(home)
+    assert not was_started, "a test without VM started what runs VMs: an emulated host costs minutes"
