@@ -12,6 +12,12 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parents[1]
 
+# The files of tests on VMs that take longest: a minute or two each.
+LONG = (
+    "test_care", "test_durable_run", "test_remote", "test_fork", "test_many", "test_below", "test_demo", "test_suspend",
+    "test_run", "test_kill", "test_machine",
+)  # fmt: skip
+
 # How fast examples are made says how busy the machine is, and nothing about the code.
 settings.register_profile("perdure", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("perdure")
@@ -26,9 +32,20 @@ def pytest_configure() -> None:
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For ``--dist loadgroup``: what needs no VM is one group, each file of the others another. So one process runs VMs
-    from the start, the other one helps it later, and two emulated hosts seldom fight for the processors."""
+    from the start, the other one helps it later, and two emulated hosts seldom fight for the processors.
+
+    With ``--no-loadscope-reorder`` groups are begun in this order: the longest first, so that no process is left alone
+    with one of them at the end.
+    """
     for item in items:
         item.add_marker(pytest.mark.xdist_group(item.path.stem if item.get_closest_marker("vm") else "no-vm"))
+    items.sort(key=_turn)  # it leaves the order within a file
+
+
+def _turn(item: pytest.Item) -> int:
+    if item.get_closest_marker("vm") is None:
+        return 0
+    return 1 + (LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 def built(part: str) -> Path:

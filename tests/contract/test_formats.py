@@ -84,8 +84,8 @@ def test_dockers_fields_of_images(fcrun: Fcrun) -> None:
 
 
 def test_dockers_fields_of_inspect(fcrun: Fcrun) -> None:
-    for field in INSPECT_FIELDS:
-        fcrun.said("inspect", "-f", f"{{{{.{field}}}}}", "broken")
+    lines = fcrun.said("inspect", "-f", "\n".join(f"{field}={{{{.{field}}}}}" for field in INSPECT_FIELDS), "broken")
+    assert [line.partition("=")[0] for line in lines.splitlines()] == INSPECT_FIELDS
     (found,) = json.loads(fcrun.said("inspect", "broken"))
     for field in INSPECT_FIELDS:
         at = found
