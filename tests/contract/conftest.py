@@ -10,6 +10,7 @@ import pytest
 from perdure.testing.images import FakeRegistry, HandMade, root_layer, tar
 from perdure.testing.owners import World, owners_node, tidied
 from perdure.testing.pulls import Pulls
+from perdure.testing.registrynodes import Node, registry_node
 from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
 
 _numbers = iter(range(1 << 30))
@@ -41,6 +42,15 @@ def url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3"))
         return f"s3://{BUCKET}/some/place-{number}"
     return f"oci+http://{request.getfixturevalue('registry')}/some/place-{number}"
+
+
+@pytest.fixture(scope="module")
+def pulling_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    with (
+        pytest.MonkeyPatch.context() as environment,
+        registry_node(tmp_path_factory.mktemp("node"), environment) as node,
+    ):
+        yield node
 
 
 @pytest.fixture

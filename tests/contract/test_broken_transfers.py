@@ -17,14 +17,14 @@ import pytest
 from perdure.client.node import ensure_running
 from perdure.testing.images import HandMade, root_layer, tar
 from perdure.testing.proxy import Fault, FaultingProxy
-from perdure.testing.registrynodes import Node, place, publish, registry_node
+from perdure.testing.registrynodes import Node, emptied, place, publish
 
 DEADLINE_S = 60.0
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    with registry_node(tmp_path, monkeypatch) as node:
+def node(pulling_node: Node) -> Iterator[Node]:
+    with emptied(pulling_node) as node:
         yield node
 
 

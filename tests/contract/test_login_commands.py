@@ -15,15 +15,15 @@ import pytest
 from perdure.host.paths import Home
 from perdure.testing.commands import Fcrun
 from perdure.testing.images import root_layer
-from perdure.testing.registrynodes import Node, registry_node, skopeo
+from perdure.testing.registrynodes import Node, emptied, skopeo
 from perdure.testing.servers import registry_server
 
 from .test_registry_logins import HTPASSWD
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    with registry_node(tmp_path, monkeypatch) as node:
+def node(pulling_node: Node) -> Iterator[Node]:
+    with emptied(pulling_node) as node:
         yield node
 
 

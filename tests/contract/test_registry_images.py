@@ -21,12 +21,12 @@ from perdure.testing.images import (
     root_layer,
     tar,
 )
-from perdure.testing.registrynodes import Node, place, publish, raw, registry_node, skopeo
+from perdure.testing.registrynodes import Node, emptied, place, publish, raw, skopeo
 
 
 @pytest.fixture
-def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
-    with registry_node(tmp_path, monkeypatch) as node:
+def node(pulling_node: Node) -> Iterator[Node]:
+    with emptied(pulling_node) as node:
         yield node
 
 

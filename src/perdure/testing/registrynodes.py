@@ -53,6 +53,18 @@ def registry_node(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nod
         client.shutdown()
 
 
+@contextmanager
+def emptied(node: Node) -> Iterator[Node]:
+    """What a test leaves there goes after it: sandboxes, images, logins. It may kill the daemon."""
+    yield node
+    ensure_running(node.home)
+    for info in node.client.list():
+        node.client.remove(info.id, force=True)
+    for image in node.client.images():
+        node.client.remove_image(image.name or image.digest)
+    shutil.rmtree(node.docker, ignore_errors=True)
+
+
 def skopeo(*argv: str) -> str:
     """What skopeo says; with no policy file of the machine's."""
     done = subprocess.run(["skopeo", "--insecure-policy", *argv], capture_output=True, timeout=DEADLINE_S)
