@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from perdure.client.node import NodeClient
 from perdure.errors import Conflict
+from perdure.host.paths import Home
 from perdure.model import PublishedPort, SandboxInfo
 
 from .conftest import Fcrun
@@ -151,10 +153,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world(home: Home) -> Iterator[World]:
     addresses = (NAME_SERVER, GOOD, BAD)
+    for address in addresses:  # of a session that was killed
+        subprocess.run(["ip", "address", "del", f"{address}/32", "dev", "lo"], check=False, capture_output=True)
+    # what this machine is called when the emulated host starts, no guest reaches: these are not to be among it
+    subprocess.run([sys.executable, "-m", "perdure.cli.fcrun", "host", "start"], check=True, timeout=120)
     for address in addresses:
-        subprocess.run(["ip", "address", "replace", f"{address}/32", "dev", "lo"], check=True)
+        subprocess.run(["ip", "address", "add", f"{address}/32", "dev", "lo"], check=True)
     world = World()
     try:
         world.open()
