@@ -54,10 +54,11 @@ class Restarts:
 
     async def _start(self, sandbox: Sandbox, *, is_first: bool) -> None:
         wished = is_first and sandbox.record.cause in WISHED
+        refused = 0  # in a row, before anything was begun: its record says nothing of these
         while wished or due(sandbox.record):
             record = sandbox.record
             restarts = 0 if wished else in_a_row(record)
-            await asyncio.sleep(delay_s(restarts))
+            await asyncio.sleep(delay_s(restarts + refused))
             if not (wished or due(sandbox.record)):
                 return  # it was stopped meanwhile, or started by somebody
             wished = False
@@ -68,5 +69,6 @@ class Restarts:
                 return  # it was removed
             except (PerdureError, OSError) as error:
                 _log.warning("%s does not start again: %s", sandbox.id, error)
+                refused = refused + 1 if sandbox.record.finished == record.finished else 0
             else:
                 return

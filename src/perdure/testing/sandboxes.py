@@ -33,3 +33,20 @@ def sleeping(sandboxes: Path, sandbox_id: str, name: str, line: Sequence[Snapsho
     folder.root.mkdir(parents=True)
     folder.save(record)
     return record
+
+
+def exited(sandboxes: Path, sandbox_id: str, spec: SandboxSpec, **values: Any) -> Record:
+    """One that has exited, by itself and with status 0, where ``values`` of its record do not differ."""
+    facts: dict[str, Any] = {"started": 1.0, "finished": 2.0, "exit_status": 0, "cause": "exit"} | values
+    record = Record(
+        id=sandbox_id,
+        name=spec.name or sandbox_id[:3],
+        spec=spec,
+        image_digest="",
+        created=1.0,
+        **{"state": SandboxState.EXITED} | facts,
+    )
+    folder = Folder(sandboxes / sandbox_id)
+    folder.root.mkdir(parents=True)
+    folder.save(record)
+    return record

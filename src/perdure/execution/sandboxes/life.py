@@ -350,7 +350,8 @@ class Life(ABC):
         """Record the end, and remove the sandbox where that was asked for."""
         self.stopping = ""
         self.spawn_task(networking.withdraw(self))
-        self.happened(event, cause=cause, detail=detail, exit_status=status, finished=time.time())
+        ran = {} if self.state is not S.STARTING else {"started": None}  # what it says there is of a former life
+        self.happened(event, cause=cause, detail=detail, exit_status=status, finished=time.time(), **ran)
         self.emit("exited", cause=cause, detail=detail, exit_status=status)
         # what died while it has a snapshot is not over: it can be resumed
         if self.record.spec.auto_remove and (status is not None or not self.record.snapshots):

@@ -5,7 +5,8 @@ machine; ``always`` and ``unless-stopped`` after any end; none of them after a s
 ended while there was none is looked at as well, and ``always`` then starts also what was stopped.
 
 The first start comes after FIRST_S, each further one after twice as long, up to MOST_S; for a sandbox that ran for
-SETTLED_S they begin anew.
+SETTLED_S they begin anew. A start that fails, or is refused, has not run at all. One that somebody asked for, and that
+failed, is not tried again: they have its error.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ FIRST_S = 0.1
 MOST_S = 60.0
 SETTLED_S = 10.0
 WISHED = ("stopped", "killed")  # causes of an end that somebody asked for
+START_FAILED = "start-failed"  # the cause where its main process never was
 _POLICY = re.compile(r"|no|always|unless-stopped|on-failure(:\d{1,9})?")
 
 
@@ -40,6 +42,8 @@ def due(record: Record, *, node_starts: bool = False) -> bool:
         return False
     if record.cause in WISHED:
         return node_starts and policy == "always"
+    if record.cause == START_FAILED and not record.restarts:
+        return False
     if policy == "on-failure":
         return record.exit_status != 0 and (not most or in_a_row(record) < int(most))
     return True
@@ -47,8 +51,9 @@ def due(record: Record, *, node_starts: bool = False) -> bool:
 
 def in_a_row(record: Record) -> int:
     """How often it was started again without having run for long."""
-    ran_s = (record.finished or 0.0) - (record.started or 0.0)
-    return 0 if ran_s >= SETTLED_S else record.restarts
+    if record.started is None or record.finished is None:
+        return record.restarts  # it did not run at all
+    return 0 if record.finished - record.started >= SETTLED_S else record.restarts
 
 
 def delay_s(restarts: int) -> float:

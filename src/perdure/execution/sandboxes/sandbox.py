@@ -10,6 +10,8 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
 from perdure.execution.guest.session import GuestFiles, GuestSession, Process
 from perdure.execution.images import entries
@@ -48,9 +50,14 @@ class Sandbox(Life):
         """restarts: how often in a row its policy has started it, with this one."""
         async with self.moving:
             self.check("start")
-            if self.record.restarts != restarts:
-                self.save(restarts=restarts)
-            await starting.start(self, progress)
+            before = self.record
+            self.record = msgspec.structs.replace(before, restarts=restarts)  # written down with the start itself
+            try:
+                await starting.start(self, progress)
+            except BaseException:
+                if self.record.finished == before.finished:  # refused: nothing of it was begun, so it counts for none
+                    self.record = msgspec.structs.replace(self.record, restarts=before.restarts)
+                raise
             return self.info()
 
     async def pause(self) -> SandboxInfo:
@@ -195,6 +202,8 @@ class Sandbox(Life):
         if number == signal.SIGKILL:
             if await self._kill_unfinished():
                 async with self.moving:
+                    if self.state is S.EXITED and self.record.spec.restart:
+                        self.save(cause="killed")  # so that its policy lets it be
                     return self.info()
             return await self._signal_to_end(number, "killed", KILL_TIMEOUT_S)
         await (await self._running_main()).signal(number)

@@ -83,3 +83,14 @@ async def test_a_refused_resume_leaves_what_was(sandbox: Any) -> None:
     sandbox.move("resume")
     sandbox.happened(refusal(sandbox.record))
     assert (sandbox.state, sandbox.record.exit_status) == (SandboxState.EXITED, 3)
+
+
+async def test_a_start_that_failed_did_not_run(sandbox: Any) -> None:
+    """What its record says of when it started is of the time before."""
+    sandbox.folder.room = True
+    sandbox.save(started=5.0)
+    sandbox.exited("exited", "exit", "", 3)
+    assert sandbox.record.started == 5.0
+    sandbox.move("start")
+    sandbox.exited("died", "start-failed", "no such command", 127)
+    assert (sandbox.record.started, sandbox.record.exit_status) == (None, 127)

@@ -20,6 +20,7 @@ def record(policy: str, **values: Any) -> Record:
 
 
 DIED: dict[str, Any] = {"cause": "machine-died", "exit_status": None}
+NEVER_RAN: dict[str, Any] = {"cause": "start-failed", "exit_status": 127, "started": None, "finished": 1e9}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,10 @@ DIED: dict[str, Any] = {"cause": "machine-died", "exit_status": None}
         ("on-failure:2", {"exit_status": 3, "restarts": 2}, False, False),
         ("on-failure:2", {"exit_status": 3, "restarts": 2, "finished": 200.0}, True, True),  # it had settled
         ("on-failure", {"exit_status": 3, "restarts": 1000}, True, True),
+        ("always", NEVER_RAN, False, False),  # a start that somebody asked for
+        ("always", {**NEVER_RAN, "restarts": 1}, True, True),
+        ("on-failure:3", {**NEVER_RAN, "restarts": 2}, True, True),
+        ("on-failure:3", {**NEVER_RAN, "restarts": 3}, False, False),
     ],
 )
 def test_what_is_due(policy: str, values: dict[str, Any], due: bool, as_the_node_starts: bool) -> None:
@@ -54,6 +59,10 @@ def test_what_is_due(policy: str, values: dict[str, Any], due: bool, as_the_node
 
 def test_each_wait_is_twice_as_long_as_the_one_before() -> None:
     assert [restarting.delay_s(number) for number in (0, 1, 2, 9, 10, 10**6)] == [0.1, 0.2, 0.4, 51.2, 60.0, 60.0]
+
+
+def test_what_never_ran_has_not_settled() -> None:
+    assert restarting.in_a_row(record("always", **NEVER_RAN, restarts=50)) == 50
 
 
 @pytest.mark.parametrize("policy", ["", "no", "always", "unless-stopped", "on-failure", "on-failure:3"])
