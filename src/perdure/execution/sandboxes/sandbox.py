@@ -188,9 +188,11 @@ class Sandbox(Life):
         """The stop signal, after ``timeout_s`` KILL; negative: never. Nothing to do where nothing has run or all is
         over. Without the two: as its spec has them, then its image."""
         if self.state in (S.CREATED, S.EXITED):
-            if self.state is S.EXITED and self.record.spec.restart:
-                self.save(cause="stopped")  # so that its policy lets it be
-            return self.info()
+            async with self.moving:  # a start may be under way, which says so only when it has all that it needs
+                if self.state in (S.CREATED, S.EXITED):
+                    if self.state is S.EXITED and self.record.spec.restart:
+                        self.save(cause="stopped")  # so that its policy lets it be
+                    return self.info()
         spec = self.record.spec
         if timeout_s is None:
             timeout_s = STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s

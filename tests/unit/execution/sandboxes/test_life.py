@@ -94,3 +94,42 @@ async def test_a_start_that_failed_did_not_run(sandbox: Any) -> None:
     sandbox.move("start")
     sandbox.exited("died", "start-failed", "no such command", 127)
     assert (sandbox.record.started, sandbox.record.exit_status) == (None, 127)
+
+
+class Obedient:
+    """The main process of a sandbox, which exits at the first signal."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.process = self
+        self._sandbox = sandbox
+
+    async def signal(self, number: int) -> None:
+        self._sandbox.exited("exited", self._sandbox.stopping, "", 128 + number)
+
+
+async def test_a_stop_waits_for_a_start_that_has_said_nothing_yet(
+    sandbox: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a sandbox that has exited, as its state says until its machine is about to be made."""
+    sandbox.folder.room = True
+    sandbox.save(state=SandboxState.EXITED)
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def start(life: Any, progress: object) -> None:
+        begun.set()
+        await go_on.wait()
+        life.move("start")
+        life.session, life.main = object(), Obedient(life)
+        life.happened("started")
+
+    monkeypatch.setattr("perdure.execution.sandboxes.starting.start", start)
+    starting = asyncio.create_task(sandbox.start())
+    await begun.wait()
+    stopping = asyncio.create_task(sandbox.stop(10.0, "TERM"))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    go_on.set()
+    async with asyncio.timeout(10):
+        assert (await starting).state is SandboxState.RUNNING
+        ended = await stopping
+    assert (ended.state, ended.cause) == (SandboxState.EXITED, "stopped")
