@@ -41,6 +41,9 @@ _log = logging.getLogger(__name__)
 @contextlib.asynccontextmanager
 async def tree_of(sandbox: Sandbox, *, still: bool = False) -> AsyncIterator[GuestTree]:
     """``still``: nothing of the workload runs meanwhile. Raises Conflict (it is just moving), and what a start does."""
+    if sandbox.dozing:  # what it is going to be is known once it sleeps
+        async with sandbox.moving:
+            pass
     if sandbox.state in (S.CREATED, S.EXITED, S.SUSPENDED):
         async with _quiet(sandbox) as session:
             yield session.tree

@@ -86,8 +86,14 @@ class Sandbox(Life):
 
     @asynccontextmanager
     async def looked_at(self) -> AsyncIterator[GuestSession]:
-        """The guest of a running sandbox, or of a paused one, of whose workload nothing runs meanwhile. Raises
-        Conflict."""
+        """The guest of a running sandbox, or of a paused one, of whose workload nothing runs meanwhile. It does not go
+        to sleep meanwhile. Raises Conflict."""
+        with self.activity.busy():
+            async with self._looked_at() as session:
+                yield session
+
+    @asynccontextmanager
+    async def _looked_at(self) -> AsyncIterator[GuestSession]:
         if self.record.state is not S.PAUSED:
             yield self.need_running()
             return
@@ -197,7 +203,8 @@ class Sandbox(Life):
         if timeout_s is None:
             timeout_s = STOP_TIMEOUT_S if spec.stop_timeout_s is None else spec.stop_timeout_s
         number = signal_number(name or workload.stop_signal(spec, self.image.config))
-        return await self._signal_to_end(number, "stopped", None if timeout_s < 0 else timeout_s)
+        with self.activity.busy():  # or it may go to sleep before it obeys
+            return await self._signal_to_end(number, "stopped", None if timeout_s < 0 else timeout_s)
 
     async def kill(self, name: str) -> SandboxInfo:
         number = signal_number(name)
@@ -207,8 +214,10 @@ class Sandbox(Life):
                     if self.state is S.EXITED and self.record.spec.restart:
                         self.save(cause="killed")  # so that its policy lets it be
                     return self.info()
-            return await self._signal_to_end(number, "killed", KILL_TIMEOUT_S)
-        await (await self._running_main()).signal(number)
+            with self.activity.busy():
+                return await self._signal_to_end(number, "killed", KILL_TIMEOUT_S)
+        with self.activity.busy():
+            await (await self._running_main()).signal(number)
         return self.info()
 
     async def _running_main(self, *, kills: bool = False) -> Process:

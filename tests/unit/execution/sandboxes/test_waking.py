@@ -7,12 +7,14 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from perdure.errors import Conflict, MachineFailed
+from perdure.execution.sandboxes import reading
 from perdure.execution.sandboxes.activity import Activity
 from perdure.model import CallsEndpoint, SandboxState, WakeReason
 from perdure.node import idleness
@@ -138,6 +140,64 @@ async def test_one_that_is_used_is_not_put_to_sleep(box: Sleeper) -> None:
         assert await box.suspend_idle(0.0) is None
     assert await box.suspend_idle(3600.0) is None  # it was, just now
     assert box.state is SandboxState.RUNNING
+
+
+class Deaf:
+    """A main process that obeys no signal. ``told``: it got one."""
+
+    over = False
+
+    def __init__(self) -> None:
+        self.process = self
+        self.told = asyncio.Event()
+
+    async def signal(self, number: int) -> None:
+        self.told.set()
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_one_that_is_being_stopped_is_not_put_to_sleep(box: Sleeper) -> None:
+    """It would be suspended, and the stop would say that it is done."""
+    await box.awake(WakeReason.EXEC)
+    main = Deaf()
+    box.main = main  # type: ignore[assignment]  # it stands for a MainProcess
+    stopping = asyncio.create_task(box.stop(-1, "TERM"))
+    async with asyncio.timeout(WITHIN_S):
+        await main.told.wait()
+        assert await box.suspend_idle(0.0) is None
+    box.exited("exited", "stopped", "", 143)
+    await is_over(stopping)
+    assert stopping.result().state is SandboxState.EXITED
+
+
+async def test_one_whose_files_are_read_is_not_put_to_sleep(box: Sleeper) -> None:
+    await box.awake(WakeReason.EXEC)
+    box.session.tree = box.session.files = None  # type: ignore[union-attr]
+    for look in (reading.tree_of, reading.files_of):
+        async with look(box):
+            assert await box.suspend_idle(0.0) is None
+    assert await box.suspend_idle(0.0) is not None
+
+
+async def test_what_goes_to_sleep_is_read_once_it_sleeps(box: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a machine of its own, which does not stop in the middle."""
+    states: list[SandboxState] = []
+
+    @contextlib.asynccontextmanager
+    async def quiet(sandbox: Sleeper) -> AsyncIterator[Any]:
+        states.append(sandbox.state)
+        yield SimpleNamespace(tree=None)
+
+    monkeypatch.setattr(reading, "_quiet", quiet)
+    await box.awake(WakeReason.EXEC)
+    box.session.tree = None  # type: ignore[union-attr]
+    sleeping = asyncio.create_task(box.suspend_idle(0.0))
+    await asyncio.sleep(0)
+    async with reading.tree_of(box):
+        assert states == [SandboxState.SUSPENDED]
+    await is_over(sleeping)
 
 
 class Busy(StillMachine):
