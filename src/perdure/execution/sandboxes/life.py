@@ -95,6 +95,14 @@ class Life(ABC):
     def image(self) -> Image:
         return self.rooms.images.get(self.record.image_digest)
 
+    @property
+    def is_to_go(self) -> bool:
+        """Whether it is over, and was to be removed then. What died while it has a snapshot is not: it can be
+        resumed."""
+        record = self.record
+        is_over = record.state is S.EXITED and (record.exit_status is not None or not record.snapshots)
+        return is_over and record.spec.auto_remove
+
     def info(self) -> SandboxInfo:
         record = self.record
         current = record.snapshot(record.parent) if record.parent else None
@@ -353,8 +361,7 @@ class Life(ABC):
         ran = {} if self.state is not S.STARTING else {"started": None}  # what it says there is of a former life
         self.happened(event, cause=cause, detail=detail, exit_status=status, finished=time.time(), **ran)
         self.emit("exited", cause=cause, detail=detail, exit_status=status)
-        # what died while it has a snapshot is not over: it can be resumed
-        if self.record.spec.auto_remove and (status is not None or not self.record.snapshots):
+        if self.is_to_go:
             self.spawn_task(self.remove())
 
     def _died(self, machine: Machine, cause: str, detail: str) -> None:

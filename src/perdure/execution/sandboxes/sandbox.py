@@ -175,7 +175,7 @@ class Sandbox(Life):
         """After a restart of the node."""
         async with self.moving:
             await adopting.reconcile(self, launcher)
-        if self.state is S.REMOVING or (self.state is S.EXITED and self.record.spec.auto_remove and not self._tasks):
+        if self.state is S.REMOVING or (self.is_to_go and not self._tasks):
             await self.remove()
 
     async def leave(self) -> None:

@@ -59,11 +59,11 @@ def make(every: Sandboxes, tmp_path: Path) -> Make:
     def made(sandbox_id: str, snapshots: list[Snapshot], **more: Any) -> Sandbox:
         folder = Folder(tmp_path / "sandboxes" / sandbox_id)
         folder.root.mkdir()
-        values: dict[str, Any] = {"state": SandboxState.SUSPENDED, "parent": snapshots[-1].digest} | more
+        values: dict[str, Any] = {"state": SandboxState.SUSPENDED, "parent": snapshots[-1].digest}
+        values |= {"spec": SandboxSpec(image="i")} | more
         record = Record(
             id=sandbox_id,
             name=sandbox_id[:3],
-            spec=SandboxSpec(image="i"),
             image_digest="",
             created=1.0,
             snapshots=[KeptSnapshot(info=one.info(total_s=2.5), stdout=7) for one in snapshots],
@@ -321,6 +321,19 @@ async def test_templates_in_use(
     make(BOX, line, template="warm")
     make(FORK, line, template="old", state=SandboxState.RUNNING)
     assert needs.templates_in_use() == expected
+
+
+async def test_what_died_is_there_after_restarts_of_the_node(make: Make, bench: Bench, line: Any) -> None:
+    """Also where it was to be removed once it is over: with a snapshot it is not."""
+    goes: dict[str, Any] = {"spec": SandboxSpec(image="i", auto_remove=True)}
+    box = make(BOX, line, state=SandboxState.RUNNING, **goes)
+    for _ in range(2):
+        await box.reconcile(None)
+        await asyncio.gather(*box._tasks)
+        assert (box.state, box.record.exit_status, box.folder.root.exists()) == (SandboxState.EXITED, None, True)
+    ended = make(FORK, line, state=SandboxState.EXITED, exit_status=0, **goes)
+    await ended.reconcile(None)
+    assert not ended.folder.root.exists()
 
 
 async def test_removal_waits_for_a_sweep_and_not_the_other_way(make: Make, bench: Bench, line: Any) -> None:
