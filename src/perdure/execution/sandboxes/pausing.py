@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 
-from perdure.errors import PerdureError
+from perdure.errors import GuestFailed, PerdureError
 from perdure.execution.sandboxes.adopting import met
 from perdure.execution.sandboxes.life import READY_TIMEOUT_S, Life
 from perdure.model import SandboxState as S
@@ -48,10 +48,14 @@ async def unpause(life: Life) -> None:
 
 
 async def let_answer(life: Life) -> None:
-    """Of one that is paused: guestd answers, the workload stays frozen. Raises MachineFailed."""
+    """Of one that is paused: guestd answers, the workload stays frozen. Raises MachineFailed, GuestFailed; it may run
+    then."""
     machine, session = life.need_machine(), life.need_session()
     await life.let_answer()
-    await machine.outlives(session.ready(READY_TIMEOUT_S))
+    try:
+        await machine.outlives(session.ready(READY_TIMEOUT_S))
+    except TimeoutError:
+        raise GuestFailed(f"the guest of sandbox {life.name} does not answer") from None
     if life.main is None:  # it was paused before this node was there
         await met(life, session)
 

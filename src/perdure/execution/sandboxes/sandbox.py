@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError
+from perdure.errors import Conflict, GuestFailed, InvalidValue, MachineFailed, NotFound, PerdureError
 from perdure.execution.guest.session import GuestFiles, GuestSession, Process
 from perdure.execution.images import entries
 from perdure.execution.images.entries import Entry
@@ -75,9 +75,9 @@ class Sandbox(Life):
         """Also of a paused one; one that cannot be suspended goes on as it was."""
         async with self.moving:
             was_paused = self.state is S.PAUSED
-            if was_paused:
-                await pausing.let_answer(self)
             try:
+                if was_paused:
+                    await pausing.let_answer(self)
                 return await suspending.suspend(self, position)
             except BaseException:
                 if was_paused:
@@ -101,8 +101,8 @@ class Sandbox(Life):
             if self.state is not S.PAUSED:
                 yield self.need_running()
                 return
-            await pausing.let_answer(self)
             try:
+                await pausing.let_answer(self)
                 assert self.session is not None
                 yield self.session
             finally:
@@ -232,12 +232,18 @@ class Sandbox(Life):
             return self.main.process
 
     async def _signal_to_end(self, number: int, cause: str, timeout_s: float | None) -> SandboxInfo:
-        main = await self._running_main(kills=number == signal.SIGKILL)
+        main: Process | None = None
+        try:
+            main = await self._running_main(kills=number == signal.SIGKILL)
+        except GuestFailed:  # it is paused, and its guest does not answer
+            if number != signal.SIGKILL:
+                raise
         self.stopping = cause
         try:
-            async with asyncio.timeout(timeout_s):
-                await main.signal(number)
-                return await self.wait_exited()
+            if main is not None:
+                async with asyncio.timeout(timeout_s):
+                    await main.signal(number)
+                    return await self.wait_exited()
         except (TimeoutError, PerdureError):
             pass  # it does not obey, or cannot: the machine ends
         async with self.moving:

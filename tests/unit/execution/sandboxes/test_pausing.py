@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import Conflict, IllegalTransition, MachineFailed
+from perdure.errors import Conflict, GuestFailed, IllegalTransition, MachineFailed
 from perdure.execution.sandboxes import forking
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.model import SandboxState as S
@@ -90,6 +90,31 @@ async def test_one_that_cannot_be_suspended_is_paused_as_before(
     with pytest.raises(MachineFailed, match="no capture today"):
         await running.suspend()
     assert running.state is S.PAUSED and await stands_still(running)
+
+
+async def test_one_whose_guest_does_not_answer_stands_still_again(
+    running: StillSandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever wanted something of it: it is not left running while it says that it is paused."""
+    await running.pause()
+
+    async def silent(timeout_s: float) -> None:
+        assert not await stands_still(running)
+        raise TimeoutError
+
+    monkeypatch.setattr(running.session, "ready", silent)
+    with pytest.raises(GuestFailed, match="does not answer"):
+        await running.suspend()
+    assert running.state is S.PAUSED and await stands_still(running)
+    with pytest.raises(GuestFailed, match="does not answer"):
+        async with running.looked_at():
+            pass
+    assert running.state is S.PAUSED and await stands_still(running)
+    with pytest.raises(GuestFailed, match="does not answer"):
+        await running.unpause()
+    assert running.state is S.PAUSED and await stands_still(running)
+    assert (await running.kill("KILL")).state is S.EXITED  # its machine is there to be ended
+    assert running.record.cause == "killed"
 
 
 async def test_one_that_cannot_be_woken_stays_paused(running: StillSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
