@@ -10,7 +10,7 @@ import time
 import pytest
 
 from perdure.errors import NoRights, NotFound, PerdureError, Unavailable
-from perdure.model import CallsEndpoint, ExecSpec, Fork, SandboxSpec
+from perdure.model import CallsEndpoint, ExecSpec, Fork, SandboxSpec, SandboxState
 from perdure.node.access import MAY, RULES, Access
 from perdure.node.tokens import Scope
 from perdure.testing.owners import BOX, HERS, World, names
@@ -26,6 +26,15 @@ def test_over_tcp_nothing_is_for_strangers(world: World) -> None:
         for token in (None, "", "x", world.bob[:-1], world.bob + "A", f"{world.bob[:19]}{world.ann[19:]}"):
             told = world.ask(method, path.format(ref="box", name="box"), token)
             assert (told.status, told.code) == (401, "unauthorized"), route
+
+
+def test_who_may_only_read_wakes_nothing(world: World) -> None:
+    for path in ("stat", "archive"):
+        told = world.ask("GET", f"/v1/sandboxes/box/{path}?path=/etc", world.reader)
+        assert (told.status, told.code) == (409, "conflict"), told
+    status, out, said = world.fcrun(world.reader, "cp", "box:/etc/hostname", "-")
+    assert (status, out) == (125, "") and "box sleeps" in said and "fcrun export box" in said
+    assert world.client.get("box").state is SandboxState.SUSPENDED
 
 
 @pytest.mark.parametrize("route", sorted(RULES))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 
+from perdure.node import visit
 from perdure.node.tokens import Scope
 
 JSON_BYTES = 4 << 20
@@ -136,6 +137,12 @@ RULES = MappingProxyType(
         "DELETE /v1/templates/{name}": Rule(Access.RULE),
     }
 )
+
+
+def may(what: Access) -> bool:
+    """Whether whoever sent the request that this task answers may do this, whatever they asked for."""
+    here = visit.current()
+    return here is None or what in MAY[here.caller.scope]
 
 
 def rule(method: str, route: str) -> Rule:

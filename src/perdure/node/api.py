@@ -14,7 +14,7 @@ from urllib.parse import parse_qs
 import msgspec
 from aiohttp import web
 
-from perdure.errors import InvalidValue
+from perdure.errors import Conflict, InvalidValue
 from perdure.execution.sandboxes import archive, reading
 from perdure.execution.sandboxes.prestarting import WorkloadTemplates
 from perdure.execution.sandboxes.rehearsing import Rehearsal
@@ -34,7 +34,8 @@ from perdure.model import (
     SandboxState,
     WakeReason,
 )
-from perdure.node import terminals, uploads
+from perdure.node import access, terminals, uploads
+from perdure.node.access import Access
 from perdure.node.answers import body, long, number, ok, stream
 from perdure.node.audit import Audit, AuditApi
 from perdure.node.border import PATIENCE_S, Border
@@ -169,12 +170,18 @@ class Api:
         return self._sandboxes.find(request.match_info["ref"])
 
     def _using(self, handler: _Handler) -> _Handler:
-        """Of what uses a running sandbox: one that sleeps is woken for it, and does not go to sleep meanwhile."""
+        """Of what uses a running sandbox: one that sleeps is woken for it, and does not go to sleep meanwhile. Not for
+        who may only read: that it runs is no look."""
 
         async def use(request: web.Request) -> web.StreamResponse:
             sandbox = self._find(request)
             with sandbox.activity.busy():
                 if is_asleep(sandbox):
+                    if not access.may(Access.USE):
+                        raise Conflict(
+                            f"sandbox {sandbox.name} sleeps, and is not woken by who may only read",
+                            hint=f"All its files can be read as it sleeps: fcrun export {sandbox.name}",
+                        )
                     await sandbox.awake(WakeReason.EXEC)
                 return await handler(request)
 
