@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.client.node import NodeClient
+from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import NoRoom
 from perdure.host.paths import Home
 from perdure.model import SandboxSpec, SandboxState
@@ -47,3 +47,22 @@ def test_a_resume_and_a_wake_that_do_not_fit_are_refused(home: Home) -> None:
         status, out, said = fcrun(*command)
         assert (status, out) == (125, "") and "512 MiB" in said, command
     assert client.get("box").state is SandboxState.SUSPENDED
+
+
+def test_so_is_a_machine_that_is_to_read_a_sandbox(home: Home) -> None:
+    """It has as much memory as the sandbox, and is one more."""
+    client, fcrun = NodeClient(home), Fcrun(home)
+    client.create(SandboxSpec(image="tiny", command=["/bin/true"], name="large", memory_mib=65))
+    for command in (("diff", "box"), ("diff", "large"), ("export", "large"), ("commit", "large", "made")):
+        status, out, said = fcrun(*command)
+        assert (status, out) == (125, "") and "of memory does not fit" in said, command
+    assert not list(home.run.glob("reading-*"))
+
+
+def test_what_a_killed_node_was_reading_goes_with_the_next_start(home: Home) -> None:
+    left = home.run / "reading-0123456789ab-01234567"
+    left.mkdir()
+    (left / "overlay").write_bytes(b"a clone of a disk")
+    NodeClient(home).shutdown()
+    ensure_running(home)
+    assert not left.exists()

@@ -21,7 +21,7 @@ from aiohttp import web
 
 from perdure.errors import AlreadyRunning
 from perdure.execution.images.library import ImageLibrary
-from perdure.execution.sandboxes import keptdisks
+from perdure.execution.sandboxes import keptdisks, reading
 from perdure.execution.sandboxes.ground import Ground
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
@@ -109,9 +109,10 @@ def _listen_outside(home: Home, limits: settings.Settings) -> Outside:
 
 
 def _sweep(home: Home) -> None:
-    """Uploads and builds that a killed daemon left."""
+    """Uploads and builds that a killed daemon left, and what it read of sandboxes."""
     for path in (*home.run.glob("upload-*"), *home.run.glob("build-*")):
         shutil.rmtree(path, ignore_errors=True)
+    reading.sweep(home.run)
 
 
 def lock(home: Home, timeout_s: float = LOCK_TIMEOUT_S) -> int:

@@ -3,6 +3,8 @@
 Of one that runs its guest is asked. For one without a machine a quiet one is started from the warm template, with a
 clone of the disk: it mounts what the guest has written, runs nothing of the image, and is gone afterwards. So no file
 system that a guest wrote is ever opened by this machine's own kernel.
+
+A quiet machine is admitted as any other, and waits its turn; of one sandbox only so many are there at a time.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from perdure.model import new_id
 
 FREEZE_BUDGET_S = 10.0
 _HOSTNAME = "reader"
+_FOLDERS = "reading-"
 
 _log = logging.getLogger(__name__)
 
@@ -83,9 +86,19 @@ async def _frozen(sandbox: Sandbox) -> AsyncIterator[GuestSession]:
 async def _quiet(sandbox: Sandbox) -> AsyncIterator[GuestSession]:
     """The guest of a machine that reads the sandbox's disk, as it is now, and nothing else."""
     began = time.monotonic()
-    rooms, machine_id = sandbox.rooms, new_id()
+    rooms, spec, machine_id = sandbox.rooms, sandbox.record.spec, new_id()
+    async with sandbox.quiet:
+        with rooms.admission.room(machine_id, spec.memory_mib, await rooms.ground.memory_bytes()):
+            async with _admitted(sandbox, machine_id) as session:
+                _log.info("%s is read by machine %s, there in %.2f s", sandbox.id, machine_id, time.monotonic() - began)
+                yield session
+
+
+@contextlib.asynccontextmanager
+async def _admitted(sandbox: Sandbox, machine_id: str) -> AsyncIterator[GuestSession]:
+    rooms = sandbox.rooms
     await asyncio.to_thread(disk.admit, rooms.home, rooms.home.run, 0, "a look at the files of a sandbox")
-    folder = rooms.home.run / f"reading-{machine_id}-{secrets.token_hex(4)}"
+    folder = rooms.home.run / f"{_FOLDERS}{machine_id}-{secrets.token_hex(4)}"
     with space_checked(str(folder)):
         folder.mkdir(mode=0o700)
     try:
@@ -96,9 +109,13 @@ async def _quiet(sandbox: Sandbox) -> AsyncIterator[GuestSession]:
             await asyncio.to_thread(_clone, sandbox, folder)
         spec = sandbox.record.spec
         launcher, template = await rooms.ground.stand(spec.vcpus, spec.memory_mib)
-        async with _machine(sandbox, launcher, machine_id, template, image, folder / "overlay") as session:
-            await archive.unpack_all(folder / "archives", session.files)
-            _log.info("%s is read by machine %s, there in %.2f s", sandbox.id, machine_id, time.monotonic() - began)
+        # again: what it is to run on is known only now
+        rooms.admission.check({machine_id: spec.memory_mib}, await rooms.ground.memory_bytes())
+        async with contextlib.AsyncExitStack() as there:
+            async with rooms.ground.turns:
+                machine = _machine(sandbox, launcher, machine_id, template, image, folder / "overlay")
+                session = await there.enter_async_context(machine)
+                await archive.unpack_all(folder / "archives", session.files)
             yield session
     finally:
         await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
@@ -139,6 +156,12 @@ async def _machine(
         session.close(MachineFailed(f"sandbox {sandbox.name} is not read any more"))
         await machine.end()
         await end_stray(launcher, machine_id)
+
+
+def sweep(run: Path) -> None:
+    """Remove what a node that was killed left of its looks. Its machines are strays, which are ended as such."""
+    for path in run.glob(f"{_FOLDERS}*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _clone(life: Life, folder: Path) -> None:

@@ -34,6 +34,8 @@ from perdure.execution.sandboxes import (
     workload,
 )
 from perdure.execution.sandboxes.life import Life
+from perdure.execution.sandboxes.record import Folder, Record
+from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.snapshots.restore import RestoreFiles
 from perdure.host import headroom
 from perdure.host.progress import Progress, silent
@@ -41,10 +43,15 @@ from perdure.model import CallsEndpoint, ExecSpec, LogPosition, SandboxInfo, Sna
 from perdure.model import SandboxState as S
 
 KILL_TIMEOUT_S = STOP_TIMEOUT_S = 10.0
+QUIET_AT_ONCE = 2
 
 
 class Sandbox(Life):
     """Every use case raises IllegalTransition where the table of ``states`` has no arrow for it."""
+
+    def __init__(self, rooms: Rooms, folder: Folder, record: Record) -> None:
+        super().__init__(rooms, folder, record)
+        self.quiet = asyncio.Semaphore(QUIET_AT_ONCE)  # machines that read its files (``reading``)
 
     async def start(self, progress: Progress = silent, *, restarts: int = 0) -> SandboxInfo:
         """restarts: how often in a row its policy has started it, with this one."""
