@@ -7,7 +7,8 @@ import contextlib
 import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -36,7 +37,7 @@ from perdure.model import (
 )
 from perdure.node import access, terminals, uploads
 from perdure.node.access import Access
-from perdure.node.answers import body, long, number, ok, stream
+from perdure.node.answers import body, long, number, ok, sent, stream
 from perdure.node.audit import Audit, AuditApi
 from perdure.node.border import PATIENCE_S, Border
 from perdure.node.doors import Door, Outside
@@ -320,13 +321,7 @@ class Api:
             uploads.forget(received)
 
     async def get_archive(self, request: web.Request) -> web.StreamResponse:
-        path = _guest_path(request)
-        async with reading.files_of(self._find(request)) as files:
-            await files.stat(path, follow=False)  # an error is told as one while no answer has begun
-            response = await stream(request, "application/x-tar")
-            async for data in archive.pack(path, files):
-                await response.write(data)
-        return response
+        return await sent(request, _packed(self._find(request), _guest_path(request)))
 
     async def stat(self, request: web.Request) -> web.Response:
         sandbox, follow = self._find(request), request.query.get("follow", "1") == "1"
@@ -336,6 +331,14 @@ class Api:
         async with reading.files_of(sandbox) as files:
             entry = await files.stat(_guest_path(request), follow=follow)
         return ok({"mode": entry.mode, "size": entry.size, "mtime_s": entry.mtime_ns / 1e9, "link": entry.link})
+
+
+async def _packed(sandbox: Sandbox, path: str) -> AsyncGenerator[bytes, None]:
+    async with reading.files_of(sandbox) as files:
+        await files.stat(path, follow=False)
+        async with aclosing(archive.pack(path, files)) as pieces:
+            async for data in pieces:
+                yield data
 
 
 def _guest_path(request: web.Request) -> str:

@@ -7,7 +7,7 @@ import posixpath
 import shutil
 import stat
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +147,7 @@ def _inside(name: str) -> str:
     return inside
 
 
-async def pack(path: str, files: GuestFiles) -> AsyncIterator[bytes]:
+async def pack(path: str, files: GuestFiles) -> AsyncGenerator[bytes, None]:
     """The tar stream of a guest's file or tree; member names begin with the last part of ``path``."""
     root = path.rstrip("/").rsplit("/", 1)[-1] or "."
     async for entry, content in files.pack(path):

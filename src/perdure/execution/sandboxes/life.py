@@ -28,6 +28,7 @@ from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
 from perdure.execution.sandboxes.machine import Machine, end_stray
 from perdure.execution.sandboxes.mainprocess import MainProcess
+from perdure.execution.sandboxes.moving import Moving
 from perdure.execution.sandboxes.phases import Phases
 from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.sandboxes.rooms import Rooms
@@ -56,7 +57,7 @@ class Life(ABC):
         self.activity = Activity()
         self.dozing = False  # it is being suspended as nobody used it
         self.waking: asyncio.Task[None] | None = None  # for all who wait for it
-        self.moving = asyncio.Lock()
+        self.moving = Moving()
         self.session: GuestSession | None = None
         self.session_parent: str | None = None  # the snapshot that ``session`` can go on from
         self.machine: Machine | None = None

@@ -76,7 +76,7 @@ async def _frozen(sandbox: Sandbox) -> AsyncIterator[GuestSession]:
         machine, session = sandbox.need_machine(), sandbox.need_running()
         try:
             await machine.answered(session.quiesce(FREEZE_BUDGET_S), FREEZE_BUDGET_S)
-            yield session
+            yield session  # to ``commit`` alone, which waits for no client
         finally:
             with contextlib.suppress(PerdureError):
                 await machine.answered(session.thaw(), 0)

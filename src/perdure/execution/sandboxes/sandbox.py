@@ -104,14 +104,15 @@ class Sandbox(Life):
         if self.record.state is not S.PAUSED:
             yield self.need_running()
             return
-        async with self.moving:
+        async with self.moving.looking():
             if self.state is not S.PAUSED:
                 yield self.need_running()
                 return
             try:
                 await pausing.let_answer(self)
                 assert self.session is not None
-                yield self.session
+                async with self.moving.giving_way():
+                    yield self.session
             finally:
                 if self.state is S.PAUSED:
                     await pausing.again(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from perdure.errors import Conflict, GuestFailed, IllegalTransition, MachineFailed
-from perdure.execution.sandboxes import forking
+from perdure.execution.sandboxes import forking, moving
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.model import SandboxState as S
 from perdure.testing import stillmachines
@@ -67,6 +68,45 @@ async def test_it_is_looked_at_and_stands_still_again(running: StillSandbox) -> 
     await running.pause()
     async with running.looked_at():
         assert not await stands_still(running) and running.state is S.PAUSED
+    assert await stands_still(running)
+
+
+async def test_who_looks_gives_way_to_who_moves_it(running: StillSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who looks may be a client that reads no more, for ever."""
+    monkeypatch.setattr(moving, "LOOK_S", 0.05)
+    await running.pause()
+
+    async def look(over: asyncio.Event | None = None) -> None:
+        async with running.looked_at():
+            looks.set()
+            await (over or asyncio.Event()).wait()
+
+    async with asyncio.timeout(10):
+        looks, over = asyncio.Event(), asyncio.Event()
+        first, second = asyncio.create_task(look(over)), asyncio.create_task(look())
+        await looks.wait()
+        looks.clear()
+        over.set()
+        await first  # others who look wait, and hurry nobody
+        await looks.wait()
+        third = asyncio.create_task(look())  # before who moves it, but it gives way as well
+        await asyncio.sleep(0)
+        assert (await running.unpause()).state is S.RUNNING
+        for slow in (second, third):
+            with pytest.raises(Conflict, match="wanted to move it"):
+                await slow
+    assert not await stands_still(running)
+
+
+async def test_a_look_is_not_hurried_for_nobody(running: StillSandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "LOOK_S", 0.0)
+    await running.pause()
+    async with running.looked_at():
+        for _ in range(10):
+            await asyncio.sleep(0.001)
+    with pytest.raises(TimeoutError, match="its own"):
+        async with running.looked_at():
+            raise TimeoutError("its own")
     assert await stands_still(running)
 
 
