@@ -119,6 +119,21 @@ def test_what_is_refused(node: Node) -> None:
     assert node.client.list() == []
 
 
+def test_what_is_not_created_leaves_no_volume_without_a_name(node: Node) -> None:
+    """But for one that was there, of a sandbox that is gone: whoever names it knows of it."""
+    fcrun, client = node.fcrun, node.client
+    fcrun.said("create", "--name", "box", "-v", "/v", "tiny", "true")
+    (old,) = (volume.name for volume in client.volumes.list())
+    fcrun.said("rm", "box")
+    fcrun.said("create", "--name", "box", "tiny", "true")
+    status, _, said = fcrun("create", "--name", "box", "-v", "/v", "-v", f"{old}:/w", "tiny", "true")
+    assert status == 125 and "name box is taken" in said
+    with pytest.raises(InvalidValue, match="invalid volume name"):
+        mounts = [Mount(kind=MountKind.VOLUME, source=name, target=f"/m{len(name)}") for name in ("", "../x")]
+        client.create(SandboxSpec(image="tiny", mounts=mounts))
+    assert [volume.name for volume in client.volumes.list()] == [old]
+
+
 def test_it_belongs_to_the_sandboxes_that_name_it(node: Node) -> None:
     """Made where there is none; kept while any has it, in whatever state; without a name it goes with ``rm -v``."""
     fcrun, client = node.fcrun, node.client

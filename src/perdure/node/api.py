@@ -193,7 +193,8 @@ class Api:
         spec = await body(request, SandboxSpec)
 
         async def work(_: Progress) -> Any:
-            return self._sandboxes.create(await self._sandboxes.with_volumes(spec)).info()
+            async with self._sandboxes.with_volumes(spec) as whole:
+                return self._sandboxes.create(whole).info()
 
         return await long(request, work, 201)
 

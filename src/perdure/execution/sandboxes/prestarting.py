@@ -76,8 +76,8 @@ class WorkloadTemplates:
     async def _build(self, recipe: Recipe, progress: Progress) -> Sandbox:
         former = [sandbox for sandbox in self._sandboxes.hidden() if _recipe(sandbox).name == recipe.name]
         spec = msgspec.structs.replace(recipe.spec, name="", auto_remove=False, calls=None)
-        spec = await self._sandboxes.with_volumes(spec)
-        sandbox = self._sandboxes.create(spec, recipe=msgspec.structs.replace(recipe, spec=spec))
+        async with self._sandboxes.with_volumes(spec) as spec:
+            sandbox = self._sandboxes.create(spec, recipe=msgspec.structs.replace(recipe, spec=spec))
         try:
             await prepare(sandbox, recipe, progress)
         except BaseException:

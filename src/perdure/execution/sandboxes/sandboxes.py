@@ -7,7 +7,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -183,13 +183,20 @@ class Sandboxes:
             )
         )
 
-    async def with_volumes(self, spec: SandboxSpec) -> SandboxSpec:
-        """The wish, its mounts checked, the volumes that it names there. Raises InvalidValue, NoSpace."""
-
-        if not spec.mounts:
-            return spec
-        self.images.get(spec.image)  # before volumes are made for nothing
-        return await asyncio.to_thread(self.volumes.prepared, spec)
+    @contextlib.asynccontextmanager
+    async def with_volumes(self, wish: SandboxSpec) -> AsyncIterator[SandboxSpec]:
+        """The wish, its mounts checked, the volumes that it names there; what is not created with it then leaves none
+        without a name. Raises InvalidValue, NoSpace."""
+        if not wish.mounts:
+            yield wish
+            return
+        self.images.get(wish.image)  # before volumes are made for nothing
+        spec = await asyncio.to_thread(self.volumes.prepared, wish)
+        try:
+            yield spec
+        except BaseException:
+            await asyncio.to_thread(self.volumes.take_back, wish, spec)
+            raise
 
     async def fork(
         self, ref: str, forks: Sequence[Fork], progress: Progress = silent, *, populate: bool | None = None

@@ -34,7 +34,16 @@ from perdure.execution.snapshots import diskchanges
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.host.paths import Home
 from perdure.linux import durable
-from perdure.model import DEFAULT_VOLUME_MIB, Frozen, MountKind, SandboxSpec, SandboxState, VolumeInfo, VolumeUser
+from perdure.model import (
+    DEFAULT_VOLUME_MIB,
+    Frozen,
+    Mount,
+    MountKind,
+    SandboxSpec,
+    SandboxState,
+    VolumeInfo,
+    VolumeUser,
+)
 
 VERSION = 1
 Mark = list[int]  # size, inode, time of modification in ns
@@ -177,15 +186,26 @@ class Volumes:
                 shutil.rmtree(fresh, ignore_errors=True)
 
     def prepared(self, spec: SandboxSpec) -> SandboxSpec:
-        """The wish of a new sandbox, its mounts checked, the volumes that it names there."""
-        found = []
-        for mount in checked(spec.mounts):
-            if mount.kind is MountKind.VOLUME:
-                name = mount.source or anonymous_name()
-                self.create(name, None, {}, anonymous=not mount.source)
-                mount = msgspec.structs.replace(mount, source=name)
-            found.append(mount)
+        """The wish of a new sandbox, its mounts checked, the volumes that it names there. Where it fails none is left
+        that has no name."""
+        found: list[Mount] = []
+        try:
+            for mount in checked(spec.mounts):
+                if mount.kind is MountKind.VOLUME:
+                    name = mount.source or anonymous_name()
+                    self.create(name, None, {}, anonymous=not mount.source)
+                    mount = msgspec.structs.replace(mount, source=name)
+                found.append(mount)
+        except BaseException:
+            self.take_back(spec, msgspec.structs.replace(spec, mounts=found))
+            raise
         return msgspec.structs.replace(spec, mounts=found)
+
+    def take_back(self, wish: SandboxSpec, made: SandboxSpec) -> None:
+        """Remove what ``prepared`` made for this wish and nobody can know of. Raises nothing."""
+        known = {mount.source for mount in wish.mounts}
+        fresh = [mount for mount in made.mounts if mount.source not in known]
+        self.remove_anonymous(msgspec.structs.replace(made, mounts=fresh))
 
     def remove(self, name: str) -> Path:
         """It is gone by this, durably; delete the folder that is returned, which may take long.
