@@ -321,9 +321,10 @@ class Sandboxes:
         return [sandbox.record for sandbox in self._sandboxes.values()]
 
     def _tell_names(self, changed: Record) -> None:
-        """Those in its networks hear that it came, went or has another name."""
+        """Those in its networks hear that it came, went or has another name, where members know each other's."""
+        shared = {network.name for network in self.networks.all() if not network.isolated} & changed.addresses.keys()
         for sandbox in self._sandboxes.values():
-            if sandbox.machine is not None and sandbox.record.addresses.keys() & changed.addresses.keys():
+            if sandbox.machine is not None and sandbox.record.addresses.keys() & shared:
                 sandbox.spawn_task(networking.tell_names(sandbox))
 
     async def connect(self, network: Network, ref: str, aliases: Sequence[str] = ()) -> None:

@@ -1,0 +1,93 @@
+"""Sandboxes as members of networks, on a node where nothing lives: who hears of whom, who listens, who has an address."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from perdure.execution.sandboxes.record import Record
+from perdure.execution.sandboxes.sandbox import Sandbox
+from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.execution.snapshots.store import Store
+from perdure.host.paths import Home
+from perdure.model import PublishedPort, SandboxSpec
+from perdure.testing.sandboxes import exited
+from perdure.testing.stillmachines import StillGround, StillMachine
+
+IDS = ["a0a0a0a0a0a0", "b0b0b0b0b0b0", "c0c0c0c0c0c0"]
+PORT = PublishedPort(guest_port=80, host_ip="127.0.0.1")
+WITHIN_S = 20.0
+Make = Callable[..., Record]
+
+
+class Ground(StillGround):
+    """Nothing lives below."""
+
+    async def living_launcher(self) -> None:
+        return None
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path, tmp_path / "cache").make()
+
+
+@pytest.fixture
+async def every(home: Home) -> Sandboxes:
+    nothing: Any = None
+    return Sandboxes(home, Ground(home, "warm"), nothing, Store(home.store), nothing)
+
+
+@pytest.fixture
+def make(home: Home) -> Make:
+    """A record before the node loads it."""
+
+    def made(sandbox_id: str, **values: Any) -> Record:
+        spec = values.pop("spec", SandboxSpec(image="i"))
+        return exited(home.sandboxes, sandbox_id, msgspec.structs.replace(spec, name=sandbox_id[:3]), **values)
+
+    return made
+
+
+class Listener(StillMachine):
+    """``names``: what it was told, each time."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.names: list[dict[str, str]] = []
+
+    async def request(self, op: str, **params: Any) -> dict[str, Any]:
+        if op == "names":
+            self.names.append(params["names"])
+        return await super().request(op, **params)
+
+
+async def settle(sandbox: Sandbox) -> None:
+    await asyncio.gather(*sandbox._tasks)
+
+
+async def test_only_those_who_may_know_a_name_hear_of_it(every: Sandboxes, make: Make) -> None:
+    every.networks.load()
+    every.networks.create("office")
+    make(IDS[0])
+    make(IDS[1], spec=SandboxSpec(image="i", networks=["bridge", "office"]))
+    make(IDS[2], spec=SandboxSpec(image="i", networks=["office"]))
+    await every.load()
+    machines = {}
+    for sandbox in every.all():
+        machines[sandbox.id] = sandbox.machine = Listener()  # type: ignore[assignment]  # it stands for a Machine
+    every.rename(IDS[0], "other")  # which is in the network alone whose members do not know each other
+    for sandbox in every.all():
+        await settle(sandbox)
+    assert [machine.names for machine in machines.values()] == [[], [], []]
+    every.rename(IDS[1], "another")
+    for sandbox in every.all():
+        await settle(sandbox)
+    assert not machines[IDS[0]].names
+    (heard,) = machines[IDS[2]].names
+    assert heard["another"] == every.find("another").record.addresses["office"]
