@@ -411,8 +411,11 @@ class Sandboxes:
     async def _reconcile(self, sandbox: Sandbox, launcher: Any) -> None:
         try:
             await sandbox.reconcile(launcher)
-            if sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.SUSPENDED):
-                await networking.publish(sandbox)
+            async with sandbox.moving:  # or it may have ended by itself meanwhile, with nothing to withdraw yet
+                listens = sandbox.state in (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.SUSPENDED)
+                if listens:
+                    await networking.publish(sandbox)
+            if listens:
                 await networking.tell_names(sandbox)
         except (PerdureError, OSError) as error:
             _log.error("reconciling %s: %r", sandbox.id, error)

@@ -1,4 +1,4 @@
-"""Sandboxes as members of networks, on a node where nothing lives: who hears of whom, who listens, who has an address."""
+"""Sandboxes as members of networks, on a node where nothing lives: who hears of whom, who listens, which addresses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
+from perdure.execution.network.publishing import Published
 from perdure.execution.sandboxes.record import Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
-from perdure.model import PublishedPort, SandboxSpec
+from perdure.model import PublishedPort, SandboxSpec, SandboxState
 from perdure.testing.sandboxes import exited
 from perdure.testing.stillmachines import StillGround, StillMachine
 
@@ -68,7 +69,8 @@ class Listener(StillMachine):
 
 
 async def settle(sandbox: Sandbox) -> None:
-    await asyncio.gather(*sandbox._tasks)
+    while not all(task.done() for task in sandbox._tasks):
+        await asyncio.gather(*sandbox._tasks)
 
 
 async def test_only_those_who_may_know_a_name_hear_of_it(every: Sandboxes, make: Make) -> None:
@@ -91,3 +93,38 @@ async def test_only_those_who_may_know_a_name_hear_of_it(every: Sandboxes, make:
     assert not machines[IDS[0]].names
     (heard,) = machines[IDS[2]].names
     assert heard["another"] == every.find("another").record.addresses["office"]
+
+
+async def test_one_that_ends_as_the_node_starts_listens_no_more(
+    every: Sandboxes, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its main process exits in the moment in which the node is about to listen for it."""
+    spec = SandboxSpec(image="i", ports=[PORT])
+    make(IDS[0], spec=spec, state=SandboxState.SUSPENDED, exit_status=None, finished=None)
+    opened = Published.open
+
+    async def exits(sandbox: Sandbox) -> None:
+        async with sandbox.moving:
+            sandbox.record = msgspec.structs.replace(sandbox.record, state=SandboxState.RUNNING)
+            sandbox.exited("exited", "exit", "", 0)
+            await asyncio.sleep(0)
+
+    async def opens(published: Published, ports: Any) -> Any:
+        ending = asyncio.create_task(exits(every.find(IDS[0])))
+        await asyncio.wait({ending}, timeout=0.1)
+        every.find(IDS[0])._tasks.add(ending)
+        return await opened(published, ports)
+
+    monkeypatch.setattr(Published, "open", opens)
+    async with asyncio.timeout(WITHIN_S):
+        await every.load()
+        await settle(every.find(IDS[0]))
+    assert every.find(IDS[0]).state is SandboxState.EXITED
+    assert every.find(IDS[0]).published is None
+
+
+async def test_one_that_sleeps_listens_once_the_node_has_started(every: Sandboxes, make: Make) -> None:
+    make(IDS[0], spec=SandboxSpec(image="i", ports=[PORT]), state=SandboxState.SUSPENDED)
+    await every.load()
+    assert every.find(IDS[0]).info().ports[0].host_port > 0
+    await every.leave()
