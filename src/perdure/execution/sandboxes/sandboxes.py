@@ -306,16 +306,17 @@ class Sandboxes:
         self._tell_names(record)
         return sandbox
 
-    def _placed(self, record: Record) -> Record:
-        """One that was made before there were networks gets its addresses now."""
-        if record.addresses:
-            return record
+    def _place(self, sandbox: Sandbox) -> None:
+        """One that was made before there were networks gets its addresses now, once and for all. The others are known
+        by then: those that they have are taken."""
         try:
-            addresses = networking.place(record.spec, self.networks, self._records())
-        except PerdureError as error:
-            _log.error("sandbox %s has no network: %s", record.id, error)
-            return record
-        return msgspec.structs.replace(record, addresses=addresses)
+            if not sandbox.record.addresses:
+                addresses = networking.place(sandbox.record.spec, self.networks, self._records())
+                sandbox.record = msgspec.structs.replace(sandbox.record, addresses=addresses)
+                if addresses:
+                    sandbox.save()
+        except (PerdureError, OSError) as error:
+            _log.error("the addresses of sandbox %s: %s", sandbox.id, error)
 
     def _records(self) -> list[Record]:
         return [sandbox.record for sandbox in self._sandboxes.values()]
@@ -380,10 +381,12 @@ class Sandboxes:
                 continue
             try:
                 folder = Folder(root)
-                record = self._placed(folder.load())
+                record = folder.load()
                 self._sandboxes[record.id] = Sandbox(self._rooms, folder, record)
             except ProtocolError as error:
                 _log.error("left alone: %s", error)
+        for sandbox in self._sandboxes.values():
+            await asyncio.to_thread(self._place, sandbox)
         launcher = None
         if self._sandboxes or rehearsing.left_over(self._home.run):
             launcher = await self.ground.living_launcher()

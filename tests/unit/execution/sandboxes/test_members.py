@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes.record import Record
+from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import Store
@@ -128,3 +128,19 @@ async def test_one_that_sleeps_listens_once_the_node_has_started(every: Sandboxe
     await every.load()
     assert every.find(IDS[0]).info().ports[0].host_port > 0
     await every.leave()
+
+
+async def test_no_two_have_an_address_of_one_that_was_made_before_networks(
+    every: Sandboxes, make: Make, home: Home
+) -> None:
+    """In whatever order the node reads them; and it keeps what it has got."""
+    make(IDS[0])
+    make(IDS[1], addresses={"bridge": "10.88.0.2"})
+    make(IDS[2], spec=SandboxSpec(image="i", networks=["none"]))
+    await every.load()
+    assert {one.id: one.record.addresses for one in every.all()} == {
+        IDS[0]: {"bridge": "10.88.0.3"},
+        IDS[1]: {"bridge": "10.88.0.2"},
+        IDS[2]: {},
+    }
+    assert Folder(home.sandboxes / IDS[0]).load().addresses == {"bridge": "10.88.0.3"}
