@@ -68,9 +68,9 @@ def origin_of(snapshot: Snapshot) -> Origin:
 
 def record_of(sandbox_id: str, name: str, fork: Fork, snapshot: Snapshot, origin: Origin, owner: str) -> Record:
     """What a fork is before it goes on: suspended at the snapshot, with no addresses yet."""
-    # its origin has the others
+    # its origin has the others, and the names by which members of its networks know it
     ports = [msgspec.structs.replace(port, host_port=0) for port in origin.spec.ports]
-    changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports}
+    changes = {"name": name, "hostname": "", "auto_remove": fork.auto_remove, "ports": ports, "aliases": []}
     return Record(
         id=sandbox_id,
         name=name,

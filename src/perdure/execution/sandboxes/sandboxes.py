@@ -338,13 +338,20 @@ class Sandboxes:
         self._tell_names(sandbox.record)
 
     async def disconnect(self, network: Network, ref: str) -> None:
-        """Take a sandbox out of a network. Raises NotFound: it is not in it."""
+        """Take a sandbox out of a network. Raises NotFound: it is not in it; Conflict: it publishes ports, and has no
+        other."""
         sandbox = self.find(ref)
         async with sandbox.moving:
             before = sandbox.record
             if network.name not in before.addresses:
                 raise NotFound(f"sandbox {sandbox.name} is not in network {network.name}")
-            await networking.change(sandbox, [name for name in before.addresses if name != network.name])
+            left = [name for name in before.addresses if name != network.name]
+            if not left and before.spec.ports:
+                raise Conflict(
+                    f"sandbox {sandbox.name} publishes ports, and {network.name} is the only network that it is in",
+                    hint=f"Put it into another one first: fcrun network connect NETWORK {sandbox.name}",
+                )
+            await networking.change(sandbox, left)
         self._tell_names(before)
 
     async def forget_network(self, network: Network) -> None:

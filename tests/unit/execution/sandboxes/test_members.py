@@ -10,14 +10,18 @@ from typing import Any
 import msgspec
 import pytest
 
+from perdure.errors import Conflict
 from perdure.execution.network.publishing import Published
+from perdure.execution.sandboxes import forking
 from perdure.execution.sandboxes.record import Folder, Record
 from perdure.execution.sandboxes.sandbox import Sandbox
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.store import Store
+from perdure.formats.manifest import Origin
 from perdure.host.paths import Home
-from perdure.model import PublishedPort, SandboxSpec, SandboxState
+from perdure.model import Fork, PublishedPort, SandboxSpec, SandboxState
 from perdure.testing.sandboxes import exited
+from perdure.testing.snapshots import BLOCKS, Bench, blocks_of
 from perdure.testing.stillmachines import StillGround, StillMachine
 
 IDS = ["a0a0a0a0a0a0", "b0b0b0b0b0b0", "c0c0c0c0c0c0"]
@@ -144,3 +148,25 @@ async def test_no_two_have_an_address_of_one_that_was_made_before_networks(
         IDS[2]: {},
     }
     assert Folder(home.sandboxes / IDS[0]).load().addresses == {"bridge": "10.88.0.3"}
+
+
+async def test_what_publishes_ports_stays_in_a_network(every: Sandboxes, make: Make) -> None:
+    make(IDS[0], spec=SandboxSpec(image="i", ports=[PORT]))
+    await every.load()
+    office = every.networks.create("office")
+    with pytest.raises(Conflict, match="publishes ports, and bridge is the only network") as caught:
+        await every.disconnect(every.networks.find("bridge"), IDS[0])
+    assert "fcrun network connect" in caught.value.hint
+    await every.connect(office, IDS[0])
+    await every.disconnect(every.networks.find("bridge"), IDS[0])
+    assert every.find(IDS[0]).record.addresses.keys() == {"office"}
+
+
+def test_a_fork_has_a_name_of_its_own_only(tmp_path: Path) -> None:
+    """Its origin answers to the aliases still: where two want a name, it is the older one's."""
+    spec = SandboxSpec(image="i", aliases=["db"], ports=[PORT])
+    bench = Bench(tmp_path)
+    snapshot = bench.capture(bench.template(blocks_of([1] * BLOCKS)), {}, blocks_of(range(4)), sandbox_id=IDS[0])
+    origin = Origin(main=IDS[0], spec=spec)
+    fork = forking.record_of(IDS[1], "fork", Fork(), snapshot, origin, "")
+    assert (fork.spec.aliases, [port.host_port for port in fork.spec.ports]) == ([], [0])
