@@ -26,6 +26,11 @@ async def checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
             "could not go on",
             hint="Suspend it instead, or mount its volumes read-only (:ro).",
         )
+    async with life.rooms.ground.captures:
+        return await _checkpoint(life, position)
+
+
+async def _checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
     phases = Phases()
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a checkpoint")
     parent = await capturing.parent_of(life)

@@ -34,6 +34,9 @@ class Ground:
         # Machines come up so many at a time: more would only wait for each other's processors, and where these are slow
         # so long that launcher and guests count as dead.
         self.turns = asyncio.Semaphore(AT_ONCE)
+        # So many are captured at a time: until it is collected, a capture takes as much memory again as its guest has
+        # changed, which admission does not count (docs/design/0018-policy.md).
+        self.captures = asyncio.Semaphore(AT_ONCE)
         self.dials = asyncio.Semaphore(DIALS_AT_ONCE)
         self._assets: Assets | None = None
         self._launcher: Launcher | None = None

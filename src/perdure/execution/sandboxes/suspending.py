@@ -31,6 +31,11 @@ async def suspend(life: Life, position: LogPosition | None, reason: str = "") ->
     reason: what the event says of why.
     """
     life.check("suspend")
+    async with life.rooms.ground.captures:
+        return await _suspend(life, position, reason)
+
+
+async def _suspend(life: Life, position: LogPosition | None, reason: str) -> SnapshotInfo:
     phases = Phases()
     await asyncio.to_thread(disk.admit, life.rooms.home, life.rooms.home.store, 0, "a suspend")
     parent = await capturing.parent_of(life)

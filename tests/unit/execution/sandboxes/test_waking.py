@@ -200,6 +200,21 @@ async def test_what_goes_to_sleep_is_read_once_it_sleeps(box: Sleeper, monkeypat
     await is_over(sleeping)
 
 
+async def test_only_so_many_are_captured_at_a_time(box: Sleeper) -> None:
+    """What a capture takes of the host's memory until it is collected is not admitted."""
+    await box.awake(WakeReason.EXEC)
+    captures = box.rooms.ground.captures
+    for capture in (box.checkpoint, box.suspend):
+        async with contextlib.AsyncExitStack() as others:
+            while not captures.locked():
+                await others.enter_async_context(captures)
+            waiting = asyncio.create_task(capture())
+            assert not (await asyncio.wait({waiting}, timeout=0.2))[0]
+            assert box.state is SandboxState.RUNNING
+        await is_over(waiting)
+    assert box.state is SandboxState.SUSPENDED
+
+
 class Busy(StillMachine):
     """With a guest that computes all the time, until it is ``done``."""
 
