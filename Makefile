@@ -45,10 +45,10 @@ demo: setup ## a durable agent end to end: suspended, killed, recovered; with it
 	$(SUDO) $(BIN)/python scripts/demo.py
 
 test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
-	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m 'not vm'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not vm'
 
 check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 	$(BIN)/ruff check .

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 
 # The files of tests on VMs that take longest: a minute or two each.
 LONG = (
-    "test_care", "test_durable_run", "test_remote", "test_fork", "test_many", "test_below", "test_demo", "test_suspend",
-    "test_run", "test_kill", "test_machine",
+    "test_suspend", "test_fork", "test_durable_run", "test_care", "test_network", "test_volumes", "test_remote",
+    "test_many", "test_below", "test_demo", "test_views", "test_run", "test_idle", "test_kill", "test_machine",
 )  # fmt: skip
 
 # How fast examples are made says how busy the machine is, and nothing about the code.
@@ -29,23 +31,39 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: what needs no VM is one group, each file of the others another. So one process runs VMs
-    from the start, the other one helps it later, and two emulated hosts seldom fight for the processors.
+def _group(nodeid: str) -> str:
+    """What is run by one process: each file of tests on VMs; all the others, which need none, together."""
+    path = nodeid.partition("::")[0]
+    return Path(path).stem if path.startswith("tests/vm/") or path.endswith("/test_below.py") else "no-vm"
 
-    With ``--no-loadscope-reorder`` groups are begun in this order: the longest first, so that no process is left alone
-    with one of them at the end.
+
+class _Groups(LoadScopeScheduling):
+    """One process runs VMs from the start, the other one helps it later, and two emulated hosts seldom fight for the
+    processors. Where no VMs are run, each file is a group of its own.
+
+    ``--dist loadgroup`` does not group under pytest 9.2: pytest-xdist 3.8 writes the group into a name that is not read
+    any more.
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.stem if item.get_closest_marker("vm") else "no-vm"))
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0] if self.config.option.markexpr == "not vm" else _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:
+    return _Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With ``--no-loadscope-reorder`` groups are begun in this order: the longest first, so that no process is left
+    alone with one of them at the end."""
     items.sort(key=_turn)  # it leaves the order within a file
 
 
 def _turn(item: pytest.Item) -> int:
-    if item.get_closest_marker("vm") is None:
+    group = _group(item.nodeid)
+    if group == "no-vm":
         return 0
-    return 1 + (LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    return 1 + (LONG.index(group) if group in LONG else len(LONG))
 
 
 def built(part: str) -> Path:
