@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import select
 import signal
 from pathlib import Path
 from typing import Any
@@ -369,6 +371,11 @@ async def test_many_processes_at_once(guest: Guest) -> None:
 async def test_power_off_ends_guestd_and_its_processes(guest: Guest) -> None:
     process = await guest.session.exec(ExecSpec(command=["sleep", "60"]))
     guest.ends_by_itself = True
-    await asyncio.wait_for(guest.session.power_off(), DEADLINE_S)
-    assert (await guest.ended())[0] == 0
-    assert not Path(f"/proc/{process.pid}/cwd").exists() or "Z" in Path(f"/proc/{process.pid}/stat").read_text()
+    pidfd = os.pidfd_open(process.pid)
+    try:
+        await asyncio.wait_for(guest.session.power_off(), DEADLINE_S)
+        assert (await guest.ended())[0] == 0
+        ended, _, _ = await asyncio.to_thread(select.select, [pidfd], [], [], DEADLINE_S)
+        assert ended  # it was killed, and is gone as soon as the kernel has taken it apart
+    finally:
+        os.close(pidfd)
