@@ -21,7 +21,7 @@ from perdure.model import ExecSpec, SandboxSpec, SandboxState
 from .conftest import IMAGE
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(900)]
-MANY = int(os.environ.get("PERDURE_TEST_MANY") or (50 if os.access("/dev/kvm", os.R_OK | os.W_OK) else 12))
+EMULATED, NATIVE = 12, 50
 Eventually = Callable[[Callable[[], object]], None]
 
 
@@ -32,24 +32,25 @@ def test_many_at_once(
 
     def at_once(what: str, work: Callable[[Any], Any], values: Any) -> list[Any]:
         began = time.monotonic()
-        with ThreadPoolExecutor(MANY) as pool:
+        with ThreadPoolExecutor(many) as pool:
             done = list(pool.map(work, values))
         with capsys.disabled():
             print(f"\n  {what}: {time.monotonic() - began:.1f} s", end="", flush=True)
         return done
 
     client.remove(client.start(client.create(spec).id).id, force=True)  # its template is made once
+    many = int(os.environ.get("PERDURE_TEST_MANY") or (EMULATED if client.system()["emulated"] else NATIVE))
     descriptors, free_kib = descriptors_of(client), available_kib(below)
-    refs = [info.id for info in at_once("create", client.create, [spec] * MANY)]
-    assert len({info.name for info in client.list()}) == MANY
+    refs = [info.id for info in at_once("create", client.create, [spec] * many)]
+    assert len({info.name for info in client.list()}) == many
     at_once("start", client.start, refs)
-    listed = at_once("list", lambda _: client.list(everything=False), range(MANY))
-    assert {len(found) for found in listed} == {MANY}
+    listed = at_once("list", lambda _: client.list(everything=False), range(many))
+    assert {len(found) for found in listed} == {many}
     hosts = at_once("exec", lambda ref: client.run(ref, ExecSpec(command=["cat", "/etc/hostname"])), refs)
     assert [out.decode().strip() for _, out, _ in hosts] == refs
-    assert len(below(["/bin/ls", str(home.below_line_folder / "m")]).split()) >= MANY
+    assert len(below(["/bin/ls", str(home.below_line_folder / "m")]).split()) >= many
     with capsys.disabled():
-        print(f"\n  memory of each: {(free_kib - available_kib(below)) / MANY / 1024:.0f} MiB", end="")
+        print(f"\n  memory of each: {(free_kib - available_kib(below)) / many / 1024:.0f} MiB", end="")
     at_once("suspend", client.suspend, refs)
     assert {info.state for info in client.list()} == {SandboxState.SUSPENDED}
     woken = at_once("wake", lambda ref: client.run(ref, ExecSpec(command=["cat", "/etc/hostname"])), refs)
