@@ -115,7 +115,8 @@ class NodeClient(ViewsClient):
         Raises Unavailable when none answers, or when it does not end within SHUTDOWN_S.
         """
         import os
-        import select
+
+        from perdure.linux.readiness import readable
 
         pid = int(self.system()["pid"])
         try:
@@ -124,7 +125,7 @@ class NodeClient(ViewsClient):
             return
         try:
             self._http.call("POST", "/v1/system/shutdown")
-            if not select.select([handle], [], [], SHUTDOWN_S)[0]:
+            if not readable(handle, SHUTDOWN_S):
                 raise Unavailable(f"the node daemon (fcrund, pid {pid}) does not end", hint=f"kill -9 {pid}")
         finally:
             os.close(handle)

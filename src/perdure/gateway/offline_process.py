@@ -19,6 +19,7 @@ from pathlib import Path
 
 from perdure.errors import ProviderFailed, Unavailable, Unsupported
 from perdure.host.paths import Home
+from perdure.linux.readiness import readable
 
 START_S = 60.0  # it loads 98 MB: 0.6 s from a warm page cache
 
@@ -116,9 +117,7 @@ class OfflineProcess:
 
 
 def _is_readable(handle: int, timeout_s: float) -> bool:
-    import select
-
-    return bool(select.select([handle], [], [], timeout_s)[0])
+    return readable(handle, timeout_s)
 
 
 def _url(port: int) -> str:

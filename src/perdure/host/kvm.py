@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import subprocess
 import tempfile
@@ -22,6 +21,7 @@ from perdure.host.machine import boot_id
 from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 from perdure.host.vault import write_durably
+from perdure.linux.readiness import readable
 
 DEVICE = Path("/dev/kvm")
 TIMEOUT_S = 5.0
@@ -100,7 +100,7 @@ def _read_until(process: subprocess.Popen[bytes], wanted: bytes, deadline: float
     assert process.stdout is not None
     console = b""
     while wanted not in console and (left_s := deadline - time.monotonic()) > 0:
-        if not select.select([process.stdout], [], [], left_s)[0]:
+        if not readable(process.stdout.fileno(), left_s):
             break
         data = os.read(process.stdout.fileno(), 65536)
         if not data:

@@ -6,7 +6,6 @@ A process is named by its id and the time it started (proc(5), field 22 of stat)
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from perdure.errors import MachineFailed
+from perdure.linux.readiness import readable
 
 # The program outlives the shell that starts it and becomes init's child: the caller need not reap it. The shell also
 # writes down who it is (its line of /proc/PID/stat), so that a kill of the caller leaves none that nobody knows.
@@ -91,7 +91,7 @@ class ProcessName:
                     signal.pidfd_send_signal(descriptor, number)
                 except ProcessLookupError:
                     return
-                if select.select([descriptor], [], [], patience_s)[0]:
+                if readable(descriptor, patience_s):
                     return
         finally:
             os.close(descriptor)

@@ -97,7 +97,7 @@ def test_a_package_that_does_not_exist_is_told_in_apts_words(tmp_path):
         library.build_from_packages("bad", ["no-such-package-anywhere"])
     assert "no-such-package-anywhere" in caught.value.message + caught.value.details["output"]
     assert library.list() == []
-    assert {path.name for path in Path(tmp_path).iterdir()} <= {"lock", "index.json"}
+    assert {path.name for path in Path(tmp_path).iterdir()} <= {"lock", "index.json", "blobs", "incoming"}
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ import pytest
 from perdure.errors import Unavailable
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.host.paths import Home
+from perdure.linux.readiness import readable
 from perdure.model import LauncherAddress
 
 TOKEN = "00112233445566778899aabbccddeeff"
@@ -103,7 +103,7 @@ def is_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([pidfd], [], [], DEADLINE_S)[0])
+        return readable(pidfd, DEADLINE_S)
     finally:
         os.close(pidfd)
 

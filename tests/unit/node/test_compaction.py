@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from perdure.execution.snapshots.care import explain, garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.linux.readiness import readable
 from perdure.model import SandboxState
 from perdure.node import compaction
 from perdure.node.compaction import Compactor
@@ -272,7 +272,7 @@ def ends(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([pidfd], [], [], DEADLINE_S)[0])
+        return readable(pidfd, DEADLINE_S)
     finally:
         os.close(pidfd)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from perdure.errors import AlreadyRunning, Conflict, MachineFailed, NotFound, Pe
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.host.processes import whole
+from perdure.linux.readiness import readable
 from perdure.model import SandboxState
 
 START_S = 60.0
@@ -137,9 +137,9 @@ def _stop_server(home: Home) -> bool:
         return True
     try:
         signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], STOP_S)[0]:
+        if not readable(handle, STOP_S):
             signal.pidfd_send_signal(handle, signal.SIGKILL)  # everything it acknowledged is on disk
-            if not select.select([handle], [], [], STOP_S)[0]:
+            if not readable(handle, STOP_S):
                 raise MachineFailed(f"the server (pid {pid}) does not end")
     finally:
         os.close(handle)

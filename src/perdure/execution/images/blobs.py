@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from perdure.errors import NotFound
+from perdure.execution.images.diskerror import image_space_checked
 from perdure.execution.images.documents import digest_of, hex_of
 from perdure.linux import durable
 
@@ -84,9 +85,11 @@ class Blobs:
     @contextmanager
     def making(self) -> Iterator[None]:
         """No blob goes meanwhile: whoever finds one can count on it."""
-        self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._kept.mkdir(mode=0o700, exist_ok=True)
-        with (self._incoming / "lock").open("w") as lock:
+        with image_space_checked(self._incoming):
+            self._incoming.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._kept.mkdir(mode=0o700, exist_ok=True)
+            lock = (self._incoming / "lock").open("w")
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             yield
 
@@ -173,8 +176,8 @@ class Blobs:
 
         every: also what a killed maker left a moment ago.
         """
-        if not self._incoming.exists():
-            return
+        if not (self._incoming / "lock").exists():
+            return  # it is made last
         with (self._incoming / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

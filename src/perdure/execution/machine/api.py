@@ -7,10 +7,10 @@ goes on relaying while Firecracker works. Requests and fields: Firecracker's ``f
 from __future__ import annotations
 
 import json
-import select
 import socket
 
 from perdure.errors import MachineFailed
+from perdure.linux.readiness import readable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ANSWER_MAX = 1 << 20
 
 def wait_readable(connection: socket.socket, timeout_s: float) -> None:
     """Block until the socket is readable. Raises MachineFailed when it is not in time."""
-    if not select.select([connection], [], [], timeout_s)[0]:
+    if not readable(connection.fileno(), timeout_s):
         raise MachineFailed(f"Firecracker did not answer within {timeout_s:g} s")
 
 
