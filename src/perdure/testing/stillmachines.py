@@ -6,6 +6,7 @@ A machine of these has its memory as its template left it, runs no guest, and wr
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Awaitable
 from pathlib import Path
 from types import SimpleNamespace
@@ -165,7 +166,10 @@ async def started(
     every = Sandboxes(home, StillGround(home, template), ImageLibrary(home.images), store, _refuse, disks_bytes)
     await every.load()
     sandbox = every.find(sandbox_id)
-    return StillSandbox(sandbox.rooms, sandbox.folder, sandbox.record)
+    still = StillSandbox(sandbox.rooms, sandbox.folder, sandbox.record)
+    for one in (sandbox, still):  # nodes die in these tests, and their logs stay open in this process
+        weakref.finalize(one, one.log.close)
+    return still
 
 
 async def _refuse(*call: object) -> None:
