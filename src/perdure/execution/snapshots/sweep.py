@@ -35,11 +35,12 @@ def sweep(
     """``keep`` replaces the index by the manifests that stay; None: a dry run, nothing is changed."""
     dry_run = keep is None
     swept = Swept(left_over=ingest.left_over(folder / "ingest", dry_run=dry_run))
+    # First: who lets go of a claim or a lease has named it by then, so that it is needed when that is asked.
+    leases, claims, everything = leased(folder), ingest.claimed(folder / "ingest"), everything_leased(folder)
     going = [digest for digest in dict.fromkeys(entry.digest for entry in manifests) if unneeded(digest)]
-    if everything_leased(folder):
+    if everything:
         swept.leased = going
         return swept
-    leases, claims = leased(folder), ingest.claimed(folder / "ingest")
     swept.leased = [digest for digest in going if digest in leases | claims]
     swept.forgotten = [digest for digest in going if digest not in swept.leased]
     staying = [entry for entry in manifests if entry.digest not in swept.forgotten]
