@@ -7,13 +7,16 @@ It needs a home with nothing in it, and port 8080 of this machine. Ids and times
 
 from __future__ import annotations
 
+import http.client
 import os
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+DEADLINE_S = 60.0
 PAGE = ROOT / "docs" / "session.md"
 HEAD = """# A first session
 
@@ -52,6 +55,18 @@ fcrun network ls
 """
 
 
+def _await_page() -> None:
+    """Until the server answers: a connection is closed at once while it is not up. Raises OSError at a deadline."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            urllib.request.urlopen("http://127.0.0.1:8080/", timeout=DEADLINE_S).close()
+            return
+        except (OSError, http.client.HTTPException):
+            if time.monotonic() > deadline:
+                raise
+
+
 def main() -> int:
     scratch = ROOT / "build" / "session"
     scratch.mkdir(parents=True, exist_ok=True)
@@ -59,7 +74,7 @@ def main() -> int:
     page = HEAD
     for line in SESSION.strip().splitlines():
         if line.startswith("#"):
-            time.sleep(5)
+            _await_page()
             continue
         done = subprocess.run(
             ["bash", "-c", line], cwd=scratch, env=environment, capture_output=True, text=True, timeout=300

@@ -63,7 +63,7 @@ class Program:
         self._docker = docker
 
     def command_names(self) -> list[str]:
-        files = os.listdir(self.folder)  # noqa: PTH208 - pathlib costs start time
+        files = os.listdir(self.folder)
         return sorted(file[:-3].rstrip("_") for file in files if file.endswith(".py") and not file.startswith("_"))
 
     def command_module(self, name: str) -> ModuleType:

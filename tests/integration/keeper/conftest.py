@@ -23,8 +23,8 @@ import pytest
 from perdure.errors import Unavailable
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.host.paths import Home
-from perdure.linux.readiness import readable
 from perdure.model import LauncherAddress
+from perdure.testing import processes
 
 TOKEN = "00112233445566778899aabbccddeeff"
 DEADLINE_S = 20.0
@@ -98,14 +98,7 @@ async def gone(pid: int) -> bool:
 
 def is_gone(pid: int) -> bool:
     """The same, for code that is not async."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return readable(pidfd, DEADLINE_S)
-    finally:
-        os.close(pidfd)
+    return processes.ends(pid, DEADLINE_S)
 
 
 def processes_under(folder: Path) -> list[int]:

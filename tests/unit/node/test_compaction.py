@@ -23,10 +23,10 @@ from perdure.execution.snapshots.care import explain, garbage, verify
 from perdure.execution.snapshots.store import Store
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
-from perdure.linux.readiness import readable
 from perdure.model import SandboxState
 from perdure.node import compaction
 from perdure.node.compaction import Compactor
+from perdure.testing import processes
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
 
@@ -265,18 +265,6 @@ async def test_one_that_is_gone_meanwhile_changes_nothing(world: World) -> None:
     assert world.bench.store.digests() == []
 
 
-def ends(pid: int) -> bool:
-    """Wait until a process that is not our child has ended, whether somebody has reaped it or not."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return readable(pidfd, DEADLINE_S)
-    finally:
-        os.close(pidfd)
-
-
 async def test_a_killed_node_leaves_a_snapshot_that_works(world: World) -> None:
     """At any moment: the record names the old one or the new one, and either is whole."""
     line = world.line(LONG)
@@ -294,7 +282,8 @@ async def test_a_killed_node_leaves_a_snapshot_that_works(world: World) -> None:
         node = [sys.executable, "-c", script, str(moment), *argv, *folders]
         done = await asyncio.to_thread(subprocess.run, node, capture_output=True)
         assert done.returncode == -signal.SIGKILL
-        assert await asyncio.to_thread(ends, int(done.stdout.split()[0]))  # it does not outlive the node
+        worker = int(done.stdout.split()[0])  # it does not outlive the node
+        assert await asyncio.to_thread(processes.ends, worker, DEADLINE_S)
         store = Store(world.bench.store.folder)
         assert verify.whole(store, templates=world.bench.templates).findings == []
         assert world.memory(line[-1].digest) == memory

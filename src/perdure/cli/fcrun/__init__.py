@@ -9,7 +9,7 @@ from perdure.cli.program import Program
 PROGRAM = Program(
     "fcrun",
     __name__,
-    os.path.dirname(__file__),  # noqa: PTH120 - pathlib costs start time
+    os.path.dirname(__file__),
     "Sandboxes that last: Docker's words, for Firecracker microVMs",
     ("Common commands", "Sandboxes", "Snapshots", "Images", "Networks", "Host", "System"),
     docker=True,

@@ -35,17 +35,17 @@ def of(place: str, dockerfile: str) -> Context:
         return _stdin(dockerfile)
     if "://" in place or place.startswith("git@"):
         raise InvalidValue(f"{place}: contexts are folders and tars here", hint="Clone or download it first.")
-    if not os.path.isdir(place):  # noqa: PTH112 - pathlib costs start time
+    if not os.path.isdir(place):
         raise InvalidValue(f"the context {place} is not a folder", hint="fcrun build FOLDER, or - for a tar on stdin.")
     text = None
     if dockerfile == "-":
         name, text = OUTSIDE, _from_stdin()
     else:
-        name = _within(place, dockerfile or os.path.join(place, "Dockerfile"))  # noqa: PTH118
+        name = _within(place, dockerfile or os.path.join(place, "Dockerfile"))
         if not name:
             name, text = OUTSIDE, _read(dockerfile)
-        elif not os.path.isfile(os.path.join(place, name)):  # noqa: PTH113, PTH118
-            raise InvalidValue(f"there is no Dockerfile {os.path.join(place, name)}", hint="Name it: -f FILE")  # noqa: PTH118
+        elif not os.path.isfile(os.path.join(place, name)):
+            raise InvalidValue(f"there is no Dockerfile {os.path.join(place, name)}", hint="Name it: -f FILE")
     rules, own_rules = _ignore_file(place, name if text is None else "")
     added = ({} if text is None else {name: text}) | ({".dockerignore": own_rules} if own_rules is not None else {})
     return Context(name, _packed(place, ignored_by(rules), added, keep={name, ".dockerignore"}))
@@ -81,7 +81,7 @@ def _from_stdin() -> bytes:
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb") as file:  # noqa: PTH123
+        with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise InvalidValue(f"-f {path}: {error.strerror}") from error
@@ -96,8 +96,8 @@ def _within(folder: str, path: str) -> str:
 def _ignore_file(folder: str, dockerfile: str) -> tuple[str, bytes | None]:
     """The rules; and their bytes where they are the Dockerfile's own, and so must stand as ``.dockerignore``."""
     for name in ([f"{dockerfile}.dockerignore"] if dockerfile else []) + [".dockerignore"]:
-        path = os.path.join(folder, name)  # noqa: PTH118
-        if os.path.isfile(path):  # noqa: PTH113
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
             text = _read(path)
             return text.decode(errors="replace"), None if name == ".dockerignore" else text
     return "", None
@@ -184,7 +184,7 @@ def _entry(path: str, name: str, inodes: dict[tuple[int, int], str]) -> Iterator
     if stat.S_ISDIR(info.st_mode):
         header.type = tarfile.DIRTYPE
     elif stat.S_ISLNK(info.st_mode):
-        header.type, header.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115
+        header.type, header.linkname = tarfile.SYMTYPE, os.readlink(path)
     elif stat.S_ISREG(info.st_mode):
         key = (info.st_dev, info.st_ino)
         if info.st_nlink > 1 and key in inodes:
@@ -201,7 +201,7 @@ def _entry(path: str, name: str, inodes: dict[tuple[int, int], str]) -> Iterator
 
 def _content(path: str, size_bytes: int) -> Iterator[bytes]:
     left = size_bytes
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:
         while left and (data := file.read(min(CHUNK_BYTES, left))):
             left -= len(data)
             yield data

@@ -90,9 +90,9 @@ def _led(path: str, link: str) -> str:
 
 def _there_here(path: str) -> There:
     """On this machine."""
-    wanted = os.path.realpath(path) if os.path.islink(path.rstrip("/")) else path  # noqa: PTH114 - a slash counts
+    wanted = os.path.realpath(path) if os.path.islink(path.rstrip("/")) else path  # a slash at its end counts
     try:
-        return There(wanted, _is_folder(path, os.stat(wanted).st_mode))  # noqa: PTH116 - as above
+        return There(wanted, _is_folder(path, os.stat(wanted).st_mode))
     except (FileNotFoundError, NotADirectoryError):
         return There(wanted, None)
 
@@ -121,7 +121,7 @@ def _last_part(path: str) -> str:
     """The name that a copy has in a folder: of ``..`` that of the folder which it means."""
     name = path.rstrip("/").removesuffix("/.").rpartition("/")[2]
     if name in ("", ".", ".."):
-        name = os.path.basename(os.path.realpath(path))  # noqa: PTH119 - pathlib costs start time
+        name = os.path.basename(os.path.realpath(path))
     return name or "root"
 
 
@@ -145,7 +145,7 @@ def out_of(client: NodeClient, ref: str, source: str, target: str, *, follow: bo
         return _to_stdout(client.get_archive(ref, wanted))
     there = _there_here(target)
     folder, name = _landing(there, source, target, is_folder=is_folder)
-    if not os.path.isdir(folder):  # noqa: PTH112 - pathlib costs start time
+    if not os.path.isdir(folder):
         raise InvalidValue(f"{folder}: there is no such folder")
     pieces = client.get_archive(ref, wanted)
     return _extracting.extract(pieces, folder, name, keep_owner=keep_owner)

@@ -22,7 +22,7 @@ def chunks(path: str) -> Iterator[Iterator[bytes]]:
         yield iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b"")
         return
     try:
-        file = open(path, "rb")  # noqa: PTH123, SIM115 - pathlib costs start time; closed below
+        file = open(path, "rb")  # noqa: SIM115 - pathlib costs start time; closed below
     except OSError as error:
         raise InvalidValue(f"{path}: {error.strerror}") from error
     with file:
@@ -38,7 +38,7 @@ def save(pieces: Iterator[bytes], path: str) -> None:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
-    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - a pipe or a device; pathlib costs
+    if os.path.exists(path) and not os.path.isfile(path):
         with _opened(path) as file:
             file.writelines(pieces)
         return
@@ -48,16 +48,16 @@ def save(pieces: Iterator[bytes], path: str) -> None:
         with _opened(part) as file:
             file.write(first)
             file.writelines(pieces)
-        os.replace(part, path)  # noqa: PTH105
+        os.replace(part, path)
     except OSError as error:
         raise InvalidValue(f"{path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
-            os.unlink(part)  # noqa: PTH108
+            os.unlink(part)
 
 
 def _opened(path: str) -> IO[bytes]:
     try:
-        return open(path, "wb")  # noqa: PTH123
+        return open(path, "wb")
     except OSError as error:
         raise InvalidValue(f"{path}: {error.strerror}") from error

@@ -80,8 +80,8 @@ def _checked(text: str, option: str, source: str, target: str, *, read_only: boo
 
 
 def _folder(source: str, option: str) -> str:
-    path = os.path.abspath(os.path.expanduser(source))  # noqa: PTH100, PTH111 - pathlib costs start time
-    if not os.path.exists(path):  # noqa: PTH110 - as above
+    path = os.path.abspath(os.path.expanduser(source))
+    if not os.path.exists(path):
         raise InvalidValue(f"{option}: {path}: no such file or folder")
     return path
 

@@ -39,7 +39,7 @@ def packed(source: str, name: str, *, follow: bool, keep_owner: bool) -> Iterato
             else:
                 yield _head(member)
             if member.isdir():
-                waiting += [(f"{path}/{each}", f"{inside}/{each}") for each in sorted(os.listdir(path), reverse=True)]  # noqa: PTH208 - as above
+                waiting += [(f"{path}/{each}", f"{inside}/{each}") for each in sorted(os.listdir(path), reverse=True)]
     except OSError as error:
         raise InvalidValue(f"cannot read {error.filename or source}: {error.strerror}") from error
     yield bytes(2 * _BLOCK)
@@ -55,7 +55,7 @@ def _head(member: tarfile.TarInfo) -> bytes:
 
 def _file(path: str, member: tarfile.TarInfo) -> Iterator[bytes]:
     """One that grows or shrinks meanwhile still fills exactly the size that its header says."""
-    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 - pathlib costs start time
+    with open(path, "rb", buffering=0) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise InvalidValue(f"{path} has become something else")
         left, head = member.size, _head(member)

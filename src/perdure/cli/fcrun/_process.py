@@ -176,7 +176,7 @@ def labels(given: Iterable[str], files: Iterable[str]) -> dict[str, str]:
 def _lines(option: str, file: str) -> Iterator[tuple[str, str]]:
     """(where, line) of those that are neither empty nor comments."""
     try:
-        with open(file, encoding="utf-8") as lines:  # noqa: PTH123 - pathlib costs start time
+        with open(file, encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 text = line.strip("\r\n")
                 if text.strip() and not text.lstrip().startswith("#"):

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
             raise
     if options.iidfile:
         try:
-            with open(options.iidfile, "w", encoding="ascii") as file:  # noqa: PTH123 - pathlib costs start time
+            with open(options.iidfile, "w", encoding="ascii") as file:
                 file.write(images[0].digest)
         except OSError as error:
             raise InvalidValue(f"--iidfile {options.iidfile}: {error.strerror}") from error

@@ -76,7 +76,7 @@ def _names(kind: str) -> Iterable[str]:
     from perdure.host.paths import Home
 
     home = Home.find()
-    if not os.environ.get("FCRUN_HOST") and not os.path.exists(home.socket("fcrund")):  # noqa: PTH110 - costs start time
+    if not os.environ.get("FCRUN_HOST") and not os.path.exists(home.socket("fcrund")):
         return []
     try:
         client = NodeClient.named(os.environ, home)

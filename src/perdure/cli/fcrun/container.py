@@ -36,7 +36,7 @@ class Aliases(Program):
 PROGRAM = Aliases(
     "fcrun",
     fcrun.__name__,
-    os.path.dirname(__file__),  # noqa: PTH120 - pathlib costs start time
+    os.path.dirname(__file__),
     "The commands about sandboxes, by docker's longer names",
     GROUPS,
     docker=True,

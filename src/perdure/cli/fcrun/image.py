@@ -12,7 +12,7 @@ GROUP = "Images"
 PROGRAM = Program(
     "fcrun image",
     "perdure.cli.fcrun.image_commands",
-    os.path.join(os.path.dirname(__file__), "image_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "image_commands"),
     "The images of this node.",
     ("Images",),
     docker=True,

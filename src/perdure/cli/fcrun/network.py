@@ -12,7 +12,7 @@ GROUP = "Networks"
 PROGRAM = Program(
     "fcrun network",
     "perdure.cli.fcrun.network_commands",
-    os.path.join(os.path.dirname(__file__), "network_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "network_commands"),
     "Networks of sandboxes: 'bridge', where each is alone with the world, and those that are made by name.",
     ("Networks",),
     docker=True,

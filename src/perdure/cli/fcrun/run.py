@@ -185,7 +185,7 @@ def _write_id(path: str, sandbox_id: str) -> None:
     from perdure.errors import InvalidValue
 
     try:
-        with open(path, "x", encoding="ascii") as file:  # noqa: PTH123 - pathlib costs start time
+        with open(path, "x", encoding="ascii") as file:
             file.write(sandbox_id)
     except OSError as error:
         raise InvalidValue(f"--cidfile {path}: {error.strerror}") from error

@@ -43,8 +43,8 @@ def _write(path: str, pieces: Iterator[bytes]) -> None:
     folder, name = os.path.split(path)
     first = next(pieces, b"")  # an image that is not there leaves an older file alone
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113 - pathlib costs start time
-            with open(path, "wb") as device:  # noqa: PTH123
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as device:
                 device.write(first)
                 device.writelines(pieces)
             return
@@ -55,9 +55,9 @@ def _write(path: str, pieces: Iterator[bytes]) -> None:
                     file.write(piece)
                 file.flush()
                 os.fchmod(file.fileno(), 0o600)
-                os.replace(file.name, path)  # noqa: PTH105
+                os.replace(file.name, path)
             except BaseException:
-                os.unlink(file.name)  # noqa: PTH108
+                os.unlink(file.name)
                 raise
     except OSError as error:
         import errno

@@ -12,7 +12,7 @@ GROUP = "Snapshots"
 PROGRAM = Program(
     "fcrun snapshot",
     "perdure.cli.fcrun.snapshot_commands",
-    os.path.join(os.path.dirname(__file__), "snapshot_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "snapshot_commands"),
     "SNAPSHOT is a digest, a unique beginning of one, a tag, or a sandbox: its newest snapshot.",
     ("Snapshots", "The store", "Other stores"),
     docker=True,

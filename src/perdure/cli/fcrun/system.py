@@ -12,7 +12,7 @@ GROUP = "System"
 PROGRAM = Program(
     "fcrun system",
     "perdure.cli.fcrun.system_commands",
-    os.path.join(os.path.dirname(__file__), "system_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "system_commands"),
     "The node of this user, and its disk.",
     ("System",),
     docker=True,

@@ -12,7 +12,7 @@ GROUP = "Images"
 PROGRAM = Program(
     "fcrun template",
     "perdure.cli.fcrun.template_commands",
-    os.path.join(os.path.dirname(__file__), "template_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "template_commands"),
     "A template is a workload that was started and sleeps since it was ready: fcrun run --template NAME goes on there.",
     ("Templates",),
     docker=True,

@@ -12,7 +12,7 @@ GROUP = "System"
 PROGRAM = Program(
     "fcrun token",
     "perdure.cli.fcrun.token_commands",
-    os.path.join(os.path.dirname(__file__), "token_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "token_commands"),
     "Who may use the node over TCP (settings.toml: [node] listen), and for what.",
     ("System",),
     docker=True,

@@ -12,7 +12,7 @@ GROUP = "Sandboxes"
 PROGRAM = Program(
     "fcrun volume",
     "perdure.cli.fcrun.volume_commands",
-    os.path.join(os.path.dirname(__file__), "volume_commands"),  # noqa: PTH118, PTH120 - pathlib costs start time
+    os.path.join(os.path.dirname(__file__), "volume_commands"),
     "A volume is an ext4 disk of its own: fcrun run -v NAME:/path. One sandbox writes it at a time, and keeps it while "
     "it is suspended; any number can read it (:ro). Snapshots do not hold it.",
     ("Volumes",),

@@ -9,7 +9,7 @@ from perdure.cli.program import Program
 PROGRAM = Program(
     "perdure",
     __name__,
-    os.path.dirname(__file__),  # noqa: PTH120 - pathlib costs start time
+    os.path.dirname(__file__),
     "Durable agents: what they said is kept in a log, what they run on in snapshots.",
     ("This machine", "Runs", "People"),
 )

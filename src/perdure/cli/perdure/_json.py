@@ -17,7 +17,7 @@ def argument(text: str, what: str) -> Any:
     elif text.startswith("@"):
         what = f"{what} ({text[1:]})"
         try:
-            with open(text[1:], encoding="utf-8") as file:  # noqa: PTH123 - pathlib costs start time
+            with open(text[1:], encoding="utf-8") as file:
                 text = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise InvalidValue(f"{what} cannot be read: {error}") from error
