@@ -65,7 +65,6 @@ struct spawn {
     char **argv, **env;  // NULL-terminated
     int in, out, error;  // with a tty, all three are its slave
     int status_fd;       // a failure is told here: u16 reply code, text; closed by exec
-    int cgroup_fd;       // cgroup.procs, or -1
 };
 _Noreturn void spawn_child(const struct spawn *spawn);
 void close_from(int fd);  // that descriptor and all above it

@@ -2,10 +2,13 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "guestd.h"
@@ -62,6 +65,22 @@ static bool open_pipes(struct process *p, struct spawn *spawn, bool with_input) 
     return true;
 }
 
+// A child is born in the workload's cgroup: one that moves there makes the kernel wait for a grace period (RCU), which
+// is longer than the fork and the exec of a small program together.
+static pid_t fork_workload(void) {
+    if (!guestd.cgroup)
+        return fork();
+    int folder = open(guestd.cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (folder < 0)
+        return -1;
+    struct clone_args wish = {.flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD, .cgroup = (uint64_t)folder};
+    pid_t pid = (pid_t)syscall(SYS_clone3, &wish, sizeof wish);
+    int error = errno;
+    close(folder);
+    errno = error;
+    return pid;
+}
+
 static const char *start(struct process *p, struct spawn *spawn, unsigned flags, struct winsize *size) {
     int status[2];
     if (pipe2(status, O_CLOEXEC))
@@ -73,18 +92,11 @@ static const char *start(struct process *p, struct spawn *spawn, unsigned flags,
     if (spawn->tty ? !open_terminal(p, spawn, size) : !open_pipes(p, spawn, flags & EXEC_STDIN)) {
         failed = spawn->tty ? "terminal" : "pipe";
     } else {
-        spawn->cgroup_fd = -1;
-        char path[256];
-        snprintf(path, sizeof path, "%s/cgroup.procs", guestd.cgroup ? guestd.cgroup : "");
-        if (guestd.cgroup && !spawn->tool)  // file tools work on a frozen workload too
-            spawn->cgroup_fd = open(path, O_WRONLY | O_CLOEXEC);
-        p->pid = fork();
+        p->pid = spawn->tool ? fork() : fork_workload();  // file tools work on a frozen workload too
         if (!p->pid)
             spawn_child(spawn);
         if (p->pid < 0)
             failed = "fork";
-        if (spawn->cgroup_fd >= 0)
-            close(spawn->cgroup_fd);
         close(spawn->in);
         if (!spawn->tty) {
             close(spawn->out);

@@ -32,6 +32,7 @@ class Channel:
             0  # CHANNEL_UPs that the node has not echoed: what it sends until then is for a connection before
         )
         self._credit = 0  # channel bytes that the node still takes
+        self._taken = 0  # bytes that the guest took, of which the node was not told
 
     def open(self, listen: Callable[[str, int], socket.socket]) -> None:
         """Listen where Firecracker will connect: ``listen(name, backlog)`` makes a socket there."""
@@ -91,7 +92,7 @@ class Channel:
         assert self._node is not None
         self._announced = True
         self._echoes += 1
-        self._credit = line.WINDOW
+        self._credit, self._taken = line.WINDOW, 0
         self._node.write(line.encode(line.CHANNEL_UP))
         self._read_guest()
 
@@ -111,8 +112,10 @@ class Channel:
         self._read_guest()
 
     def _to_guest(self, size_bytes: int) -> None:
-        if self._node is not None:
-            self._node.write(line.encode_window(size_bytes))
+        self._taken += size_bytes
+        if self._node is not None and self._taken >= line.WINDOW_STEP:
+            self._node.write(line.encode_window(self._taken))
+            self._taken = 0
 
     def _guest_gone(self) -> None:
         guest, self._guest = self._guest, None

@@ -34,6 +34,7 @@ CONTROL, CHANNEL, CHANNEL_UP, CHANNEL_DOWN, WINDOW_MORE = range(5)
 FRAME_MAX = 4 << 20  # bytes of kind and payload
 CHUNK = 64 << 10  # the most channel bytes in one frame that we send
 WINDOW = 256 << 10
+WINDOW_STEP = WINDOW // 4  # taken bytes are told in steps: a frame for each piece would wake the other side for nothing
 
 _HEADER = struct.Struct("<IB")
 _U32 = struct.Struct("<I")

@@ -156,6 +156,7 @@ class Keeper:
         self._generation = 0  # which connection of the guest: a ``send`` of an older one does nothing
         self._held: list[bytes] = []  # arrived while nothing takes it; at most a window
         self._credit = 0  # channel bytes that the keeper still takes
+        self._taken = 0  # bytes that were taken of it, of which it was not told
         self._queue = bytearray()  # to send once it takes more
         self._paused = False
         self._drained = asyncio.Event()
@@ -231,7 +232,7 @@ class Keeper:
                 self._deliver(payload)
         elif kind == line.CHANNEL_UP:
             self._channel_down()
-            self._up, self._credit = True, line.WINDOW
+            self._up, self._credit, self._taken = True, line.WINDOW, 0
             self._wire.write(line.encode(line.CHANNEL_UP))
             if self._end is not None:
                 self._end.connection_up(self._sender())
@@ -265,8 +266,11 @@ class Keeper:
         except ProtocolError:
             self.reset_channel()
             self._channel_down()
-        else:
-            self._wire.write(line.encode_window(len(data)))
+            return
+        self._taken += len(data)
+        if self._taken >= line.WINDOW_STEP:
+            self._wire.write(line.encode_window(self._taken))
+            self._taken = 0
 
     def _channel_down(self) -> None:
         if not self._up:
