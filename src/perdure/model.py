@@ -535,9 +535,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class LauncherAddress:
-    """Where the launcher listens: a Unix socket path, or a loopback TCP port that leads into the emulated host."""
+    """Where the launcher listens: a Unix socket path, or a TCP port that leads into the emulated host."""
 
     token: str = field(repr=False)
     unix_path: str = ""
     tcp_port: int = 0
     emulated: bool = False
+    tcp_host: str = "127.0.0.1"
+
+    def __str__(self) -> str:
+        return self.unix_path or f"{self.tcp_host}:{self.tcp_port}"

@@ -21,12 +21,12 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import InvalidValue, MachineFailed, PerdureError
-from perdure.host import kvm
+from perdure.host import kvm, linecard
 from perdure.host.assets import Assets
 from perdure.host.emulated import (
     LAUNCHER_PORT,
@@ -54,6 +54,7 @@ PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nob
 HANGS_AFTER_S = 30.0  # after so long nothing comes any more: all that it holds is given up
 POLL_S = 0.03
 CGROUP_TIMEOUT_S = 2.0
+CARD_TIMEOUT_S = 2.0  # the launcher answers already: what takes longer leads nowhere
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ class _State:
     started: float
     kernel_boot_s: float
     launcher_boot_s: float
+    tcp_host: str = "127.0.0.1"
 
 
 def ensure(home: Home, assets: Assets, progress: Progress | None = None) -> LauncherAddress:
@@ -171,7 +173,7 @@ def _connect(address: LauncherAddress, timeout_s: float) -> socket.socket:
         target: Any = address.unix_path
     else:
         connection = socket.socket(socket.AF_INET)
-        target = ("127.0.0.1", address.tcp_port)
+        target = (address.tcp_host, address.tcp_port)
     try:
         connection.settimeout(timeout_s)
         connection.connect(target)
@@ -217,13 +219,23 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
     address = LauncherAddress(token=_new_token(home), tcp_port=free_port(), emulated=True)
     listen = ["--tcp", str(LAUNCHER_PORT), "--after", MACHINES_FILE]
     listen += ["--processors", ",".join(map(str, machine_processors())), "--guard", ",".join(guarded())]
-    times = EmulatedHost(home).start(
-        assets,
-        address.tcp_port,
-        _launcher_command(home, listen),
-        _launcher_environment(),
-        lambda: ping(address) is not None,
-    )
+    card = linecard.open_card(home)
+    try:
+        times = EmulatedHost(home).start(
+            assets,
+            address.tcp_port,
+            card,
+            _launcher_command(home, listen),
+            _launcher_environment(),
+            lambda: ping(address) is not None,
+        )
+    finally:
+        if card is not None:
+            card.close()
+    if card is not None:
+        direct = replace(address, tcp_host=card.there, tcp_port=LAUNCHER_PORT)
+        if ping(direct, CARD_TIMEOUT_S) is not None:
+            address = direct
     _write_state(home, _state(address, fingerprint, times.kernel_s, times.launcher_s))
     progress(what, 1, 1)
     return address
@@ -328,7 +340,8 @@ def _fingerprint(assets: Assets) -> str:
 def _state(address: LauncherAddress, fingerprint: str, kernel_s: float, launcher_s: float) -> _State:
     started = time.time() - launcher_s
     place = (address.emulated, address.tcp_port, address.unix_path)
-    return _State(boot_id(), *place, fingerprint, started, round(kernel_s, 3), round(launcher_s, 3))
+    times = (round(kernel_s, 3), round(launcher_s, 3))
+    return _State(boot_id(), *place, fingerprint, started, *times, address.tcp_host)
 
 
 def _address(home: Home, state: _State) -> LauncherAddress:
@@ -336,7 +349,7 @@ def _address(home: Home, state: _State) -> LauncherAddress:
         token = _token_file(home).read_text().strip()
     except FileNotFoundError:
         token = ""
-    return LauncherAddress(token=token, unix_path=state.unix_path, tcp_port=state.tcp_port, emulated=state.emulated)
+    return LauncherAddress(token, state.unix_path, state.tcp_port, state.emulated, state.tcp_host)
 
 
 def _new_token(home: Home) -> str:

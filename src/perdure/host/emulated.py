@@ -4,6 +4,7 @@
     / (read-only)   -- virtiofsd, virtiofs "root" -> the lower layer of its root, a tmpfs over it
     HOME            -- virtiofsd, virtiofs "home" -> the same absolute path, writable, seen by both
     127.0.0.1:PORT  -- QEMU's user network        -> LAUNCHER_PORT
+    a tap           -- the line's own card        -> the same, far quicker (linecard.py)
 
     HOME/host/{qemu,virtiofsd-root,virtiofsd-home}.process   who the pieces are (processes.py)
     HOME/host/console.log                                    its console, with the launcher's own output
@@ -22,12 +23,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 from perdure.errors import MachineFailed, Unsupported
-from perdure.host import cpio
+from perdure.host import cpio, linecard
 from perdure.host.assets import Assets
+from perdure.host.linecard import LineCard, local_addresses
 from perdure.host.machine import require_supported
 from perdure.host.paths import Home
 from perdure.host.processes import ProcessFile, last_lines, start_detached
@@ -83,6 +84,7 @@ class EmulatedHost:
         self,
         assets: Assets,
         port: int,
+        card: LineCard | None,
         launcher: Sequence[str],
         environment: Mapping[str, str],
         answers: Callable[[], bool],
@@ -90,7 +92,7 @@ class EmulatedHost:
         """Start all pieces and wait until ``answers()``. What lived of an earlier one is ended first.
 
         ``launcher`` is the command that init runs, and runs again when it ends; 127.0.0.1:``port`` leads to its
-        ``LAUNCHER_PORT``. Raises Unsupported (no QEMU or virtiofsd here), MachineFailed (it ended or did not answer
+        ``LAUNCHER_PORT``, and so does ``card``. Raises Unsupported (no QEMU or virtiofsd here), MachineFailed (it ended or did not answer
         in time, with the console's last lines).
         """
         qemu, virtiofsd = find_programs()
@@ -98,7 +100,7 @@ class EmulatedHost:
             raise Unsupported("the emulated host runs on x86-64 only", hint="Use a machine with KVM.")
         self.stop()
         initrd = self._folder / "initrd.cpio"
-        configuration = _configuration(self._home, launcher, environment)
+        configuration = _configuration(self._home, card, launcher, environment)
         initrd.write_bytes(assets.host_initrd.read_bytes() + configuration)
         self.console.write_bytes(b"")
         began = time.monotonic()
@@ -109,7 +111,8 @@ class EmulatedHost:
             frequency = tsc_khz(assets.host_init)  # while the shares come up
             self._wait_for_shares()
             log = self._folder / "qemu.log"
-            start_detached(self._qemu_command(qemu, assets.vmlinux, initrd, port, frequency), log, self._files["qemu"])
+            command = self._qemu_command(qemu, assets.vmlinux, initrd, port, card, frequency)
+            start_detached(command, log, self._files["qemu"], keep=() if card is None else (card.fd,))
             powered_on = time.monotonic()
             self._wait(lambda: self._said(STARTED), "its kernel does not start init", began)
             kernel_s = time.monotonic() - powered_on
@@ -161,7 +164,9 @@ class EmulatedHost:
                 )
             time.sleep(POLL_S)
 
-    def _qemu_command(self, qemu: Path, vmlinux: Path, initrd: Path, port: int, frequency: int) -> list[str]:
+    def _qemu_command(
+        self, qemu: Path, vmlinux: Path, initrd: Path, port: int, card: LineCard | None, frequency: int
+    ) -> list[str]:
         memory = min(MEMORY_MAX_BYTES, _memory_bytes() // 2) >> 20 << 20
         command = [
             str(qemu),
@@ -185,6 +190,8 @@ class EmulatedHost:
             command += ["-device", f"vhost-user-fs-pci,chardev={share},tag={share}"]
         forward = f"hostfwd=tcp:127.0.0.1:{port}-{ADDRESS}:{LAUNCHER_PORT}"
         command += ["-netdev", f"user,id=net,ipv6=off,{forward}", "-device", "virtio-net-pci,netdev=net,romfile="]
+        if card is not None:
+            command += ["-netdev", f"tap,id=line,fd={card.fd}", "-device", "virtio-net-pci,netdev=line,romfile="]
         return [*command, "-no-reboot", "-monitor", "none"]
 
 
@@ -200,18 +207,9 @@ def machine_processors() -> range:
 
 def guarded() -> list[str]:
     """What no machine reaches: QEMU's network, where this machine's loopback is, and this machine's own addresses of
-    now, which QEMU would connect to as any program here does (proc_net(5), fib_trie)."""
-    found = [NETWORK]
-    try:
-        lines = Path("/proc/net/fib_trie").read_text().splitlines()
-    except OSError:
-        return found
-    for before, line in pairwise(lines):
-        if line.split()[:3] == ["/32", "host", "LOCAL"]:
-            address = before.split()[-1]
-            if not address.startswith("127.") and f"{address}/32" not in found:
-                found.append(f"{address}/32")
-    return found
+    now, which QEMU would connect to as any program here does."""
+    own = [f"{address}/32" for address in local_addresses() if not address.startswith("127.")]
+    return [NETWORK, *dict.fromkeys(own)]
 
 
 def find_programs() -> tuple[Path, Virtiofsd]:
@@ -239,9 +237,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _configuration(home: Home, launcher: Sequence[str], environment: Mapping[str, str]) -> bytes:
+def _configuration(
+    home: Home, card: LineCard | None, launcher: Sequence[str], environment: Mapping[str, str]
+) -> bytes:
     """An archive with /config (emulated_init.c), to be appended to the initramfs."""
     records = [f"share=home {home.root}", f"address={ADDRESS}", f"netmask={NETMASK}", f"gateway={GATEWAY}"]
+    if card is not None:
+        records += [f"line={card.there}", f"line-netmask={linecard.NETMASK}"]
     records += [f"env={name}={value}" for name, value in environment.items()]
     records += [f"arg={word}" for word in launcher]
     data = b"".join(os.fsencode(record) + b"\0" for record in records)

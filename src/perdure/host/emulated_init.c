@@ -3,7 +3,7 @@
  * It has three things to do, quickly, for everything here runs some forty times slower than outside:
  *   1. put together a root: the machine's own files (virtiofs, read-only) under a tmpfs, and over it, at their own
  *      absolute path, the folders that are shared for writing;
- *   2. bring up the loopback and the one network card;
+ *   2. bring up the loopback and the network cards;
  *   3. run the launcher, and run it again whenever it ends. All else is reaped.
  * A shell would start a process for each step; this is one process, and the modules that the root does not need load
  * beside the launcher's start.
@@ -12,6 +12,7 @@
  * those to load meanwhile. /config, written for each start, is a sequence of "key=value" records, each ended by a NUL:
  *   share=TAG PATH   a virtiofs share mounted writable at PATH
  *   address=, netmask=, gateway=     of eth0
+ *   line=, line-netmask=             of eth1, where there is one: the line's own card
  *   env=NAME=VALUE, arg=WORD         of the launcher, in order
  *   folder=PATH      the launcher's working directory
  *
@@ -240,6 +241,9 @@ static void start_network(void) {
     raise_card(control, "lo", NULL, NULL);
     raise_card(control, "eth0", records("address", NULL), records("netmask", NULL));
     add_default_route(control, records("gateway", NULL));
+    const char *line = records("line", NULL);
+    if (line)
+        raise_card(control, "eth1", line, records("line-netmask", NULL));
     close(control);
 }
 

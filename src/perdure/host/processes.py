@@ -126,9 +126,15 @@ class ProcessFile:
 
 
 def start_detached(
-    command: Sequence[str], log: Path, file: ProcessFile, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    log: Path,
+    file: ProcessFile,
+    environment: Mapping[str, str] | None = None,
+    *,
+    keep: Sequence[int] = (),
 ) -> ProcessName:
-    """Start a program in a session of its own, its output in a fresh ``log``, remembered in ``file``.
+    """Start a program in a session of its own, its output in a fresh ``log``, remembered in ``file``. It has copies of
+    the descriptors ``keep``, under the same numbers.
 
     Raises MachineFailed with the log's end when it is gone at once.
     """
@@ -136,7 +142,7 @@ def start_detached(
     log.write_bytes(b"")
     shell = ["/bin/sh", "-c", _DETACH, str(log), str(file.path), *command]
     env = None if environment is None else dict(environment)
-    subprocess.run(shell, start_new_session=True, env=env, check=True)
+    subprocess.run(shell, start_new_session=True, env=env, pass_fds=keep, check=True)
     name = file.read()
     if name is None:
         raise MachineFailed(f"{command[0]} ended at once: {last_lines(log)}", hint=f"See {log}")

@@ -100,12 +100,22 @@ class Links:
         raise FileNotFoundError(f"there is no network interface {name}")
 
 
-def add_tap(name: str, owner: int) -> None:
-    """A tap that stays without a process at it, in this process' namespace; the user ``owner`` may attach to it."""
+def open_tap(name: str) -> int:
+    """A tap in this process' namespace; it goes with the last copy of the descriptor. Raises OSError."""
     fd = os.open(_TUN, os.O_RDWR | os.O_CLOEXEC)
     try:
         request = struct.pack("16sH22x", name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR)
         fcntl.ioctl(fd, _TUNSETIFF, request)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def add_tap(name: str, owner: int) -> None:
+    """A tap that stays without a process at it, in this process' namespace; the user ``owner`` may attach to it."""
+    fd = open_tap(name)
+    try:
         fcntl.ioctl(fd, _TUNSETOWNER, owner)
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:

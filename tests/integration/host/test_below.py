@@ -30,6 +30,7 @@ from perdure.host import emulated as emulated_host
 from perdure.host.assets import Assets
 from perdure.host.emulated import find_programs, machine_processors
 from perdure.host.paths import Home
+from perdure.linux import links
 from perdure.model import LauncherAddress
 
 pytestmark = pytest.mark.vm
@@ -51,6 +52,7 @@ def own_home(tmp_path: Path) -> Iterator[Home]:
     assert not own.run.is_dir() or not list(own.run.iterdir())
     assert not own.below_line_folder.exists()
     assert processes_of(own) == []
+    assert not card_of(own).exists()
 
 
 @pytest.fixture
@@ -60,6 +62,11 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     except PerdureError as error:
         pytest.skip(error.message)
     monkeypatch.setattr(kvm, "boots", lambda *_: False)
+
+
+def card_of(home: Home) -> Path:
+    """The line's own network card, on this side."""
+    return Path(f"/sys/class/net/pdline{home.tag}")
 
 
 def processes_of(home: Home) -> list[str]:
@@ -96,6 +103,10 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     assert (status.running, status.answers, status.emulated, status.outdated) == (True, True, True, False)
     assert status.address == address
     assert 0 < status.kernel_boot_s < status.launcher_boot_s
+
+    # It is reached by a card of its own, which goes with it, also when it was killed.
+    assert address.tcp_host.startswith("169.254.")
+    assert card_of(own_home).exists()
 
     began = time.monotonic()
     assert below.ensure(own_home, assets) == address
@@ -162,12 +173,23 @@ def test_a_killed_piece_is_noticed_and_all_is_started_again(
     before = below.status(own_home).pids
     os.kill(before[piece], signal.SIGKILL)
     eventually(lambda: piece not in below.status(own_home).pids, f"{piece} still lives")
+    eventually(lambda: piece != "qemu" or not card_of(own_home).exists(), "the line's card is still there")
     address = below.ensure(own_home, assets)
     after = below.status(own_home)
     assert after.answers
     assert after.address == address
     assert not set(before.values()) & set(after.pids.values())
     assert below.ping(address) is not None
+
+
+async def test_where_no_card_can_be_made_a_forwarded_port_serves(
+    own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "_TUN", "/dev/net/none")
+    address = below.ensure(own_home, assets)
+    assert address.tcp_host == "127.0.0.1"
+    assert await run_below(address, "/bin/sh", "-c", "echo here") == (0, "here\n")
+    assert below.status(own_home).address == address
 
 
 def test_two_starters_start_one(own_home: Home, assets: Assets, emulated: None) -> None:

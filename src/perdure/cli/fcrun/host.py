@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 def _show(status: BelowStatus, form: str) -> int:
     """Print it; 0 when the launcher answers, 1 when not."""
     address = status.address
-    where = "" if address is None else address.unix_path or f"127.0.0.1:{address.tcp_port}"
+    where = "" if address is None else str(address)
     if form == "json":
         value = {
             "running": status.running,

@@ -39,10 +39,10 @@ class Wire(asyncio.Protocol):
                 if address.unix_path:
                     _, wire = await loop.create_unix_connection(Wire, address.unix_path)
                 else:
-                    _, wire = await loop.create_connection(Wire, "127.0.0.1", address.tcp_port)
+                    _, wire = await loop.create_connection(Wire, address.tcp_host, address.tcp_port)
         except (OSError, TimeoutError) as error:
             raise Unavailable(
-                f"the launcher does not answer at {address.unix_path or address.tcp_port}: {error or 'timed out'}",
+                f"the launcher does not answer at {address}: {error or 'timed out'}",
                 hint="Start it with: fcrun host start",
             ) from None
         wire.write(line.encode_control({"op": "hello", "version": line.VERSION, "token": address.token, **hello}))

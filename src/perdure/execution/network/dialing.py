@@ -27,7 +27,8 @@ async def dial(
             if address.unix_path:
                 reader, writer = await asyncio.open_unix_connection(address.unix_path, limit=BUFFER_BYTES)
             else:
-                reader, writer = await asyncio.open_connection("127.0.0.1", address.tcp_port, limit=BUFFER_BYTES)
+                where = (address.tcp_host, address.tcp_port)
+                reader, writer = await asyncio.open_connection(*where, limit=BUFFER_BYTES)
                 made: socket.socket = writer.get_extra_info("socket")
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
