@@ -10,9 +10,9 @@ SUDO := $(shell test "$$(id -u)" = 0 || echo sudo --preserve-env)
 # Development state stays inside the checkout, so that `make clean` removes everything but the cache of assets.
 export PERDURE_HOME ?= $(CURDIR)/build/home
 
-# Processes that tests are spread over (tests/conftest.py says how). Each that runs microVMs has its own node; where
+# Processes that tests are spread over (tests/conftest.py says how). Two of them run microVMs, each on its own node; where
 # there is no KVM its emulated host takes up to 8 GB.
-WORKERS ?= 2
+WORKERS ?= 3
 
 .PHONY: help setup demo test unit check bench soak many docs clean
 

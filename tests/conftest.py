@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler.loadscope import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,22 +32,39 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _group(nodeid: str) -> str:
-    """What is run by one process: each file of tests on VMs; all the others, which need none, together."""
-    path = nodeid.partition("::")[0]
-    return Path(path).stem if path.startswith("tests/vm/") or path.endswith("/test_below.py") else "no-vm"
+def _needs_vm(path: str) -> bool:
+    return path.startswith("tests/vm/") or path.endswith("/test_below.py")
 
 
 class _Groups(LoadScopeScheduling):
-    """One process runs VMs from the start, the other one helps it later, and two emulated hosts seldom fight for the
-    processors. Where no VMs are run, each file is a group of its own.
+    """A group is a file. The first process runs those on VMs from the start, the second one helps it when no others are
+    left, and the rest runs none: more emulated hosts than two fight for the processors.
 
     ``--dist loadgroup`` does not group under pytest 9.2: pytest-xdist 3.8 writes the group into a name that is not read
     any more.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0] if self.config.option.markexpr == "not vm" else _group(nodeid)
+        return nodeid.partition("::")[0]
+
+    def _next(self, node: WorkerController) -> str | None:
+        """The group that this process is to run next. None: there is no more for it."""
+        turn = self.nodes.index(node)
+        first = turn == 0  # what it would rather run: a group on VMs
+        wished = next((path for path in self.workqueue if _needs_vm(path) is first), None)
+        return wished if wished is not None or turn > 1 else next(iter(self.workqueue), None)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        path = self._next(node)
+        if path is not None:  # at the start there may be more processes than work
+            self.workqueue.move_to_end(path, last=False)
+            super()._assign_work_unit(node)
+
+    def _reschedule(self, node: WorkerController) -> None:
+        if self.workqueue and self._next(node) is None:
+            node.shutdown()  # nothing that is left is for it; asked again, this does nothing
+        else:
+            super()._reschedule(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:
@@ -60,10 +78,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _turn(item: pytest.Item) -> int:
-    group = _group(item.nodeid)
-    if group == "no-vm":
+    path = item.nodeid.partition("::")[0]
+    if not _needs_vm(path):
         return 0
-    return 1 + (LONG.index(group) if group in LONG else len(LONG))
+    return 1 + (LONG.index(Path(path).stem) if Path(path).stem in LONG else len(LONG))
 
 
 def built(part: str) -> Path:
