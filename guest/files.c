@@ -8,6 +8,7 @@
 //   remove PATH | mkdir PATH OCTAL | symlink TARGET PATH | chmod PATH OCTAL | chown PATH UID GID
 //   tree (tree.c) | top (top.c)
 //   mount …                  attach.c
+//   append … | remount … | sysctl …                 fit.c
 //
 //   record = u32 bytes that follow before the content | u32 mode | u32 uid | u32 gid | u64 size | u64 mtime ns
 //            | text path | text link target | the content of a regular file, size bytes
@@ -418,7 +419,7 @@ _Noreturn void files_tool(char **argv) {
         top_tool();
     } else if (!strcmp(tool, "mount") && count == 8) {
         attach_tool(argv);
-    } else {
+    } else if (!fit_tool(argv, count)) {
         errno = ENOSYS;
         fail("no such file tool", tool);
     }

@@ -7,6 +7,7 @@
 //   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
 //   network.c   interfaces, name files              usage.c    what the workload uses
 //   files.c tree.c top.c   file tools, run as children         attach.c   mounts that a sandbox wishes for, volumes
+//   fit.c       how else a sandbox wishes to find its machine
 //   frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
@@ -62,7 +63,9 @@ void process_exec(struct reader *frame);
 struct spawn {
     bool tty, tool;
     char *user, *cwd;
-    char **argv, **env;  // NULL-terminated
+    char **argv, **env;  // NULL-terminated, as these:
+    char **limits;       // "RESOURCE SOFT HARD"
+    char **groups;       // names or numbers, besides the user's own
     int in, out, error;  // with a tty, all three are its slave
     int status_fd;       // a failure is told here: u16 reply code, text; closed by exec
 };
@@ -75,6 +78,10 @@ _Noreturn void files_tool(char **argv);  // exit status: 0 or an errno
 // tree.c, top.c: likewise
 _Noreturn void tree_tool(const char *mode, const char *folder, const char *lower);
 _Noreturn void top_tool(void);
+
+// fit.c
+bool fit_tool(char **argv, int count);  // false: none of these tools
+
 // attach.c
 _Noreturn void attach_tool(char **argv);  // of eight words
 void volumes_freeze(void);                // may take long: in a child
@@ -98,7 +105,8 @@ const char *mounts_image(void);  // NULL, or what failed
 bool drives_ready(void);
 bool drive_is_real(const char *path);  // no placeholder of a template
 int root_open(const char *path, int flags, mode_t mode);  // a path inside the workload's root, whatever links it holds
-void root_write(const char *path, const char *text, const char *only_over);  // NULL: over whatever it holds
+// Over whatever the file holds; or over `only_over` at its beginning, or not at all.
+void root_write(const char *path, const char *text, const char *only_over);
 void identity_write(const char *hostname, const char *machine_id);
 
 // network.c

@@ -161,10 +161,15 @@ void process_exec(struct reader *frame) {
     spawn.cwd = slice_string(get_text(frame));
     spawn.argv = get_texts(frame);
     spawn.env = get_texts(frame);
+    struct reader none = {0}, *rest = frame->at == frame->end ? &none : frame;  // of a host from before there were these
+    spawn.limits = get_texts(rest);
+    spawn.groups = get_texts(rest);
     if (!frame->bad && request_begin(request))
         exec_checked(request, id, flags, &size, &spawn);
     free(spawn.user);
     free(spawn.cwd);
     free_texts(spawn.argv);
     free_texts(spawn.env);
+    free_texts(spawn.limits);
+    free_texts(spawn.groups);
 }

@@ -20,7 +20,10 @@
 
 #include "guestd.h"
 
-enum { PLACEHOLDER_BYTES = 4096 };  // a template's drives, until a sandbox's own are put in their place
+enum {
+    PLACEHOLDER_BYTES = 4096,  // a template's drives, until a sandbox's own are put in their place
+    HELD_BYTES = 64 << 10,     // the most of a name file that is carried over
+};
 
 struct mounting {
     const char *source, *target, *type;
@@ -165,15 +168,30 @@ int root_open(const char *path, int flags, mode_t mode) {
     return (int)syscall(SYS_openat2, guestd.root_fd, path, &how, sizeof how);
 }
 
+static bool remount_root(unsigned long flags) {
+    char path[32];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", guestd.root_fd);
+    return !mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_NOATIME | flags, NULL);
+}
+
 void root_write(const char *path, const char *text, const char *only_over) {
-    char held[1024];
+    static char held[HELD_BYTES];
     int fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    // A root that the workload may not write: it stands still, or is not there yet, whenever something is written here.
+    bool is_read_only = fd < 0 && errno == EROFS && remount_root(0);
+    if (is_read_only)
+        fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    size_t length = strlen(text), before = only_over ? strlen(only_over) : 0;
     ssize_t size = fd >= 0 && only_over ? read(fd, held, sizeof held) : 0;
-    bool wanted = fd >= 0 && (!only_over || (size == (ssize_t)strlen(only_over) && !memcmp(held, only_over, (size_t)size)));
-    if (wanted && (pwrite(fd, text, strlen(text), 0) < 0 || ftruncate(fd, (off_t)strlen(text))))
+    bool wanted = fd >= 0 && size >= (ssize_t)before && size < HELD_BYTES && !memcmp(held, only_over ? only_over : "", before);
+    size_t kept = wanted ? (size_t)size - before : 0;
+    if (wanted && (pwrite(fd, text, length, 0) < 0 || pwrite(fd, held + before, kept, (off_t)length) < 0 ||
+                   ftruncate(fd, (off_t)(length + kept))))
         complain("writing %s: %s", path, strerror(errno));
     if (fd >= 0)
         close(fd);
+    if (is_read_only && !remount_root(MS_RDONLY))
+        complain("the root is not read-only any more: %s", strerror(errno));
 }
 
 void identity_write(const char *hostname, const char *machine_id) {

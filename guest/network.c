@@ -80,5 +80,5 @@ void network_renamed(const char *hostname) {
     gethostname(before, sizeof before - 1);
     write_hosts(old, sizeof old, before);
     write_hosts(hosts, sizeof hosts, hostname);
-    root_write("/etc/hosts", hosts, old);  // what the workload made of it since is its own
+    root_write("/etc/hosts", hosts, old);  // what was added since stays, what was changed too
 }

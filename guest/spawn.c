@@ -1,4 +1,4 @@
-// The child's side of exec, as Docker's users know it: user, working directory, environment, PATH.
+// The child's side of exec, as Docker's users know it: user, groups, limits, working directory, environment, PATH.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -102,10 +102,10 @@ static bool find_user(const char *user, struct account *account) {
     return found || numeric;
 }
 
-// With group NULL: the groups that list the account. Else: that one group.
-static bool find_groups(const char *group, struct account *account) {
-    uint32_t gid = UINT32_MAX;
-    bool numeric = group && number(group, &gid), found = false;
+// With group NULL: the groups that list the account. Else: *gid is that one's.
+static bool find_groups(const char *group, struct account *account, gid_t *gid) {
+    uint32_t id = UINT32_MAX;
+    bool numeric = group && number(group, &id), found = false;
     char *line = NULL;
     size_t capacity = 0;
     FILE *file = fopen("/etc/group", "re");
@@ -114,7 +114,7 @@ static bool find_groups(const char *group, struct account *account) {
         if (!gid_at)
             continue;
         if (group && field_is(line, group)) {
-            gid = (uint32_t)strtoul(gid_at, NULL, 10);
+            id = (uint32_t)strtoul(gid_at, NULL, 10);
             found = true;
         } else if (!group && account->group_count < GROUPS && lists_member(field(line, 3), account->name)) {
             account->groups[account->group_count++] = (gid_t)strtoul(gid_at, NULL, 10);
@@ -124,19 +124,39 @@ static bool find_groups(const char *group, struct account *account) {
         fclose(file);
     free(line);
     if (numeric || found)
-        account->gid = gid;
+        *gid = id;
     return !group || numeric || found;
 }
 
-static void find_account(char *user, struct account *account) {
+static void find_account(char *user, char **more_groups, struct account *account) {
     snprintf(account->home, sizeof account->home, "/");
     char *group = strchr(user, ':');
     if (group)
         *group++ = 0;
     if (!find_user(*user ? user : "0", account))
         fail(REPLY_INVALID, "unable to find user %s: no such name in the image's /etc/passwd", user);
-    if (!find_groups(group && *group ? group : NULL, account))
+    if (!find_groups(group && *group ? group : NULL, account, &account->gid))
         fail(REPLY_INVALID, "unable to find group %s: no such name in the image's /etc/group", group);
+    for (; *more_groups && account->group_count < GROUPS; more_groups++)
+        if (!find_groups(*more_groups, account, &account->groups[account->group_count++]))
+            fail(REPLY_INVALID, "unable to find group %s: no such name in the image's /etc/group", *more_groups);
+}
+
+// Each "RESOURCE SOFT HARD", numbers as setrlimit(2) has them; -1: none.
+static void set_limits(char **limits) {
+    if (!guestd.test) {
+        struct rlimit files = {OPEN_FILES, OPEN_FILES};
+        setrlimit(RLIMIT_NOFILE, &files);
+    }
+    for (; *limits; limits++) {
+        char *at = *limits;
+        int resource = (int)strtol(at, &at, 10);
+        rlim_t soft = (rlim_t)strtoull(at, &at, 10), hard = (rlim_t)strtoull(at, &at, 10);
+        struct rlimit limit = {soft, hard};
+        if (setrlimit((unsigned)resource, &limit))
+            fail(REPLY_INVALID, "cannot set limit %d (setrlimit) to %lld:%lld: %s", resource, (long long)soft,
+                 (long long)hard, strerror(errno));
+    }
 }
 
 static void enter_cwd(const char *cwd) {
@@ -240,13 +260,10 @@ _Noreturn void spawn_child(const struct spawn *spawn) {
         close_from(3);  // it does not exec, so guestd's own descriptors would stay open: the end of its input, too
         files_tool(spawn->argv);
     }
-    find_account(spawn->user, &account);
+    find_account(spawn->user, spawn->groups, &account);
     set_streams(spawn, &account);
     enter_cwd(spawn->cwd);
-    if (!guestd.test) {
-        struct rlimit files = {OPEN_FILES, OPEN_FILES};
-        setrlimit(RLIMIT_NOFILE, &files);
-    }
+    set_limits(spawn->limits);
     become(&account);
     set_environment(spawn, &account);
     reset_signals();

@@ -139,6 +139,14 @@ class Mount(Frozen, frozen=True, kw_only=True):
     options: list[str] = []  # of a tmpfs: size=64m, mode=1777, noexec …
 
 
+class Ulimit(Frozen, frozen=True, kw_only=True):
+    """What each process of a sandbox may have of something (setrlimit(2)); -1: as much as it likes."""
+
+    name: str  # nofile, nproc, core …
+    soft: int
+    hard: int
+
+
 class SandboxSpec(Frozen, frozen=True, kw_only=True):
     """What a sandbox is made from. ``command`` empty: the image's ENTRYPOINT and CMD."""
 
@@ -175,6 +183,15 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     stop_signal: str = ""  # instead of the image's
     stop_timeout_s: float | None = None  # then KILL; None: 10, negative: never
     health: HealthCheck | None = None  # what is given in it counts instead of the image's
+    read_only: bool = False  # its root, but for its mounts
+    extra_hosts: list[str] = []  # NAME:ADDRESS each, for /etc/hosts
+    ulimits: list[Ulimit] = []  # of the main process and of every exec
+    groups: list[str] = []  # names or numbers that its user is in besides
+    shm_bytes: int = 0  # what fits into /dev/shm; 0: half of its memory
+    sysctls: dict[str, str] = {}  # of its own kernel
+    init: bool = False  # docker's wish for a process that reaps: every sandbox has one
+    log_driver: str = ""  # empty: json-file
+    log_options: dict[str, str] = {}  # what ``logs --details`` shows
 
 
 class ExecSpec(Frozen, frozen=True, kw_only=True):

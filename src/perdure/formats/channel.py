@@ -214,7 +214,7 @@ class Exec(Frame):
     """Start a process (or, with EXEC_TOOL, one of guestd's own file tools, named by ``argv[0]``)."""
 
     type = 0x43
-    layout = "u64 u64 u8 u16 u16 text text texts texts"
+    layout = "u64 u64 u8 u16 u16 text text texts texts texts texts"
     request: int
     process: int
     flags: int
@@ -224,6 +224,8 @@ class Exec(Frame):
     cwd: str
     argv: tuple[str, ...]
     env: tuple[str, ...]
+    limits: tuple[str, ...] = ()  # "RESOURCE SOFT HARD" each, as setrlimit(2) has them; -1: none
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,12 +27,15 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-P", "--publish-all", action="store_true", help="publish all ports that the image exposes")
     parser.add_argument(
         "--network",
+        "--net",
         action="append",
         default=[],
         metavar="NETWORK",
         help="a network to be in, or 'none' (default: bridge, alone with the world)",
     )
-    parser.add_argument("--network-alias", action="append", default=[], metavar="NAME", help="another name in it")
+    parser.add_argument(
+        "--network-alias", "--net-alias", action="append", default=[], metavar="NAME", help="another name in it"
+    )
     parser.add_argument(
         "--egress",
         action="append",

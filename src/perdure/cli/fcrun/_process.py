@@ -9,8 +9,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from perdure.cli.fcrun import _mounts
+from perdure.cli.fcrun._fittings import add_fitting_options, fitting_values
 from perdure.cli.fcrun._health import add_end_options, end_values
 from perdure.cli.fcrun._network import add_network_options, network_of
+from perdure.cli.fcrun._refused import add_refused
 from perdure.errors import InvalidValue
 from perdure.model import DEFAULT_DISK_MIB, DEFAULT_MEMORY_MIB, DEFAULT_VCPUS, SandboxSpec, WakeReason
 
@@ -93,6 +95,8 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
     add_network_options(parser)
     add_end_options(parser)
+    add_fitting_options(parser)
+    add_refused(parser)
     parser.add_argument("--label-file", action="append", default=[], metavar="FILE", help="read labels from a file")
 
 
@@ -120,6 +124,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         restart="" if options.restart == "no" else options.restart,
         **network_of(options),
         **end_values(options),
+        **fitting_values(options, pairs, size_bytes),
         **_policy(options),
         mounts=_mounts.of(options),
     )
@@ -213,13 +218,15 @@ def _vcpus(text: str) -> int:
 
 
 def mebibytes(option: str, text: str, default: int) -> int:
-    """512m, 1g, 1gb, or bytes."""
-    if not text:
-        return default
+    """At least one."""
+    return max(1, size_bytes(option, text) >> 20) if text else default
+
+
+def size_bytes(option: str, text: str) -> int:
+    """512m, 1g, 1gb, or bytes. Raises InvalidValue."""
     number = text.lower().removesuffix("b") if text.lower()[-2:-1] in _UNITS else text.lower()
     unit = _UNITS.get(number[-1:], 0)
     try:
-        size = int(float(number[:-1]) * unit) if unit else int(number)
+        return int(float(number[:-1]) * unit) if unit else int(number)
     except (ValueError, OverflowError):
         raise InvalidValue(f"{option}: {text!r} is no size", hint="Write 512m or 1g.") from None
-    return max(1, size >> 20)

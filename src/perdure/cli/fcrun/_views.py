@@ -130,6 +130,15 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
             "NetworkMode": (spec.networks or ["bridge"])[0],
             "PortBindings": _bindings(spec.ports),
             "RestartPolicy": {"Name": policy or "no", "MaximumRetryCount": int(most or 0)},
+            "ReadonlyRootfs": spec.read_only,
+            "ExtraHosts": spec.extra_hosts or None,
+            "Ulimits": [{"Name": one.name, "Hard": one.hard, "Soft": one.soft} for one in spec.ulimits],
+            "GroupAdd": spec.groups or None,
+            "ShmSize": spec.shm_bytes or spec.memory_mib << 19,  # without a size a tmpfs takes half of the memory
+            "Sysctls": Open(spec.sysctls),
+            "Init": spec.init or None,
+            "LogConfig": {"Type": spec.log_driver or "json-file", "Config": Open(spec.log_options)},
+            "Privileged": False,
         },
         "Config": {
             "Hostname": spec.hostname or info.id,

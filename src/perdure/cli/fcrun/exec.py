@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from perdure.cli.fcrun._process import add_process_options, add_terminal_options, check_keys, environment
+from perdure.cli.fcrun._refused import PRIVILEGED, add_refused
 
 NAME = "exec"
 HELP = "Run a command in a sandbox (a suspended one is resumed first)"
@@ -14,6 +15,7 @@ GROUP = "Common commands"
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
     add_terminal_options(parser, signals=False)
+    add_refused(parser, [PRIVILEGED])
     parser.add_argument("sandbox", metavar="SANDBOX")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND [ARG...]")
 

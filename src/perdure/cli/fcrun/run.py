@@ -6,7 +6,8 @@ import argparse
 import contextlib
 from typing import TYPE_CHECKING
 
-from perdure.cli.fcrun import _mounts, _registry
+from perdure.cli.fcrun import _cidfile, _mounts, _registry
+from perdure.cli.fcrun._fittings import FIXED as FITTINGS_FIXED
 from perdure.cli.fcrun._health import FIXED as HEALTH_FIXED
 from perdure.cli.fcrun._process import (
     add_process_options,
@@ -55,6 +56,7 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--pull": ("pull", "missing"),
     "--platform": ("platform", ""),
     **HEALTH_FIXED,
+    **FITTINGS_FIXED,
     "--volume": ("volume", []),
     "--mount": ("mount", []),
     "--tmpfs": ("tmpfs", []),
@@ -64,7 +66,7 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_process_options(parser)
     add_terminal_options(parser)
-    parser.add_argument("--cidfile", default="", metavar="FILE", help="write the sandbox's id to this new file")
+    _cidfile.add_option(parser)
     parser.add_argument("--template", default="", metavar="NAME", help="go on from a template instead of an image")
     add_sandbox_options(parser)
     _registry.add_pull_options(parser)
@@ -93,8 +95,7 @@ def _run_image(options: argparse.Namespace) -> int:
     with node(quiet=options.quiet) as client:
         info = _registry.created(client, spec, options)
         _mounts.copy_in(client, info)
-        if options.cidfile:
-            _write_id_or_remove(client, info, options.cidfile)
+        _cidfile.write(client, info, options)
         if options.detach:
             _start(client, info)
             print(info.id)
@@ -134,8 +135,7 @@ def _run_template(options: argparse.Namespace) -> int:
     with node() as client:
         _check_streams(client, options)
         info = client.run_template(options.template, fork)
-        if options.cidfile:
-            _write_id_or_remove(client, info, options.cidfile)
+        _cidfile.write(client, info, options)
         if options.detach:
             print(info.id)
             return 0
@@ -179,21 +179,3 @@ def _check_streams(client: NodeClient, options: argparse.Namespace) -> None:
             f"without {' '.join(option for option, _ in lacks)}",
             hint="Build it again with `fcrun template build -it`, or leave that out.",
         )
-
-
-def _write_id(path: str, sandbox_id: str) -> None:
-    from perdure.errors import InvalidValue
-
-    try:
-        with open(path, "x", encoding="ascii") as file:
-            file.write(sandbox_id)
-    except OSError as error:
-        raise InvalidValue(f"--cidfile {path}: {error.strerror}") from error
-
-
-def _write_id_or_remove(client: NodeClient, info: SandboxInfo, path: str) -> None:
-    try:
-        _write_id(path, info.id)
-    except BaseException:
-        client.remove(info.id, force=True)
-        raise

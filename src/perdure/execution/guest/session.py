@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -182,12 +182,15 @@ class GuestSession:
         budget_ms = int(timeout_s * 1000)
         await self.request(lambda request: channel.Configure(request, budget_ms, hostname))
 
-    async def exec(self, spec: ExecSpec, *, process_id: str | None = None) -> Process:
+    async def exec(
+        self, spec: ExecSpec, *, process_id: str | None = None, limits: Sequence[str] = (), groups: Sequence[str] = ()
+    ) -> Process:
         """Start a process; ``process_id`` (12 hex digits, drawn if not given) names it also to later sessions: asking
-        again for one that is there starts nothing.
+        again for one that is there starts nothing. ``limits``: see ``channel.Exec``; ``groups``: that its user is in
+        besides.
 
-        Raises CommandNotFound (127), CommandNotExecutable (126), InvalidValue (user, working directory), Conflict (not
-        configured yet), GuestFailed.
+        Raises CommandNotFound (127), CommandNotExecutable (126), InvalidValue (user, group, limit, working directory),
+        Conflict (not configured yet), GuestFailed.
         """
         flags = (channel.EXEC_TTY if spec.tty else 0) | (channel.EXEC_STDIN if spec.stdin else 0)
         number = secrets.randbits(48) if process_id is None else int(process_id, 16)
@@ -203,6 +206,8 @@ class GuestSession:
                 spec.cwd,
                 tuple(spec.command),
                 tuple(f"{name}={value}" for name, value in spec.env.items()),
+                tuple(limits),
+                tuple(groups),
             ),
             tty=spec.tty,
         )

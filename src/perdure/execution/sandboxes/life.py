@@ -22,7 +22,7 @@ from perdure.execution.guest.session import GuestCall, GuestSession, Identity, P
 from perdure.execution.images.image import Image
 from perdure.execution.machine.remote import Keeper, Launcher
 from perdure.execution.network.publishing import Published
-from perdure.execution.sandboxes import acting, mounts, networking, states, syncing, workload
+from perdure.execution.sandboxes import acting, fittings, mounts, networking, states, syncing, workload
 from perdure.execution.sandboxes.activity import Activity
 from perdure.execution.sandboxes.health import HealthWatch
 from perdure.execution.sandboxes.logfile import LogFile, Watch
@@ -303,8 +303,13 @@ class Life(ABC):
 
     async def probe(self, command: list[str]) -> Process:
         """One look at its health, as a process beside the main one."""
-        wish, image = ExecSpec(command=command), self.image.config
-        return await self.need_running().exec(workload.side_process(wish, self.record.spec, image, self.hostname))
+        return await self.beside(ExecSpec(command=command))
+
+    async def beside(self, wish: ExecSpec) -> Process:
+        """A process beside the main one, in a machine that runs."""
+        spec, session = self.record.spec, self.need_running()
+        process = workload.side_process(wish, spec, self.image.config, self.hostname)
+        return await session.exec(process, **fittings.bounds(spec))
 
     def discard(self, process: Process) -> None:
         """Nobody is at this process any more: end its input (not a terminal's), drop its output, forget its exit."""

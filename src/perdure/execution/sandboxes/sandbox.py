@@ -312,11 +312,7 @@ class Sandbox(Life):
         suspend meanwhile only delays it."""
         with self.activity.busy():
             await self.awake(WakeReason.EXEC)
-            return await self._exec(wish)
-
-    async def _exec(self, wish: ExecSpec) -> Process:
-        session = self.need_running()
-        return await session.exec(workload.side_process(wish, self.record.spec, self.image.config, self.hostname))
+            return await self.beside(wish)
 
     async def process(self, process_id: str) -> Process:
         """A process by id, once the sandbox runs (the main one's is ``main_id``). Raises Conflict when it is over."""

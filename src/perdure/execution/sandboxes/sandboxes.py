@@ -22,6 +22,7 @@ from perdure.execution.sandboxes import (
     acting,
     bounds,
     disk,
+    fittings,
     forking,
     mounts,
     networking,
@@ -160,6 +161,7 @@ class Sandboxes:
         """
         bounds.check(spec)
         restarting.check(spec)
+        fittings.check(spec)
         for volume in mounts.volumes_of(spec):
             self.volumes.get(volume)  # nobody removes it from here on: the sandbox has it
         image = self.images.get(spec.image)

@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import archive, disk, mounts, networking, syncing, workload
+from perdure.execution.sandboxes import archive, disk, fittings, mounts, networking, syncing, workload
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
@@ -67,10 +67,10 @@ async def _start(life: Life, progress: Progress) -> None:
             session, answer = await _restore_template(life, launcher, template, phases)
             machine = life.need_machine()
             await _put_in(life, machine, session)
-            for step in mounts.late_steps(spec):
+            for step in (*mounts.late_steps(spec), *fittings.late_steps(spec)):
                 await machine.outlives(session.files.tool(*step))
             life.log.restart()
-            main: Process = await machine.outlives(session.exec(process, process_id=life.id))
+            main: Process = await machine.outlives(session.exec(process, process_id=life.id, **fittings.bounds(spec)))
     except BaseException as error:
         await _give_up(life, error)
         raise
@@ -131,7 +131,7 @@ async def _restore_template(
         await machine.answered(session.configure(hostname=life.hostname), 0)
     # clones of a template share its clock, its entropy and its identity: all are renewed before anything runs
     await machine.answered(life.wake(session, life.new_identity()), 0)
-    for step in mounts.steps(spec):
+    for step in (*fittings.steps(spec), *mounts.steps(spec)):
         await machine.outlives(session.files.tool(*step))
     phases.end("configure")
     return session, answer

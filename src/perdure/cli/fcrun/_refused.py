@@ -1,0 +1,114 @@
+"""Options of ``docker run`` for what a sandbox cannot have, or has always: each says why, and what to do instead."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from perdure.errors import InvalidValue
+
+
+class Refusal(NamedTuple):
+    """Why there is none of it, what to do, and what values are as it is anyway."""
+
+    options: str
+    why: str
+    instead: str
+    fine: tuple[str, ...] = ()
+    takes_value: bool = True
+
+
+_MAY_ALL = "a sandbox is a machine with a kernel of its own, in which root may do everything"
+_DEVICES = "a microVM has no devices of the host"
+_ALONE = "a sandbox shares no kernel, so there is nothing to share or to set apart"
+_CPUS = "a sandbox has processors of its own"
+_MEMORY = "a sandbox has memory of its own, as much as --memory says, and no swap"
+_DISK = "a sandbox has a disk of its own, whose rate is not limited"
+_ADDRESS = "a sandbox's addresses are found for it"
+_LEAVE = "Leave it out."
+
+PRIVILEGED = Refusal("--privileged", _MAY_ALL, _LEAVE, takes_value=False)
+REFUSED = (
+    PRIVILEGED,
+    Refusal("--cap-add", _MAY_ALL, _LEAVE),
+    Refusal("--cap-drop", _MAY_ALL, "Run the command as another user: -u USER. Nothing of the host is in its reach."),
+    Refusal(
+        "--security-opt",
+        "profiles of the host's kernel do not hold in a sandbox's own; the machine is confined from outside, always",
+        "Leave it out; docs/threat-model.md says what confines it.",
+        ("seccomp=unconfined", "apparmor=unconfined", "label=disable", "systempaths=unconfined"),
+    ),
+    Refusal(
+        "--device", _DEVICES, "Bring files with -v or cp; a disk that outlives the sandbox is a volume: -v NAME:/PATH."
+    ),
+    Refusal("--device-cgroup-rule", _DEVICES, _LEAVE),
+    Refusal("--gpus", f"{_DEVICES}, and Firecracker passes no GPU through", "Reach a model by the network instead."),
+    Refusal(
+        "--device-read-bps --device-read-iops --device-write-bps --device-write-iops --blkio-weight "
+        "--blkio-weight-device",
+        _DISK,
+        "Its size is limited by --disk.",
+    ),
+    Refusal("--pid", _ALONE, "`fcrun top` shows its processes, `fcrun exec` runs another one in it."),
+    Refusal("--ipc", _ALONE, "/dev/shm is the sandbox's own: --shm-size.", ("private", "none", "shareable")),
+    Refusal("--uts", _ALONE, "Its host name is its own: -h NAME."),
+    Refusal("--userns", _ALONE, f"{_LEAVE} Its users are none of the host's."),
+    Refusal("--cgroupns", _ALONE, _LEAVE, ("private",)),
+    Refusal("--cgroup-parent", "its machine's cgroup is made by the node", "Limit it by --cpus and --memory."),
+    Refusal("--runtime", "every sandbox is a Firecracker microVM", _LEAVE, ("firecracker",)),
+    Refusal("--isolation", "every sandbox is a Firecracker microVM", _LEAVE, ("default",)),
+    Refusal(
+        "-c --cpu-shares --cpu-period --cpu-quota --cpu-rt-period --cpu-rt-runtime --cpuset-cpus --cpuset-mems",
+        _CPUS,
+        "Say how many, also parts of one: --cpus 1.5.",
+    ),
+    Refusal(
+        "--memory-reservation --memory-swap --memory-swappiness --kernel-memory --oom-score-adj",
+        _MEMORY,
+        "Use --memory.",
+    ),
+    Refusal("--oom-kill-disable", _MEMORY, "Use --memory.", takes_value=False),
+    Refusal("--pids-limit", "its processes are its own kernel's", "Use --ulimit nproc=N.", ("-1", "0")),
+    Refusal("--storage-opt", "a sandbox's disk is made for it", "Say how large: --disk 10g."),
+    Refusal("--ip --ip6 --link-local-ip --mac-address", _ADDRESS, "Members of a network know each other by name."),
+    Refusal("--link", "sandboxes know each other by name in networks", "`fcrun network create NAME`; --network NAME."),
+    Refusal("--dns-search --dns-option", "its resolver asks its node, which asks --dns", "Use full names."),
+    Refusal("--domainname", "a sandbox has a host name only", "Give it a full one: -h NAME.EXAMPLE.ORG."),
+    Refusal("--expose", "nothing stands between a sandbox's ports and its networks", "To reach one from the host: -p."),
+    Refusal("--volumes-from", "a volume is written by one sandbox at a time", "Mount it by name: -v NAME:/PATH[:ro]."),
+    Refusal("--volume-driver", "volumes are ext4 disks of the node", _LEAVE, ("local",)),
+    Refusal("--annotation", "there is no OCI runtime to read it", "Use a label: -l NAME=VALUE."),
+    Refusal(
+        "-a --attach",
+        "which streams are joined follows from -i, -t and -d",
+        "Redirect what is not wanted: 2>/dev/null.",
+    ),
+)
+
+
+class _Refuse(argparse.Action):
+    """Raises what its option is refused with."""
+
+    refusal: Refusal
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: str | Sequence[Any] | None, option: str | None = None
+    ) -> None:
+        if isinstance(values, str) and values in self.refusal.fine:
+            return
+        raise InvalidValue(f"there is no {option}: {self.refusal.why}", hint=self.refusal.instead)
+
+
+def add_refused(parser: argparse.ArgumentParser, refused: Sequence[Refusal] = REFUSED) -> None:
+    """They are known, and not shown."""
+    for one in refused:
+        action = parser.add_argument(
+            *one.options.split(),
+            action=_Refuse,
+            nargs=None if one.takes_value else 0,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+        )
+        assert isinstance(action, _Refuse)
+        action.refusal = one

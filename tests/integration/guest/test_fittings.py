@@ -1,0 +1,93 @@
+"""What each process of a sandbox may have, and the tools that make its machine as it is wished for: the real guestd."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from perdure.errors import GuestFailed, InvalidValue, NotFound
+from perdure.execution.guest.session import GuestSession
+from perdure.execution.sandboxes import fittings
+from perdure.formats import channel
+from perdure.model import ExecSpec, SandboxSpec, Ulimit
+
+from .conftest import Guest
+from .test_processes import collect
+
+
+async def said(session: GuestSession, script: str, spec: SandboxSpec, user: str = "") -> str:
+    wish = ExecSpec(command=["sh", "-c", script], user=user)
+    process = await session.exec(wish, **fittings.bounds(spec))
+    out, errors = await collect(process)
+    assert (await process.wait(), errors) == (0, b"")
+    process.release()
+    return out.decode()
+
+
+async def test_limits_hold_for_the_process_that_they_are_given_to(guest: Guest) -> None:
+    limits = [
+        Ulimit(name="nofile", soft=100, hard=200),
+        Ulimit(name="core", soft=0, hard=0),
+        Ulimit(name="fsize", soft=-1, hard=-1),
+    ]
+    script = "ulimit -Sn; ulimit -Hn; ulimit -c; ulimit -f"
+    assert await said(guest.session, script, SandboxSpec(image="i", ulimits=limits)) == "100\n200\n0\nunlimited\n"
+    assert await said(guest.session, "ulimit -Hn", SandboxSpec(image="i")) != "200\n"  # the next has its own
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_groups_are_added_to_those_of_the_user(guest: Guest) -> None:
+    spec = SandboxSpec(image="i", groups=["daemon", "4321"])
+    assert await said(guest.session, "id -G", spec, user="nobody") == "65534 1 4321\n"
+    assert await said(guest.session, "id -G", spec, user="7:8") == "8 1 4321\n"
+    with pytest.raises(InvalidValue, match="unable to find group nosuch"):
+        await said(guest.session, "true", SandboxSpec(image="i", groups=["nosuch"]))
+
+
+async def test_a_limit_that_the_kernel_refuses_is_told(guest: Guest) -> None:
+    with pytest.raises(InvalidValue, match=r"cannot set limit 7 \(setrlimit\) to -1:-1"):
+        await guest.session.exec(ExecSpec(command=["true"]), limits=["7 -1 -1"])
+
+
+@dataclass(frozen=True, slots=True)
+class FormerExec(channel.Frame):
+    """As it was before there were limits and groups."""
+
+    type = channel.Exec.type
+    layout = "u64 u64 u8 u16 u16 text text texts texts"
+    request: int
+    process: int
+    flags: int
+    rows: int
+    columns: int
+    user: str
+    cwd: str
+    argv: tuple[str, ...]
+    env: tuple[str, ...]
+
+
+async def test_a_host_from_before_there_were_limits_is_understood(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel, "Exec", lambda *values: FormerExec(*values[:9]))
+    assert await said(guest.session, "echo here", SandboxSpec(image="i")) == "here\n"
+    assert guest.connections == 1
+
+
+async def test_a_file_gets_more(guest: Guest, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 localhost\n")
+    await guest.session.files.tool("append", str(hosts), "10.0.0.7\tdb\n")
+    assert hosts.read_text() == "127.0.0.1 localhost\n10.0.0.7\tdb\n"
+
+
+async def test_what_cannot_be_set_is_told(guest: Guest) -> None:
+    with pytest.raises(NotFound, match=r"sysctl net\.no\.such: No such file or directory"):
+        await guest.session.files.tool("sysctl", "net.no.such", "1")
+    with pytest.raises((GuestFailed, InvalidValue, NotFound), match=r"remount /nowhere"):
+        await guest.session.files.tool("remount", "/nowhere", "1", "")
+    with pytest.raises(GuestFailed, match="no such file tool"):
+        await guest.session.files.tool("append", "only one")

@@ -1,0 +1,141 @@
+"""Options of ``docker run`` about how a sandbox finds its machine, and those that cannot be here."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import pytest
+
+from perdure.cli import fcrun
+from perdure.cli.fcrun import _fittings, _process, _refused, run
+from perdure.errors import InvalidValue
+from perdure.execution.sandboxes import fittings
+from perdure.model import SandboxSpec, Ulimit
+
+
+def spec(*argv: str) -> SandboxSpec:
+    return _process.spec_of(fcrun.parser_of(fcrun.command_module("create")).parse_args([*argv, "image"]))
+
+
+def test_what_is_given() -> None:
+    found = spec(
+        *("--read-only", "--init", "--shm-size=64m", "--group-add", "audio", "--group-add=7"),
+        *("--add-host", "db:10.0.0.7", "--add-host=six=[::1]", "--add-host", "v6:fd00::2"),
+        *("--ulimit", "nofile=1024", "--ulimit", "nproc=5:unlimited", "--ulimit", "core=-1", "--ulimit", "nofile=9:10"),
+        *("--sysctl", "net.core.somaxconn=99", "--log-driver=json-file", "--log-opt", "labels=a,b", "--net", "none"),
+    )
+    assert (found.read_only, found.init, found.shm_bytes, found.groups) == (True, True, 64 << 20, ["audio", "7"])
+    assert found.extra_hosts == ["db:10.0.0.7", "six:[::1]", "v6:fd00::2"]
+    assert found.ulimits == [
+        Ulimit(name="nofile", soft=9, hard=10),
+        Ulimit(name="nproc", soft=5, hard=-1),
+        Ulimit(name="core", soft=-1, hard=-1),
+    ]
+    assert (found.sysctls, found.networks) == ({"net.core.somaxconn": "99"}, ["none"])
+    assert (found.log_driver, found.log_options) == ("json-file", {"labels": "a,b"})
+    fittings.check(found)
+
+
+def test_nothing_given_is_nothing_wished_for() -> None:
+    assert spec() == _process.spec_of(fcrun.parser_of(fcrun.command_module("run")).parse_args(["image"]))
+    usual, found = SandboxSpec(image="image"), spec()
+    for field in ("read_only", "extra_hosts", "ulimits", "groups", "shm_bytes", "sysctls", "init", "log_driver"):
+        assert getattr(found, field) == getattr(usual, field)
+    assert fittings.steps(found) == fittings.late_steps(found) == []
+
+
+@pytest.mark.parametrize("text", ["nofile", "nofile=", "nofile=many", "nofile=1:2:3", "nofile=:5", "nofile=5:"])
+def test_what_is_no_ulimit(text: str) -> None:
+    with pytest.raises(InvalidValue, match="--ulimit"):
+        spec("--ulimit", text)
+
+
+@pytest.mark.parametrize("text", ["lots", "g"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(InvalidValue, match="--shm-size"):
+        spec("--shm-size", text)
+
+
+@pytest.mark.parametrize("option", [option for one in _refused.REFUSED for option in one.options.split()])
+@pytest.mark.parametrize("command", ["run", "create"])
+def test_what_cannot_be_is_told_with_why_and_what_to_do(
+    command: str, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = ["x"] if next(one for one in _refused.REFUSED if option in one.options.split()).takes_value else []
+    assert fcrun.main([command, option, *value, "image", "true"]) == 125
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(f"fcrun: there is no {option}: ")
+    assert said.err.count("\n") == 2  # why, and a line of what to do
+    assert option not in fcrun.parser_of(fcrun.command_module(command)).format_help().split()
+
+
+def test_exec_knows_privileged_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fcrun.main(["exec", "--privileged", "box", "true"]) == 125
+    assert "root may do everything" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [("--ipc", "private"), ("--security-opt=seccomp=unconfined",), ("--pids-limit", "-1")])
+def test_what_is_so_anyway_is_taken(argv: tuple[str, ...]) -> None:
+    assert spec(*argv) == spec()
+
+
+def test_a_template_has_its_own() -> None:
+    given: dict[str, list[str]] = {
+        "--ulimit": ["core=0"], "--add-host": ["a:1.1.1.1"], "--group-add": ["x"], "--shm-size": ["1m"],
+        "--sysctl": ["a.b=c"], "--log-driver": ["local"], "--log-opt": ["labels=a"], "--read-only": [], "--init": [],
+    }  # fmt: skip
+    assert set(given) == set(_fittings.FIXED)
+    for option, value in given.items():
+        with pytest.raises(InvalidValue, match=f"--template t excludes {option}:"):
+            run.run(fcrun.parser_of(fcrun.command_module("run")).parse_args(["--template", "t", option, *value]))
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"extra_hosts": ["db"]}, "bad format for add-host: 'db'"),
+    ({"extra_hosts": ["db:localhost"]}, "invalid IP address in add-host: 'localhost'"),
+    ({"extra_hosts": ["a b:10.0.0.1"]}, "bad format"),
+    ({"extra_hosts": ["a\n:10.0.0.1"]}, "bad format"),
+    ({"extra_hosts": ["h:host-gateway"]}, "does not reach the host"),
+    ({"ulimits": [Ulimit(name="as", soft=1, hard=1)]}, "invalid ulimit type: 'as'"),
+    ({"ulimits": [Ulimit(name="core", soft=2, hard=1)]}, "soft limit must be less than or equal to hard limit: 2 > 1"),
+    ({"ulimits": [Ulimit(name="core", soft=-1, hard=1)]}, "soft limit"),
+    ({"ulimits": [Ulimit(name="core", soft=-2, hard=-1)]}, "no limit"),
+    ({"ulimits": [Ulimit(name="core", soft=1 << 63, hard=-1)]}, "no limit"),
+    ({"ulimits": [Ulimit(name="nofile", soft=-1, hard=-1)]}, "at most 1048576 open files"),
+    ({"sysctls": {"../../etc/passwd": "x"}}, "no name of a kernel parameter"),
+    ({"sysctls": {"net/../x": "1"}}, "no name"),
+    ({"sysctls": {"net": "1"}}, "no name"),
+    ({"sysctls": {"net.x": ""}}, "no value"),
+    ({"groups": ["a:b"]}, "neither a name nor a number"),
+    ({"groups": ["x"] * 40}, "at most 32"),
+    ({"shm_bytes": -1}, "shm_bytes"),
+    ({"log_driver": "syslog"}, "log driver syslog"),
+    ({"log_options": {"max-size": "1m"}}, "log option max-size"),
+    ({"log_options": {"labels-regex": "("}}, "no regular expression"),
+]
+
+
+@pytest.mark.parametrize(("wish", "words"), WRONG, ids=[words for _, words in WRONG])
+def test_the_node_checks_it(wish: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidValue, match=words):
+        fittings.check(SandboxSpec(image="i", **wish))
+
+
+def test_the_orders_for_the_guest() -> None:
+    wish = spec("--add-host", "db=10.0.0.7", "--add-host", "six:[0::1]", "--shm-size", "1m", "--sysctl", "a.b=c d")
+    assert fittings.steps(wish) == [
+        ("append", "/etc/hosts", "10.0.0.7\tdb\n::1\tsix\n"),
+        ("remount", "/dev/shm", "6", "size=1048576,mode=1777"),
+        ("sysctl", "a.b", "c d"),
+    ]
+    readable = fittings.late_steps(spec("--read-only"))
+    assert [step[1] for step in readable] == ["/run", "/tmp", "/"]  # the root last: nothing is in its way by then
+    assert [step[1] for step in fittings.late_steps(spec("--read-only", "--tmpfs", "/tmp"))] == ["/run", "/"]
+    assert fittings.bounds(spec("--ulimit", "core=1:-1", "--group-add", "x")) == {"limits": ["4 1 -1"], "groups": ["x"]}
+
+
+def test_each_name_of_a_limit_is_the_kernels() -> None:
+    for name, number in fittings.LIMITS.items():
+        known = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        assert known in (None, number), name

@@ -1,0 +1,83 @@
+"""How a sandbox wishes to find its machine: what only a guest shows of it, also after a restart, and in forks."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perdure.client.node import NodeClient
+
+pytestmark = pytest.mark.vm
+IMAGE = "perdure-test"
+Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
+WRITES = (
+    "for at in /x /etc/x /tmp/x /run/x /dev/shm/x /scratch/x /var/log/x; do touch $at 2>/dev/null && echo $at; done"
+)
+LOOKS = (
+    "ulimit -Sn; ulimit -Hn; ulimit -c; id -G; grep -c 10.9.8.7 /etc/hosts; getent hosts db six; "
+    "df -B1 --output=size /dev/shm | tail -1 | tr -d ' '; cat /proc/sys/net/core/somaxconn /proc/sys/vm/swappiness"
+)
+FOUND = "100\n200\n0\n0 1 4321\n1\n10.9.8.7        db\nfd00::6         six\n8388608\n99\n7\n"
+WISHES = [
+    *("--ulimit", "nofile=100:200", "--ulimit", "core=0", "--group-add", "daemon", "--group-add", "4321"),
+    *("--add-host", "db:10.9.8.7", "--add-host=six=[fd00::6]", "--shm-size", "8m", "--init"),
+    *("--sysctl", "net.core.somaxconn=99", "--sysctl", "vm/swappiness=7"),
+]
+
+
+def test_a_read_only_root_and_what_is_written_beside_it(fcrun: Fcrun, client: NodeClient, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("brought\n")
+    script = f"{WRITES}; cat /in/file; sleep 1000"
+    options = ["--read-only", "--tmpfs", "/scratch", "--add-host", "db:10.9.8.7", "-v", f"{tmp_path}:/in"]
+    ref = fcrun("run", "-d", "--name", "sealed", *options, IMAGE, "sh", "-c", script).stdout.strip()
+    seen = b""
+    for record in client.logs(ref, follow=True):
+        seen += record.data
+        if b"brought" in seen:
+            break
+    assert seen == b"/dev/shm/x\n/scratch/x\nbrought\n"
+    assert fcrun("exec", "sealed", "sh", "-c", WRITES).stdout == "/dev/shm/x\n/scratch/x\n"
+    copied = fcrun("cp", str(tmp_path / "file"), "sealed:/usr/file")
+    assert copied.returncode != 0 and "Read-only file system" in copied.stderr
+
+    (fork,) = fcrun("fork", "sealed").stdout.split()  # who it is changes, and nothing else may
+    look = "cat /etc/hostname; grep 127.0.1.1 /etc/hosts; grep -c db /etc/hosts; hostname"
+    assert fcrun("exec", fork, "sh", "-c", look).stdout == f"{fork}\n127.0.1.1 {fork}\n1\n{fork}\n"
+    assert fcrun("exec", fork, "sh", "-c", WRITES).stdout == "/dev/shm/x\n/scratch/x\n"
+
+
+def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClient) -> None:
+    ref = fcrun(
+        "run", "-d", "--name", "fitted", *WISHES, IMAGE, "sh", "-c", f"{LOOKS}; echo; sleep 1000"
+    ).stdout.strip()
+    seen = ""
+    for record in client.logs(ref, follow=True):
+        seen += record.data.decode()
+        if seen.endswith("\n\n"):
+            break
+    assert seen == f"{FOUND}\n"
+    assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
+    (fork,) = fcrun("fork", "fitted").stdout.split()
+    assert fcrun("exec", fork, "sh", "-c", LOOKS).stdout == FOUND
+    fcrun("rm", "-f", fork)
+    client.stop("fitted", timeout_s=0)
+    client.start("fitted")  # once more on its files, and on a kernel that has just booted
+    assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
+    orphan = "(sleep 0.1 & ) ; sleep 1; ps -o stat= -e 2>/dev/null | grep -c Z"
+    assert fcrun("exec", "fitted", "sh", "-c", orphan).stdout in ("0\n", "")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--sysctl", "net.no.such=1"), "sysctl net.no.such: No such file or directory"),
+        (("--group-add", "nosuch"), "unable to find group nosuch"),
+    ],
+)
+def test_what_its_guest_refuses_is_told(fcrun: Fcrun, client: NodeClient, argv: tuple[str, str], words: str) -> None:
+    done = fcrun("run", "--rm", *argv, IMAGE, "true")
+    assert (done.returncode, done.stdout) == (125, "") and words in done.stderr
+    assert client.list() == []
