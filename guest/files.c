@@ -8,7 +8,7 @@
 //   remove PATH | mkdir PATH OCTAL | symlink TARGET PATH | chmod PATH OCTAL | chown PATH UID GID
 //   tree (tree.c) | top (top.c)
 //   mount …                  attach.c
-//   append … | remount … | sysctl …                 fit.c
+//   append … | remount … | sysctl … | pids …        fit.c
 //
 //   record = u32 bytes that follow before the content | u32 mode | u32 uid | u32 gid | u64 size | u64 mtime ns
 //            | text path | text link target | the content of a regular file, size bytes

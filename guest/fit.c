@@ -3,6 +3,7 @@
 //   append PATH TEXT               at the end of a file, as of /etc/hosts
 //   remount PATH FLAGS DATA        what is mounted there, with other flags (mount(2)); with DATA: its file system
 //   sysctl NAME VALUE              of this machine's kernel: net.ipv4.ip_forward, or net/ipv4/ip_forward
+//   pids MAX                       so many processes and threads may be in the workload's cgroup
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -38,6 +39,14 @@ static void set_kernel(const char *name, const char *value) {
     write_text(path, 0, value, "sysctl", name);
 }
 
+static void limit_pids(const char *most) {
+    char path[PATH_MAX];
+    snprintf(path, sizeof path, "%s/../cgroup.subtree_control", guestd.cgroup ? guestd.cgroup : "");
+    write_text(path, 0, "+pids", "cgroup controller", "pids");
+    snprintf(path, sizeof path, "%s/pids.max", guestd.cgroup);
+    write_text(path, 0, most, "at most", most);
+}
+
 bool fit_tool(char **argv, int count) {
     if (!strcmp(argv[0], "append") && count == 3) {
         write_text(argv[1], O_APPEND | O_CREAT, argv[2], "append to", argv[1]);
@@ -47,6 +56,8 @@ bool fit_tool(char **argv, int count) {
             fail("remount", argv[1]);
     } else if (!strcmp(argv[0], "sysctl") && count == 3) {
         set_kernel(argv[1], argv[2]);
+    } else if (!strcmp(argv[0], "pids") && count == 2) {
+        limit_pids(argv[1]);
     } else {
         return false;
     }

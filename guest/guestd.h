@@ -64,7 +64,7 @@ struct spawn {
     bool tty, tool;
     char *user, *cwd;
     char **argv, **env;  // NULL-terminated, as these:
-    char **limits;       // "RESOURCE SOFT HARD"
+    char **limits;       // what it may (spawn.c)
     char **groups;       // names or numbers, besides the user's own
     int in, out, error;  // with a tty, all three are its slave
     int status_fd;       // a failure is told here: u16 reply code, text; closed by exec

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -18,6 +19,7 @@
 #include "guestd.h"
 
 enum { GROUPS = 64, OPEN_FILES = 65536 };
+static const char capabilities[] = "capabilities ";
 static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 static int report_fd = -1;
@@ -142,7 +144,15 @@ static void find_account(char *user, char **more_groups, struct account *account
             fail(REPLY_INVALID, "unable to find group %s: no such name in the image's /etc/group", *more_groups);
 }
 
-// Each "RESOURCE SOFT HARD", numbers as setrlimit(2) has them; -1: none.
+// What it could gain by exec(2) or has as root: those of the mask (capabilities(7)).
+static void bound_capabilities(uint64_t mask) {
+    for (int one = 0; one < 64 && prctl(PR_CAPBSET_READ, one, 0, 0, 0) >= 0; one++)
+        if (!(mask >> one & 1) && prctl(PR_CAPBSET_DROP, one, 0, 0, 0))
+            fail(REPLY_FAILED, "cannot drop capability %d: %s", one, strerror(errno));
+}
+
+// Each "RESOURCE SOFT HARD", numbers as setrlimit(2) has them, -1: none; or "capabilities MASK", in hexadecimal; or
+// "no-new-privileges".
 static void set_limits(char **limits) {
     if (!guestd.test) {
         struct rlimit files = {OPEN_FILES, OPEN_FILES};
@@ -150,6 +160,15 @@ static void set_limits(char **limits) {
     }
     for (; *limits; limits++) {
         char *at = *limits;
+        if (!strncmp(at, capabilities, strlen(capabilities))) {
+            bound_capabilities(strtoull(at + strlen(capabilities), NULL, 16));
+            continue;
+        }
+        if (!strcmp(at, "no-new-privileges")) {
+            if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+                fail(REPLY_FAILED, "no-new-privileges: %s", strerror(errno));
+            continue;
+        }
         int resource = (int)strtol(at, &at, 10);
         rlim_t soft = (rlim_t)strtoull(at, &at, 10), hard = (rlim_t)strtoull(at, &at, 10);
         struct rlimit limit = {soft, hard};
@@ -251,7 +270,8 @@ _Noreturn void spawn_child(const struct spawn *spawn) {
     static struct account account;
     report_fd = spawn->status_fd;
     umask(022);
-    bool is_outside = spawn->tool && !strcmp(spawn->argv[0], "tree");  // it sees what the workload's root is made of
+    // They see what the workload's root is made of, and its cgroup.
+    bool is_outside = spawn->tool && (!strcmp(spawn->argv[0], "tree") || !strcmp(spawn->argv[0], "pids"));
     if (!guestd.test && (fchdir(guestd.root_fd) || (!is_outside && (chroot(".") || chdir("/")))))
         fail(REPLY_FAILED, "cannot enter the image: %s", strerror(errno));
     if (spawn->tool) {

@@ -187,6 +187,10 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     extra_hosts: list[str] = []  # NAME:ADDRESS each, for /etc/hosts
     ulimits: list[Ulimit] = []  # of the main process and of every exec
     groups: list[str] = []  # names or numbers that its user is in besides
+    cap_add: list[str] = []  # capabilities(7), or ALL, that its root has in spite of ``cap_drop``
+    cap_drop: list[str] = []  # those that it has not; without any it has all
+    no_new_privileges: bool = False  # no setuid program gives its processes more
+    pids_max: int = 0  # processes and threads at once; 0: as many as its kernel takes
     shm_bytes: int = 0  # what fits into /dev/shm; 0: half of its memory
     sysctls: dict[str, str] = {}  # of its own kernel
     init: bool = False  # docker's wish for a process that reaps: every sandbox has one

@@ -31,6 +31,7 @@ def fcrun(client: NodeClient) -> Fcrun:
 OPTIONS = [
     *("--read-only", "--init", "--shm-size", "64m", "--group-add", "audio", "--add-host", "db=10.0.0.7"),
     *("--ulimit", "nofile=1024:2048", "--ulimit", "core=-1", "--sysctl", "net.core.somaxconn=99"),
+    *("--cap-drop", "all", "--cap-add", "chown", "--security-opt", "no-new-privileges:true", "--pids-limit", "64"),
     *("--log-driver", "local", "--log-opt", "labels=team"),
 ]
 
@@ -46,6 +47,8 @@ def test_it_is_kept_and_shown_in_dockers_words(client: NodeClient, fcrun: Fcrun)
         {"Name": "nofile", "Hard": 2048, "Soft": 1024},
         {"Name": "core", "Hard": -1, "Soft": -1},
     ]
+    assert (host["CapDrop"], host["CapAdd"], host["PidsLimit"]) == (["ALL"], ["CAP_CHOWN"], 64)
+    assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["Sysctls"] == {"net.core.somaxconn": "99"}
     assert host["LogConfig"] == {"Type": "local", "Config": {"labels": "team"}}
     assert fcrun.said("inspect", "-f", '{{index .HostConfig.Sysctls "net.core.somaxconn"}}', made) == "99\n"

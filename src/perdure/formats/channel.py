@@ -224,7 +224,7 @@ class Exec(Frame):
     cwd: str
     argv: tuple[str, ...]
     env: tuple[str, ...]
-    limits: tuple[str, ...] = ()  # "RESOURCE SOFT HARD" each, as setrlimit(2) has them; -1: none
+    limits: tuple[str, ...] = ()  # "RESOURCE SOFT HARD", "capabilities MASK" or "no-new-privileges" each
     groups: tuple[str, ...] = ()
 
 

@@ -52,6 +52,18 @@ async def test_a_limit_that_the_kernel_refuses_is_told(guest: Guest) -> None:
         await guest.session.exec(ExecSpec(command=["true"]), limits=["7 -1 -1"])
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+async def test_root_has_what_is_left_to_it(guest: Guest) -> None:
+    script = "grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status | tr -s '\\t\\n' ' '"
+    dropped = SandboxSpec(image="i", cap_drop=["ALL"], cap_add=["CHOWN", "NET_BIND_SERVICE"], no_new_privileges=True)
+    told = await said(guest.session, script, dropped)
+    assert told == "CapEff: 0000000000000401 CapBnd: 0000000000000401 NoNewPrivs: 1 "
+    told = await said(guest.session, script, dropped, user="nobody")
+    assert told == "CapEff: 0000000000000000 CapBnd: 0000000000000401 NoNewPrivs: 1 "
+    usual = await said(guest.session, script, SandboxSpec(image="i", cap_add=["ALL"]))
+    assert "NoNewPrivs: 0" in usual and "0000000000000401" not in usual  # the next has its own
+
+
 @dataclass(frozen=True, slots=True)
 class FormerExec(channel.Frame):
     """As it was before there were limits and groups."""
@@ -89,5 +101,7 @@ async def test_what_cannot_be_set_is_told(guest: Guest) -> None:
         await guest.session.files.tool("sysctl", "net.no.such", "1")
     with pytest.raises((GuestFailed, InvalidValue, NotFound), match=r"remount /nowhere"):
         await guest.session.files.tool("remount", "/nowhere", "1", "")
+    with pytest.raises((GuestFailed, NotFound), match="cgroup controller pids"):
+        await guest.session.files.tool("pids", "5")  # on this machine guestd has no cgroup
     with pytest.raises(GuestFailed, match="no such file tool"):
         await guest.session.files.tool("append", "only one")

@@ -75,15 +75,65 @@ def test_exec_knows_privileged_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "root may do everything" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", [("--ipc", "private"), ("--security-opt=seccomp=unconfined",), ("--pids-limit", "-1")])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("--ipc", "private"),
+        ("--security-opt=seccomp=unconfined",),
+        ("--security-opt", "no-new-privileges:false"),
+        ("--pids-limit", "-1"),
+        ("--memory-swap", "-1"),
+        ("-m", "512m", "--memory-swap", "0.5g"),
+    ],
+)
 def test_what_is_so_anyway_is_taken(argv: tuple[str, ...]) -> None:
     assert spec(*argv) == spec()
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("--security-opt", "seccomp=profile.json"), "--security-opt seccomp=profile.json: a profile of the host's"),
+        (("--security-opt", "no-new-privileges", "--security-opt", "x"), "--security-opt x"),
+        (("--memory-swap", "1g"), "no swap"),
+        (("-m", "512m", "--memory-swap", "1g"), "no swap"),
+    ],
+)
+def test_what_cannot_be_so(argv: tuple[str, ...], words: str) -> None:
+    with pytest.raises(InvalidValue, match=words):
+        spec(*argv)
+
+
+ALL = (1 << 64) - 1
+RAW, BIND = 1 << 13, 1 << 10  # linux/capability.h
+
+
+@pytest.mark.parametrize(
+    ("argv", "mask"),
+    [
+        (("--cap-add", "SYS_ADMIN"), ALL),
+        (("--cap-add", "all", "--cap-drop", "net_raw"), ALL & ~RAW),
+        (("--cap-drop", "CAP_NET_RAW"), ALL & ~RAW),
+        (("--cap-drop", "ALL"), 0),
+        (("--cap-drop=ALL", "--cap-add=NET_BIND_SERVICE", "--cap-add", "cap_net_raw"), RAW | BIND),
+        (("--cap-drop", "NET_RAW", "--cap-add", "NET_RAW"), ALL),
+    ],
+)
+def test_capabilities_are_counted_from_all(argv: tuple[str, ...], mask: int) -> None:
+    wish = spec(*argv, "--security-opt=no-new-privileges", "--pids-limit", "64")
+    fittings.check(wish)
+    told = [] if mask == ALL else [f"capabilities {mask:x}"]
+    assert fittings.bounds(wish)["limits"] == [*told, "no-new-privileges"]
+    assert fittings.steps(wish) == [("pids", "64")]
+    assert all(name == "ALL" or name.startswith("CAP_") for name in (*wish.cap_add, *wish.cap_drop))
 
 
 def test_a_template_has_its_own() -> None:
     given: dict[str, list[str]] = {
         "--ulimit": ["core=0"], "--add-host": ["a:1.1.1.1"], "--group-add": ["x"], "--shm-size": ["1m"],
-        "--sysctl": ["a.b=c"], "--log-driver": ["local"], "--log-opt": ["labels=a"], "--read-only": [], "--init": [],
+        "--cap-add": ["all"], "--cap-drop": ["all"], "--security-opt": ["no-new-privileges"], "--pids-limit": ["5"],
+        "--memory-swap": ["-1"], "--sysctl": ["a.b=c"], "--log-driver": ["local"],
+        "--log-opt": ["labels=a"], "--read-only": [], "--init": [],
     }  # fmt: skip
     assert set(given) == set(_fittings.FIXED)
     for option, value in given.items():
@@ -110,6 +160,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"groups": ["a:b"]}, "neither a name nor a number"),
     ({"groups": ["x"] * 40}, "at most 32"),
     ({"shm_bytes": -1}, "shm_bytes"),
+    ({"pids_max": -1}, "pids_max"),
+    ({"pids_max": 1 << 30}, "pids_max"),
+    ({"cap_drop": ["CAP_WHAT"]}, "unknown capability 'CAP_WHAT'"),
+    ({"cap_add": [""]}, "unknown capability ''"),
     ({"log_driver": "syslog"}, "log driver syslog"),
     ({"log_options": {"max-size": "1m"}}, "log option max-size"),
     ({"log_options": {"labels-regex": "("}}, "no regular expression"),

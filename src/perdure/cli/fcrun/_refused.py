@@ -31,14 +31,6 @@ _LEAVE = "Leave it out."
 PRIVILEGED = Refusal("--privileged", _MAY_ALL, _LEAVE, takes_value=False)
 REFUSED = (
     PRIVILEGED,
-    Refusal("--cap-add", _MAY_ALL, _LEAVE),
-    Refusal("--cap-drop", _MAY_ALL, "Run the command as another user: -u USER. Nothing of the host is in its reach."),
-    Refusal(
-        "--security-opt",
-        "profiles of the host's kernel do not hold in a sandbox's own; the machine is confined from outside, always",
-        "Leave it out; docs/threat-model.md says what confines it.",
-        ("seccomp=unconfined", "apparmor=unconfined", "label=disable", "systempaths=unconfined"),
-    ),
     Refusal(
         "--device", _DEVICES, "Bring files with -v or cp; a disk that outlives the sandbox is a volume: -v NAME:/PATH."
     ),
@@ -64,12 +56,11 @@ REFUSED = (
         "Say how many, also parts of one: --cpus 1.5.",
     ),
     Refusal(
-        "--memory-reservation --memory-swap --memory-swappiness --kernel-memory --oom-score-adj",
+        "--memory-reservation --memory-swappiness --kernel-memory --oom-score-adj",
         _MEMORY,
         "Use --memory.",
     ),
     Refusal("--oom-kill-disable", _MEMORY, "Use --memory.", takes_value=False),
-    Refusal("--pids-limit", "its processes are its own kernel's", "Use --ulimit nproc=N.", ("-1", "0")),
     Refusal("--storage-opt", "a sandbox's disk is made for it", "Say how large: --disk 10g."),
     Refusal("--ip --ip6 --link-local-ip --mac-address", _ADDRESS, "Members of a network know each other by name."),
     Refusal("--link", "sandboxes know each other by name in networks", "`fcrun network create NAME`; --network NAME."),

@@ -139,6 +139,10 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
             "Init": spec.init or None,
             "LogConfig": {"Type": spec.log_driver or "json-file", "Config": Open(spec.log_options)},
             "Privileged": False,
+            "CapAdd": spec.cap_add or None,
+            "CapDrop": spec.cap_drop or None,
+            "SecurityOpt": ["no-new-privileges"] if spec.no_new_privileges else None,
+            "PidsLimit": spec.pids_max or None,
         },
         "Config": {
             "Hostname": spec.hostname or info.id,

@@ -1,4 +1,4 @@
-"""How else a sandbox finds its machine: names of hosts, limits, groups, kernel parameters, what may be written.
+"""How else a sandbox finds its machine: names of hosts, limits, groups, kernel parameters, what its processes may.
 
 What is about the whole machine are orders for guestd's tools (guest/fit.c), done at every start before the main process
 runs. What is about processes goes with each of them (``limits`` of the channel's Exec).
@@ -9,6 +9,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import TypedDict
 
 from perdure.errors import InvalidValue
@@ -19,11 +21,22 @@ LIMITS: Mapping[str, int] = {
     "cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7, "memlock": 8,
     "locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
 }  # fmt: skip
+# linux/capability.h, by their numbers
+CAPABILITIES = (
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE",
+)  # fmt: skip
 UNLIMITED = -1
+PIDS_MAX = 1 << 22  # PID_MAX_LIMIT of the kernel
 OPEN_FILES_MAX = 1 << 20  # fs.nr_open: the guest's kernel refuses more
 GROUPS_MAX = 32
 LOG_DRIVERS = ("json-file", "local")
 LOG_OPTIONS = ("labels", "labels-regex", "env", "env-regex")
+_ALL = (1 << 64) - 1  # also those that a newer kernel has
 _LIMIT_MAX = (1 << 63) - 1
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_:-]+)+")
 _HOST = re.compile(r"[^\s#:/\0]{1,253}")
@@ -49,6 +62,10 @@ def check(spec: SandboxSpec) -> None:
     for group in spec.groups:
         if not _GROUP.fullmatch(group) or (group.isdecimal() and int(group) >= 0xFFFF_FFFF):
             raise InvalidValue(f"group {group!r} is neither a name nor a number")
+    for name in (*spec.cap_add, *spec.cap_drop):
+        _capability(name)
+    if not 0 <= spec.pids_max <= PIDS_MAX:
+        raise InvalidValue(f"pids_max is {spec.pids_max}: it must be 0 (no limit) or a number up to {PIDS_MAX}")
     if not 0 <= spec.shm_bytes < 1 << 50:
         raise InvalidValue(f"shm_bytes is {spec.shm_bytes}: it must be 0 (half of the memory) or a number of bytes")
     _check_log(spec)
@@ -103,6 +120,24 @@ def _ulimit(limit: Ulimit) -> None:
         raise InvalidValue(f"ulimit nofile: the kernel takes at most {OPEN_FILES_MAX} open files")
 
 
+def _capability(name: str) -> int:
+    """As a mask, which of ALL has all bits. Raises InvalidValue."""
+    short = name.upper().removeprefix("CAP_")
+    if short == "ALL":
+        return _ALL
+    if short not in CAPABILITIES:
+        raise InvalidValue(f"unknown capability {name!r}", hint="Such as NET_RAW, or ALL: see capabilities(7).")
+    return 1 << CAPABILITIES.index(short)
+
+
+def _allowed(spec: SandboxSpec) -> int:
+    """The mask of what root has, as docker counts it, but from all capabilities instead of its own choice."""
+    added, dropped = (reduce(or_, map(_capability, names), 0) for names in (spec.cap_add, spec.cap_drop))
+    if added == _ALL and dropped != _ALL:
+        return _ALL & ~dropped
+    return _ALL & ~dropped | added
+
+
 class Bounds(TypedDict):
     """What ``GuestSession.exec`` takes of them."""
 
@@ -113,6 +148,10 @@ class Bounds(TypedDict):
 def bounds(spec: SandboxSpec) -> Bounds:
     """Of each process of the sandbox."""
     limits = [f"{LIMITS[limit.name]} {limit.soft} {limit.hard}" for limit in spec.ulimits]
+    if (allowed := _allowed(spec)) != _ALL:
+        limits.append(f"capabilities {allowed:x}")
+    if spec.no_new_privileges:
+        limits.append("no-new-privileges")
     return {"limits": limits, "groups": spec.groups}
 
 
@@ -124,6 +163,8 @@ def steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
     if spec.shm_bytes:
         flags = _NOSUID | _NODEV
         found.append(("remount", "/dev/shm", str(flags), f"size={spec.shm_bytes},mode=1777"))
+    if spec.pids_max:
+        found.append(("pids", str(spec.pids_max)))
     found += [("sysctl", name, value) for name, value in spec.sysctls.items()]
     return found
 
