@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from types import ModuleType
 from typing import NoReturn
 
+from perdure.cli import booleans
+
 DOCKER_FAILED = 125  # as docker run has it
 _UNKNOWN = "unrecognized arguments: "  # argparse's words
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -119,7 +121,8 @@ class Program:
             return group.main(argv[1:])
         sys.unraisablehook = _unraisable
         try:
-            options = self.parser_of(command).parse_args(argv[1:])
+            parser = self.parser_of(command)
+            options = parser.parse_args(booleans.plain(parser, argv[1:]) if self._docker else argv[1:])
             return int(command.run(options))
         except SystemExit as error:
             return error.code if isinstance(error.code, int) else self._status(1)
