@@ -20,6 +20,7 @@ LOOKS = (
     "ulimit -Sn; ulimit -Hn; ulimit -c; id -G; grep -c 10.9.8.7 /etc/hosts; getent hosts db six; "
     "df -B1 --output=size /dev/shm | tail -1 | tr -d ' '; cat /proc/sys/net/core/somaxconn /proc/sys/vm/swappiness"
 )
+TOLD = "sleep 1000 & trap 'echo told; exit' USR1"
 FOUND = "100\n200\n0\n0 1 4321\n1\n10.9.8.7        db\nfd00::6         six\n8388608\n99\n7\n"
 WISHES = [
     *("--ulimit", "nofile=100:200", "--ulimit", "core=0", "--group-add", "daemon", "--group-add", "4321"),
@@ -51,7 +52,7 @@ def test_a_read_only_root_and_what_is_written_beside_it(fcrun: Fcrun, client: No
 
 def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClient) -> None:
     ref = fcrun(
-        "run", "-d", "--name", "fitted", *WISHES, IMAGE, "sh", "-c", f"{LOOKS}; echo; sleep 1000"
+        "run", "-d", "--name", "fitted", *WISHES, IMAGE, "sh", "-c", f"{TOLD}; {LOOKS}; echo; wait"
     ).stdout.strip()
     seen = ""
     for record in client.logs(ref, follow=True):
@@ -63,8 +64,9 @@ def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClien
     (fork,) = fcrun("fork", "fitted").stdout.split()
     assert fcrun("exec", fork, "sh", "-c", LOOKS).stdout == FOUND
     fcrun("rm", "-f", fork)
-    client.stop("fitted", timeout_s=0)
-    client.start("fitted")  # once more on its files, and on a kernel that has just booted
+    # once more on its files, and on a kernel that has just booted
+    assert fcrun("restart", "--signal", "USR1", "--timeout=-1", "fitted").stdout == "fitted\n"
+    assert "told\n" in fcrun("logs", "fitted").stdout
     assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
     orphan = "pid=$(sh -c 'true & echo $!'); while [ -e /proc/$pid ]; do :; done; echo gone"
     assert fcrun("exec", "fitted", "sh", "-c", orphan).stdout == "gone\n"  # somebody reaps it

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from perdure.cli.fcrun.stop import add_stop_options
+
 NAME = "restart"
 HELP = "Stop sandboxes and start them again, on their files"
 GROUP = "Sandboxes"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-t", "--time", type=float, default=10.0, metavar="SECONDS", help="before KILL (10)")
+    add_stop_options(parser)
     parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 
@@ -20,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     with node() as client:
 
         def restart(ref: str) -> None:
-            sandbox_id = client.stop(ref, timeout_s=options.time).id
+            sandbox_id = client.stop(ref, timeout_s=options.time, signal=options.signal).id
             client.start(sandbox_id)
 
         return each(options.sandboxes, restart)

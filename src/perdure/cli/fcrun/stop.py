@@ -10,11 +10,21 @@ GROUP = "Common commands"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    add_stop_options(parser)
+    parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
+
+
+def add_stop_options(parser: argparse.ArgumentParser) -> None:
+    """What ``restart`` has as well."""
     parser.add_argument(
-        "-t", "--time", type=float, default=None, metavar="SECONDS", help="before KILL (its --stop-timeout, or 10)"
+        *("-t", "--timeout", "--time"),
+        dest="time",
+        type=float,
+        default=None,
+        metavar="SECONDS",
+        help="before KILL (its --stop-timeout, or 10); -1: never",
     )
     parser.add_argument("-s", "--signal", default="", metavar="SIGNAL", help="instead of its stop signal")
-    parser.add_argument("sandboxes", nargs="+", metavar="SANDBOX")
 
 
 def run(options: argparse.Namespace) -> int:
