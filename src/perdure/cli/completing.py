@@ -28,7 +28,8 @@ def candidates(program: Program, words: Sequence[str], names: Names) -> list[str
     if wanted is not None and wanted.option_strings:
         return _starting(current, _values(wanted, names))
     if current.startswith("-"):
-        return _starting(current, [option for option in _options(parser) if option.startswith("--")])
+        shown = [option for option, action in _options(parser).items() if action.help is not argparse.SUPPRESS]
+        return _starting(current, [option for option in shown if option.startswith("--")])
     return _starting(current, _values(wanted, names)) if wanted is not None else []
 
 

@@ -40,7 +40,8 @@ class _Parser(argparse.ArgumentParser):
         import difflib
 
         name = word.partition("=")[0]
-        known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
+        shown = [action for action in self._actions if action.help is not argparse.SUPPRESS]
+        known = [option for action in shown for option in action.option_strings if option.startswith("--")]
         near = difflib.get_close_matches(name, known, n=1)
         return f"unknown flag: {name}" + (f"; did you mean {near[0]}?" if near else "")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.cli import fcrun
+from perdure.cli import completing, fcrun
 from perdure.cli.fcrun import _fittings, _process, _refused, run
 from perdure.errors import InvalidValue
 from perdure.execution.sandboxes import fittings
@@ -68,6 +68,9 @@ def test_what_cannot_be_is_told_with_why_and_what_to_do(
     assert said.out == "" and said.err.startswith(f"fcrun: there is no {option}: ")
     assert said.err.count("\n") == 2  # why, and a line of what to do
     assert option not in fcrun.parser_of(fcrun.command_module(command)).format_help().split()
+    assert option not in completing.candidates(fcrun.PROGRAM, [command, option[:-1]], lambda _: [])
+    fcrun.main([command, f"{option}z" if option.startswith("--") else "--no", "image"])
+    assert f"did you mean {option}?" not in capsys.readouterr().err
 
 
 def test_exec_knows_privileged_too(capsys: pytest.CaptureFixture[str]) -> None:
