@@ -185,6 +185,8 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     health: HealthCheck | None = None  # what is given in it counts instead of the image's
     read_only: bool = False  # its root, but for its mounts
     extra_hosts: list[str] = []  # NAME:ADDRESS each, for /etc/hosts
+    dns_search: list[str] = []  # domains in which names without one are looked for
+    dns_options: list[str] = []  # of its resolver: ndots:2 …
     ulimits: list[Ulimit] = []  # of the main process and of every exec
     groups: list[str] = []  # names or numbers that its user is in besides
     cap_add: list[str] = []  # capabilities(7), or ALL, that its root has in spite of ``cap_drop``

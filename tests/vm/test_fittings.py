@@ -24,7 +24,16 @@ TOLD = "sleep 1000 & trap 'echo told; exit' USR1"
 FOUND = "100\n200\n0\n0 1 4321\n1\n10.9.8.7        db\nfd00::6         six\n8388608\n99\n7\n"
 WISHES = [
     *("--ulimit", "nofile=100:200", "--ulimit", "core=0", "--group-add", "daemon", "--group-add", "4321"),
-    *("--add-host", "db:10.9.8.7", "--add-host=six=[fd00::6]", "--shm-size", "8m", "--init"),
+    *(
+        "--add-host",
+        "db:10.9.8.7",
+        "--add-host=six=[fd00::6]",
+        "--dns-search",
+        "example.org",
+        "--shm-size",
+        "8m",
+        "--init",
+    ),
     *("--sysctl", "net.core.somaxconn=99", "--sysctl", "vm/swappiness=7"),
 ]
 
@@ -68,6 +77,8 @@ def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClien
     assert fcrun("restart", "--signal", "USR1", "--timeout=-1", "fitted").stdout == "fitted\n"
     assert "told\n" in fcrun("logs", "fitted").stdout
     assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
+    resolver = fcrun("exec", "fitted", "grep", "-v", "nameserver", "/etc/resolv.conf")
+    assert resolver.stdout == "search example.org\n"
     orphan = "pid=$(sh -c 'true & echo $!'); while [ -e /proc/$pid ]; do :; done; echo gone"
     assert fcrun("exec", "fitted", "sh", "-c", orphan).stdout == "gone\n"  # somebody reaps it
 

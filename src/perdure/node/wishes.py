@@ -55,8 +55,8 @@ _HARMLESS = (
     "init_timeout_s", "publish_all", "vcpus", "cpus", "memory_mib", "disk_mib",
     "aliases", "egress", "bytes_per_s", "packets_per_s",
     "stop_signal", "stop_timeout_s", "health", "restart", "suspend_after_s", "wake_on",
-    "read_only", "extra_hosts", "ulimits", "groups", "cap_add", "cap_drop", "no_new_privileges", "pids_max",
-    "shm_bytes", "sysctls", "init", "log_driver", "log_options",
+    "read_only", "extra_hosts", "dns_search", "dns_options", "ulimits", "groups", "cap_add", "cap_drop",
+    "no_new_privileges", "pids_max", "shm_bytes", "sysctls", "init", "log_driver", "log_options",
 )  # fmt: skip
 
 FIELDS: Mapping[str, Callable[[Any], str]] = {

@@ -150,6 +150,9 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"extra_hosts": ["a b:10.0.0.1"]}, "bad format"),
     ({"extra_hosts": ["a\n:10.0.0.1"]}, "bad format"),
     ({"extra_hosts": ["h:host-gateway"]}, "does not reach the host"),
+    ({"dns_search": ["a b"]}, "no domain"),
+    ({"dns_search": ["a\nnameserver 1.1.1.1"]}, "no domain"),
+    ({"dns_options": ["ndots 2"]}, "resolv.conf"),
     ({"ulimits": [Ulimit(name="as", soft=1, hard=1)]}, "invalid ulimit type: 'as'"),
     ({"ulimits": [Ulimit(name="core", soft=2, hard=1)]}, "soft limit must be less than or equal to hard limit: 2 > 1"),
     ({"ulimits": [Ulimit(name="core", soft=-1, hard=1)]}, "soft limit"),
@@ -186,6 +189,9 @@ def test_the_orders_for_the_guest() -> None:
         ("remount", "/dev/shm", "6", "size=1048576,mode=1777"),
         ("sysctl", "a.b", "c d"),
     ]
+    resolver = spec("--dns-search", "a.org", "--dns-search", "b.org", "--dns-opt", "ndots:2", "--dns-option", "rotate")
+    fittings.check(resolver)
+    assert fittings.steps(resolver) == [("append", "/etc/resolv.conf", "search a.org b.org\noptions ndots:2 rotate\n")]
     readable = fittings.late_steps(spec("--read-only"))
     assert [step[1] for step in readable] == ["/run", "/tmp", "/"]  # the root last: nothing is in its way by then
     assert [step[1] for step in fittings.late_steps(spec("--read-only", "--tmpfs", "/tmp"))] == ["/run", "/"]

@@ -44,6 +44,12 @@ def add_network_options(parser: argparse.ArgumentParser) -> None:
         help="where it may go, and nowhere else: a CIDR, an address, a host name, *.example.org, or 'none'",
     )
     parser.add_argument("--dns", action="append", default=[], metavar="ADDRESS", help="ask this name server")
+    parser.add_argument(
+        "--dns-search", action="append", default=[], metavar="DOMAIN", help="names without a domain may be of this one"
+    )
+    parser.add_argument(
+        "--dns-option", "--dns-opt", action="append", default=[], metavar="OPTION", help="of its resolver: ndots:2"
+    )
     parser.add_argument("--bandwidth", default="", metavar="RATE", help="of its network, each way, in bits: 10m")
     parser.add_argument("--packet-rate", default="", metavar="N", help="packets a second, each way")
 
@@ -58,6 +64,8 @@ def network_of(options: argparse.Namespace) -> dict[str, Any]:
         "publish_all": options.publish_all,
         "egress": None if egress is None else [rule.strip() for text in egress for rule in text.split(",") if rule],
         "dns": options.dns,
+        "dns_search": options.dns_search,
+        "dns_options": options.dns_option,
         "bytes_per_s": _rate("--bandwidth", options.bandwidth) // 8,
         "packets_per_s": _rate("--packet-rate", options.packet_rate),
     }

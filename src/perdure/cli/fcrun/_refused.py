@@ -64,7 +64,6 @@ REFUSED = (
     Refusal("--storage-opt", "a sandbox's disk is made for it", "Say how large: --disk 10g."),
     Refusal("--ip --ip6 --link-local-ip --mac-address", _ADDRESS, "Members of a network know each other by name."),
     Refusal("--link", "sandboxes know each other by name in networks", "`fcrun network create NAME`; --network NAME."),
-    Refusal("--dns-search --dns-option", "its resolver asks its node, which asks --dns", "Use full names."),
     Refusal("--domainname", "a sandbox has a host name only", "Give it a full one: -h NAME.EXAMPLE.ORG."),
     Refusal("--expose", "nothing stands between a sandbox's ports and its networks", "To reach one from the host: -p."),
     Refusal("--volumes-from", "a volume is written by one sandbox at a time", "Mount it by name: -v NAME:/PATH[:ro]."),

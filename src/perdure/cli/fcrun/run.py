@@ -51,6 +51,8 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--network-alias": ("network_alias", []),
     "--egress": ("egress", None),
     "--dns": ("dns", []),
+    "--dns-search": ("dns_search", []),
+    "--dns-option": ("dns_option", []),
     "--bandwidth": ("bandwidth", ""),
     "--packet-rate": ("packet_rate", ""),
     "--pull": ("pull", "missing"),

@@ -40,6 +40,8 @@ _ALL = (1 << 64) - 1  # also those that a newer kernel has
 _LIMIT_MAX = (1 << 63) - 1
 _SYSCTL = re.compile(r"[A-Za-z0-9_-]+([./][A-Za-z0-9_:-]+)+")
 _HOST = re.compile(r"[^\s#:/\0]{1,253}")
+_DOMAIN = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,252})")
+_RESOLVER = re.compile(r"[a-z0-9][a-z0-9-]{0,30}(:[0-9]{1,6})?")
 _GROUP = re.compile(r"[^\s:,\0]{1,64}")
 # linux/mount.h
 _READ_ONLY, _NOSUID, _NODEV, _NOATIME = 1, 2, 4, 1024
@@ -50,6 +52,12 @@ def check(spec: SandboxSpec) -> None:
     """Raises InvalidValue."""
     for entry in spec.extra_hosts:
         _host(entry)
+    for domain in spec.dns_search:
+        if not _DOMAIN.fullmatch(domain):
+            raise InvalidValue(f"dns search {domain!r} is no domain", hint="Such as example.org.")
+    for option in spec.dns_options:
+        if not _RESOLVER.fullmatch(option):
+            raise InvalidValue(f"dns option {option!r} is none of resolv.conf(5)", hint="Such as ndots:2.")
     for name, value in spec.sysctls.items():
         if not _SYSCTL.fullmatch(name) or len(name) > 200:
             raise InvalidValue(f"sysctl {name!r} is no name of a kernel parameter", hint="Such as net.core.somaxconn.")
@@ -160,6 +168,10 @@ def steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     if spec.extra_hosts:
         found.append(("append", "/etc/hosts", "".join(map(_host, spec.extra_hosts))))
+    resolver = [f"search {' '.join(spec.dns_search)}\n"] * bool(spec.dns_search)
+    resolver += [f"options {' '.join(spec.dns_options)}\n"] * bool(spec.dns_options)
+    if resolver:
+        found.append(("append", "/etc/resolv.conf", "".join(resolver)))
     if spec.shm_bytes:
         flags = _NOSUID | _NODEV
         found.append(("remount", "/dev/shm", str(flags), f"size={spec.shm_bytes},mode=1777"))
