@@ -32,7 +32,7 @@ OPTIONS = [
     *("--read-only", "--init", "--shm-size", "64m", "--group-add", "audio", "--add-host", "db=10.0.0.7"),
     *("--ulimit", "nofile=1024:2048", "--ulimit", "core=-1", "--sysctl", "net.core.somaxconn=99"),
     *("--cap-drop", "all", "--cap-add", "chown", "--security-opt", "no-new-privileges:true", "--pids-limit", "64"),
-    *("--dns-search", "example.org", "--dns-option=ndots:2"),
+    *("--stop-signal", "QUIT", "--stop-timeout", "-1", "--dns-search", "example.org", "--dns-option=ndots:2"),
     *("--log-driver", "local", "--log-opt", "labels=team"),
 ]
 
@@ -51,6 +51,7 @@ def test_it_is_kept_and_shown_in_dockers_words(client: NodeClient, fcrun: Fcrun)
     assert (host["CapDrop"], host["CapAdd"], host["PidsLimit"]) == (["ALL"], ["CAP_CHOWN"], 64)
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert (host["Dns"], host["DnsSearch"], host["DnsOptions"]) == ([], ["example.org"], ["ndots:2"])
+    assert (shown["Config"]["StopSignal"], shown["Config"]["StopTimeout"]) == ("QUIT", -1)
     assert host["Sysctls"] == {"net.core.somaxconn": "99"}
     assert host["LogConfig"] == {"Type": "local", "Config": {"labels": "team"}}
     assert fcrun.said("inspect", "-f", '{{index .HostConfig.Sysctls "net.core.somaxconn"}}', made) == "99\n"

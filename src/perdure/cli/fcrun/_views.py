@@ -158,6 +158,8 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
             "WorkingDir": spec.cwd,
             "Entrypoint": spec.entrypoint,
             "Labels": Open(spec.labels),
+            "StopSignal": spec.stop_signal,
+            "StopTimeout": None if spec.stop_timeout_s is None else int(spec.stop_timeout_s),
         },
         "NetworkSettings": {
             "IPAddress": next(iter(info.addresses.values()), ""),
