@@ -78,27 +78,26 @@ REFUSED = (
 
 
 class _Refuse(argparse.Action):
-    """Raises what its option is refused with."""
-
-    refusal: Refusal
+    """Raises what the option is refused with."""
 
     def __call__(
         self, parser: Any, namespace: Any, values: str | Sequence[Any] | None, option: str | None = None
     ) -> None:
-        if isinstance(values, str) and values in self.refusal.fine:
-            return
-        raise InvalidValue(f"there is no {option}: {self.refusal.why}", hint=self.refusal.instead)
+        refusal = next(one for one in REFUSED if option in one.options.split())
+        if not isinstance(values, str) or values not in refusal.fine:
+            raise InvalidValue(f"there is no {option}: {refusal.why}", hint=refusal.instead)
 
 
 def add_refused(parser: argparse.ArgumentParser, refused: Sequence[Refusal] = REFUSED) -> None:
-    """They are known, and not shown."""
-    for one in refused:
-        action = parser.add_argument(
-            *one.options.split(),
-            action=_Refuse,
-            nargs=None if one.takes_value else 0,
-            default=argparse.SUPPRESS,
-            help=argparse.SUPPRESS,
-        )
-        assert isinstance(action, _Refuse)
-        action.refusal = one
+    """They are known, and not shown. Two arguments for all of them: each costs every start of the command."""
+    for takes_value in (True, False):
+        options = [option for one in refused if one.takes_value is takes_value for option in one.options.split()]
+        if options:
+            parser.add_argument(
+                *options,
+                action=_Refuse,
+                dest="refused",
+                nargs=None if takes_value else 0,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
+            )
