@@ -151,6 +151,11 @@ def status(home: Home, assets: Assets | None = None, *, timeout_s: float = PING_
     )
 
 
+def removed(home: Home) -> list[str]:
+    """Paths in the home whose files are gone here, and are held open for an emulated host that remembers them."""
+    return EmulatedHost(home).removed()
+
+
 def ping(address: LauncherAddress, timeout_s: float = PING_TIMEOUT_S) -> dict[str, Any] | None:
     """What the launcher answers to a ping: {pid, version, python, keepers}. None: it does not answer in time."""
     hello = {"op": "hello", "version": line.VERSION, "token": address.token, "want": "ping"}

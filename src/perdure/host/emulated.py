@@ -16,6 +16,7 @@ boot loader runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -48,6 +49,7 @@ BOOT_TIMEOUT_S = 120.0
 SHARE_TIMEOUT_S = 10.0
 TSC_TIMEOUT_S = 10.0
 POLL_S = 0.03
+REMOVED = " (deleted)"  # behind the path of an open file, in /proc/PID/fd
 STARTED, NETWORK_UP = b"init: started", b"init: root and network are up"  # on the console (emulated_init.c)
 PIECES = ("qemu", "virtiofsd-root", "virtiofsd-home")
 # Its one user is root on this machine, so what protects a kernel from its users is left out where it costs time.
@@ -91,8 +93,8 @@ class EmulatedHost:
     ) -> BootTimes:
         """Start all pieces and wait until ``answers()``. What lived of an earlier one is ended first.
 
-        ``launcher`` is the command that init runs, and runs again when it ends; 127.0.0.1:``port`` leads to its
-        ``LAUNCHER_PORT``, and so does ``card``. Raises Unsupported (no QEMU or virtiofsd here), MachineFailed (it ended or did not answer
+        ``launcher`` is the command that init runs, and runs again when it ends; 127.0.0.1:``port`` and ``card`` lead to
+        its ``LAUNCHER_PORT``. Raises Unsupported (no QEMU or virtiofsd here), MachineFailed (it ended or did not answer
         in time, with the console's last lines).
         """
         qemu, virtiofsd = find_programs()
@@ -133,6 +135,25 @@ class EmulatedHost:
         for path in leftovers:
             path.unlink(missing_ok=True)
         return any(found)
+
+    def removed(self) -> list[str]:
+        """What was removed from the home on this side, and takes its room still: the emulated kernel remembers the
+        name, so virtiofsd keeps the file open, until somebody in there looks at that name again."""
+        name = self._files["virtiofsd-home"].read()
+        if name is None:
+            return []
+        folder = f"{self._home.root}{os.sep}"
+        found = []
+        try:
+            links = list(Path(f"/proc/{name.pid}/fd").iterdir())
+        except OSError:
+            return []  # it ends in this moment
+        for link in links:
+            with contextlib.suppress(OSError):  # that one was closed meanwhile
+                path, mark, _ = str(link.readlink()).rpartition(REMOVED)
+                if mark and path.startswith(folder):
+                    found.append(path)
+        return found
 
     def _said(self, line: bytes) -> bool:
         return line in self.console.read_bytes()
@@ -237,9 +258,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _configuration(
-    home: Home, card: LineCard | None, launcher: Sequence[str], environment: Mapping[str, str]
-) -> bytes:
+def _configuration(home: Home, card: LineCard | None, launcher: Sequence[str], environment: Mapping[str, str]) -> bytes:
     """An archive with /config (emulated_init.c), to be appended to the initramfs."""
     records = [f"share=home {home.root}", f"address={ADDRESS}", f"netmask={NETMASK}", f"gateway={GATEWAY}"]
     if card is not None:

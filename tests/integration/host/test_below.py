@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,31 @@ def test_a_killed_piece_is_noticed_and_all_is_started_again(
     assert after.address == address
     assert not set(before.values()) & set(after.pids.values())
     assert below.ping(address) is not None
+
+
+async def test_what_is_removed_here_is_let_go_of_there(
+    own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel remembers names; for it virtiofsd keeps the files open, and their room is not free."""
+    address = below.ensure(own_home, assets)
+    folder = own_home.root / "sandboxes" / "gone"
+    folder.mkdir(parents=True)
+    disk, kept = folder / "disk", own_home.root / "kept"
+    disk.write_bytes(b"much")
+    kept.write_bytes(b"little")
+    assert await run_below(address, "/bin/cat", str(disk), str(kept)) == (0, "muchlittle")
+    shutil.rmtree(folder)
+    assert str(disk) in below.removed(own_home)
+
+    ground_ = ground.Ground(own_home)
+    await ground_.living_launcher()
+    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.2)
+    watching = asyncio.create_task(ground_.watch())
+    try:
+        await asyncio.to_thread(eventually, lambda: below.removed(own_home) == [], "removed files are still open")
+    finally:
+        watching.cancel()
+    assert await run_below(address, "/bin/cat", str(kept)) == (0, "little")
 
 
 async def test_where_no_card_can_be_made_a_forwarded_port_serves(

@@ -20,6 +20,7 @@ from perdure.host.paths import Home
 from perdure.host.progress import Progress, silent
 
 LOOK_EVERY_S = 5.0
+LOOKED_AT = 1000  # removed files at a time
 AT_ONCE = max(4, os.cpu_count() or 1)
 DIALS_AT_ONCE = 16  # connections to ports of guests: the launcher hands each over, and has other things to do
 
@@ -118,6 +119,18 @@ class Ground:
                 if status.running and not status.answers and status.address == launcher.address:
                     _log.error("the emulated host is ended, as it hangs: %s", error)
                     await asyncio.to_thread(below.stop, self._home)
+                continue
+            await self._let_go(launcher)
+
+    async def _let_go(self, launcher: Launcher) -> None:
+        """Make the emulated host forget what was removed here, so that its room is free."""
+        removed = await asyncio.to_thread(below.removed, self._home)
+        if not removed:
+            return
+        try:
+            await launcher.look(removed[:LOOKED_AT])
+        except PerdureError as error:  # one of before, which does not know the wish, or none any more
+            _log.info("the emulated host still has %d removed files: %s", len(removed), error)
 
     async def facts(self) -> dict[str, object]:
         """What is known of this machine without starting anything, by the names of a snapshot's facts."""
