@@ -180,6 +180,8 @@ class SandboxSpec(Frozen, frozen=True, kw_only=True):
     dns: list[str] = []  # name servers to ask; none: those of the host
     bytes_per_s: int = 0  # of its network, each way; 0: no limit
     packets_per_s: int = 0
+    disk_bytes_per_s: int = 0  # of each of its disks, read and written; 0: no limit
+    disk_ops_per_s: int = 0
     stop_signal: str = ""  # instead of the image's
     stop_timeout_s: float | None = None  # then KILL; None: 10, negative: never
     health: HealthCheck | None = None  # what is given in it counts instead of the image's

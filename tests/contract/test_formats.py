@@ -31,6 +31,7 @@ INSPECT_FIELDS = [
     *("State.Status", "State.Running", "State.Paused", "State.Restarting", "State.OOMKilled", "State.Dead"),
     *("State.Pid", "State.ExitCode", "State.Error", "State.StartedAt", "State.FinishedAt"),
     *("HostConfig.Memory", "HostConfig.NanoCpus", "HostConfig.AutoRemove"),
+    *("HostConfig.IOMaximumBandwidth", "HostConfig.IOMaximumIOps"),
     *("Config.Hostname", "Config.User", "Config.Tty", "Config.OpenStdin", "Config.Env", "Config.Cmd", "Config.Image"),
     *("Config.WorkingDir", "Config.Entrypoint", "Config.Labels", "NetworkSettings.Ports", "NetworkSettings.Networks"),
 ]

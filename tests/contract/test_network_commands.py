@@ -77,6 +77,9 @@ REFUSED = [
     (["create", "--bandwidth", "fast", "tiny", "true"], "--bandwidth"),
     (["create", "--init-timeout", "soon", "tiny", "true"], "--init-timeout"),
     (["create", "--packet-rate", "0", "tiny", "true"], "--packet-rate"),
+    (["create", "--ip6", "2001:db8::1", "tiny", "true"], "IPv4 only"),
+    (["network", "create", "--ipv6", "office"], "IPv4 only"),
+    (["network", "create", "--subnet", "fd00::/64", "office"], "fd00::/64"),
 ]
 NO_PORTS = ["", "x", "0", "65536", "1:2:3:4", "80/sctp", "1-2:5-9", "9-1", "host:1:2", "[::1:80", "1.2.3.4:80:"]
 

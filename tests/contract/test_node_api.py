@@ -64,6 +64,8 @@ def ask(home: Home, method: str, path: str, body: bytes | None = None) -> tuple[
         ("POST", "/v1/sandboxes", b'{"image": "nope", "command": ["x"]}', 404, "not-found"),
         ("POST", "/v1/sandboxes", b'{"image": "tiny", "command": ["x"], "memory_mib": 1}', 400, "invalid-value"),
         ("POST", "/v1/sandboxes", b'{"image": "tiny", "command": ["x"], "vcpus": 0}', 400, "invalid-value"),
+        ("POST", "/v1/sandboxes", b'{"image": "tiny", "command": ["x"], "disk_bytes_per_s": 1}', 400, "invalid-value"),
+        ("POST", "/v1/sandboxes", b'{"image": "tiny", "command": ["x"], "disk_ops_per_s": -1}', 400, "invalid-value"),
         ("POST", "/v1/sandboxes", b'{"image": "tiny", "command": ["x"], "name": "a/b"}', 400, "invalid-value"),
         ("POST", "/v1/sandboxes", b'{"image": "tiny"}', 400, "invalid-value"),
         ("GET", "/v1/sandboxes/nope", None, 404, "not-found"),

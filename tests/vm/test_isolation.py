@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +63,57 @@ print(json.dumps({
     "fill the memory": attempt(lambda: open("fill", "wb").write(bytes(1 << 30))),
     "clean": attempt(lambda: os.unlink("fill")),
 }))
+"""
+
+# A disk of the kernel below the line, and a cgroup as a machine's with two processes: one is parted and limited.
+FLOOD = r"""
+import json, mmap, os, subprocess, sys, time
+sys.path.insert(0, sys.argv[1])
+from perdure.linux.cgroup import Cgroup
+BYTES = 3 << 20
+with open("/tmp/flood.disk", "wb") as file:
+    file.truncate(BYTES)
+disk = subprocess.run(["losetup", "-f", "--show", file.name], capture_output=True, text=True, check=True).stdout.strip()
+number = os.stat(disk).st_rdev
+def flood():
+    hearing, telling = os.pipe()
+    told, tell = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.read(hearing, 1)
+        fd, data = os.open(disk, os.O_WRONLY | os.O_DIRECT), mmap.mmap(-1, 1 << 20)
+        began = time.monotonic()
+        for _ in range(BYTES >> 20):
+            os.write(fd, data)
+        os.write(tell, str(time.monotonic() - began).encode())
+        os._exit(0)
+    return pid, telling, told
+floods = [flood(), flood()]
+machine = Cgroup.make("perdure-flood/machine")
+machine.enter([pid for pid, _, _ in floods])
+machine.limit(memory_bytes=1 << 30, processes=10)
+apart = machine.part([floods[0][0]])
+seen = {"refused": apart.limit_io([f"{os.major(number)}:{os.minor(number)}"], bytes_per_s=1 << 20, ops_per_s=0)}
+seen["io.max"] = open(f"{apart.path}/io.max").read().split()[1:]
+seen["where"] = [open(f"/proc/{pid}/cgroup").read().strip() for pid, _, _ in floods]
+seen["all"] = open(f"{machine.path}/memory.max").read().strip()
+seen["took"] = []
+for pid, telling, told in floods[::-1]:
+    os.write(telling, b"x")
+    seen["took"].append(float(os.read(told, 99)))
+    os.waitpid(pid, 0)
+seen["removed"] = machine.remove() and Cgroup("/sys/fs/cgroup/perdure-flood").remove()
+subprocess.run(["losetup", "-d", disk], check=True)
+os.unlink("/tmp/flood.disk")
+print(json.dumps(seen))
+"""
+
+# How long the guest's own disk takes for 5 MiB at once, and for 300 small writes.
+WRITE = r"""
+for each in "bs=1M count=5" "bs=4k count=300"; do
+    LC_ALL=C dd if=/dev/zero of=/flood $each oflag=direct conv=notrunc 2>&1 |
+        sed -n 's/.* copied, \([0-9.e-]*\) s,.*/\1/p'
+done
 """
 
 
@@ -122,6 +174,37 @@ def test_a_machine_has_nothing_but_its_own(start: Start, client: NodeClient, bel
         "clean": "done",
     }
     assert client.run(first.id, ExecSpec(command=["echo", "lives"]))[1] == b"lives\n"
+
+
+def test_a_guest_that_floods_its_disk_is_held_also_after_it_slept_and_in_its_forks(
+    start: Start, client: NodeClient
+) -> None:
+    free, held = start("sleep", "100000"), start("sleep", "100000", disk_bytes_per_s=1 << 20, disk_ops_per_s=100)
+
+    def took(sandbox: str) -> list[float]:
+        status, out, err = client.run(sandbox, ExecSpec(command=["sh", "-c", WRITE]))
+        assert status == 0, err
+        return [float(line) for line in out.split()]
+
+    client.suspend(held.id)
+    client.resume(held.id)
+    (fork,) = client.fork(held.id, [])
+    times = {"free": took(free.id), "held": took(held.id), "fork": took(fork.id)}
+    for sandbox in ("held", "fork"):
+        large, small = times[sandbox]
+        assert large > 2.5 and small > 1.0, times  # of which a second's worth is free; without: 0.2 and 0.5
+    assert fork.spec.disk_bytes_per_s == 1 << 20
+
+
+def test_the_kernel_holds_what_a_machine_does_to_a_disk_by_itself(below: Below) -> None:
+    source = Path(__file__).parents[2] / "src"
+    seen = json.loads(below([sys.executable, "-c", FLOOD, str(source)]))
+    assert seen["refused"] == [] and seen["removed"]
+    assert seen["io.max"] == ["rbps=1048576", "wbps=1048576", "riops=max", "wiops=max"]
+    assert [where.partition("machine/")[2] for where in seen["where"]] == ["apart", "beside"]
+    assert int(seen["all"]) == 1 << 30
+    free, held = seen["took"]
+    assert held > 1.5 > free
 
 
 def test_a_capture_of_a_hostile_machine_reaches_no_other_file(

@@ -166,6 +166,7 @@ class Machine:
         memory = params.get("memory")
         if not isinstance(memory, dict) or memory.get("kind") not in ("file", "layers"):
             raise InvalidValue("the parameter 'memory' must be an object whose 'kind' is 'file' or 'layers'")
+        disk = configuration.disk_limits(params)
         firecracker = configuration.text(params, "firecracker")
         pager = configuration.text(params, "pager") if memory["kind"] == "layers" or "pager" in params else ""
 
@@ -201,6 +202,10 @@ class Machine:
             self._bind(swapped)
             for name in swapped:
                 api.swap_drive(name, name)
+            if disk:
+                for name in drives:
+                    api.limit_drive(name, disk)
+                share.limit_disk(self.pids[:1], drives.values(), disk)
             for limits in configuration.network_limits(params):
                 api.limit_network(configuration.NIC, limits)
             if not params.get("paused"):

@@ -7,11 +7,13 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 ROOT = "/sys/fs/cgroup"
-_CONTROLLERS = ("memory", "pids", "cpu")
+_CONTROLLERS = ("memory", "pids", "cpu", "io")
 _PERIOD_US = 100_000
+_APART, _BESIDE = "apart", "beside"  # what a cgroup is parted into: only one without others below it holds processes
+_MOVES_MAX = 16
 
 
 class Cgroup:
@@ -38,12 +40,12 @@ class Cgroup:
 
     @staticmethod
     def own() -> Cgroup | None:
-        """The one that this process is in, unless that is the root of all."""
+        """The one that this process is in, unless that is the root of all; if that was parted, the whole of it."""
         with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
             for line in file:
                 number, _, path = line.rstrip("\n").split(":", 2)
                 if number == "0" and path != "/":
-                    return Cgroup(f"{ROOT}{path}")
+                    return Cgroup(f"{ROOT}{path}".removesuffix(f"/{_BESIDE}"))
         return None
 
     @staticmethod
@@ -81,8 +83,47 @@ class Cgroup:
                 refused.append(name)
         return refused
 
+    def part(self, pids: Sequence[int]) -> Cgroup | None:
+        """Move these processes of it into a cgroup of their own below it, for limits of memory and io that are only
+        theirs; its own limits hold for all as before. None: this kernel has no io controller for it."""
+        apart, beside = Cgroup(f"{self.path}/{_APART}"), Cgroup(f"{self.path}/{_BESIDE}")
+        try:
+            if "io" not in self._read("cgroup.controllers"):
+                return None
+            for cgroup in (apart, beside):
+                os.makedirs(cgroup.path, exist_ok=True)
+            for _ in range(_MOVES_MAX):  # what is started meanwhile is in it again
+                if not (here := self._read("cgroup.procs")):
+                    break
+                for pid in here:
+                    beside._move(pid)
+            for number in pids:
+                apart._move(str(number))
+            # pages are written back as their memory is counted: io alone would not hold what was only cached
+            self._write("cgroup.subtree_control", "+memory +io")
+        except OSError:
+            return None
+        return apart
+
+    def limit_io(self, disks: Iterable[str], *, bytes_per_s: int, ops_per_s: int) -> list[str]:
+        """Let it read, and write, so much of each of these disks (``MAJOR:MINOR``); 0: all. Gives those that this
+        kernel refuses."""
+        size, count = str(bytes_per_s or "max"), str(ops_per_s or "max")
+        refused = []
+        for disk in disks:
+            try:
+                self._write("io.max", f"{disk} rbps={size} wbps={size} riops={count} wiops={count}")
+            except OSError:
+                refused.append(disk)
+        return refused
+
     def remove(self) -> bool:
         """False while processes are still in it."""
+        for name in (_APART, _BESIDE):
+            try:
+                os.rmdir(f"{self.path}/{name}")
+            except OSError:
+                pass
         try:
             os.rmdir(self.path)
         except FileNotFoundError:
@@ -94,8 +135,7 @@ class Cgroup:
     def _enable(self) -> None:
         """What limits need in the cgroups below this one; each for itself, as any may be missing."""
         try:
-            with open(f"{self.path}/cgroup.subtree_control", encoding="ascii") as file:
-                enabled = file.read().split()
+            enabled = self._read("cgroup.subtree_control")
         except OSError:
             return
         for controller in _CONTROLLERS:
@@ -104,6 +144,16 @@ class Cgroup:
                     self._write("cgroup.subtree_control", f"+{controller}")
                 except OSError:
                     pass
+
+    def _move(self, pid: str) -> None:
+        try:
+            self._write("cgroup.procs", pid)
+        except ProcessLookupError:
+            pass  # it has ended
+
+    def _read(self, name: str) -> list[str]:
+        with open(f"{self.path}/{name}", encoding="ascii") as file:
+            return file.read().split()
 
     def _write(self, name: str, text: str) -> None:
         fd = os.open(f"{self.path}/{name}", os.O_WRONLY)

@@ -53,7 +53,7 @@ def _dns(servers: list[str]) -> str:
 _HARMLESS = (
     "image", "command", "entrypoint", "env", "cwd", "user", "hostname", "name", "labels", "tty", "stdin", "auto_remove",
     "init_timeout_s", "publish_all", "vcpus", "cpus", "memory_mib", "disk_mib",
-    "aliases", "egress", "bytes_per_s", "packets_per_s",
+    "aliases", "egress", "bytes_per_s", "packets_per_s", "disk_bytes_per_s", "disk_ops_per_s",
     "stop_signal", "stop_timeout_s", "health", "restart", "suspend_after_s", "wake_on",
     "read_only", "extra_hosts", "dns_search", "dns_options", "ulimits", "groups", "cap_add", "cap_drop",
     "no_new_privileges", "pids_max", "shm_bytes", "sysctls", "init", "log_driver", "log_options",

@@ -64,6 +64,15 @@ def test_sizes(text: str, mebibytes: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "size"), [("10m", 10 << 20), ("512kb", 512 << 10), ("65536", 65536), ("1.5G", 3 << 29)]
+)
+def test_limits_of_disks(text: str, size: int) -> None:
+    spec = _process.spec_of(parse("run", "--disk-bandwidth", text, "--disk-iops", "1000", "tiny"))
+    assert (spec.disk_bytes_per_s, spec.disk_ops_per_s) == (size, 1000)
+    assert _process.spec_of(parse("run", "tiny")).disk_bytes_per_s == 0
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         ("-m", "lots"),
@@ -74,10 +83,16 @@ def test_sizes(text: str, mebibytes: int) -> None:
         ("-e", "a b=c"),
         ("-l", "=x"),
         ("--disk", "g"),
+        ("--disk-bandwidth", "fast"),
+        ("--disk-bandwidth", "0"),
+        ("--disk-bandwidth", "nan"),
+        ("--disk-iops", "0"),
+        ("--disk-iops", "1k"),
+        ("--disk-iops", "1.5"),
     ],
 )
 def test_bad_values_name_their_option(argv: tuple[str, str]) -> None:
-    with pytest.raises(InvalidValue, match=r"--(memory|cpus|env|label|disk)"):
+    with pytest.raises(InvalidValue, match=rf"{argv[0]}|--(memory|env|label)"):
         _process.spec_of(parse("run", *argv, "tiny"))
 
 
@@ -99,6 +114,11 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["run"], "required: IMAGE"),
         (["run", "--no-such", "tiny"], "--no-such"),
         (["ps", "--filter", "colour=red"], "--filter"),
+        (["run", "--device-write-bps", "/dev/sda:1mb", "tiny"], "--disk-bandwidth 10m"),
+        (["create", "--device-read-bps=/dev/sda:1mb", "tiny"], "--disk-bandwidth 10m"),
+        (["run", "--device-read-iops", "/dev/sda:100", "tiny"], "--disk-iops 1000"),
+        (["run", "--device-write-iops", "/dev/sda:100", "tiny"], "--disk-iops 1000"),
+        (["run", "--blkio-weight", "500", "tiny"], "the same weight"),
     ],
 )
 def test_own_failures_are_125_on_stderr(argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:

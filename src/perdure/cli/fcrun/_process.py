@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from perdure.cli.fcrun import _mounts
+from perdure.cli.fcrun._disk import add_disk_options, disk_of
 from perdure.cli.fcrun._fittings import add_fitting_options, fitting_values
 from perdure.cli.fcrun._health import add_end_options, end_values
 from perdure.cli.fcrun._network import add_network_options, network_of
@@ -91,6 +92,7 @@ def add_shape_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-m", "--memory", default="", metavar="SIZE", help=f"such as 1g ({DEFAULT_MEMORY_MIB}m)")
     parser.add_argument("--cpus", default="", metavar="N", help=f"CPUs, such as 2 or 0.5 ({DEFAULT_VCPUS})")
     parser.add_argument("--disk", default="", metavar="SIZE", help=f"its writable disk ({DEFAULT_DISK_MIB}m)")
+    add_disk_options(parser)
     parser.add_argument("--entrypoint", default=None, metavar="PROGRAM", help="instead of the image's")
     parser.add_argument("-l", "--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
     add_network_options(parser)
@@ -120,6 +122,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         cpus=_time_of(options.cpus),
         memory_mib=mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
         disk_mib=mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
+        **disk_of(options),
         auto_remove=options.rm,
         restart="" if options.restart == "no" else options.restart,
         **network_of(options),

@@ -24,11 +24,13 @@ _DEVICES = "a microVM has no devices of the host"
 _ALONE = "a sandbox shares no kernel, so there is nothing to share or to set apart"
 _CPUS = "a sandbox has processors of its own"
 _MEMORY = "a sandbox has memory of its own, as much as --memory says, and no swap"
-_DISK = "a sandbox has a disk of its own, whose rate is not limited"
+_DISK = "a sandbox has no devices of the host, and the limits of its own disks are of each of them"
+_IPV4 = "sandboxes have IPv4 only: inside all have the same address, behind NAT, so that a snapshot fits everywhere"
 _ADDRESS = "a sandbox's addresses are found for it"
 _LEAVE = "Leave it out."
 
 PRIVILEGED = Refusal("--privileged", _MAY_ALL, _LEAVE, takes_value=False)
+IPV6 = Refusal("--ipv6", _IPV4, _LEAVE, takes_value=False)  # of ``network create``
 REFUSED = (
     PRIVILEGED,
     Refusal(
@@ -36,11 +38,12 @@ REFUSED = (
     ),
     Refusal("--device-cgroup-rule", _DEVICES, _LEAVE),
     Refusal("--gpus", f"{_DEVICES}, and Firecracker passes no GPU through", "Reach a model by the network instead."),
+    Refusal("--device-read-bps --device-write-bps", _DISK, "Bytes a second: --disk-bandwidth 10m."),
+    Refusal("--device-read-iops --device-write-iops", _DISK, "Reads and writes a second: --disk-iops 1000."),
     Refusal(
-        "--device-read-bps --device-read-iops --device-write-bps --device-write-iops --blkio-weight "
-        "--blkio-weight-device",
-        _DISK,
-        "Its size is limited by --disk.",
+        "--blkio-weight --blkio-weight-device",
+        "all sandboxes have the same weight",
+        "Limit them: --disk-bandwidth 10m, --disk-iops 1000.",
     ),
     Refusal("--pid", _ALONE, "`fcrun top` shows its processes, `fcrun exec` runs another one in it."),
     Refusal("--ipc", _ALONE, "/dev/shm is the sandbox's own: --shm-size.", ("private", "none", "shareable")),
@@ -62,7 +65,8 @@ REFUSED = (
     ),
     Refusal("--oom-kill-disable", _MEMORY, "Use --memory.", takes_value=False),
     Refusal("--storage-opt", "a sandbox's disk is made for it", "Say how large: --disk 10g."),
-    Refusal("--ip --ip6 --link-local-ip --mac-address", _ADDRESS, "Members of a network know each other by name."),
+    Refusal("--ip6", _IPV4, _LEAVE),
+    Refusal("--ip --link-local-ip --mac-address", _ADDRESS, "Members of a network know each other by name."),
     Refusal("--link", "sandboxes know each other by name in networks", "`fcrun network create NAME`; --network NAME."),
     Refusal("--domainname", "a sandbox has a host name only", "Give it a full one: -h NAME.EXAMPLE.ORG."),
     Refusal("--expose", "nothing stands between a sandbox's ports and its networks", "To reach one from the host: -p."),
@@ -83,7 +87,7 @@ class _Refuse(argparse.Action):
     def __call__(
         self, parser: Any, namespace: Any, values: str | Sequence[Any] | None, option: str | None = None
     ) -> None:
-        refusal = next(one for one in REFUSED if option in one.options.split())
+        refusal = next(one for one in self.const if option in one.options.split())
         if not isinstance(values, str) or values not in refusal.fine:
             raise InvalidValue(f"there is no {option}: {refusal.why}", hint=refusal.instead)
 
@@ -96,6 +100,7 @@ def add_refused(parser: argparse.ArgumentParser, refused: Sequence[Refusal] = RE
             parser.add_argument(
                 *options,
                 action=_Refuse,
+                const=refused,
                 dest="refused",
                 nargs=None if takes_value else 0,
                 default=argparse.SUPPRESS,

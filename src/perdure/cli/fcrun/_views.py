@@ -126,6 +126,8 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
         "HostConfig": {
             "Memory": spec.memory_mib << 20,
             "NanoCpus": spec.vcpus * 10**9,
+            "IOMaximumBandwidth": spec.disk_bytes_per_s,
+            "IOMaximumIOps": spec.disk_ops_per_s,
             "AutoRemove": spec.auto_remove,
             "NetworkMode": (spec.networks or ["bridge"])[0],
             "PortBindings": _bindings(spec.ports),

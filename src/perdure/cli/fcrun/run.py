@@ -43,6 +43,8 @@ FIXED: dict[str, tuple[str, object]] = {  # by a template: option -> (where its 
     "--memory": ("memory", ""),
     "--cpus": ("cpus", ""),
     "--disk": ("disk", ""),
+    "--disk-bandwidth": ("disk_bandwidth", ""),
+    "--disk-iops": ("disk_iops", ""),
     "--entrypoint": ("entrypoint", None),
     "--publish": ("publish", []),
     "--publish-all": ("publish_all", False),

@@ -109,6 +109,10 @@ class Api:
         """Put another file in a drive's place; the guest sees its size."""
         self.call("PATCH", f"/drives/{drive_id}", {"drive_id": drive_id, "path_on_host": path})
 
+    def limit_drive(self, drive_id: str, limits: dict[str, Any]) -> None:
+        """Give a drive these limits (``RateLimiter``); they are in a snapshot from then on."""
+        self.call("PATCH", f"/drives/{drive_id}", {"drive_id": drive_id, "rate_limiter": limits})
+
     def limit_network(self, nic: str, limits: dict[str, Any]) -> None:
         """Give an interface's both directions these limits (``RateLimiter`` of Firecracker's API)."""
         body = {"iface_id": nic, "rx_rate_limiter": limits, "tx_rate_limiter": limits}

@@ -165,6 +165,21 @@ def network_limits(params: dict[str, Any]) -> list[dict[str, Any]]:
     return [limits] if limits else []
 
 
+def disk_limits(params: dict[str, Any]) -> dict[str, Any]:
+    """What Firecracker is to limit each of its drives to, a bucket each as above; 0 takes a limit away. Nothing: every
+    drive keeps what its snapshot has. Raises InvalidValue."""
+    wanted = params.get("disk")
+    if wanted is None:
+        return {}
+    if not isinstance(wanted, dict):
+        raise InvalidValue("the parameter 'disk' must be an object")
+    sizes = {
+        "bandwidth": whole(wanted, "bytes_per_s", 0, 1 << 50),
+        "ops": whole(wanted, "ops_per_s", 0, 1 << 40),
+    }
+    return {name: {"size": size, "refill_time": 1000 if size else 0} for name, size in sizes.items()}
+
+
 def drive_paths(params: dict[str, Any]) -> dict[str, str]:
     """The drives of ``boot`` (a list) or ``restore`` (a mapping) as id -> path. Raises InvalidValue."""
     drives = params.get("drives") or {}

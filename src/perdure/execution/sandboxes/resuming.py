@@ -12,7 +12,7 @@ from pathlib import Path
 
 from perdure.errors import Conflict, MachineFailed, NotFound
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import disk, feeding, mounts, networking
+from perdure.execution.sandboxes import bounds, disk, feeding, mounts, networking
 from perdure.execution.sandboxes.feeding import Feeder
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.phases import Phases
@@ -163,6 +163,7 @@ async def _restore(
         swap=False,
         network=networking.params(life),
         cpus=life.record.spec.cpus,
+        **bounds.of_disks(life.record.spec),
     )
     phases.end("restore")
     await life.until_ready(machine, session)

@@ -10,7 +10,7 @@ from typing import Any
 from perdure.errors import MachineFailed, PerdureError
 from perdure.execution.guest.session import GuestSession, Process
 from perdure.execution.machine.remote import Launcher
-from perdure.execution.sandboxes import archive, disk, fittings, mounts, networking, syncing, workload
+from perdure.execution.sandboxes import archive, bounds, disk, fittings, mounts, networking, syncing, workload
 from perdure.execution.sandboxes.life import Life
 from perdure.execution.sandboxes.machine import Machine
 from perdure.execution.sandboxes.phases import Phases
@@ -123,6 +123,7 @@ async def _restore_template(
         swap=True if template.overlay is None else [*volumes],
         network=networking.params(life),
         cpus=life.record.spec.cpus,
+        **bounds.of_disks(life.record.spec),
     )
     phases.end("restore")
     await life.until_ready(machine, session)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from perdure.cli.fcrun._refused import IPV6, add_refused
+
 NAME = "create"
 HELP = "Make a network, whose members reach each other by name"
 GROUP = "Networks"
@@ -15,6 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--subnet", default="", metavar="CIDR", help="its addresses (default: free ones of 10.89.0.0/16)"
     )
     parser.add_argument("--internal", action="store_true", help="it leads nowhere but to its members")
+    add_refused(parser, [IPV6])
     parser.add_argument("--label", action="append", default=[], metavar="NAME=VALUE", help="mark it")
 
 
