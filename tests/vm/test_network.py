@@ -87,7 +87,9 @@ class World:
     """A name server and two web servers on this machine; what they were asked, and datagrams that came."""
 
     def __init__(self) -> None:
+        self.table = dict(TABLE)
         self.asked: list[str] = []
+        self.over_tcp = 0
         self.datagrams: list[bytes] = []
         self._sockets: list[socket.socket] = []
         self._servers: list[http.server.HTTPServer] = []
@@ -95,6 +97,9 @@ class World:
     def open(self) -> None:
         names = self._bound(NAME_SERVER, 53)
         threading.Thread(target=self._serve_names, args=(names,), daemon=True).start()
+        listening = socket.create_server((NAME_SERVER, 53))
+        self._sockets.append(listening)
+        threading.Thread(target=self._serve_connections, args=(listening,), daemon=True).start()
         for address in (GOOD, BAD):
             threading.Thread(target=self._listen, args=(self._bound(address, 7777),), daemon=True).start()
             server = http.server.HTTPServer((address, 80), _Handler)
@@ -121,16 +126,31 @@ class World:
     def _serve_names(self, bound: socket.socket) -> None:
         while received := _received(bound):
             data, client = received
-            at, labels = 12, []
-            while size := data[at]:
-                labels.append(data[at + 1 : at + 1 + size].decode())
-                at += 1 + size
-            name = ".".join(labels)
-            self.asked.append(name)
-            address = TABLE.get(name)
-            head = data[:2] + struct.pack(">HHHHH", 0x8180 if address else 0x8183, 1, 1 if address else 0, 0, 0)
-            record = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(address) if address else b""
-            bound.sendto(head + data[12 : at + 5] + record, client)
+            bound.sendto(self._answer(data), client)
+
+    def _serve_connections(self, listening: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return  # it was closed
+            with connection:
+                size = int.from_bytes(connection.recv(2, socket.MSG_WAITALL), "big")
+                answer = self._answer(connection.recv(size, socket.MSG_WAITALL))
+                self.over_tcp += 1
+                connection.sendall(struct.pack(">H", len(answer)) + answer)
+
+    def _answer(self, data: bytes) -> bytes:
+        at, labels = 12, []
+        while size := data[at]:
+            labels.append(data[at + 1 : at + 1 + size].decode())
+            at += 1 + size
+        name = ".".join(labels)
+        self.asked.append(name)
+        address = self.table.get(name)
+        head = data[:2] + struct.pack(">HHHHH", 0x8180 if address else 0x8183, 1, 1 if address else 0, 0, 0)
+        record = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton(address) if address else b""
+        return head + data[12 : at + 5] + record
 
 
 def _received(bound: socket.socket) -> tuple[bytes, tuple[str, int]] | None:
@@ -298,6 +318,36 @@ except OSError as error:
     print(error)
 """
 )
+
+
+def test_what_a_name_stands_for_is_reached_after_a_resume_by_who_remembers_it(
+    world: World, client: NodeClient, fcrun: Fcrun, eventually: Callable[[Callable[[], object]], None]
+) -> None:
+    options = ["--dns", NAME_SERVER, "--egress", "*.test"]
+    made = fcrun("run", "-d", "--name", "pinned", *options, "perdure-test", "sleep", "1000")
+    assert made.returncode == 0, made.stderr
+
+    def got(*urls: str, env: tuple[str, ...] = ()) -> list[str]:
+        return fcrun("exec", *env, "pinned", "python3", "-c", GET, *urls).stdout.splitlines()
+
+    assert got("good.test/", env=("-e", "RES_OPTIONS=use-vc")) == ["200"]  # asked for over TCP
+    assert world.over_tcp and set(world.asked) <= {"good.test", "bad.test", "nosuch.test"}
+    world.asked.clear()
+    client.suspend("pinned")
+    client.resume("pinned")
+    eventually(lambda: "good.test" in world.asked)
+    assert got(f"{GOOD}/") == ["200"]
+
+    client.suspend("pinned")
+    world.table["good.test"] = BAD
+    try:
+        for go_on in (lambda: client.fork("pinned", []), lambda: client.resume("pinned")):
+            world.asked.clear()
+            go_on()
+            eventually(lambda: "good.test" in world.asked)
+        assert got(f"{BAD}/", f"{GOOD}/") == ["200", "[Errno 113] No route to host"]  # what it is now, and only that
+    finally:
+        world.table = dict(TABLE)
 
 
 def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(

@@ -70,6 +70,7 @@ class Origin(Frozen, frozen=True, kw_only=True):
     started: float | None = None
     # by name, what each of its volumes was known by then (``sandboxes.volumes``)
     volumes: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    opened: list[str] = msgspec.field(default_factory=list)  # names by which it was let out, and remembers addresses of
 
 
 class Config(Frozen, frozen=True, kw_only=True):

@@ -225,7 +225,7 @@ class Keeper:
         if op == "continue":
             return self._machine.resume()
         if op == "capture":
-            return self._machine.capture(request)
+            return {**self._machine.capture(request), "opened": self._network.opened}
         if op == "collect":
             collected = self._machine.collect(request)
             if not self._machine_lives:

@@ -10,6 +10,8 @@ outside (its name server, the bridges) it reaches by sockets that it made before
 
 from __future__ import annotations
 
+import socket
+
 from perdure.errors import InvalidValue, MachineFailed
 from perdure.execution.machine import configuration
 from perdure.keeper import hostnetwork
@@ -50,7 +52,7 @@ class Network:
     def open(self, tap_owner: int = 0) -> None:
         """Leave the host's network for one with nothing but the tap. Raises OSError."""
         self._outside, self._outside_rules = links.Links(), nftables.open_netlink()
-        self._names = Names(self._loop, Names.outside(), self._permit)
+        self._names = Names(self._loop, Names.outside(), self._permit, self._dial)
         self._host = namespaces.open_network()
         namespaces.leave_network()
         self._namespace = namespaces.open_network()
@@ -82,6 +84,7 @@ class Network:
             _opened(wanted).apply(self._rules)
             self._names.know(wanted.servers, wanted.allowed_names)
             self._names.list(wanted.table)
+            self._names.look_up(wanted.looked_up)
         except OSError as error:
             raise MachineFailed(
                 f"the network of sandbox {sandbox} cannot be made: {error}", hint="fcrun doctor says what is missing."
@@ -123,10 +126,21 @@ class Network:
         self._inside.add_address(name, uplink.address, uplink.prefix)
         self._inside.up(name)
 
+    @property
+    def opened(self) -> list[str]:
+        """The names whose addresses are open: what ``looked_up`` of its next restore should say."""
+        assert self._names is not None
+        return self._names.opened(NAME_TIMEOUT_S)
+
     def list_names(self, params: dict[str, Any]) -> None:
         """The names and addresses of the others in its networks, from now on. Raises InvalidValue."""
         assert self._names is not None
         self._names.list(_table(params))
+
+    def _dial(self) -> socket.socket:
+        """A TCP socket of the host's network, which it stays in."""
+        with namespaces.visiting(self._host, self._namespace):
+            return socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
 
     def _permit(self, addresses: list[str]) -> None:
         """Open the way to what a permitted name stands for, for an hour from now. Raises OSError."""
@@ -176,6 +190,7 @@ class _Wanted:
         self.allowed_names = configuration.texts(params, "egress_names") if self.restricted else None
         self.servers = configuration.texts(params, "servers")
         self.table = _table(params)
+        self.looked_up = configuration.texts(params, "looked_up")  # before it slept: a guest may remember the addresses
 
 
 def _table(params: dict[str, Any]) -> dict[str, str]:
@@ -195,7 +210,8 @@ def _closed() -> nftables.Batch:
     batch.rule("lies", nftables.came_from(TAP), nftables.is_from(GUEST, not_=True), nftables.DROP)
     batch.chain("input", nftables.FILTER, nftables.INPUT, accepts=False)
     batch.rule("input", nftables.KNOWN, nftables.ACCEPT)
-    batch.rule("input", nftables.came_from(TAP), nftables.is_to_port(nftables.UDP, 53), nftables.ACCEPT)
+    for protocol in (nftables.UDP, nftables.TCP):
+        batch.rule("input", nftables.came_from(TAP), nftables.is_to_port(protocol, 53), nftables.ACCEPT)
     batch.rule("input", nftables.came_from(TAP), nftables.is_protocol(nftables.ICMP), nftables.ACCEPT)
     batch.chain("egress")
     batch.chain("forward", nftables.FILTER, nftables.FORWARD, accepts=False)

@@ -7,12 +7,12 @@ import ast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perdure.keeper import names
+from perdure.keeper import dns
 from perdure.testing import namespaces
 
 # The keeper's end has 172.31.255.1, a name server has 192.0.2.53; both are addresses of this network's loopback.
 WORLD = """
-import socket, struct
+import select, socket, struct
 from perdure.keeper.loop import Loop
 from perdure.keeper.names import Names
 from perdure.linux.links import Links
@@ -25,7 +25,7 @@ links.up("lo")
 for address in ("172.31.255.1", "192.0.2.53", "192.0.2.54"):
     links.add_address("lo", address, 32)
 loop, permitted, asked = Loop(), [], []
-names = Names(loop, Names.outside(), permitted.extend)
+names = Names(loop, Names.outside(), permitted.extend, socket.socket)
 names.open()
 server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 server.bind(("192.0.2.53", 53))
@@ -40,7 +40,7 @@ def query(name, kind=1, number=7):
 def answer(data, *addresses, code=0):
     record = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4)
     head = data[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, len(addresses), 0, 0)
-    return head + data[12:] + b"".join(record + socket.inet_aton(one) for one in addresses)
+    return head + data[12:data.index(b"\\0", 12) + 5] + b"".join(record + socket.inet_aton(one) for one in addresses)
 
 def serve(*addresses, change=lambda data: data):
     data, client = server.recvfrom(4096)
@@ -163,6 +163,32 @@ say(permitted)
 """) == [["10.1.2.3", "192.0.2.80"], ["192.0.2.81"]]
 
 
+def test_names_are_looked_up_again_without_a_guest() -> None:
+    assert _said("""
+names.know(["192.0.2.53"], ["good.test", "*.wild.test"])
+ask(query("good.test"), served=["192.0.2.80"])
+ask(query("a.wild.test"), served=["192.0.2.81"])
+ask(query("good.test"), served=["192.0.2.80"])
+say(names.opened(3600), names.opened(-1))
+permitted.clear(); asked.clear()
+names.know(["203.0.113.1", "192.0.2.54", "192.0.2.53"], ["good.test", "*.wild.test"])  # nobody is at the first two
+names.look_up(["good.test", "bad.test", "a.wild.test", "x" * 64, "", "a..b", "\u00e4.wild.test"])
+for _ in range(2):
+    assert loop.run_until(lambda: select.select([server], [], [], 0)[0], 9)
+    serve("192.0.2.82")
+assert loop.run_until(lambda: len(permitted) == 2, 9)
+say(permitted, len(asked))  # what they stand for now
+guest.setblocking(False)
+try:
+    guest.recv(1)
+except BlockingIOError:
+    say(0)
+names.know(["192.0.2.53"], None)  # all is open
+names.look_up(["good.test"])
+say(len(names._pending))
+""") == [(["a.wild.test", "good.test"], []), (["192.0.2.82", "192.0.2.82"], 2), 0, 0]
+
+
 def test_answers_that_come_after_a_change_are_dropped() -> None:
     assert _said("""
 names.know(["192.0.2.53"], None)
@@ -195,8 +221,8 @@ say(len(codes), set(codes), len(names._pending))
 
 @given(st.binary(max_size=600))
 def test_no_bytes_are_too_strange(data: bytes) -> None:
-    for read in (names._question, lambda data: names._addresses(data, 12)):
+    for read in (dns.Question, lambda data: dns.addresses(data, 12)):
         try:
             read(data)
-        except (ValueError, IndexError, names.struct.error):
+        except dns.NOISE:
             pass

@@ -162,6 +162,43 @@ print(Keeper("a" * 12, None, permit).answer["ok"])
     assert before <= 100 and after > 3000 and count == 2
 
 
+def test_what_was_looked_up_before_it_slept_is_open_again_as_it_is_now() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+import socket, struct, threading
+from perdure.linux.links import Links
+links_ = Links()
+links_.up("lo")
+links_.add_address("lo", "192.0.2.53", 32)
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("192.0.2.53", 53))  # in the host's network, where the keeper has left
+
+def serve():
+    while True:
+        data, client = server.recvfrom(4096)
+        end = data.index(b"\\0", 12) + 5
+        head = data[:2] + struct.pack(">HHHHH", 0x8180, 1, 1, 0, 0)
+        record = struct.pack(">HHHIH", 0xC00C, 1, 1, 60, 4) + socket.inet_aton("192.0.2.80")
+        server.sendto(head + data[12:end] + record, client)
+threading.Thread(target=serve, daemon=True).start()
+
+def resume():
+    loop = Loop()
+    network = Network(loop)
+    network.open()
+    network.join("a" * 12, {"networks": [uplink(5)], "servers": ["192.0.2.53"], "egress": [],
+                            "egress_names": ["good.test"], "looked_up": ["bad.test", "good.test"]})
+    assert loop.run_until(lambda: network.opened, 9)
+    listed = json.loads(said("nft", "-j", "list", "set", "ip", "perdure", "names"))["nftables"][-1]["set"]
+    return network.opened, [one["elem"]["val"] for one in listed["elem"]]
+print(Keeper("a" * 12, None, resume).answer["ok"])
+"""
+    )
+    assert ast.literal_eval(said) == [["good.test"], ["192.0.2.80"]]
+
+
 def test_the_way_out_is_the_first_network_that_was_wished_for() -> None:
     namespaces.require_rights()
     said = namespaces.run(
@@ -209,6 +246,7 @@ keeper.end()
         '{"networks": [uplink(5)], "egress": ["10.0.0.0/33"]}',
         '{"networks": [uplink(5)], "names": {"a": "b"}}',
         '{"networks": [uplink(5)], "servers": [7]}',
+        '{"networks": [uplink(5)], "looked_up": "all"}',
     ],
 )
 def test_what_a_node_may_not_ask_for(params: str) -> None:

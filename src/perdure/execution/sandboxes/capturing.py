@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,9 +72,9 @@ class Captured:
     memory_use: MemoryUse | None = None  # who had the guest's memory, as the guest told before
 
 
-def origin_of(life: Life, volumes: dict[str, list[int]]) -> Origin:
+def origin_of(life: Life, volumes: dict[str, list[int]], answer: Mapping[str, Any]) -> Origin:
     """Take it while the machine stands still. What the guest has written by then and is not in the log yet, it sends
-    again after a restore. ``volumes``: what they are known by."""
+    again after a restore. ``volumes``: what they are known by; ``answer``: of ``capture``."""
     return Origin(
         spec=msgspec.structs.replace(life.record.spec, calls=None),
         main=life.main_id,
@@ -82,6 +82,7 @@ def origin_of(life: Life, volumes: dict[str, list[int]]) -> Origin:
         stderr=life.log.positions[STDERR],
         started=life.record.started,
         volumes=volumes,
+        opened=list(answer.get("opened") or []),
     )
 
 

@@ -50,10 +50,10 @@ async def _checkpoint(life: Life, position: LogPosition | None) -> SnapshotInfo:
         phases.end("copy")
         still = time.monotonic()
         await machine.request("pause")
-        await machine.request("capture", kind=kind, collector=collector)
+        answer = await machine.request("capture", kind=kind, collector=collector)
         await capturing.on_disk(life, copy.finish)
         marks = await capturing.on_disk(life, life.rooms.volumes.mark, life.record.spec)
-        origin = capturing.origin_of(life, marks)
+        origin = capturing.origin_of(life, marks, answer)
         await machine.request("continue")
         captured = capturing.Captured(
             folder,

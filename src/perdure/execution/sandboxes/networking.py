@@ -15,12 +15,14 @@ from perdure.execution.network import attachment, dialing, egress
 from perdure.execution.network.networks import NONE, Networks, free_address
 from perdure.execution.network.publishing import Published, Streams
 from perdure.execution.sandboxes.record import Record
+from perdure.formats.manifest import Origin
 from perdure.model import Network, PublishedPort, SandboxSpec, SandboxState, WakeReason
 
 if TYPE_CHECKING:
     from perdure.execution.sandboxes.life import Life
 
 PORTS_MAX = 1024
+OPENED_MAX = 64  # as keepers tell of: a snapshot may come from anybody
 _EXPOSED = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?/(tcp|udp)")
 
 _log = logging.getLogger(__name__)
@@ -72,13 +74,17 @@ def place(spec: SandboxSpec, networks: Networks, others: Iterable[Record]) -> di
     }
 
 
-def params(life: Life) -> dict[str, Any]:
-    """The parameter ``network`` of its next restore. Raises NotFound: a network is gone."""
+def params(life: Life, origin: Origin | None = None) -> dict[str, Any]:
+    """The parameter ``network`` of its next restore, from a snapshot of this origin. Raises NotFound: a network is
+    gone."""
     record, networks = life.record, life.rooms.networks
     members = [network for network in networks.wanted(record.spec.networks) if network.name in record.addresses]
     names = names_for(record, members, life.rooms.others())
     emulated = life.rooms.ground.emulated
-    return attachment.params(record.spec, members, record.addresses, names, emulated=emulated)
+    wanted = attachment.params(record.spec, members, record.addresses, names, emulated=emulated)
+    if origin is not None and origin.opened:
+        wanted["looked_up"] = origin.opened[:OPENED_MAX]
+    return wanted
 
 
 def names_for(record: Record, members: Iterable[Network], others: Iterable[Record]) -> dict[str, str]:

@@ -161,7 +161,7 @@ async def _restore(
         drives={"image": str(life.image.squashfs), "overlay": str(prepared.overlay)}
         | {drive.id: str(life.rooms.volumes.path(drive.volume)) for drive in mounts.drives_of(life.record.spec)},
         swap=False,
-        network=networking.params(life),
+        network=networking.params(life, stored.config.origin),
         cpus=life.record.spec.cpus,
         **bounds.of_disks(life.record.spec),
     )

@@ -60,7 +60,7 @@ async def _suspend(life: Life, position: LogPosition | None, reason: str) -> Sna
             float(answer["pause_s"]),
             overlay,  # it stands still as the machine does
             lambda: looking,
-            capturing.origin_of(life, await capturing.on_disk(life, life.rooms.volumes.mark, life.record.spec)),
+            capturing.origin_of(life, await capturing.on_disk(life, life.rooms.volumes.mark, life.record.spec), answer),
             quiesced.memory_use,
         )
         snapshot = await capturing.store(life, captured, parent, position)
