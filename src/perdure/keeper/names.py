@@ -50,6 +50,8 @@ class Names:
         self._allowed: Sequence[str] | None = None
         self._pending: dict[int, Asked] = {}
         self._opened: dict[str, float] = {}  # names by which addresses were opened, and when; the newest last
+        self._looking: dict[str, dns.Question] = {}  # what is asked for without a guest, by name in lower case
+        self._on_looked: Callable[[], None] = lambda: None
         self._listening: socket.socket | None = None
         self._connections = NameConnections(loop, self, dial)
 
@@ -82,6 +84,7 @@ class Names:
     def know(self, servers: Sequence[str], allowed: Sequence[str] | None) -> None:
         """Whom to ask, and for which names only (None: for all); ``*.example.org`` is all below it."""
         self.servers, self._allowed = list(servers), allowed
+        self._looking.clear()
         self._pending.clear()  # their answers are not waited for: who asked asks again
         self._connections.drop()
 
@@ -172,23 +175,36 @@ class Names:
         since = time.monotonic() - within_s
         return [name for name, when in self._opened.items() if when >= since]
 
-    def look_up(self, names: Iterable[str]) -> None:
-        """Ask for permitted names, and open what they stand for now; in the background, and silently if that fails."""
-        if self._allowed is None or not self.servers:
-            return
-        for name in [name for name in names if self._is_allowed(name)][:_KNOWN_MAX]:
+    def look_up(self, names: Iterable[str], on_done: Callable[[], None]) -> None:
+        """Ask for permitted names, and open what they stand for now; in the background, and silently if that fails.
+
+        ``on_done``: all are answered, or were asked for in vain; not called where something is known anew before.
+        """
+        self._on_looked = on_done
+        wanted = names if self.servers and self._allowed is not None else ()
+        for name in [name for name in wanted if self._is_allowed(name)][:_KNOWN_MAX]:
             try:
-                self._look_up(dns.question_for(name), _TRIES)
+                self._looking[name] = dns.question_for(name)
             except ValueError:
                 continue
+        if not self._looking:
+            on_done()
+        for question in list(self._looking.values()):
+            self._look_up(question, _TRIES)
 
     def _look_up(self, question: dns.Question, tries: int) -> None:
-        if self._ask(None, question) and tries > 1:
-            self._loop.after(_AGAIN_S, lambda: self._look_again(question, tries - 1))
+        if self._looking.get(question.name) is not question:
+            return  # it is answered, or nobody waits for it any more
+        if tries and self._ask(None, question):
+            self._loop.after(_AGAIN_S, lambda: self._look_up(question, tries - 1))
+        else:
+            self._looked_up(question)
 
-    def _look_again(self, question: dns.Question, tries: int) -> None:
-        if any(asked is question for _, asked, _, _ in self._pending.values()):
-            self._look_up(question, tries)
+    def _looked_up(self, question: dns.Question) -> None:
+        if self._looking.get(question.name) is question:
+            del self._looking[question.name]
+            if not self._looking:
+                self._on_looked()
 
     # From a name server
 
@@ -211,6 +227,8 @@ class Names:
         answer = self.pass_on(question, data)
         if client is not None:
             self._say(client, answer)
+        else:
+            self._looked_up(question)
 
     def _say(self, client: tuple[str, int], data: bytes) -> None:
         assert self._listening is not None

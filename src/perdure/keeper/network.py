@@ -11,6 +11,7 @@ outside (its name server, the bridges) it reaches by sockets that it made before
 from __future__ import annotations
 
 import socket
+import sys
 
 from perdure.errors import InvalidValue, MachineFailed
 from perdure.execution.machine import configuration
@@ -81,10 +82,11 @@ class Network:
         assert self._names is not None and self._rules is not None
         try:
             self._change_uplinks(sandbox, wanted.uplinks)
-            _opened(wanted).apply(self._rules)
+            _opened(wanted, waits=bool(wanted.looked_up)).apply(self._rules)
             self._names.know(wanted.servers, wanted.allowed_names)
             self._names.list(wanted.table)
-            self._names.look_up(wanted.looked_up)
+            if wanted.looked_up:
+                self._names.look_up(wanted.looked_up, lambda: self._looked_up(wanted))
         except OSError as error:
             raise MachineFailed(
                 f"the network of sandbox {sandbox} cannot be made: {error}", hint="fcrun doctor says what is missing."
@@ -125,6 +127,14 @@ class Network:
         self._outside.up(outside)
         self._inside.add_address(name, uplink.address, uplink.prefix)
         self._inside.up(name)
+
+    def _looked_up(self, wanted: _Wanted) -> None:
+        """Whatever is closed now is not to be opened in a moment: who tries it is told so at once."""
+        assert self._rules is not None
+        try:
+            _opened(wanted).apply(self._rules)
+        except OSError as error:
+            print(f"the rules of egress stay as they are: {error}", file=sys.stderr, flush=True)
 
     @property
     def opened(self) -> list[str]:
@@ -225,8 +235,9 @@ def _closed() -> nftables.Batch:
     return batch
 
 
-def _opened(wanted: _Wanted) -> nftables.Batch:
-    """Where the guest may go, and no longer where it might before."""
+def _opened(wanted: _Wanted, *, waits: bool = False) -> nftables.Batch:
+    """Where the guest may go, and no longer where it might before. ``waits``: some of the rest may be opened yet, so it
+    is not refused: who has tried tries again by itself."""
     batch = nftables.Batch(TABLE)
     batch.empty("egress")
     batch.clear("networks")
@@ -235,7 +246,7 @@ def _opened(wanted: _Wanted) -> nftables.Batch:
         batch.rule("egress", nftables.is_to_one_of("networks"), nftables.ACCEPT)
         batch.rule("egress", nftables.is_to(*LINK_LOCAL), nftables.REJECT)
         batch.rule("egress", nftables.is_to_one_of("names"), nftables.ACCEPT)
-        batch.rule("egress", nftables.REJECT)
+        batch.rule("egress", nftables.DROP if waits else nftables.REJECT)
     else:
         batch.rule("egress", nftables.is_to(*LINK_LOCAL), nftables.REJECT)
         batch.rule("egress", nftables.ACCEPT)

@@ -172,21 +172,35 @@ ask(query("good.test"), served=["192.0.2.80"])
 say(names.opened(3600), names.opened(-1))
 permitted.clear(); asked.clear()
 names.know(["203.0.113.1", "192.0.2.54", "192.0.2.53"], ["good.test", "*.wild.test"])  # nobody is at the first two
-names.look_up(["good.test", "bad.test", "a.wild.test", "x" * 64, "", "a..b", "\u00e4.wild.test"])
+done = []
+wanted = ["good.test", "bad.test", "a.wild.test", "x" * 64 + ".wild.test", "", ".wild.test", "\u00e4.wild.test"]
+names.look_up(wanted, lambda: done.append(len(permitted)))
 for _ in range(2):
     assert loop.run_until(lambda: select.select([server], [], [], 0)[0], 9)
     serve("192.0.2.82")
 assert loop.run_until(lambda: len(permitted) == 2, 9)
-say(permitted, len(asked))  # what they stand for now
+say(permitted, len(asked), done)  # what they stand for now
 guest.setblocking(False)
 try:
     guest.recv(1)
 except BlockingIOError:
     say(0)
-names.know(["192.0.2.53"], None)  # all is open
-names.look_up(["good.test"])
-say(len(names._pending))
-""") == [(["a.wild.test", "good.test"], []), (["192.0.2.82", "192.0.2.82"], 2), 0, 0]
+names.know(["192.0.2.54"], ["good.test"])
+names.look_up(["good.test"], lambda: done.append(0))
+names.know(["192.0.2.54"], ["good.test"])  # nobody waits for that any more
+names.look_up(["good.test"], lambda: done.append("in vain"))
+assert loop.run_until(lambda: len(done) > 1, 9)
+names.know([], ["good.test"])
+names.look_up(["good.test"], lambda: done.append("nobody to ask"))
+names.know(["192.0.2.54"], None)
+names.look_up(["good.test"], lambda: done.append("all is open"))
+say(*done[1:])
+""") == [
+        (["a.wild.test", "good.test"], []),
+        (["192.0.2.82", "192.0.2.82"], 2, [2]),
+        0,
+        ("in vain", "nobody to ask", "all is open"),
+    ]
 
 
 def test_answers_that_come_after_a_change_are_dropped() -> None:

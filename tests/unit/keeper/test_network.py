@@ -190,13 +190,15 @@ def resume():
     network.open()
     network.join("a" * 12, {"networks": [uplink(5)], "servers": ["192.0.2.53"], "egress": [],
                             "egress_names": ["good.test"], "looked_up": ["bad.test", "good.test"]})
-    assert loop.run_until(lambda: network.opened, 9)
+    egress = lambda: said("nft", "list", "chain", "ip", "perdure", "egress").count("reject")
+    before = egress()  # what is closed yet is not refused: it may be open in a moment
+    assert loop.run_until(lambda: egress() > before, 9)
     listed = json.loads(said("nft", "-j", "list", "set", "ip", "perdure", "names"))["nftables"][-1]["set"]
-    return network.opened, [one["elem"]["val"] for one in listed["elem"]]
+    return before, egress(), network.opened, [one["elem"]["val"] for one in listed["elem"]]
 print(Keeper("a" * 12, None, resume).answer["ok"])
 """
     )
-    assert ast.literal_eval(said) == [["good.test"], ["192.0.2.80"]]
+    assert ast.literal_eval(said) == [1, 2, ["good.test"], ["192.0.2.80"]]
 
 
 def test_the_way_out_is_the_first_network_that_was_wished_for() -> None:
