@@ -40,8 +40,6 @@ def test_what_nobody_could_live_with_is_refused(node: tuple[NodeClient, Fcrun]) 
         (["--device-write-bps", "/dev/sda:1mb"], "type --disk-bandwidth"),
         (["--template", "web", "--disk-iops", "500"], "--template web excludes --disk-iops"),
     ):
-        status, out, err = fcrun(
-            "run" if "--template" in argv else "create", *argv, *["tiny"][: "--template" not in argv]
-        )
+        status, out, err = fcrun("run", *argv) if "--template" in argv else fcrun("create", *argv, "tiny")
         assert (status, out) == (125, "") and words in err, (argv, err)
     assert [info.name for info in client.list()] == ["box"]

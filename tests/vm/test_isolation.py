@@ -186,8 +186,12 @@ def test_a_guest_that_floods_its_disk_is_held_also_after_it_slept_and_in_its_for
         assert status == 0, err
         return [float(line) for line in out.split()]
 
-    client.suspend(held.id)
+    begun = "(dd if=/dev/zero of=/begun bs=1M count=6 oflag=direct; touch /over) >/dev/null 2>&1 &"
+    assert client.run(held.id, ExecSpec(command=["sh", "-c", begun]))[0] == 0
+    client.suspend(held.id)  # while a write waits for its turn
     client.resume(held.id)
+    over = ["sh", "-c", "until test -e /over; do sleep 0.1; done; stat -c %s /begun"]
+    assert client.run(held.id, ExecSpec(command=over))[1] == b"6291456\n"
     (fork,) = client.fork(held.id, [])
     times = {"free": took(free.id), "held": took(held.id), "fork": took(fork.id)}
     for sandbox in ("held", "fork"):
