@@ -37,7 +37,7 @@ def test_what_nobody_could_live_with_is_refused(node: tuple[NodeClient, Fcrun]) 
         (["--disk-bandwidth", "1k"], "disk_bytes_per_s is 1024: it must be from 65536"),
         (["--disk-iops", "9"], "disk_ops_per_s is 9: it must be from 10"),
         (["--disk-bandwidth", "fast"], "--disk-bandwidth: 'fast' is no size"),
-        (["--device-write-bps", "/dev/sda:1mb"], "type --disk-bandwidth"),
+        (["--device-write-bps", "/dev/sda:1mb"], "--disk-bandwidth 10m"),
         (["--template", "web", "--disk-iops", "500"], "--template web excludes --disk-iops"),
     ):
         status, out, err = fcrun("run", *argv) if "--template" in argv else fcrun("create", *argv, "tiny")
