@@ -47,6 +47,13 @@ class _Groups(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         return nodeid.partition("::")[0]
 
+    def remove_node(self, node: WorkerController) -> str | None:
+        # xdist would give what a process that crashed has finished to the others, which wait for work in it for ever
+        work = self.assigned_work[node]
+        for path in [path for path, tests in work.items() if all(tests.values())]:
+            del work[path]
+        return super().remove_node(node)
+
     def _next(self, node: WorkerController) -> str | None:
         """The group that this process is to run next. None: there is no more for it."""
         turn = self.nodes.index(node)

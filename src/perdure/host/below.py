@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -54,7 +55,8 @@ PING_TIMEOUT_S = 5.0  # a launcher that imports is silent for a while; where nob
 HANGS_AFTER_S = 30.0  # after so long nothing comes any more: all that it holds is given up
 POLL_S = 0.03
 CGROUP_TIMEOUT_S = 2.0
-CARD_TIMEOUT_S = 2.0  # the launcher answers already: what takes longer leads nowhere
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ def status(home: Home, assets: Assets | None = None, *, timeout_s: float = PING_
     if state is None:
         return BelowStatus(running=bool(pids), answers=False, emulated="qemu" in pids, pids=pids)
     address = _address(home, state)
-    pong = ping(address, timeout_s) if _whole(state, pids) else None
+    pong = _pong(home, address, timeout_s) if _whole(state, pids) else None
     return BelowStatus(
         running=bool(pids),
         answers=pong is not None,
@@ -172,6 +174,15 @@ def ping(address: LauncherAddress, timeout_s: float = PING_TIMEOUT_S) -> dict[st
     return None
 
 
+def _pong(home: Home, address: LauncherAddress, timeout_s: float) -> dict[str, Any] | None:
+    """The same of a home's launcher, whose card may have to be mended first."""
+    pong = ping(address, timeout_s)
+    if pong is None and linecard.mend(home, address.tcp_host):
+        _log.warning("the network card of the line to the emulated host was taken away: it is there again")
+        pong = ping(address, timeout_s)
+    return pong
+
+
 def _connect(address: LauncherAddress, timeout_s: float) -> socket.socket:
     if address.unix_path:
         connection = socket.socket(socket.AF_UNIX)
@@ -194,7 +205,7 @@ def _usable(home: Home, fingerprint: str) -> LauncherAddress | None:
     if state is None or not _whole(state, _pids(home)):
         return None
     address = _address(home, state)
-    pong = ping(address, HANGS_AFTER_S)
+    pong = _pong(home, address, HANGS_AFTER_S)
     if pong is None or (state.fingerprint != fingerprint and not pong.get("keepers")):
         return None
     return address
@@ -239,8 +250,10 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
             card.close()
     if card is not None:
         direct = replace(address, tcp_host=card.there, tcp_port=LAUNCHER_PORT)
-        if ping(direct, CARD_TIMEOUT_S) is not None:
+        if ping(direct) is not None:
             address = direct
+        else:
+            _log.warning("nothing comes through the line's own network card (a firewall?): it goes by a forwarded port")
     _write_state(home, _state(address, fingerprint, times.kernel_s, times.launcher_s))
     progress(what, 1, 1)
     return address

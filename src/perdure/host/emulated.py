@@ -142,7 +142,7 @@ class EmulatedHost:
         name = self._files["virtiofsd-home"].read()
         if name is None:
             return []
-        folder = f"{self._home.root}{os.sep}"
+        root = self._home.root.resolve()  # as the kernel has it
         found = []
         try:
             links = list(Path(f"/proc/{name.pid}/fd").iterdir())
@@ -151,8 +151,8 @@ class EmulatedHost:
         for link in links:
             with contextlib.suppress(OSError):  # that one was closed meanwhile
                 path, mark, _ = str(link.readlink()).rpartition(REMOVED)
-                if mark and path.startswith(folder):
-                    found.append(path)
+                if mark and Path(path).is_relative_to(root):
+                    found.append(str(self._home.root / Path(path).relative_to(root)))
         return found
 
     def _said(self, line: bytes) -> bool:
@@ -227,10 +227,10 @@ def machine_processors() -> range:
 
 
 def guarded() -> list[str]:
-    """What no machine reaches: QEMU's network, where this machine's loopback is, and this machine's own addresses of
-    now, which QEMU would connect to as any program here does."""
+    """What no machine reaches: QEMU's network, where this machine's loopback is, the cards of lines, and this machine's
+    own addresses of now, which QEMU would connect to as any program here does."""
     own = [f"{address}/32" for address in local_addresses() if not address.startswith("127.")]
-    return [NETWORK, *dict.fromkeys(own)]
+    return [NETWORK, str(linecard.NETWORK), *dict.fromkeys(own)]
 
 
 def find_programs() -> tuple[Path, Virtiofsd]:

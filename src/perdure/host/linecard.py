@@ -5,8 +5,8 @@ thread that serves all devices: 18 MiB/s, at two thirds of a processor. Over a t
 with each other, 64 KiB at once and without checksums. Where none can be made (no /dev/net/tun, no CAP_NET_ADMIN) or
 where nothing comes through it, the user network's forwarded port serves instead.
 
-The card is there as long as QEMU holds its descriptor. Its addresses are link-local (RFC 3927): no machine reaches
-those (keeper/network.py).
+The card is there as long as QEMU holds its descriptor. Its addresses are link-local (RFC 3927), and no machine reaches
+the block that they are of (``emulated.guarded``).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from perdure.linux import links
 
 NETMASK = "255.255.255.252"
 _PREFIX = 30
-_NETWORK = ipaddress.IPv4Network("169.254.64.0/18")  # far from where clouds keep their services
-_BLOCKS = _NETWORK.num_addresses // 4
+NETWORK = ipaddress.IPv4Network("169.254.64.0/18")  # far from where clouds keep their services
+_BLOCKS = NETWORK.num_addresses // 4
 _TRIES = 16
 
 
@@ -45,7 +45,7 @@ class LineCard:
 
 def open_card(home: Home) -> LineCard | None:
     """The card of a home's emulated host, up, with its address on this side. None: there can be none here."""
-    name = f"pdline{home.tag}"
+    name = _name(home)
     here, there = _addresses(home.tag)
     try:
         fd = links.open_tap(name)
@@ -66,12 +66,42 @@ def open_card(home: Home) -> LineCard | None:
     return LineCard(fd, name, here, there)
 
 
+def mend(home: Home, there: str) -> bool:
+    """Bring the card of a living emulated host up again, with its address: somebody took it away (a network manager,
+    ``ip addr flush``), and all connections of the line wait for it. False: nothing of it is missing, or there is none.
+    """
+    if ipaddress.IPv4Address(there) not in NETWORK:
+        return False
+    name = _name(home)
+    try:
+        is_up = int(Path(f"/sys/class/net/{name}/flags").read_text(), 16) & 1
+    except OSError:
+        return False
+    here = str(ipaddress.IPv4Address(there) - 1)
+    if is_up and here in local_addresses():
+        return False
+    found = links.Links()
+    try:
+        with contextlib.suppress(FileExistsError):
+            found.add_address(name, here, _PREFIX)
+        found.up(name)
+    except OSError:
+        return False
+    finally:
+        found.close()
+    return True
+
+
+def _name(home: Home) -> str:
+    return f"pline{home.tag}"
+
+
 def _addresses(tag: str) -> tuple[str, str]:
     """Both ends of a block of four that no card of this machine has; the same for the same home, where that is free."""
     taken = set(local_addresses())
     first = int(tag, 16)
     for turn in range(_TRIES):
-        block = int(_NETWORK.network_address) + (first + turn) % _BLOCKS * 4
+        block = int(NETWORK.network_address) + (first + turn) % _BLOCKS * 4
         here, there = (str(ipaddress.IPv4Address(block + end)) for end in (1, 2))
         if here not in taken and there not in taken:
             break

@@ -304,7 +304,8 @@ class _Caller:
 
 
 def _look(hello: dict[str, Any]) -> None:
-    """The kernel asks again for names that are looked at, and forgets the files of those that are gone."""
+    """The kernel asks again for names that are looked at, and forgets the files of those that are gone. ``all``: it
+    forgets all names that nobody uses."""
     paths = hello.get("paths")
     if not isinstance(paths, list) or not all(isinstance(path, str) and "\0" not in path for path in paths):
         raise InvalidValue("what is to be looked at is a list of paths")
@@ -313,6 +314,10 @@ def _look(hello: dict[str, Any]) -> None:
             os.lstat(path)
         except OSError:
             pass  # as it should be
+    if hello.get("all"):
+        from perdure.keeper import hostnetwork
+
+        hostnetwork.write_file("/proc/sys/vm/drop_caches", "2")
 
 
 def _sandbox(hello: dict[str, Any]) -> str:

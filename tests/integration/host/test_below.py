@@ -67,7 +67,7 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def card_of(home: Home) -> Path:
     """The line's own network card, on this side."""
-    return Path(f"/sys/class/net/pdline{home.tag}")
+    return Path(f"/sys/class/net/pline{home.tag}")
 
 
 def processes_of(home: Home) -> list[str]:
@@ -188,14 +188,17 @@ async def test_what_is_removed_here_is_let_go_of_there(
 ) -> None:
     """Its kernel remembers names; for it virtiofsd keeps the files open, and their room is not free."""
     address = below.ensure(own_home, assets)
-    folder = own_home.root / "sandboxes" / "gone"
-    folder.mkdir(parents=True)
-    disk, kept = folder / "disk", own_home.root / "kept"
-    disk.write_bytes(b"much")
-    kept.write_bytes(b"little")
-    assert await run_below(address, "/bin/cat", str(disk), str(kept)) == (0, "muchlittle")
+    folder, other = own_home.root / "sandboxes" / "gone", own_home.root / "volumes" / "data"
+    disk, disk2, kept = folder / "disk", other / "disk", own_home.root / "kept"
+    for path in (disk, disk2, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    assert await run_below(address, "/bin/cat", str(disk), str(disk2), str(kept)) == (0, "diskdiskkept")
     shutil.rmtree(folder)
-    assert str(disk) in below.removed(own_home)
+    gone = other.with_name(".data.gone")
+    other.rename(gone)  # as volumes and templates are: in there it has its former name
+    shutil.rmtree(gone)
+    assert {str(disk), str(gone / "disk")} <= set(below.removed(own_home))
 
     ground_ = ground.Ground(own_home)
     await ground_.living_launcher()
@@ -205,7 +208,23 @@ async def test_what_is_removed_here_is_let_go_of_there(
         await asyncio.to_thread(eventually, lambda: below.removed(own_home) == [], "removed files are still open")
     finally:
         watching.cancel()
-    assert await run_below(address, "/bin/cat", str(kept)) == (0, "little")
+    assert await run_below(address, "/bin/cat", str(kept)) == (0, "kept")
+
+
+def test_a_card_that_was_taken_away_is_given_back(own_home: Home, assets: Assets, emulated: None) -> None:
+    address = below.ensure(own_home, assets)
+    found = links.Links()
+    try:
+        card = found.index(card_of(own_home).name)
+        subprocess.run(["ip", "address", "flush", "dev", card_of(own_home).name], check=True)
+        assert below.ping(address, 1.0) is None
+        assert below.status(own_home, timeout_s=1.0).answers
+        subprocess.run(["ip", "link", "set", card_of(own_home).name, "down"], check=True)
+        assert below.ping(address, 1.0) is None
+        assert below.ensure(own_home, assets) == address
+        assert found.index(card_of(own_home).name) == card
+    finally:
+        found.close()
 
 
 async def test_where_no_card_can_be_made_a_forwarded_port_serves(

@@ -65,9 +65,12 @@ class Launcher:
         """Remove the record that a dead machine of this sandbox left. None there: nothing happens."""
         await self._ask({"want": "forget", "sandbox": sandbox_id}, timeout_s)
 
-    async def look(self, paths: Sequence[str], *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
-        """Look at these names again: a kernel that remembers files which are gone lets go of them."""
-        await self._ask({"want": "look", "paths": list(paths)}, timeout_s)
+    async def look(
+        self, paths: Sequence[str], *, forget_all: bool = False, timeout_s: float = CONNECT_TIMEOUT_S
+    ) -> None:
+        """Look at these names again: a kernel that remembers files which are gone lets go of them. ``forget_all``: it
+        forgets all names that are not in use, which costs it looking for them again."""
+        await self._ask({"want": "look", "paths": list(paths), "all": forget_all}, timeout_s)
 
     async def forget_network(self, bridge: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
         """Remove a network's bridge. None there: nothing happens."""

@@ -21,6 +21,7 @@ from perdure.host.progress import Progress, silent
 
 LOOK_EVERY_S = 5.0
 LOOKED_AT = 1000  # removed files at a time
+FORGET_AFTER = 3  # looks: the emulated kernel knows it by another name, as it was renamed before it was removed
 AT_ONCE = max(4, os.cpu_count() or 1)
 DIALS_AT_ONCE = 16  # connections to ports of guests: the launcher hands each over, and has other things to do
 
@@ -44,6 +45,7 @@ class Ground:
         self._memory: tuple[Launcher, int] | None = None
         self._templates: dict[tuple[int, int, str], Template] = {}
         self._making = asyncio.Lock()
+        self._removed: dict[str, int] = {}  # what the emulated host holds, and for how many looks it has done so
         self._attached: dict[tuple[str, str, int], Template] = {}
         self._attaching: dict[tuple[str, str, int], asyncio.Lock] = {}
 
@@ -125,10 +127,12 @@ class Ground:
     async def _let_go(self, launcher: Launcher) -> None:
         """Make the emulated host forget what was removed here, so that its room is free."""
         removed = await asyncio.to_thread(below.removed, self._home)
-        if not removed:
-            return
+        rounds = self._removed = {path: self._removed.get(path, 0) + 1 for path in removed}
+        fresh = [path for path, times in rounds.items() if times <= FORGET_AFTER]
+        if not fresh:
+            return  # what stays is in use
         try:
-            await launcher.look(removed[:LOOKED_AT])
+            await launcher.look(fresh[:LOOKED_AT], forget_all=FORGET_AFTER in rounds.values())
         except PerdureError as error:  # one of before, which does not know the wish, or none any more
             _log.info("the emulated host still has %d removed files: %s", len(removed), error)
 
