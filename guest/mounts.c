@@ -15,6 +15,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -23,6 +24,8 @@
 enum {
     PLACEHOLDER_BYTES = 4096,  // a template's drives, until a sandbox's own are put in their place
     HELD_BYTES = 64 << 10,     // the most of a name file that is carried over
+    NO_LINKS = 256,            // linux/mount.h: MS_NOSYMFOLLOW
+    NO_LINKS_FOUND = 0x2000,   // linux/statfs.h: ST_NOSYMFOLLOW
 };
 
 struct mounting {
@@ -168,19 +171,51 @@ int root_open(const char *path, int flags, mode_t mode) {
     return (int)syscall(SYS_openat2, guestd.root_fd, path, &how, sizeof how);
 }
 
+// How its times are kept stays, where nothing is said of it.
 static bool remount_root(unsigned long flags) {
     char path[32];
     snprintf(path, sizeof path, "/proc/self/fd/%d", guestd.root_fd);
-    return !mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | MS_NOATIME | flags, NULL);
+    return !mount(NULL, path, NULL, MS_REMOUNT | MS_BIND | flags, NULL);
+}
+
+// Whether it is the root itself that may not be written: another read-only mount on the way (-v conf:/etc:ro, or one
+// of the workload's) refuses with the same error. *flags: how it is mounted, but for that.
+static bool root_is_sealed(unsigned long *flags) {
+    struct statvfs root;
+    if (fstatvfs(guestd.root_fd, &root) || !(root.f_flag & ST_RDONLY))
+        return false;
+    *flags = (root.f_flag & ST_NOSUID ? MS_NOSUID : 0) | (root.f_flag & ST_NODEV ? MS_NODEV : 0) |
+             (root.f_flag & ST_NOEXEC ? MS_NOEXEC : 0) | (root.f_flag & NO_LINKS_FOUND ? NO_LINKS : 0);
+    return true;
+}
+
+// Where an image has no /etc, or a link there that leads nowhere (such as to what an init system would make), the file
+// is made nevertheless.
+static int open_own(const char *path) {
+    int fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    if (fd >= 0 || (errno != ENOENT && errno != ELOOP))
+        return fd;
+    char folder[64], link;
+    const char *name = strrchr(path, '/') + 1;
+    snprintf(folder, sizeof folder, "%.*s", (int)(name - path), path);
+    mkdirat(guestd.root_fd, folder + 1, 0755);
+    int parent = root_open(folder, O_RDONLY | O_DIRECTORY, 0);
+    if (parent >= 0) {
+        if (readlinkat(parent, name, &link, 1) >= 0)
+            unlinkat(parent, name, 0);
+        close(parent);
+    }
+    return root_open(path, O_RDWR | O_CREAT, 0644);
 }
 
 void root_write(const char *path, const char *text, const char *only_over) {
     static char held[HELD_BYTES];
-    int fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    unsigned long flags = 0;
+    int fd = open_own(path);
     // A root that the workload may not write: it stands still, or is not there yet, whenever something is written here.
-    bool is_read_only = fd < 0 && errno == EROFS && remount_root(0);
-    if (is_read_only)
-        fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    bool is_sealed = fd < 0 && errno == EROFS && root_is_sealed(&flags) && remount_root(flags);
+    if (is_sealed)
+        fd = open_own(path);
     size_t length = strlen(text), before = only_over ? strlen(only_over) : 0;
     ssize_t size = fd >= 0 && only_over ? read(fd, held, sizeof held) : 0;
     bool wanted = fd >= 0 && size >= (ssize_t)before && size < HELD_BYTES && !memcmp(held, only_over ? only_over : "", before);
@@ -190,7 +225,7 @@ void root_write(const char *path, const char *text, const char *only_over) {
         complain("writing %s: %s", path, strerror(errno));
     if (fd >= 0)
         close(fd);
-    if (is_read_only && !remount_root(MS_RDONLY))
+    if (is_sealed && !remount_root(flags | MS_RDONLY))
         complain("the root is not read-only any more: %s", strerror(errno));
 }
 

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
 from perdure.execution.guest.session import GuestCall, GuestSession
@@ -144,6 +147,27 @@ async def guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
     guest = Guest(tmp_path)
     try:
         await guest.start(guest_build / "guestd-test")
+        yield guest
+    finally:
+        await guest.stop()
+
+
+def has_mounts() -> bool:
+    """Whether mounts can be made here, in a namespace of one's own."""
+    return os.geteuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest_asyncio.fixture
+async def mounting_guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
+    """One whose mounts are its own."""
+    if not has_mounts():
+        pytest.skip("no mount namespace can be made: that needs root")
+    program = tmp_path / "guestd"
+    program.write_text(f'#!/bin/sh\nexec unshare -m {shlex.quote(str(guest_build / "guestd-test"))} "$@"\n')
+    program.chmod(0o755)
+    guest = Guest(tmp_path)
+    try:
+        await guest.start(program)
         yield guest
     finally:
         await guest.stop()
