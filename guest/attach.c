@@ -3,7 +3,7 @@
 // is a whole, clean file system when the machine has ended.
 //
 //   mount SOURCE TYPE TARGET FLAGS DATA WAIT_MS HOW     a file tool (files.c): a child, inside the workload's root
-//       TYPE bind: TARGET once more over itself, with FLAGS. WAIT_MS: until SOURCE has its real size. HOW c: an empty
+//       TYPE bind: TARGET (a folder or a file) once more over itself, with FLAGS. WAIT_MS: until SOURCE has its real size. HOW c: an empty
 //       file system gets what the folder below it holds, and takes its owner and mode.
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -28,12 +28,6 @@ enum { BUFFER = 64 << 10, NAMES = 4096, VALUE = 4096, POLL_US = 2000, AGAIN_MS =
 
 static const char first_volume[] = "/dev/vdc", volumes[] = "/dev/vd";
 
-static _Noreturn void fail(const char *what, const char *path) {
-    int error = errno ? errno : EIO;
-    dprintf(2, "%s %s: %s", what, path, strerror(error));
-    _exit(error < 125 ? error : EIO);
-}
-
 // Fill --------------------------------------------------------------------------------------------------------------
 
 static void copy_attributes(int from, int to, const char *name) {
@@ -43,7 +37,7 @@ static void copy_attributes(int from, int to, const char *name) {
         ssize_t length = fgetxattr(from, at, value, sizeof value);
         if (length >= 0 && strncmp(at, "trusted.overlay.", 16) && fsetxattr(to, at, value, (size_t)length, 0) &&
             errno != ENOTSUP)
-            fail("copying the attributes of", name);
+            tool_failed("copying the attributes of", name);
     }
 }
 
@@ -51,10 +45,10 @@ static void copy_content(int from, int to, const char *name) {
     static char buffer[BUFFER];
     for (ssize_t count; (count = read(from, buffer, sizeof buffer)) != 0;) {
         if (count < 0)
-            fail("reading", name);
+            tool_failed("reading", name);
         for (ssize_t at = 0, done; at < count; at += done)
             if ((done = write(to, buffer + at, (size_t)(count - at))) < 0)
-                fail("writing", name);
+                tool_failed("writing", name);
     }
 }
 
@@ -63,7 +57,7 @@ static void copy_meta(int from, int to, const struct stat *info, const char *nam
     copy_attributes(from, to, name);
     if ((fchown(to, info->st_uid, info->st_gid) && !guestd.test) || fchmod(to, info->st_mode & 07777) ||
         futimens(to, times))
-        fail("copying the mode of", name);
+        tool_failed("copying the mode of", name);
 }
 
 static void copy_folder(int from, int to);
@@ -72,21 +66,21 @@ static void copy_entry(int from, int to, const char *name) {
     char link[4096];
     struct stat info;
     if (fstatat(from, name, &info, AT_SYMLINK_NOFOLLOW))
-        fail("reading", name);
+        tool_failed("reading", name);
     if (S_ISLNK(info.st_mode)) {
         ssize_t size = readlinkat(from, name, link, sizeof link - 1);
         link[size < 0 ? 0 : size] = 0;
         if (size < 0 || symlinkat(link, to, name) ||
             (fchownat(to, name, info.st_uid, info.st_gid, AT_SYMLINK_NOFOLLOW) && !guestd.test))
-            fail("copying", name);
+            tool_failed("copying", name);
     } else if (S_ISDIR(info.st_mode) || S_ISREG(info.st_mode)) {
         bool folder = S_ISDIR(info.st_mode);
         if (folder && mkdirat(to, name, 0700))
-            fail("making", name);
+            tool_failed("making", name);
         int source = openat(from, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
         int target = openat(to, name, folder ? O_RDONLY | O_CLOEXEC : O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         if (source < 0 || target < 0)
-            fail("copying", name);
+            tool_failed("copying", name);
         if (folder)
             copy_folder(source, target);
         else
@@ -96,14 +90,14 @@ static void copy_entry(int from, int to, const char *name) {
         close(target);
     } else if (S_ISFIFO(info.st_mode) || S_ISSOCK(info.st_mode)) {
         if (mknodat(to, name, info.st_mode, 0))
-            fail("copying", name);
+            tool_failed("copying", name);
     }  // devices stay where they are
 }
 
 static void each_entry(int folder, void (*act)(int, int, const char *), int target) {
     DIR *entries = fdopendir(dup(folder));
     if (!entries)
-        fail("reading", "a folder");
+        tool_failed("reading", "a folder");
     rewinddir(entries);
     for (struct dirent *entry; (entry = readdir(entries));)
         if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
@@ -126,13 +120,13 @@ static void fill(int below, const char *target) {
     struct stat info;
     int volume = open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (volume < 0)
-        fail("opening", target);
+        tool_failed("opening", target);
     each_entry(volume, look, -1);
     if (!is_used) {
         unlinkat(volume, "lost+found", AT_REMOVEDIR);
         copy_folder(below, volume);
         if (fstat(below, &info))
-            fail("reading", target);
+            tool_failed("reading", target);
         copy_meta(below, volume, &info, target);
     }
     close(volume);
@@ -140,41 +134,36 @@ static void fill(int below, const char *target) {
 
 // Mount -------------------------------------------------------------------------------------------------------------
 
-static void make_folders(const char *target) {
-    char *path = strdup(target);
-    for (char *at = strchr(path + 1, '/'); at; at = strchr(at + 1, '/')) {
-        *at = 0;
-        if (mkdir(path, 0755) && errno != EEXIST)
-            fail("making", path);
-        *at = '/';
-    }
+static void make_folders(char *path) {
+    make_parents(path);
     if (mkdir(path, 0755) && errno != EEXIST)
-        fail("making", path);
-    free(path);
+        tool_failed("making", path);
 }
 
 static void await_drive(const char *device, int64_t wait_ms) {
     for (int64_t until_ms = now_ms() + wait_ms; !drive_is_real(device); usleep(POLL_US))
         if (now_ms() > until_ms) {
             errno = ETIMEDOUT;
-            fail("waiting for the drive", device);
+            tool_failed("waiting for the drive", device);
         }
 }
 
 _Noreturn void attach_tool(char **argv) {
-    const char *source = argv[1], *type = argv[2], *target = argv[3], *data = argv[5];
+    const char *source = argv[1], *type = argv[2], *data = argv[5];
+    char *target = argv[3];
     unsigned long flags = strtoul(argv[4], NULL, 10);
     int64_t wait_ms = strtol(argv[6], NULL, 10);
     bool again = !strcmp(type, "bind");
-    make_folders(target);
-    int below = open(target, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (!again || access(target, F_OK))
+        make_folders(target);
+    int below = open(target, again ? O_PATH | O_CLOEXEC : O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (below < 0)
-        fail("mounting at", target);
+        tool_failed("mounting at", target);
     if (wait_ms)
         await_drive(source, wait_ms);
     if (mount(source, target, again ? NULL : type, again ? MS_BIND | MS_REC : flags, again ? NULL : data) ||
         (again && mount(NULL, target, NULL, MS_REMOUNT | MS_BIND | flags, NULL)))
-        fail("mounting at", target);
+        tool_failed("mounting at", target);
     if (strchr(argv[7], 'c'))
         fill(below, target);
     _exit(0);

@@ -40,6 +40,12 @@ static _Noreturn void fail(const char *what, const char *path) {
     _exit(error < 125 ? error : EIO);
 }
 
+void tool_failed(const char *what, const char *name) {
+    int error = errno ? errno : EIO;
+    dprintf(2, "%s %s: %s", what, name, strerror(error));
+    _exit(error < 125 ? error : EIO);
+}
+
 static void write_all(int fd, const void *data, size_t size, const char *path) {
     const char *at = data;
     while (size) {
@@ -220,7 +226,7 @@ static void pack(const char *mode, const char *path) {
 
 // Unpack ------------------------------------------------------------------------------------------------------------
 
-static void make_parents(char *path) {
+void make_parents(char *path) {
     for (char *at = strchr(path + 1, '/'); at; at = strchr(at + 1, '/')) {
         *at = 0;
         if (mkdir(path, 0755) && errno != EEXIST)

@@ -1,13 +1,15 @@
 // How else a sandbox wishes to find its machine: file tools (files.c), done before its main process starts.
 //
-//   append PATH TEXT               at the end of a file, as of /etc/hosts
-//   remount PATH FLAGS DATA        what is mounted there, with other flags (mount(2)); with DATA: its file system
+//   append PATH TEXT               at the end of a file, as of /etc/hosts; made, also for a link that leads nowhere
+//   remount PATH FLAGS DATA [NAME] what is mounted there, with other flags (mount(2)); with DATA: its file system;
+//                                  with NAME: only where that is what is seen there
 //   sysctl NAME VALUE              of this machine's kernel: net.ipv4.ip_forward, or net/ipv4/ip_forward
 //   pids MAX                       so many processes and threads may be in the workload's cgroup
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <mntent.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,16 +18,46 @@
 
 #include "guestd.h"
 
-static _Noreturn void fail(const char *what, const char *name) {
-    int error = errno ? errno : EIO;
-    dprintf(2, "%s %s: %s", what, name, strerror(error));
-    _exit(error < 125 ? error : EIO);
+static void write_all(int fd, const char *text, const char *what, const char *name) {
+    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) || close(fd))
+        tool_failed(what, name);
 }
 
-static void write_text(const char *path, int flags, const char *text, const char *what, const char *name) {
-    int fd = open(path, flags | O_WRONLY | O_CLOEXEC, 0644);
-    if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t)strlen(text) || close(fd))
-        fail(what, name);
+static void write_text(const char *path, const char *text, const char *what, const char *name) {
+    write_all(open(path, O_WRONLY | O_CLOEXEC), text, what, name);
+}
+
+static void append(char *path, const char *text) {
+    char link;
+    int flags = O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, fd = open(path, flags, 0644);
+    if (fd < 0 && (errno == ENOENT || errno == ELOOP)) {
+        make_parents(path);
+        if (readlink(path, &link, 1) >= 0)
+            unlink(path);
+        fd = open(path, flags, 0644);
+    }
+    write_all(fd, text, "append to", path);
+}
+
+// A sandbox may have mounted its own over what was there, also by a link: /var/run leads to /run.
+static bool is_seen(const char *name, const char *path) {
+    char real[PATH_MAX];
+    bool is_it = false;
+    struct mntent *entry;
+    FILE *mounted = realpath(path, real) ? setmntent("/proc/self/mounts", "re") : NULL;
+    while (mounted && (entry = getmntent(mounted)))
+        if (!strcmp(entry->mnt_dir, real))  // the last of them is on top
+            is_it = !strcmp(entry->mnt_fsname, name);
+    if (mounted)
+        endmntent(mounted);
+    return is_it;
+}
+
+static void remount(char **argv) {
+    const char *path = argv[1], *data = *argv[3] ? argv[3] : NULL;
+    unsigned long flags = MS_REMOUNT | strtoul(argv[2], NULL, 10) | (data ? 0 : MS_BIND);
+    if ((!argv[4] || is_seen(argv[4], path)) && mount(NULL, path, NULL, flags, data))
+        tool_failed("remount", path);
 }
 
 // As sysctl(8) reads names: where the first separator is a dot, dots and slashes trade places.
@@ -36,24 +68,22 @@ static void set_kernel(const char *name, const char *value) {
     snprintf(path + at, sizeof path - (size_t)at, "%s", name);
     for (char *mark = path + at; name[first] == '.' && *mark; mark++)
         *mark = *mark == '.' ? '/' : *mark == '/' ? '.' : *mark;
-    write_text(path, 0, value, "sysctl", name);
+    write_text(path, value, "sysctl", name);
 }
 
 static void limit_pids(const char *most) {
     char path[PATH_MAX];
     snprintf(path, sizeof path, "%s/../cgroup.subtree_control", guestd.cgroup ? guestd.cgroup : "");
-    write_text(path, 0, "+pids", "cgroup controller", "pids");
+    write_text(path, "+pids", "cgroup controller", "pids");
     snprintf(path, sizeof path, "%s/pids.max", guestd.cgroup);
-    write_text(path, 0, most, "at most", most);
+    write_text(path, most, "at most", most);
 }
 
 bool fit_tool(char **argv, int count) {
     if (!strcmp(argv[0], "append") && count == 3) {
-        write_text(argv[1], O_APPEND | O_CREAT, argv[2], "append to", argv[1]);
-    } else if (!strcmp(argv[0], "remount") && count == 4) {
-        unsigned long flags = MS_REMOUNT | strtoul(argv[2], NULL, 10);
-        if (mount(NULL, argv[1], NULL, *argv[3] ? flags : flags | MS_BIND, *argv[3] ? argv[3] : NULL))
-            fail("remount", argv[1]);
+        append(argv[1], argv[2]);
+    } else if (!strcmp(argv[0], "remount") && (count == 4 || count == 5)) {
+        remount(argv);
     } else if (!strcmp(argv[0], "sysctl") && count == 3) {
         set_kernel(argv[1], argv[2]);
     } else if (!strcmp(argv[0], "pids") && count == 2) {

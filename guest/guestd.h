@@ -74,6 +74,8 @@ void close_from(int fd);  // that descriptor and all above it
 
 // files.c
 _Noreturn void files_tool(char **argv);  // exit status: 0 or an errno
+_Noreturn void tool_failed(const char *what, const char *name);  // with errno
+void make_parents(char *path);                                   // of a tool's file
 
 // tree.c, top.c: likewise
 _Noreturn void tree_tool(const char *mode, const char *folder, const char *lower);

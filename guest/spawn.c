@@ -18,7 +18,7 @@
 
 #include "guestd.h"
 
-enum { GROUPS = 64, OPEN_FILES = 65536 };
+enum { GROUPS = 1 << 16, OPEN_FILES = 65536 };
 static const char capabilities[] = "capabilities ";
 static const char default_path[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -104,6 +104,12 @@ static bool find_user(const char *user, struct account *account) {
     return found || numeric;
 }
 
+static gid_t *room_for_group(struct account *account) {
+    if (account->group_count == GROUPS)  // NGROUPS_MAX of linux/limits.h: setgroups(2) takes no more
+        fail(REPLY_INVALID, "a process is in at most %d groups", GROUPS);
+    return &account->groups[account->group_count++];
+}
+
 // With group NULL: the groups that list the account. Else: *gid is that one's.
 static bool find_groups(const char *group, struct account *account, gid_t *gid) {
     uint32_t id = UINT32_MAX;
@@ -118,8 +124,8 @@ static bool find_groups(const char *group, struct account *account, gid_t *gid) 
         if (group && field_is(line, group)) {
             id = (uint32_t)strtoul(gid_at, NULL, 10);
             found = true;
-        } else if (!group && account->group_count < GROUPS && lists_member(field(line, 3), account->name)) {
-            account->groups[account->group_count++] = (gid_t)strtoul(gid_at, NULL, 10);
+        } else if (!group && lists_member(field(line, 3), account->name)) {
+            *room_for_group(account) = (gid_t)strtoul(gid_at, NULL, 10);
         }
     }
     if (file)
@@ -139,8 +145,8 @@ static void find_account(char *user, char **more_groups, struct account *account
         fail(REPLY_INVALID, "unable to find user %s: no such name in the image's /etc/passwd", user);
     if (!find_groups(group && *group ? group : NULL, account, &account->gid))
         fail(REPLY_INVALID, "unable to find group %s: no such name in the image's /etc/group", group);
-    for (; *more_groups && account->group_count < GROUPS; more_groups++)
-        if (!find_groups(*more_groups, account, &account->groups[account->group_count++]))
+    for (; *more_groups; more_groups++)
+        if (!find_groups(*more_groups, account, room_for_group(account)))
             fail(REPLY_INVALID, "unable to find group %s: no such name in the image's /etc/group", *more_groups);
 }
 

@@ -59,6 +59,44 @@ def test_a_read_only_root_and_what_is_written_beside_it(fcrun: Fcrun, client: No
     assert fcrun("exec", fork, "sh", "-c", WRITES).stdout == "/dev/shm/x\n/scratch/x\n"
 
 
+def test_what_is_for_writing_is_written_below_a_root_that_is_not(
+    fcrun: Fcrun, client: NodeClient, tmp_path: Path
+) -> None:
+    """Folders, volumes of the image (also one that it has not got), and a tmpfs that is mounted by a link."""
+    (tmp_path / "file").write_text("brought\n")
+    fcrun("create", "--name", "bare", IMAGE, "true")
+    assert fcrun("commit", "-c", "VOLUME /var/lib/db /opt", "bare", "declares").returncode == 0
+    fcrun("rm", "bare")
+    look = (
+        "cat /data/file /etc/conf/file; for at in x data/x etc/conf/x etc/x run/x var/run/x tmp/x opt/x var/lib/db/x; "
+        "do touch /$at 2>/dev/null && echo $at; done"
+    )
+    told = "brought\nbrought\ndata/x\nrun/x\nvar/run/x\nopt/x\nvar/lib/db/x\n"
+    try:
+        options = ["--read-only", "--tmpfs", "/var/run", "-v", f"{tmp_path}:/data", "-v", f"{tmp_path}:/etc/conf:ro"]
+        run = fcrun("run", "-d", "--name", "kept", *options, "declares", "sh", "-c", f"{look}; echo; sleep 1000")
+        assert run.returncode == 0, run.stderr
+        seen = ""
+        for record in client.logs("kept", follow=True):
+            seen += record.data.decode()
+            if seen.endswith("\n\n"):
+                break
+        assert seen == f"{told}\n"
+        (fork,) = fcrun("fork", "kept").stdout.split()
+        assert fcrun("exec", fork, "sh", "-c", f"{look}; hostname").stdout == f"{told}{fork}\n"
+        fcrun("rm", "-f", fork, "kept")
+    finally:
+        fcrun("rmi", "declares")
+
+
+def test_a_root_is_written_in_forks_whatever_is_read_only_in_it(fcrun: Fcrun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("brought\n")
+    fcrun("run", "-d", "--name", "open", "-v", f"{tmp_path}:/etc:ro", IMAGE, "sleep", "1000")
+    (fork,) = fcrun("fork", "open").stdout.split()
+    look = "cat /etc/file; touch /etc/x 2>/dev/null || echo read-only; touch /x /usr/x && echo written; hostname"
+    assert fcrun("exec", fork, "sh", "-c", look).stdout == f"brought\nread-only\nwritten\n{fork}\n"
+
+
 def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClient) -> None:
     ref = fcrun(
         "run", "-d", "--name", "fitted", *WISHES, IMAGE, "sh", "-c", f"{TOLD}; {LOOKS}; echo; wait"
@@ -70,15 +108,16 @@ def test_limits_groups_hosts_and_the_kernels_own(fcrun: Fcrun, client: NodeClien
             break
     assert seen == f"{FOUND}\n"
     assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
+    resolver = ("grep", "-v", "nameserver", "/etc/resolv.conf")
     (fork,) = fcrun("fork", "fitted").stdout.split()
     assert fcrun("exec", fork, "sh", "-c", LOOKS).stdout == FOUND
+    assert fcrun("exec", fork, *resolver).stdout == "search example.org\n"
     fcrun("rm", "-f", fork)
     # once more on its files, and on a kernel that has just booted
     assert fcrun("restart", "--signal", "USR1", "--timeout=-1", "fitted").stdout == "fitted\n"
     assert "told\n" in fcrun("logs", "fitted").stdout
     assert fcrun("exec", "fitted", "sh", "-c", LOOKS).stdout == FOUND
-    resolver = fcrun("exec", "fitted", "grep", "-v", "nameserver", "/etc/resolv.conf")
-    assert resolver.stdout == "search example.org\n"
+    assert fcrun("exec", "fitted", *resolver).stdout == "search example.org\n"
     orphan = "pid=$(sh -c 'true & echo $!'); while [ -e /proc/$pid ]; do :; done; echo gone"
     assert fcrun("exec", "fitted", "sh", "-c", orphan).stdout == "gone\n"  # somebody reaps it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -71,6 +72,17 @@ def test_what_cannot_be_is_told_with_why_and_what_to_do(
     assert option not in completing.candidates(fcrun.PROGRAM, [command, option[:-1]], lambda _: [])
     fcrun.main([command, f"{option}z" if option.startswith("--") else "--no", "image"])
     assert f"did you mean {option}?" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "create", "pull", "push"])
+def test_no_signatures_are_verified_and_that_is_said(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = fcrun.parser_of(fcrun.command_module(command))
+    for word in ("--disable-content-trust", "--disable-content-trust=true"):
+        options = parser.parse_args(plain(parser, [word, "busybox"]))
+        assert "busybox" in (getattr(options, "image", ""), getattr(options, "name", ""))
+    assert "--disable-content-trust" not in parser.format_help()
+    assert fcrun.main([command, "--disable-content-trust=false", "busybox"]) == 125
+    assert "not verified here" in capsys.readouterr().err
 
 
 def test_exec_knows_privileged_too(capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,6 +161,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"extra_hosts": ["db:localhost"]}, "invalid IP address in add-host: 'localhost'"),
     ({"extra_hosts": ["a b:10.0.0.1"]}, "bad format"),
     ({"extra_hosts": ["a\n:10.0.0.1"]}, "bad format"),
+    ({"extra_hosts": ["x:fe80::1%a\n1.2.3.4 evil"]}, "invalid IP address in add-host"),
+    ({"extra_hosts": ["x:fe80::1%eth0"]}, "invalid IP address in add-host"),
     ({"extra_hosts": ["h:host-gateway"]}, "does not reach the host"),
     ({"dns_search": ["a b"]}, "no domain"),
     ({"dns_search": ["a\nnameserver 1.1.1.1"]}, "no domain"),
@@ -192,10 +206,30 @@ def test_the_orders_for_the_guest() -> None:
     resolver = spec("--dns-search", "a.org", "--dns-search", "b.org", "--dns-opt", "ndots:2", "--dns-option", "rotate")
     fittings.check(resolver)
     assert fittings.steps(resolver) == [("append", "/etc/resolv.conf", "search a.org b.org\noptions ndots:2 rotate\n")]
+    none = spec("--dns-search", ".", "--dns-search=a.org")
+    fittings.check(none)
+    assert fittings.steps(none) == [("append", "/etc/resolv.conf", "search a.org\n")]
+    assert fittings.steps(spec("--dns-search", ".")) == []  # as docker: no search line
     readable = fittings.late_steps(spec("--read-only"))
     assert [step[1] for step in readable] == ["/run", "/tmp", "/"]  # the root last: nothing is in its way by then
-    assert [step[1] for step in fittings.late_steps(spec("--read-only", "--tmpfs", "/tmp"))] == ["/run", "/"]
     assert fittings.bounds(spec("--ulimit", "core=1:-1", "--group-add", "x")) == {"limits": ["4 1 -1"], "groups": ["x"]}
+
+
+def bound(target: str, flags: str = "0") -> tuple[str, ...]:
+    return ("mount", target, "bind", target, flags, "", "0", "")
+
+
+def test_what_is_written_below_what_is_not(tmp_path: Path) -> None:
+    given = ["-v", f"{tmp_path}:/data", "-v", f"{tmp_path}:/etc/app:ro", "-v", f"{tmp_path}:/etc/app/state"]
+    declared = ["/var/lib/db", "/data", "here/", "/"]
+    made = [("mkdir", "/here", "755"), ("mkdir", "/var/lib/db", "755")]
+    below = [bound("/etc/app", "1"), bound("/etc/app/state")]
+    assert fittings.late_steps(spec(*given), declared) == [*made, *below]
+    sealed = fittings.late_steps(spec("--read-only", *given), declared)
+    assert [step for step in sealed if step[0] != "remount"] == [
+        *made, bound("/data"), bound("/here"), below[0], bound("/etc/app/state"), bound("/var/lib/db"),
+    ]  # fmt: skip
+    assert sealed[-1][:2] == ("remount", "/")
 
 
 def test_each_name_of_a_limit_is_the_kernels() -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from typing import TypedDict
 
 from perdure.errors import InvalidValue
+from perdure.execution.sandboxes import mounts
 from perdure.model import SandboxSpec, Ulimit
 
 # asm-generic/resource.h, by the names that docker has for them
@@ -45,7 +46,9 @@ _RESOLVER = re.compile(r"[a-z0-9][a-z0-9-]{0,30}(:[0-9]{1,6})?")
 _GROUP = re.compile(r"[^\s:,\0]{1,64}")
 # linux/mount.h
 _READ_ONLY, _NOSUID, _NODEV, _NOATIME = 1, 2, 4, 1024
-_IN_MEMORY = ("/run", "/tmp")  # of the image's root in docker: read-only with it (guest/mounts.c mounts them)
+# of the image's root in docker: read-only with it; by the names that guest/mounts.c mounts them with
+_IN_MEMORY = {"/run": "run", "/tmp": "tmp"}
+_NO_DOMAIN = "."  # as docker has it: no search line at all
 
 
 def check(spec: SandboxSpec) -> None:
@@ -53,7 +56,7 @@ def check(spec: SandboxSpec) -> None:
     for entry in spec.extra_hosts:
         _host(entry)
     for domain in spec.dns_search:
-        if not _DOMAIN.fullmatch(domain):
+        if domain != _NO_DOMAIN and not _DOMAIN.fullmatch(domain):
             raise InvalidValue(f"dns search {domain!r} is no domain", hint="Such as example.org.")
     for option in spec.dns_options:
         if not _RESOLVER.fullmatch(option):
@@ -109,7 +112,10 @@ def _host(entry: str) -> str:
             hint="Let it reach the service by another address, which --egress may permit.",
         )
     try:
-        return f"{ipaddress.ip_address(address.removeprefix('[').removesuffix(']'))}\t{name}\n"
+        found = ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+        if "%" in address:  # a zone, which may be any text
+            raise ValueError(address)
+        return f"{found}\t{name}\n"
     except ValueError:
         raise InvalidValue(f"invalid IP address in add-host: {address!r}", hint="Write NAME:ADDRESS.") from None
 
@@ -168,7 +174,8 @@ def steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
     found: list[tuple[str, ...]] = []
     if spec.extra_hosts:
         found.append(("append", "/etc/hosts", "".join(map(_host, spec.extra_hosts))))
-    resolver = [f"search {' '.join(spec.dns_search)}\n"] * bool(spec.dns_search)
+    domains = [domain for domain in spec.dns_search if domain != _NO_DOMAIN]
+    resolver = [f"search {' '.join(domains)}\n"] * bool(domains)
     resolver += [f"options {' '.join(spec.dns_options)}\n"] * bool(spec.dns_options)
     if resolver:
         found.append(("append", "/etc/resolv.conf", "".join(resolver)))
@@ -181,12 +188,15 @@ def steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
     return found
 
 
-def late_steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
-    """The same, once all that it was given is on its disk."""
-    if not spec.read_only:
-        return []
-    mounted = {mount.target for mount in spec.mounts}
-    return [
-        *(("remount", path, str(_READ_ONLY | _NOSUID | _NODEV), "") for path in _IN_MEMORY if path not in mounted),
-        ("remount", "/", str(_READ_ONLY | _NOATIME), ""),
-    ]
+def late_steps(spec: SandboxSpec, volumes: Iterable[str] = ()) -> list[tuple[str, ...]]:
+    """The same, once all that it was given is on its disk, with those of ``mounts``. ``volumes``: that the image
+    declares; they are there, as in docker, and are written whatever its root is."""
+    volumes = mounts.places(spec, volumes)
+    found: list[tuple[str, ...]] = [("mkdir", place, "755") for place in volumes]
+    if spec.read_only:
+        flags = str(_READ_ONLY | _NOSUID | _NODEV)
+        found += [("remount", path, flags, "", name) for path, name in _IN_MEMORY.items()]  # not what is over them
+    found += mounts.late_steps(spec, volumes)
+    if spec.read_only:
+        found.append(("remount", "/", str(_READ_ONLY | _NOATIME), ""))
+    return found

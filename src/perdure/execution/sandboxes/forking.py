@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from perdure.errors import Conflict, InvalidValue
-from perdure.execution.sandboxes import feeding, mounts
+from perdure.execution.sandboxes import feeding, fittings, mounts
 from perdure.execution.sandboxes.record import KeptSnapshot, Record
 from perdure.execution.sandboxes.rooms import Rooms
 from perdure.execution.sandboxes.sandbox import Sandbox
@@ -51,13 +51,14 @@ async def moment_of(sandbox: Sandbox) -> str:
 
 
 def origin_of(snapshot: Snapshot) -> Origin:
-    """Raises InvalidValue for a snapshot that does not say what runs in it, Conflict for one that no other sandbox can
-    go on from."""
+    """Raises InvalidValue for a snapshot that does not say what runs in it, or says what no node has (it may be from
+    anywhere), Conflict for one that no other sandbox can go on from."""
     if snapshot.config.origin is None:
         raise InvalidValue(
             f"snapshot {snapshot.digest} was made before there were forks: it does not say what runs in it",
             hint="Resume its sandbox, suspend it again, and fork that.",
         )
+    fittings.check(snapshot.config.origin.spec)
     if written := mounts.writes_volumes(snapshot.config.origin.spec):
         raise Conflict(
             f"snapshot {snapshot.digest} is of a sandbox that writes volume {written[0]}, which two cannot do",

@@ -93,22 +93,34 @@ def steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
     devices = {drive.volume: drive.device for drive in drives_of(spec)}
     return [
         _volume(mount, devices[mount.source]) if mount.kind is MountKind.VOLUME else _tmpfs(mount)
-        for mount in _in_order(spec.mounts)
+        for mount in sorted(spec.mounts, key=lambda mount: _depth(mount.target))
         if mount.kind is not MountKind.FOLDER
     ]
 
 
-def late_steps(spec: SandboxSpec) -> list[tuple[str, ...]]:
-    """The same for what must be full before: a folder that was copied in and is only read from then on."""
+def places(spec: SandboxSpec, volumes: Iterable[str]) -> list[str]:
+    """The folders that an image declares as volumes, less those where something else is mounted: docker makes one
+    without a name for each; here they are of the sandbox's own disk."""
+    taken = {"/", *(mount.target for mount in spec.mounts)}
+    return sorted({posixpath.normpath(f"/{volume.lstrip('/')}") for volume in volumes} - taken)
+
+
+def late_steps(spec: SandboxSpec, volumes: Iterable[str] = ()) -> list[tuple[str, ...]]:
+    """The same for what must be full before: a folder that was copied in and is only read from then on; and what is
+    written below what is not, as the root of a sandbox that is only read. That is told of each mount by itself, so
+    these are mounted over themselves. ``volumes``: that the image declares."""
+    read_only = {mount.target: mount.read_only for mount in spec.mounts if mount.kind is MountKind.FOLDER}
+    read_only |= dict.fromkeys(places(spec, volumes), False)
+    sealed = ["/"] * spec.read_only + [f"{target}/" for target, only_read in read_only.items() if only_read]
     return [
-        ("mount", mount.target, "bind", mount.target, str(_FLAGS["ro"]), "", "0", "")
-        for mount in _in_order(spec.mounts)
-        if mount.kind is MountKind.FOLDER and mount.read_only
+        ("mount", target, "bind", target, str(_FLAGS["ro"] if read_only[target] else 0), "", "0", "")
+        for target in sorted(read_only, key=_depth)
+        if read_only[target] or target.startswith((*sealed,))
     ]
 
 
-def _in_order(mounts: Iterable[Mount]) -> list[Mount]:
-    return sorted(mounts, key=lambda mount: mount.target.count("/"))
+def _depth(target: str) -> int:
+    return target.count("/")
 
 
 def _volume(mount: Mount, device: str) -> tuple[str, ...]:

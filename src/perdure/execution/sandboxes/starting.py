@@ -67,7 +67,7 @@ async def _start(life: Life, progress: Progress) -> None:
             session, answer = await _restore_template(life, launcher, template, phases)
             machine = life.need_machine()
             await _put_in(life, machine, session)
-            for step in (*mounts.late_steps(spec), *fittings.late_steps(spec)):
+            for step in fittings.late_steps(spec, image.config.volumes):
                 await machine.outlives(session.files.tool(*step))
             life.log.restart()
             main: Process = await machine.outlives(session.exec(process, process_id=life.id, **fittings.bounds(spec)))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from perdure.errors import InvalidValue
 from perdure.execution.sandboxes import forking
 from perdure.execution.sandboxes.sandboxes import Sandboxes
+from perdure.formats.manifest import Origin
 from perdure.host.paths import Home
-from perdure.model import SandboxState
+from perdure.model import SandboxSpec, SandboxState, Ulimit
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, blocks_of
 
@@ -54,3 +57,20 @@ def test_once_done_they_are_as_any_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="did not"), forking.making(tmp_path, [HALF]):
         raise ValueError("it did not work")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"ulimits": [Ulimit(name="nosuch", soft=1, hard=1)]},
+        {"cap_drop": ["CAP_NOSUCH"]},
+        {"extra_hosts": ["x:fe80::1%a\n1.2.3.4 evil"]},
+    ],
+)
+def test_a_snapshot_from_elsewhere_that_says_what_cannot_be_is_refused(tmp_path: Path, wish: dict[str, Any]) -> None:
+    bench = Bench(tmp_path)
+    snapshot = bench.capture(bench.template(blocks_of([1] * BLOCKS)), {}, blocks_of(range(4)), sandbox_id=SOURCE)
+    origin = Origin(main=SOURCE, spec=SandboxSpec(image="i", **wish))
+    snapshot = msgspec.structs.replace(snapshot, config=msgspec.structs.replace(snapshot.config, origin=origin))
+    with pytest.raises(InvalidValue):
+        forking.origin_of(snapshot)
