@@ -57,6 +57,13 @@ def test_it_is_kept_and_shown_in_dockers_words(client: NodeClient, fcrun: Fcrun)
     assert fcrun.said("inspect", "-f", '{{index .HostConfig.Sysctls "net.core.somaxconn"}}', made) == "99\n"
 
 
+def test_the_signal_is_the_images_where_nothing_else_is_said(client: NodeClient, fcrun: Fcrun) -> None:
+    client.import_image("asks", root_tar(), changes=["STOPSIGNAL SIGQUIT"])
+    for argv, signal in ((["asks"], "SIGQUIT"), (["--stop-signal", "USR1", "asks"], "USR1"), (["tiny"], "")):
+        made = fcrun.said("create", *argv, "true").strip()
+        assert fcrun.said("inspect", "-f", "{{.Config.StopSignal}}", made) == f"{signal}\n"
+
+
 def test_one_that_wishes_for_nothing_is_as_ever(client: NodeClient, fcrun: Fcrun) -> None:
     made = fcrun.said("create", "tiny", "true").strip()
     record = json.loads((client.home.sandboxes / made / "sandbox.json").read_bytes())

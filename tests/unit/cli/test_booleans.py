@@ -27,6 +27,19 @@ def parser(command: str) -> argparse.ArgumentParser:
         ("--name --rm=true --init=true box", "--name --rm=true --init box"),  # a value, however it looks
         ("-te A=1 --rm=true box", "-te A=1 --rm box"),
         ("-eA=1 --rm=true box", "-eA=1 --rm box"),
+        ("-it --tty=false box", "-i box"),  # the last one is what counts
+        ("-t --tty=false box", "box"),
+        ("-it --interactive=0 -t=0 box", "box"),
+        ("-dit=false box", "-d -i box"),
+        ("-dt=true -t=false box", "-d box"),
+        ("-tvt:/t --tty=false box", "-vt:/t box"),  # a letter of a value stays
+        ("-te t=1 --tty=false box", "-e t=1 box"),
+        ("--name -t --tty=false box", "--name -t box"),
+        ("--tty=false -it box", "-it box"),
+        ("--tls-verify true --rm=false box", "--tls-verify=true box"),
+        ("--tls-verify --rm=true box", "--tls-verify=true --rm box"),
+        ("--tls-verify box --rm=true", "--tls-verify=true box --rm=true"),
+        ("--tls-verify=false --rm=true box", "--tls-verify=false --rm box"),
         ("-it box prog --rm=true", "-it box prog --rm=true"),  # the command's own
         ("-- --rm=true", "-- --rm=true"),
         ("--nosuch --rm=true box", "--nosuch --rm box"),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from perdure.cli import completing, fcrun
+from perdure.cli.booleans import plain
 from perdure.cli.fcrun import _fittings, _process, _refused, run
 from perdure.errors import InvalidValue
 from perdure.execution.sandboxes import fittings

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from perdure.model import SandboxInfo, SandboxSpec
     from perdure.reports import ImagePulled
 
+UNVERIFIED = "--disable-content-trust"
 POLICIES = ("always", "missing", "never")
 _PULLED = {"there": "Already exists", "fetched": "Pull complete"}
 
@@ -28,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Docker's option for what it does anyway, unless it is told otherwise; known, and not shown."""
+    parser.add_argument(UNVERIFIED, nargs="?", const=True, default=True, type=_unverified, help=argparse.SUPPRESS)
+
+
 def add_pull_options(parser: argparse.ArgumentParser) -> None:
     """Of what makes a sandbox."""
     parser.add_argument(
@@ -36,6 +42,7 @@ def add_pull_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", default="", metavar="OS/ARCH", help="which image to pull, where it has several")
     parser.add_argument("-q", "--quiet", action="store_true", help="say nothing about a pull")
     add_options(parser)
+    add_trust(parser)
 
 
 def login_for(name: str) -> Login | None:
@@ -100,3 +107,14 @@ def _truth(text: str) -> bool:
     if text.lower() in ("false", "0", "f"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def _unverified(text: str) -> bool:
+    if not _truth(text):
+        from perdure.errors import InvalidValue
+
+        raise InvalidValue(
+            f"{UNVERIFIED}={text}: signatures of Docker Content Trust are not verified here",
+            hint="Name an image by its digest: NAME@sha256:…; what comes is held to that.",
+        )
+    return True

@@ -92,8 +92,8 @@ def _mounted(mount: Mount) -> dict[str, Any]:
     }
 
 
-def inspected(info: SandboxInfo) -> dict[str, Any]:
-    """docker's part of ``inspect``."""
+def inspected(info: SandboxInfo, image: Mapping[str, Any]) -> dict[str, Any]:
+    """docker's part of ``inspect``. ``image``: the configuration of its image, as docker has it."""
     spec = info.spec
     argv = [*(spec.entrypoint or []), *spec.command]
     running = info.state == "running"
@@ -160,7 +160,7 @@ def inspected(info: SandboxInfo) -> dict[str, Any]:
             "WorkingDir": spec.cwd,
             "Entrypoint": spec.entrypoint,
             "Labels": Open(spec.labels),
-            "StopSignal": spec.stop_signal,
+            "StopSignal": spec.stop_signal or image.get("StopSignal", ""),
             "StopTimeout": None if spec.stop_timeout_s is None else int(spec.stop_timeout_s),
         },
         "NetworkSettings": {

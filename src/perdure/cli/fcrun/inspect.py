@@ -44,7 +44,8 @@ def run(options: argparse.Namespace) -> int:
                     continue
                 info = client.get(ref)
                 known = msgspec.to_builtins(info) | {"snapshots": msgspec.to_builtins(client.snapshots(ref))}
-                found.append(_views.inspected(info) | known)
+                config = (_image(client, info.image_digest) or {}).get("Config") or {}
+                found.append(_views.inspected(info, config) | known)
             except NotFound as error:
                 if options.type == "" and (image := _image(client, ref)) is not None:
                     found.append(image)

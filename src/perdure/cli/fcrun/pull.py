@@ -19,6 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--platform", default="", metavar="OS/ARCH", help="which image, where NAME has several")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the image's full name")
     _registry.add_options(parser)
+    _registry.add_trust(parser)
     parser.add_argument("name", metavar="NAME[:TAG|@DIGEST]")
 
 

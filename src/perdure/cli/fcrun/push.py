@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "--all-tags", action="store_true", help="all images here that are called NAME")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the image's full name")
     _registry.add_options(parser)
+    _registry.add_trust(parser)
     parser.add_argument("name", metavar="IMAGE", help="its name: [HOST/]REPOSITORY[:TAG]")
 
 
