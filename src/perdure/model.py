@@ -567,6 +567,7 @@ class LauncherAddress:
     tcp_port: int = 0
     emulated: bool = False
     tcp_host: str = "127.0.0.1"
+    process: int = 0  # that of the emulated host, where no kernel closes its connections when it ends
 
     def __str__(self) -> str:
         return self.unix_path or f"{self.tcp_host}:{self.tcp_port}"

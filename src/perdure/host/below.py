@@ -256,7 +256,7 @@ def _start_emulated(home: Home, assets: Assets, fingerprint: str, progress: Prog
             _log.warning("nothing comes through the line's own network card (a firewall?): it goes by a forwarded port")
     _write_state(home, _state(address, fingerprint, times.kernel_s, times.launcher_s))
     progress(what, 1, 1)
-    return address
+    return _with_process(home, address)
 
 
 def _launcher_command(home: Home, listen: list[str]) -> list[str]:
@@ -367,7 +367,12 @@ def _address(home: Home, state: _State) -> LauncherAddress:
         token = _token_file(home).read_text().strip()
     except FileNotFoundError:
         token = ""
-    return LauncherAddress(token, state.unix_path, state.tcp_port, state.emulated, state.tcp_host)
+    address = LauncherAddress(token, state.unix_path, state.tcp_port, state.emulated, state.tcp_host)
+    return _with_process(home, address) if state.emulated else address
+
+
+def _with_process(home: Home, address: LauncherAddress) -> LauncherAddress:
+    return replace(address, process=EmulatedHost(home).pids().get("qemu", 0))
 
 
 def _new_token(home: Home) -> str:

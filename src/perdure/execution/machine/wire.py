@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,7 @@ class Wire(asyncio.Protocol):
         self._reason: PerdureError | None = None
         self._on_frame: Callable[[int, bytes], None] | None = None
         self._on_lost: Callable[[PerdureError | None], None] | None = None
+        self._process = -1
 
     @staticmethod
     async def open(address: LauncherAddress, hello: dict[str, Any], *, timeout_s: float = CONNECT_TIMEOUT_S) -> Wire:
@@ -45,6 +47,7 @@ class Wire(asyncio.Protocol):
                 f"the launcher does not answer at {address}: {error or 'timed out'}",
                 hint="Start it with: fcrun host start",
             ) from None
+        wire._end_with(address.process)
         wire.write(line.encode_control({"op": "hello", "version": line.VERSION, "token": address.token, **hello}))
         return wire
 
@@ -93,6 +96,29 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def _end_with(self, process: int) -> None:
+        """Lose the connection when this process ends (0: none). An emulated host that is reached by a card of its own
+        takes the card with it, and then nobody is left to say that the connection is over."""
+        if not process:
+            return
+        try:
+            self._process = os.pidfd_open(process)
+        except OSError:  # it is gone already
+            self._over()
+            return
+        asyncio.get_running_loop().add_reader(self._process, self._over)
+
+    def _over(self) -> None:
+        self._forget_process()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _forget_process(self) -> None:
+        if self._process >= 0:
+            asyncio.get_running_loop().remove_reader(self._process)
+            os.close(self._process)
+            self._process = -1
+
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -116,6 +142,7 @@ class Wire(asyncio.Protocol):
                 self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_process()
         self._lost = True
         self._arrived.set()
         if self._on_lost is not None:

@@ -31,6 +31,7 @@ async def dial(
                 reader, writer = await asyncio.open_connection(*where, limit=BUFFER_BYTES)
                 made: socket.socket = writer.get_extra_info("socket")
                 made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                keep_alive(made)  # an emulated host that ends does not say so
             try:
                 hello = {"op": "hello", "version": line.VERSION, "token": address.token, "want": "dial"}
                 wish = {"sandbox": sandbox_id, "protocol": protocol, "port": port}
@@ -44,6 +45,13 @@ async def dial(
             return reader, writer
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         raise Unavailable(f"port {port} of sandbox {sandbox_id} does not answer: {error or 'timed out'}") from None
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Notice within two minutes that nobody is at the other end any more."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4)):
+        connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def _answer(reader: asyncio.StreamReader) -> dict[str, Any]:

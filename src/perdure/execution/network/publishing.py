@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 from perdure.errors import Conflict, InvalidValue, NoRights, PerdureError
+from perdure.execution.network.dialing import keep_alive
 from perdure.model import PublishedPort
 
 ANYWHERE = ("0.0.0.0", "::")  # where docker listens when no address is given
@@ -23,7 +24,6 @@ CONNECTIONS_MAX = 1024  # of one sandbox, at once
 BACKLOG = 128
 CHUNK_BYTES = 64 << 10
 CLOSE_TIMEOUT_S = 30.0  # for a client to take what is left
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 4))  # a dead client is not use
 DATAGRAM_CLIENTS_MAX = 256
 DATAGRAM_QUEUE_MAX = 64
 DATAGRAM_QUEUE_BYTES = 64 << 10  # of one client, while nobody has taken them
@@ -120,9 +120,7 @@ class Published:
             writer.transport.abort()
             raise
         made: socket.socket = writer.get_extra_info("socket")
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        for option, value in KEEPALIVE:
-            made.setsockopt(socket.IPPROTO_TCP, option, value)
+        keep_alive(made)  # a dead client is not use
         pumps = [asyncio.ensure_future(_pump(*ends)) for ends in ((reader, inner_writer), (inner_reader, writer))]
         try:
             await asyncio.gather(*pumps)
