@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -10,7 +11,7 @@ import struct
 from perdure.linux.netlink import CREATE, EXCL, ROUTE, Netlink, attribute, nested, number, text
 
 # <linux/rtnetlink.h>, <linux/if_link.h>, <linux/if_addr.h>
-_NEWLINK, _DELLINK, _SETLINK, _NEWADDR, _NEWROUTE = 16, 17, 19, 20, 24
+_NEWLINK, _DELLINK, _GETLINK, _SETLINK, _NEWADDR, _NEWROUTE = 16, 17, 18, 19, 20, 24
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_NET_NS_FD = 1, 3, 10, 18, 28
 _IFLA_PROTINFO = 12
 _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 1, 2, 1
@@ -32,20 +33,23 @@ class Links:
 
     def __init__(self) -> None:
         self._netlink = Netlink(ROUTE)
-        # if_nametoindex(3) asks in the namespace of the process; an ioctl on this asks in that of the socket
-        self._names = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
     def close(self) -> None:
         self._netlink.close()
-        self._names.close()
 
     def index(self, name: str) -> int:
-        """Its number, 0: there is none of that name (SIOCGIFINDEX, netdevice(7))."""
+        """Its number, 0: there is none of that name.
+
+        Not asked by SIOCGIFINDEX, as if_nametoindex(3) does: for a name that it does not know the kernel starts
+        modprobe(8), which took half of a resume in an emulated host.
+        """
         try:
-            answer = fcntl.ioctl(self._names.fileno(), 0x8933, struct.pack("16si20x", name.encode(), 0))
-        except OSError:
-            return 0
-        return int(struct.unpack_from("16si", answer)[1])
+            answer = self._netlink.get(_GETLINK, _LINK.pack(0, 0, 0, 0, 0) + text(_IFLA_IFNAME, name))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return 0
+            raise
+        return int(_LINK.unpack_from(answer)[2])
 
     def up(self, name: str, *, mac: bytes = b"") -> None:
         """Bring it up; with ``mac`` (6 bytes) give it that address first."""

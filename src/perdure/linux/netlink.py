@@ -72,6 +72,20 @@ class Netlink:
         number = self.next()
         self.send([message(kind, REQUEST | ACK | flags, number, payload)], [number])
 
+    def get(self, kind: int, payload: bytes) -> bytes:
+        """The kernel's one answer to a question, without its header. Raises OSError with the kernel's errno."""
+        number = self.next()
+        self._socket.send(message(kind, REQUEST, number, payload))
+        while True:
+            data = self._socket.recv(_BUFFER)
+            length, kind, _, sequence, _ = _HEADER.unpack_from(data)
+            if sequence != number:
+                continue
+            if kind == _ERROR:
+                (code,) = _ERRNO.unpack_from(data, _HEADER.size)
+                raise OSError(-code, os.strerror(-code))
+            return data[_HEADER.size : length]
+
     def send(self, messages: Sequence[bytes], acknowledged: Sequence[int]) -> None:
         """Send all at once, and wait until those with these sequence numbers are acknowledged.
 
