@@ -9,6 +9,7 @@ no file, above or below the line.
 from __future__ import annotations
 
 import ast
+import contextlib
 import fcntl
 import os
 import queue
@@ -25,7 +26,7 @@ import pytest
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.client.session import Session
-from perdure.errors import PerdureError
+from perdure.errors import NotFound, PerdureError
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo, SandboxSpec
 from perdure.testing import belowline
@@ -89,7 +90,8 @@ def client(home: Home) -> Iterator[NodeClient]:
     client = NodeClient(home)
     yield client
     for info in client.list():
-        client.remove(info.id, force=True)
+        with contextlib.suppress(NotFound):  # one of ``--rm`` that went in this moment
+            client.remove(info.id, force=True)
     for network in client.networks.list():
         if network.name != "bridge":
             client.networks.remove(network.id)

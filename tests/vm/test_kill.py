@@ -177,7 +177,7 @@ def test_a_start_that_hangs_can_be_ended(
     import threading
 
     info = client.create(SandboxSpec(image=IMAGE, command=["sleep", "100000"]))
-    client.put_files(info.id, {"/large": bytes(96 << 20)})
+    client.put_files(info.id, {"/large": bytes(256 << 20)})
     failed: list[PerdureError] = []
 
     def start() -> None:
