@@ -176,7 +176,9 @@ def test_a_start_that_hangs_can_be_ended(
     """While a large archive is unpacked in the guest, which takes it long."""
     import threading
 
-    info = client.create(SandboxSpec(image=IMAGE, command=["sleep", "100000"]))
+    spec = SandboxSpec(image=IMAGE, command=["sleep", "100000"])
+    client.remove(client.start(client.create(spec).id).id, force=True)  # else its template's machine would be the first
+    info = client.create(spec)
     client.put_files(info.id, {"/large": bytes(256 << 20)})
     failed: list[PerdureError] = []
 
