@@ -173,28 +173,30 @@ class Launcher:
 
     def _await_machines(self) -> None:
         deadline = time.monotonic() + _MACHINES_TIMEOUT_S
-        while self._after and not os.path.exists(self._after):
+        while not self._settled():
             if time.monotonic() > deadline:
                 raise MachineFailed(
                     f"no machine can be started yet: {self._after} is not there",
                     hint="fcrun host stop, then try again.",
                 )
             self._loop.turn(_LOOK_S)
+
+    def _settled(self) -> bool:
+        """Make the rules of the network, and then bind this process and all that it starts from now on. False: it is
+        too early. While KVM is loaded, and while those rules are made, the processors are off for a moment, and Linux
+        then forgets who was bound to them: nobody may be bound before."""
+        if self._after and not os.path.exists(self._after):
+            return False
+        self._after = ""
         if self._guard:
             from perdure.keeper import hostnetwork
 
             hostnetwork.prepare(self._guard.split(","), f"{self._below.path}/network.made")
             self._guard = ""
-        self._stay_on_processors()
-
-    def _stay_on_processors(self) -> None:
-        """Bind this process, and all that it starts from now on. Not before machines can be: while KVM is loaded, the
-        processors are off for a moment, and Linux then forgets who was bound to them."""
-        if self._after and os.path.exists(self._after):
-            self._after = ""
-        if self._processors and not self._after:
+        if self._processors:
             os.sched_setaffinity(0, self._processors)
             self._processors = frozenset()
+        return True
 
     def _be_keeper(self, sandbox: str, fd: int) -> None:
         from perdure.keeper.keeper import Keeper
@@ -237,7 +239,7 @@ class Launcher:
     def _run(self, caller: _Caller, hello: dict[str, Any]) -> Program:
         from perdure.keeper.program import Program
 
-        self._stay_on_processors()
+        self._settled()
         return Program(self._loop, hello, caller)
 
 

@@ -128,8 +128,18 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     # One processor is kept free of guests: QEMU's state of the first one is written to by the others, without a lock.
     processors = len(machine_processors())
     show = "grep Cpus_allowed_list /proc/self/status; cat /sys/devices/system/cpu/online"
-    allowed, online = (await run_below(address, "/bin/sh", "-c", show))[1].split()[1:]
-    assert allowed == (f"1-{processors}" if processors > 1 else "1") and online == f"0-{processors}"
+
+    async def bound() -> list[str]:
+        return (await run_below(address, "/bin/sh", "-c", show))[1].split()[1:]
+
+    wanted = [f"1-{processors}" if processors > 1 else "1", f"0-{processors}"]
+    assert await bound() == wanted
+    keeper = await (await Launcher.connect(address)).spawn("0123456789ab")  # the first: with it networks begin
+    pid = keeper.facts["pid"]
+    allowed = (await run_below(address, "/bin/grep", "Cpus_allowed_list", f"/proc/{pid}/status"))[1].split()[1]
+    assert [allowed, *(await bound())] == [wanted[0], *wanted]
+    await keeper.request("end")
+    keeper.close()
 
     # KVM works in there: the real Firecracker boots a kernel up to its panic for want of a root.
     machine = own_home.root / "machine.json"
