@@ -17,27 +17,16 @@ from perdure.errors import Conflict, GuestFailed, InvalidValue
 from perdure.execution.guest.session import GuestSession, Identity
 from perdure.formats import channel
 from perdure.model import ExecSpec
+from perdure.testing.cgroups import new_cgroup
 
 from .conftest import DEADLINE_S, Guest
-
-
-def _cgroup2() -> Path | None:
-    for line in Path("/proc/mounts").read_text().splitlines():
-        _, folder, kind, *_ = line.split()
-        if kind == "cgroup2" and os.access(folder, os.W_OK):
-            return Path(folder)
-    return None
 
 
 @pytest_asyncio.fixture
 async def frozen_guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Guest]:
     """A guestd whose workload has a cgroup of its own, as in a VM."""
-    root = _cgroup2()
-    if root is None:
-        pytest.skip("no writable cgroup v2 hierarchy")
-    folder = root / f"perdure-test-{secrets.token_hex(4)}"
     try:
-        folder.mkdir()
+        folder = new_cgroup(secrets.token_hex(4))
     except OSError as error:
         pytest.skip(f"no cgroup can be made: {error}")
     guest = Guest(tmp_path)

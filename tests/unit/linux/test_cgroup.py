@@ -10,18 +10,14 @@ from pathlib import Path
 import pytest
 
 from perdure.linux.cgroup import Cgroup
+from perdure.testing.cgroups import new_cgroup
 
 
 @pytest.fixture
 def cgroup() -> Iterator[Cgroup]:
     """One of the test's own, with what this kernel has for it."""
-    mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    found = [Path(folder) for _, folder, kind, *_ in mounts if kind == "cgroup2" and os.access(folder, os.W_OK)]
-    if not found:
-        pytest.skip("no writable cgroup v2 hierarchy")
-    path = found[0] / f"perdure-test-{os.getpid()}"
     try:
-        path.mkdir()
+        path = new_cgroup(str(os.getpid()))
     except OSError as error:
         pytest.skip(f"no cgroup can be made: {error}")
     yield Cgroup(str(path))
@@ -42,7 +38,7 @@ def test_where_there_is_no_io_controller_nothing_is_parted(
 ) -> None:
     if "io" in (Path(cgroup.path) / "cgroup.controllers").read_text().split():
         Path(cgroup.path).rmdir()
-        pytest.skip("this kernel has one: tests/vm/test_isolation.py")
+        pytest.skip("this kernel has an io controller: what it does is shown by tests/vm/test_isolation.py")
     assert cgroup.enter([one.pid for one in sleepers])
     assert cgroup.part([sleepers[0].pid]) is None
     inside = (Path(cgroup.path) / "cgroup.procs").read_text().split()

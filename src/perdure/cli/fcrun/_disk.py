@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from perdure.errors import InvalidValue
-
-_UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 
 def add_disk_options(parser: argparse.ArgumentParser) -> None:
@@ -18,22 +17,13 @@ def add_disk_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk-iops", default="", metavar="N", help="reads and writes a second of each of its disks")
 
 
-def disk_of(options: argparse.Namespace) -> dict[str, Any]:
+def disk_of(options: argparse.Namespace, size: Callable[[str, str], int]) -> dict[str, Any]:
     """The fields of a spec. Raises InvalidValue that names the option."""
-    return {"disk_bytes_per_s": _bytes(options.disk_bandwidth), "disk_ops_per_s": _operations(options.disk_iops)}
-
-
-def _bytes(text: str) -> int:
-    """512k, 10m, 10mb, or a number."""
-    number = text.lower().removesuffix("b")
-    unit = _UNITS.get(number[-1:], 1)
-    try:
-        size = int(float(number.rstrip("kmgt")) * unit) if text else 0
-    except (ValueError, OverflowError):
-        size = -1
-    if text and size < 1:
-        raise InvalidValue(f"--disk-bandwidth: {text!r} is no size", hint="Write 512k, 10m or 1g.")
-    return size
+    text = options.disk_bandwidth
+    bandwidth = size("--disk-bandwidth", text) if text else 0
+    if text and bandwidth < 1:
+        raise InvalidValue(f"--disk-bandwidth: {text!r} is no limit", hint="Leave it out for none.")
+    return {"disk_bytes_per_s": bandwidth, "disk_ops_per_s": _operations(options.disk_iops)}
 
 
 def _operations(text: str) -> int:

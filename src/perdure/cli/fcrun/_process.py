@@ -122,7 +122,7 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         cpus=_time_of(options.cpus),
         memory_mib=mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
         disk_mib=mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
-        **disk_of(options),
+        **disk_of(options, size_bytes),
         auto_remove=options.rm,
         restart="" if options.restart == "no" else options.restart,
         **network_of(options),
