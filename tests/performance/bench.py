@@ -192,14 +192,24 @@ def _runs(raw: Raw) -> tuple[float, float]:
 
 
 def _client(report: Report) -> None:
-    """What a command line takes by itself: to start, ask the node one thing, and end. Medians of whole processes."""
-    for words in (["ps"], ["images", "-q"]):
+    """What a command line takes by itself: to start, ask the node one thing, and end. Medians of whole processes.
+    Those that a machine would have to answer name what is not there."""
+    absent = "is-not-there"
+    for status, words in (
+        (0, ["ps"]),
+        (0, ["images", "-q"]),
+        (125, ["exec", absent, "true"]),
+        (125, ["logs", absent]),
+        (125, ["run", "--rm", "--pull", "never", absent, "true"]),
+    ):
         took = []
         for _ in range(CLIENT_ROUNDS):
             began = time.monotonic()
             command = [sys.executable, "-m", "perdure.cli.fcrun", *words]
-            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
             took.append(time.monotonic() - began)
+            if done.returncode != status:
+                raise RuntimeError(f"fcrun {' '.join(words)} ended with {done.returncode}: {done.stderr!r}")
         report.add(f"fcrun {words[0]}, the whole command", statistics.median(took), "s", goal="value <= 0.15")
 
 
