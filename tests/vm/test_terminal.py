@@ -92,7 +92,7 @@ def test_a_shell_at_a_terminal(at_terminal: Callable[..., AtTerminal], client: N
     terminal.type(b'while test "$(stty size)" != "40 120"; do :; done; echo re"sized"\n')
     terminal.until(b"resized\r\n")
     # said by what a key would end, once it is in the foreground: the shell itself would wait on after one that is early
-    terminal.type(b'sh -c \'echo be"gun"; exec sleep 1000\'\n')
+    terminal.type(b"sh -c 'echo be\"gun\"; exec sleep 1000'\n")
     terminal.until(b"begun\r\n")
     terminal.type(CTRL_C)  # a key of the shell's, not a signal for fcrun
     terminal.type(b'echo af"ter"; exit 7\n')

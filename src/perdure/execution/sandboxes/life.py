@@ -345,7 +345,11 @@ class Life(ABC):
         def needed(digest: str) -> bool:
             return self.rooms.named_by_others(digest, self.id)
 
-        return await asyncio.to_thread(self.rooms.store.remove, list(digests), unless=needed)
+        unwanted = list(digests)
+        freed = await asyncio.to_thread(self.rooms.store.remove, unwanted, unless=needed)
+        if unwanted:
+            self.rooms.drop_once_read(unwanted, self.id)
+        return freed
 
     # -- how it ends --------------------------------------------------------------------------------------------------
     async def _main_exited(self, process: Process, status: int) -> None:

@@ -18,6 +18,8 @@ from perdure.formats.manifest import Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home
 
+READ_S = 0.5  # between two looks whether a snapshot is read
+
 _log = logging.getLogger(__name__)
 
 
@@ -29,6 +31,7 @@ class Needs:
     ) -> None:
         self._home, self._ground, self._images, self._store = home, ground, images, store
         self._sandboxes = sandboxes
+        self._later: set[asyncio.Task[None]] = set()
 
     def names(self, digest: str) -> bool:
         """Some sandbox needs this snapshot, or may be about to write down that it does. Any thread may ask.
@@ -100,6 +103,32 @@ class Needs:
             if (current := self.compacted(ref)) is None:
                 raise
         return await asyncio.to_thread(self._store.get, current)
+
+    def drop_once_read(self, digests: list[str], sandbox_id: str) -> None:
+        """Delete what a removal had to leave of a sandbox's snapshots, because somebody still read it: a pager that
+        ends, a push."""
+        task = asyncio.create_task(self._drop_once_read(digests, sandbox_id))
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)
+
+    async def _drop_once_read(self, digests: list[str], sandbox_id: str) -> None:
+        def is_left() -> bool:
+            kept = set(self._store.digests())
+            return any(one in kept and not self.named_by_others(one, sandbox_id) for one in digests)
+
+        def remove() -> None:
+            with headroom.given(self._home), contextlib.suppress(NoSpace):
+                self._store.remove(digests, unless=lambda digest: self.named_by_others(digest, sandbox_id))
+
+        while await asyncio.to_thread(is_left):
+            await asyncio.sleep(READ_S)
+            await asyncio.to_thread(remove)
+
+    async def leave(self) -> None:
+        """The daemon ends."""
+        for task in self._later:
+            task.cancel()
+        await asyncio.gather(*self._later, return_exceptions=True)
 
     def drop_unnamed(self) -> None:
         """Snapshots that a suspend stored and did not live to write down: its sandbox went on, or died."""

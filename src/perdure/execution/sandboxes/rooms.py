@@ -29,6 +29,7 @@ class Rooms:
     answer_call: Callable[[CallsEndpoint | None, GuestCall], Awaitable[None]]  # raises StaleEpoch: end the machine
     emit: Callable[[str, Record, dict[str, Any]], None]  # a NodeEvent
     named_by_others: Callable[[str, str], bool]  # (snapshot, sandbox): whether another sandbox needs the snapshot
+    drop_once_read: Callable[[list[str], str], None]  # (snapshots, sandbox): delete later what was being read just now
     before_moving: Callable[[str], None]  # (sandbox): what is done for it in the background should end now
     networks: Networks
     others: Callable[[], Iterable[Record]]  # the records of all sandboxes

@@ -91,6 +91,7 @@ class Sandboxes:
             answer_call,
             self._emit,
             self.needs.named_by_others,
+            self.needs.drop_once_read,
             lambda sandbox_id: self.before_moving(sandbox_id),
             self.networks,
             self._records,
@@ -434,4 +435,5 @@ class Sandboxes:
 
     async def leave(self) -> None:
         """The daemon ends; machines run on."""
+        await self.needs.leave()
         await asyncio.gather(*(sandbox.leave() for sandbox in list(self._sandboxes.values())))

@@ -358,3 +358,16 @@ async def test_removal_waits_for_a_sweep_and_not_the_other_way(make: Make, bench
         await sweeping
         await removing
     assert bench.store.digests() == []
+
+
+async def test_what_is_read_while_its_sandbox_is_removed_goes_when_it_is_read(
+    every: Sandboxes, make: Make, bench: Bench, line: Any
+) -> None:
+    """A pager that ends holds its lease for some moments more than its machine."""
+    box = make(BOX, line[:1], state=SandboxState.EXITED)
+    with bench.store.reading(line[0].digest):
+        await box.drop([line[0].digest])
+        assert line[0].digest in bench.store.digests()
+        (later,) = every.needs._later
+    await later
+    assert line[0].digest not in bench.store.digests()
