@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import IO
 
 from perdure.errors import InvalidValue
@@ -21,11 +21,11 @@ def chunks(path: str) -> Iterator[Iterator[bytes]]:
             raise InvalidValue("stdin is a terminal", hint="Pipe an archive in, or name a file.")
         yield iter(lambda: sys.stdin.buffer.read(CHUNK_BYTES), b"")
         return
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - what the caller raises within is no fault of this
-    except OSError as error:
-        raise InvalidValue(f"{path}: {error.strerror}") from error
-    with file:
+    with ExitStack() as held:
+        try:
+            file = held.enter_context(open(path, "rb"))
+        except OSError as error:  # not around the ``yield``: what the caller raises there is no fault of the file
+            raise InvalidValue(f"{path}: {error.strerror}") from error
         yield iter(lambda: file.read(CHUNK_BYTES), b"")
 
 

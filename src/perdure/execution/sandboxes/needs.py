@@ -18,7 +18,7 @@ from perdure.formats.manifest import Snapshot
 from perdure.host import headroom
 from perdure.host.paths import Home
 
-READ_S = 0.5  # between two looks whether a snapshot is read
+READ_S, READ_MAX_S = 0.5, 30.0  # between two looks whether a snapshot is read: a push may take hours
 
 _log = logging.getLogger(__name__)
 
@@ -120,9 +120,14 @@ class Needs:
             with headroom.given(self._home), contextlib.suppress(NoSpace):
                 self._store.remove(digests, unless=lambda digest: self.named_by_others(digest, sandbox_id))
 
-        while await asyncio.to_thread(is_left):
-            await asyncio.sleep(READ_S)
-            await asyncio.to_thread(remove)
+        pause_s = READ_S
+        try:
+            while await asyncio.to_thread(is_left):
+                await asyncio.sleep(pause_s)
+                await asyncio.to_thread(remove)
+                pause_s = min(pause_s * 2, READ_MAX_S)
+        except (PerdureError, OSError) as error:  # `fcrun snapshot gc` takes it
+            _log.warning("snapshots of the removed %s stay: %s", sandbox_id, error)
 
     async def leave(self) -> None:
         """The daemon ends."""
