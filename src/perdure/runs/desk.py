@@ -1,0 +1,146 @@
+"""What people ask of the runs of a server: which there are, how they are, and what to tell them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+from perdure.context.log import ContextLog
+from perdure.errors import Conflict, NotFound
+from perdure.model import Entry, RunInfo
+from perdure.runs.ports import Machines
+from perdure.runs.record import from_head
+from perdure.runs.run import Run
+from perdure.runs.states import TERMINAL
+
+
+class Desk:
+    """Questions are answered from the log, what is told goes to the live run."""
+
+    def __init__(self, context: ContextLog, machines: Machines) -> None:
+        self._context = context
+        self._machines = machines
+        self._runs: dict[str, Run] = {}  # those that have not ended, or whose machine is not removed yet
+
+    async def find(self, ref: str) -> str:
+        """The id of the run that ``ref`` (an id, a unique prefix of one, or a name) means."""
+        heads = await self._context.heads()
+        if any(head.run_id == ref for head in heads):
+            return ref
+        named = [head.run_id for head in heads if from_head(head).request.name == ref]
+        found = named or [head.run_id for head in heads if ref and head.run_id.startswith(ref)]
+        if not found:
+            raise NotFound(f"no such run: {ref}", hint="`perdure runs` lists them.")
+        if len(found) > 1:
+            raise Conflict(f"{ref} means {len(found)} runs", hint="Use more of the id: " + ", ".join(found[:5]))
+        return found[0]
+
+    async def info(self, run_id: str) -> RunInfo:
+        head = await self._context.head(run_id)
+        asked = await self._context.count(run_id, "model.started")
+        replayed = await self._context.count(run_id, "model.replayed")
+        return from_head(head).info(head, asked, replayed)
+
+    async def runs(self, states: Iterable[str] = (), limit: int = 1000) -> list[RunInfo]:
+        """Newest first."""
+        wanted = set(states)
+        heads = [head for head in await self._context.heads() if not wanted or head.value["state"] in wanted]
+        return [await self.info(head.run_id) for head in heads[::-1][:limit]]
+
+    async def states(self) -> dict[str, int]:
+        """How many runs are in each state."""
+        counts: dict[str, int] = {}
+        for head in await self._context.heads():
+            counts[head.value["state"]] = counts.get(head.value["state"], 0) + 1
+        return counts
+
+    async def ended(self, run_id: str, timeout_s: float) -> RunInfo:
+        """The run once it has ended, or as it is after ``timeout_s``."""
+        run = self._runs.get(run_id)
+        if run is not None:
+            await run.until(lambda: run.ended, timeout_s)
+        return await self.info(run_id)
+
+    async def follow(self, run_id: str, after: int, *, expand: bool = True) -> AsyncGenerator[Entry]:
+        """Entries as they come, until the one that ends the run."""
+        ends = {f"run.{state}" for state in TERMINAL}
+        if (await self._context.head(run_id)).seq <= after and from_head(
+            await self._context.head(run_id)
+        ).state in TERMINAL:
+            return
+        async for entry in self._context.follow(run_id, after=after, expand=expand):
+            yield entry
+            if entry.kind in ends:
+                return
+
+    async def signal(self, run_id: str, name: str, value: Any) -> None:
+        await (await self._going(run_id)).signal(name, value)
+
+    async def cancel(self, run_id: str, reason: str = "") -> None:
+        await (await self._going(run_id)).cancel(reason)
+
+    async def approve(
+        self, run_id: str, wait_id: str | None, *, approved: bool, comment: str = "", by: str = ""
+    ) -> dict[str, Any]:
+        """Answer an approval (or a step in doubt), exactly once; returns the wait. Conflict: it was answered already
+        (details: by, at), or the run waits for none."""
+        run = self._runs.get(run_id)
+        if run is None:
+            raise await self._no_approval(run_id, wait_id)
+
+        async def act() -> dict[str, Any]:
+            askable = run.record.waits.askable
+            found = [wait for wait in askable if wait_id is None or wait.id.startswith(wait_id)]
+            if run.ended or not found:
+                raise await self._no_approval(run_id, wait_id)
+            if len(found) > 1:
+                hint = "Name one of: " + ", ".join(f"{wait.id} ({wait.name})" for wait in found)
+                raise Conflict(f"run {run_id} waits for {len(found)} approvals", hint=hint)
+            value = {"approved": approved, "comment": comment}
+            await run.complete_wait(found[0], {"outcome": "completed", "value": value, "by": by, "at": time.time()})
+            return found[0].to_info()
+
+        return await run.atomically(act)
+
+    async def _no_approval(self, run_id: str, wait_id: str | None) -> Conflict:
+        """Why an approval cannot be taken."""
+        state = from_head(await self._context.head(run_id)).state
+        done, after = [], 0
+        while page := await self._context.read(run_id, after=after, kind="wait.completed"):
+            done += [e.payload for e in page if e.payload.get("kind") in ("approval", "doubt")]
+            after = page[-1].seq
+        answered = [d for d in done if wait_id is None or str(d["wait"]).startswith(wait_id)]
+        if not answered:
+            what = f"wait {wait_id} is not open" if wait_id else "it does not wait for an approval"
+            hint = f"`perdure show {run_id}` says what it does."
+            return Conflict(f"run {run_id} is {state}: {what}", hint=hint, state=state)
+        last = answered[-1]
+        at, by = last.get("at", 0.0), last.get("by") or "somebody"
+        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+        if last["outcome"] == "timed-out":
+            message = f"the approval {last['wait']} of run {run_id} timed out at {moment}"
+        elif last["outcome"] == "withdrawn":
+            message = f"the program of run {run_id} stopped waiting for the approval {last['wait']} at {moment}"
+        else:
+            verdict = "approved" if last["value"]["approved"] else "refused"
+            message = f"the approval {last['wait']} of run {run_id} was answered already: {verdict} by {by} at {moment}"
+        hint = "The first answer counts."
+        return Conflict(message, hint=hint, wait=last["wait"], by=last.get("by", ""), at=at, outcome=last["outcome"])
+
+    async def _going(self, run_id: str) -> Run:
+        run = self._runs.get(run_id)
+        if run is None or run.ended:
+            state = from_head(await self._context.head(run_id)).state
+            raise Conflict(f"run {run_id} has ended: it is {state}", state=state)
+        return run
+
+    async def output(self, run_id: str, tail_bytes: int) -> bytes:
+        """The end of what the run's program wrote; after the run's end the last 16 KiB of it are kept."""
+        record = from_head(await self._context.head(run_id))
+        if record.sandbox_id and not record.released:
+            try:
+                return await self._machines.output(record.sandbox_id, tail_bytes)
+            except NotFound:  # it is being removed after the run's end
+                record = from_head(await self._context.head(run_id))
+        return record.output.encode()[-tail_bytes:]
