@@ -138,6 +138,32 @@ async def test_an_idempotency_key_gives_the_older_run(log: ContextLog) -> None:
         await log.create("one", {})
 
 
+async def test_a_key_is_given_up_to_the_run_that_replaces_its_own(log: ContextLog) -> None:
+    await log.create("one", {}, key="k")
+    assert (await log.create("two", {}, key="k", replacing="another")).run_id == "one"
+    assert (await log.create("two", {}, key="k", replacing="one")).run_id == "two"
+    assert (await log.create("three", {}, key="k")).run_id == "two"
+    assert (await log.head("one")).key is None
+
+
+async def test_what_is_kept_beside_the_runs_is_replaced_by_compare_and_set(log: ContextLog) -> None:
+    made = await log.keep("queue", "b", {"limit": 1}, expected_version=0)
+    assert made.version == 1
+    with pytest.raises(Conflict, match="queue b already"):
+        await log.keep("queue", "b", {}, expected_version=0)
+    with pytest.raises(NotFound, match="no such queue: a"):
+        await log.keep("queue", "a", {}, expected_version=3)
+    tries = [log.keep("queue", "b", {"limit": n}, expected_version=1) for n in range(5)]
+    done = await asyncio.gather(*tries, return_exceptions=True)
+    assert [type(result).__name__ for result in done].count("LogConflict") == 4
+    await log.keep("queue", "a", [1])
+    await log.keep("schedule", "a", [2])
+    assert [(kept.name, kept.version) for kept in await log.kept("queue")] == [("a", 1), ("b", 2)]
+    assert [kept.value for kept in await log.kept("schedule", "a")] == [[2]]
+    assert await log.drop("queue", "a") and not await log.drop("queue", "a")
+    assert await log.kept("queue", "a") == []
+
+
 async def test_what_does_not_exist_is_not_found(log: ContextLog) -> None:
     for ask in (
         log.head("nobody"),

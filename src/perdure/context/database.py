@@ -14,10 +14,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
-from perdure.context import schema
+from perdure.context import keeping, schema
 from perdure.context.appending import Packed, Tip
 from perdure.context.chain import root_hash, verify
-from perdure.context.log import ROOT_BRANCH, Branch, Head, NewEntry, NewHead, Verification, canonical, digest_of
+from perdure.context.log import ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Verification, canonical, digest_of
 from perdure.context.rows import blob_of, blob_row, entry_of, head_of, no_run
 from perdure.context.writer import Writer, connect, explain
 from perdure.errors import AlreadyRunning, Conflict, InvalidValue, LogConflict, NoRights, ProtocolError
@@ -65,14 +65,16 @@ class SqliteLog:
 
     # -- writing
 
-    async def create(self, run_id: str, value: Any, *, key: str | None = None) -> Head:
+    async def create(self, run_id: str, value: Any, *, key: str | None = None, replacing: str | None = None) -> Head:
         content, created = canonical(value), time.time()
 
         def job(db: sqlite3.Connection) -> Head:
             if key is not None:
                 older = db.execute(schema.HEAD + "WHERE r.key = ?", (key,)).fetchone()
-                if older:
+                if older and older[0] != replacing:
                     return head_of(older)
+                if older:
+                    db.execute("UPDATE runs SET key = NULL WHERE run_id = ?", (replacing,))
             if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
                 raise Conflict(f"there is a run {run_id} already")
             db.execute("INSERT INTO runs VALUES (?, ?, ?, 0, ?, 1, ?)", (run_id, key, created, ROOT_BRANCH, content))
@@ -133,6 +135,12 @@ class SqliteLog:
             event.set()
         return entries
 
+    async def keep(self, kind: str, name: str, value: Any, *, expected_version: int | None = None) -> Kept:
+        return await self._writer.submit(lambda db: keeping.keep(db, kind, name, value, expected_version))
+
+    async def drop(self, kind: str, name: str) -> bool:
+        return await self._writer.submit(lambda db: keeping.drop(db, kind, name))
+
     async def put_blob(self, content: bytes) -> str:
         digest = digest_of(content)
         row = blob_row(digest, content)
@@ -146,6 +154,9 @@ class SqliteLog:
         if row is None:
             raise no_run(run_id)
         return head_of(row)
+
+    async def kept(self, kind: str, name: str | None = None) -> list[Kept]:
+        return await self._read(lambda db: keeping.kept(db, kind, name))
 
     async def heads(self) -> list[Head]:
         rows = await self._read(lambda db: db.execute(schema.HEAD + "ORDER BY r.created, r.rowid").fetchall())
@@ -286,6 +297,9 @@ def _prepare(path: Path) -> sqlite3.Connection:
         elif version > schema.VERSION:
             hint = "Install the newer perdure again; older ones do not read it."
             raise ProtocolError(f"the context log {path} has version {version}, this is {schema.VERSION}", hint=hint)
+        for new in range(max(version, 1) + 1, schema.VERSION + 1):
+            step = schema.MIGRATIONS[new] + f"PRAGMA user_version = {new};"
+            connection.executescript("BEGIN IMMEDIATE;" + step + "COMMIT;")
         with closing(connection.execute("BEGIN IMMEDIATE")):
             connection.execute("ROLLBACK")  # fails now, not at the first entry, where the file is read-only
     except sqlite3.Error as error:

@@ -71,6 +71,15 @@ class NewHead(Frozen, frozen=True, kw_only=True):
     value: Any
 
 
+class Kept(Frozen, frozen=True, kw_only=True):
+    """Something that the log's owner keeps beside the runs (a queue, a schedule …): a JSON value by kind and name."""
+
+    kind: str
+    name: str
+    version: int  # from 1, for compare-and-set
+    value: Any
+
+
 class Verification(Frozen, frozen=True, kw_only=True):
     """What ``verify`` looked at. It raises ``ProtocolError`` at the first entry or blob that is not what it was."""
 
@@ -82,9 +91,10 @@ class Verification(Frozen, frozen=True, kw_only=True):
 class ContextLog(Protocol):
     """Durable when it returns: an acknowledged entry is never lost, changed or reordered."""
 
-    async def create(self, run_id: str, value: Any, *, key: str | None = None) -> Head:
+    async def create(self, run_id: str, value: Any, *, key: str | None = None, replacing: str | None = None) -> Head:
         """A new run with an empty log (epoch 0, branch 1). With a ``key`` that exists: the head of that older run
-        (compare ``run_id``). ``Conflict`` when the id exists."""
+        (compare ``run_id``), unless that is the run ``replacing``, which gives the key up. ``Conflict`` when the id
+        exists."""
         ...
 
     async def head(self, run_id: str) -> Head:
@@ -156,6 +166,19 @@ class ContextLog(Protocol):
     ) -> AsyncIterator[Entry]:
         """Entries as they are appended, for ever. With ``branch`` None it goes over to the new branch at a fork
         (and repeats nothing)."""
+        ...
+
+    async def keep(self, kind: str, name: str, value: Any, *, expected_version: int | None = None) -> Kept:
+        """Keep a value by kind and name. ``expected_version``: 0 for one that is not to be there (``Conflict``), else
+        the version that is replaced (``LogConflict``; ``NotFound``); None: whatever is there."""
+        ...
+
+    async def kept(self, kind: str, name: str | None = None) -> list[Kept]:
+        """All of a kind by name, or the one of this name, or []."""
+        ...
+
+    async def drop(self, kind: str, name: str) -> bool:
+        """Whether it was there."""
         ...
 
     async def put_blob(self, content: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 1  # PRAGMA user_version
+VERSION = 2  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -55,8 +55,22 @@ CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs WHEN NEW.epoc
     BEGIN SELECT RAISE(ABORT, 'an epoch never goes down'); END;
 
 PRAGMA application_id = {APPLICATION_ID};
-PRAGMA user_version = {VERSION};
+PRAGMA user_version = 1;
 """
+
+# What makes version N of a database of version N - 1, in one transaction.
+MIGRATIONS = {
+    2: """
+-- What the owner keeps beside the runs: queues, schedules …
+CREATE TABLE kept (
+    kind    TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    version INTEGER NOT NULL,           -- of value, for compare-and-set
+    value   BLOB NOT NULL,              -- canonical JSON
+    PRIMARY KEY (kind, name)
+) STRICT, WITHOUT ROWID;
+""",
+}
 
 # The head of a run with the last seq of its current branch.
 HEAD = """

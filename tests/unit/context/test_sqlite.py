@@ -7,11 +7,12 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from perdure.context import sqlite, writer
+from perdure.context import schema, sqlite, writer
 from perdure.context.log import NewEntry
 from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, Unavailable
 
@@ -143,6 +144,7 @@ async def test_damage_is_refused_by_triggers_and_found_by_verify(tmp_path: Path,
 
 WRITER = """
 import asyncio, sys
+from contextlib import closing
 from pathlib import Path
 from perdure.context import sqlite
 from perdure.context.log import NewEntry
@@ -182,4 +184,20 @@ async def test_acknowledged_entries_survive_a_killed_writer(tmp_path: Path, line
         found = {entry.seq: entry.hash for entry in await log.read(run, limit=1_000_000)}
         assert all(found[int(seq)] == digest for owner, seq, digest in acknowledged if owner == run)
         assert (await log.verify(run)).entries == len(found)
+    await log.close()
+
+
+async def test_a_database_of_the_first_version_is_brought_forward(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript(schema.SCHEMA)
+        db.execute("INSERT INTO runs VALUES ('run', NULL, 1.0, 0, 1, 1, x'7b7d')")
+        db.execute("INSERT INTO branches VALUES ('run', 1, NULL, 0, 0, x'00')")
+        db.commit()
+    log = await sqlite.open(path)
+    assert [head.run_id for head in await log.heads()] == ["run"]
+    assert (await log.keep("queue", "a", 1)).version == 1
+    await log.close()
+    log = await sqlite.open(path)
+    assert [kept.value for kept in await log.kept("queue")] == [1]
     await log.close()
