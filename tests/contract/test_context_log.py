@@ -238,6 +238,79 @@ async def test_followers_see_every_entry_once_and_go_over_to_a_fork(log: Context
     assert seen == [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (2, 3), (2, 4)]
 
 
+async def test_a_run_branches_off_another_one_and_shares_its_entries(log: ContextLog) -> None:
+    await log.create("one", {})
+    said = [NewEntry(kind="note", payload=["long " * 300, i], key=f"main/{i}") for i in range(6)]
+    await log.append("one", said, epoch=3)
+    await log.fork("one", [NewEntry(kind="diverged")], parent=1, fork_seq=4, epoch=4)
+    forked = [NewEntry(kind="forked", key="main/2")]
+    for name, of, parent, at in (("two", "one", 1, 5), ("three", "one", 2, 3), ("four", "two", 1, 6)):
+        head = await log.branch_off(name, {"n": name}, forked, parent_run=of, parent=parent, fork_seq=at, epoch=7)
+        assert (head.run_id, head.epoch, head.branch, head.seq, head.value) == (name, 7, 1, at + 1, {"n": name})
+    await log.append("one", [NewEntry(kind="note", key="main/2")], epoch=None, branch=1)  # not the forks' any more
+    await log.append("four", [NewEntry(kind="emit", key="x/1")], epoch=8)
+
+    found = await log.read("four")
+    assert [(e.run_id, e.seq, e.kind) for e in found] == [
+        *(("one", seq, "note") for seq in range(1, 6)),
+        ("two", 6, "forked"),
+        ("four", 7, "forked"),
+        ("four", 8, "emit"),
+    ]
+    assert found[:5] == (await log.read("one", branch=1))[:5]
+    paged = [e for after in range(8) for e in await log.read("four", after=after, limit=1)]
+    assert paged == found
+    assert [e.seq for e in await log.read("four", kind="forked")] == [6, 7]
+    assert [(e.run_id, e.seq) for e in await log.find("four", 1, "main/2")] == [("one", 3), ("two", 6), ("four", 7)]
+    assert [(e.run_id, e.seq) for e in await log.find("three", 1, "main/4")] == []
+    assert [(s.run_id, s.branch, s.fork_seq, s.upto) for s in await log.lineage("four")] == [
+        ("four", 1, 6, 8),
+        ("two", 1, 5, 6),
+        ("one", 1, 0, 5),
+    ]
+    assert [(s.run_id, s.branch, s.upto) for s in await log.lineage("three")] == [
+        ("three", 1, 4),
+        ("one", 2, 3),
+        ("one", 1, 3),
+    ]
+    (root,) = await log.branches("four")
+    assert (root.parent_run, root.parent, root.fork_seq, root.seq) == ("two", 1, 6, 8)
+    assert await log.count("four", "forked") == 1  # its own
+
+    await log.fork("four", [NewEntry(kind="diverged")], parent=1, fork_seq=2, epoch=8)  # among what it shares
+    assert [(e.run_id, e.branch) for e in await log.read("four")] == [("one", 1), ("one", 1), ("four", 2)]
+    await log.fork("four", [NewEntry(kind="diverged")], parent=2, fork_seq=0, epoch=8)
+    for name, entries in (("one", 8), ("two", 6), ("three", 4), ("four", 10)):
+        assert (await log.verify(name)).entries == entries
+    seen = []
+    async for entry in log.follow("two"):
+        seen.append(entry.seq)
+        if entry.kind == "forked":
+            break
+    assert seen == [1, 2, 3, 4, 5, 6]
+
+
+async def test_a_run_branches_off_only_what_is_there(log: ContextLog) -> None:
+    await log.create("one", {})
+    await log.append("one", [NewEntry(kind="note")], epoch=1)
+
+    async def branch_off(name: str = "two", of: str = "one", parent: int = 1, at: int = 1, new: int = 1) -> None:
+        entries = [NewEntry(kind="forked")] * new
+        await log.branch_off(name, {}, entries, parent_run=of, parent=parent, fork_seq=at, epoch=1)
+
+    for wrong, error in (
+        ({"name": "one"}, Conflict),
+        ({"of": "nobody"}, NotFound),
+        ({"parent": 2}, NotFound),
+        ({"at": 2}, InvalidValue),
+        ({"at": -1}, InvalidValue),
+        ({"new": 0}, InvalidValue),
+    ):
+        with pytest.raises(error):
+            await branch_off(**wrong)  # type: ignore[arg-type]  # each is of its parameter's type
+    assert [head.run_id for head in await log.heads()] == ["one"]
+
+
 async def test_a_conversation_that_is_sent_again_costs_what_is_new(log: ContextLog, tmp_path: Path) -> None:
     await log.create("run", {})
     messages: list[dict[str, str]] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from perdure.context import schema
 from perdure.context.chain import entry_hash, root_hash
-from perdure.context.log import NewEntry, NewHead, canonical
+from perdure.context.log import ROOT_BRANCH, NewEntry, NewHead, canonical
 from perdure.context.rows import as_entry, blob_row, no_run
 from perdure.context.values import Blobs, pack
 from perdure.errors import InvalidValue, LogConflict, NotFound, StaleEpoch
@@ -58,18 +58,35 @@ class Tip:
             raise NotFound(f"run {self.run_id} has no branch {self.branch}")
         self.seq, self.hash = row
 
+    def go_back(self, fork_seq: int) -> None:
+        """To an earlier entry of the branch: what is written next is of another one."""
+        if not 0 <= fork_seq <= self.seq:
+            raise InvalidValue(
+                f"run {self.run_id}, branch {self.branch}: no fork at {fork_seq}, it has 1 to {self.seq}"
+            )
+        where = {"run_id": self.run_id, "branch": self.branch, "after": fork_seq - 1, "limit": 1, "kind": None}
+        if fork_seq:
+            self.seq, self.hash = fork_seq, self.db.execute(schema.READ, where).fetchone()[8]
+        else:
+            root = self.db.execute(schema.PATH + "SELECT run_id FROM path WHERE parent IS NULL", where).fetchone()[0]
+            self.seq, self.hash = 0, root_hash(root)
+
     def fork(self, parent: int, fork_seq: int) -> None:
         self.go_to(parent)
-        if not 0 <= fork_seq <= self.seq:
-            raise InvalidValue(f"run {self.run_id}, branch {parent}: no fork at {fork_seq}, it has 1 to {self.seq}")
-        where = {"run_id": self.run_id, "branch": parent, "after": fork_seq - 1, "limit": 1, "kind": None}
-        row = self.db.execute(schema.READ, where).fetchone() if fork_seq else None
-        self.seq, self.hash = fork_seq, row[8] if row else root_hash(self.run_id)
+        self.go_back(fork_seq)
         query = "SELECT max(branch) + 1 FROM branches WHERE run_id = ?"
         self.branch = self.db.execute(query, (self.run_id,)).fetchone()[0]
-        new = (self.run_id, self.branch, parent, fork_seq, fork_seq, self.hash)
-        self.db.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?)", new)
+        new = (self.run_id, self.branch, parent, fork_seq, fork_seq, self.hash, None)
+        self.db.execute(schema.INSERT_BRANCH, new)
         self.db.execute("UPDATE runs SET branch = ? WHERE run_id = ?", (self.branch, self.run_id))
+
+    def branch_off(self, run_id: str, parent: int, fork_seq: int, epoch: int) -> None:
+        """The same in a new run, whose row exists."""
+        self.go_to(parent)
+        self.go_back(fork_seq)
+        new = (run_id, ROOT_BRANCH, parent, fork_seq, fork_seq, self.hash, self.run_id)
+        self.db.execute(schema.INSERT_BRANCH, new)
+        self.run_id, self.branch, self.epoch = run_id, ROOT_BRANCH, epoch
 
     def write(self, packed: Packed) -> list[Entry]:
         if packed.head:

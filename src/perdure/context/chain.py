@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import msgspec
 
-from perdure.context.log import Branch, Verification, canonical
+from perdure.context.log import Stretch, Verification, canonical
 from perdure.context.values import links
 from perdure.errors import NotFound, ProtocolError
 
+Place = tuple[str, int]  # run_id, branch
 Facts = tuple[Any, ...]  # run_id, branch, seq, epoch, time, kind, key, payload as stored (canonical JSON bytes)
 
 
@@ -26,43 +27,45 @@ def entry_hash(before: bytes, facts: Facts) -> bytes:
 
 
 def verify(
-    run_id: str,
-    branches: list[Branch],
-    rows: Callable[[int], Iterable[tuple[Any, ...]]],
+    stretches: list[Stretch],
+    parents: Mapping[Place, Place],
+    rows: Callable[[Stretch], Iterable[tuple[Any, ...]]],
     blob: Callable[[str], bytes],
 ) -> Verification:
-    """Recompute every branch's chain (parents come before children) and read every blob that an entry needs."""
-    hashes: dict[tuple[int, int], bytes] = {}
-    parents = {branch.branch: branch for branch in branches}
+    """Recompute the chain of every stretch (parents come before children) and read every blob that an entry needs."""
+    hashes: dict[tuple[Place, int], bytes] = {}
     entries, seen = 0, set[str]()
-    for branch in branches:
-        seq = branch.fork_seq
-        before = _hash_at(run_id, parents, hashes, branch.parent, branch.fork_seq)
-        for row in rows(branch.branch):
-            where = f"run {run_id}, branch {branch.branch}, entry {row[2]}"
+    for stretch in stretches:
+        at = stretch.run_id, stretch.branch
+        seq = min(stretch.fork_seq, stretch.upto)
+        before = _hash_at(parents, hashes, at, seq)
+        for row in rows(stretch):
+            where = f"run {stretch.run_id}, branch {stretch.branch}, entry {row[2]}"
             if row[2] != seq + 1:
                 raise ProtocolError(f"{where}: entry {seq + 1} is missing before it")
             if entry_hash(before, row[:8]) != row[8]:
                 raise ProtocolError(f"{where} is not what was appended: its hash differs", seq=row[2])
             _verify_blobs(msgspec.json.decode(row[7]), blob, seen, where)
             seq, before = row[2], row[8]
-            hashes[branch.branch, seq] = before
+            hashes[at, seq] = before
             entries += 1
-        if seq != branch.seq:
-            raise ProtocolError(f"run {run_id}, branch {branch.branch} ends at entry {seq}, not at {branch.seq}")
-    return Verification(entries=entries, branches=len(branches), blobs=len(seen))
+        if seq != stretch.upto:
+            where = f"run {stretch.run_id}, branch {stretch.branch}"
+            raise ProtocolError(f"{where} ends at entry {seq}, not at {stretch.upto}")
+    return Verification(entries=entries, branches=len(stretches), blobs=len(seen))
 
 
-def _hash_at(
-    run_id: str, parents: dict[int, Branch], hashes: dict[tuple[int, int], bytes], branch: int | None, seq: int
-) -> bytes:
-    while branch is not None and seq:
-        if (branch, seq) in hashes:
-            return hashes[branch, seq]
-        branch = parents[branch].parent
+def _hash_at(parents: Mapping[Place, Place], hashes: Mapping[tuple[Place, int], bytes], at: Place, seq: int) -> bytes:
+    """The hash of the entry that a branch forks from."""
+    while seq and at in parents:
+        at = parents[at]
+        if (at, seq) in hashes:
+            return hashes[at, seq]
     if seq:
-        raise ProtocolError(f"run {run_id}: the entry {seq} that a branch forks from is missing")
-    return root_hash(run_id)
+        raise ProtocolError(f"run {at[0]}: the entry {seq} that a branch forks from is missing")
+    while at in parents:
+        at = parents[at]
+    return root_hash(at[0])
 
 
 def _verify_blobs(stored: Any, blob: Callable[[str], bytes], seen: set[str], where: str) -> None:

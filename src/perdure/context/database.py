@@ -11,16 +11,28 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.context import keeping, schema
 from perdure.context.appending import Packed, Tip
 from perdure.context.chain import root_hash, verify
-from perdure.context.log import ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Verification, canonical, digest_of
+from perdure.context.log import (
+    ROOT_BRANCH,
+    Branch,
+    Head,
+    Kept,
+    NewEntry,
+    NewHead,
+    Stretch,
+    Verification,
+    canonical,
+    digest_of,
+)
 from perdure.context.rows import blob_of, blob_row, entry_of, head_of, no_run
 from perdure.context.writer import Writer, connect, explain
-from perdure.errors import AlreadyRunning, Conflict, InvalidValue, LogConflict, NoRights, ProtocolError
+from perdure.errors import AlreadyRunning, Conflict, InvalidValue, LogConflict, NoRights, NotFound, ProtocolError
 from perdure.model import Entry
 
 READERS = 2
@@ -78,8 +90,7 @@ class SqliteLog:
             if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
                 raise Conflict(f"there is a run {run_id} already")
             db.execute("INSERT INTO runs VALUES (?, ?, ?, 0, ?, 1, ?)", (run_id, key, created, ROOT_BRANCH, content))
-            first = (run_id, ROOT_BRANCH, None, 0, 0, root_hash(run_id))
-            db.execute("INSERT INTO branches VALUES (?, ?, ?, ?, ?, ?)", first)
+            db.execute(schema.INSERT_BRANCH, (run_id, ROOT_BRANCH, None, 0, 0, root_hash(run_id), None))
             return head_of(db.execute(schema.HEAD + "WHERE r.run_id = ?", (run_id,)).fetchone())
 
         return await self._writer.submit(job)
@@ -129,6 +140,33 @@ class SqliteLog:
 
         return await self._write(run_id, job)
 
+    async def branch_off(
+        self,
+        run_id: str,
+        value: Any,
+        new_entries: Sequence[NewEntry],
+        *,
+        parent_run: str,
+        parent: int,
+        fork_seq: int,
+        epoch: int,
+    ) -> Head:
+        if not new_entries:
+            raise InvalidValue(f"run {run_id}: a branch begins with at least one entry")
+        content, created, packed = canonical(value), time.time(), Packed(new_entries, None)
+
+        def job(db: sqlite3.Connection) -> Head:
+            if db.execute("SELECT 1 FROM runs WHERE run_id = ?", (run_id,)).fetchone():
+                raise Conflict(f"there is a run {run_id} already")
+            tip = Tip.fenced(db, parent_run, None)
+            new = (run_id, None, created, epoch, ROOT_BRANCH, content)
+            db.execute("INSERT INTO runs VALUES (?, ?, ?, ?, ?, 1, ?)", new)
+            tip.branch_off(run_id, parent, fork_seq, epoch)
+            tip.write(packed)
+            return head_of(db.execute(schema.HEAD + "WHERE r.run_id = ?", (run_id,)).fetchone())
+
+        return await self._writer.submit(job)
+
     async def _write(self, run_id: str, job: Callable[[sqlite3.Connection], list[Entry]]) -> list[Entry]:
         entries = await self._writer.submit(job)
         for event in self._followers.get(run_id, ()):
@@ -163,11 +201,17 @@ class SqliteLog:
         return [head_of(row) for row in rows]
 
     async def branches(self, run_id: str) -> list[Branch]:
-        query = "SELECT branch, parent, fork_seq, seq FROM branches WHERE run_id = ? ORDER BY branch"
+        query = "SELECT branch, parent, fork_seq, seq, parent_run FROM branches WHERE run_id = ? ORDER BY branch"
         rows = await self._read(lambda db: db.execute(query, (run_id,)).fetchall())
         if not rows:
             raise no_run(run_id)
-        return [Branch(branch=b, parent=p, fork_seq=f, seq=s) for b, p, f, s in rows]
+        return [Branch(branch=b, parent=p, fork_seq=f, seq=s, parent_run=r) for b, p, f, s, r in rows]
+
+    async def lineage(self, run_id: str, branch: int | None = None) -> list[Stretch]:
+        found = await self._read(lambda db: _lineage(db, run_id, _branch(db, run_id, branch)))
+        if not found:
+            raise NotFound(f"run {run_id} has no branch {branch}")
+        return found
 
     async def read(
         self,
@@ -229,8 +273,7 @@ class SqliteLog:
         """The last seq that two branches share."""
 
         def job(db: sqlite3.Connection) -> int:
-            query = schema.PATH + "SELECT branch, upto FROM path"
-            ways = [dict(db.execute(query, {"run_id": run_id, "branch": b}).fetchall()) for b in (one, other)]
+            ways = [{(s.run_id, s.branch): s.upto for s in _lineage(db, run_id, b)} for b in (one, other)]
             return int(max(min(ways[0][b], ways[1][b]) for b in ways[0].keys() & ways[1].keys()))
 
         return await self._read(job)
@@ -242,7 +285,11 @@ class SqliteLog:
         branches = await self.branches(run_id)
 
         def job(db: sqlite3.Connection) -> Verification:
-            return verify(run_id, branches, _rows(db, run_id), lambda digest: blob_of(db, digest))
+            above = [shared for shared in _lineage(db, run_id, ROOT_BRANCH)[::-1] if shared.run_id != run_id]
+            own = [Stretch(run_id=run_id, branch=b.branch, fork_seq=b.fork_seq, upto=b.seq) for b in branches]
+            parents = {(run_id, b.branch): (b.parent_run or run_id, b.parent) for b in branches if b.parent}
+            parents |= {(s.run_id, s.branch): (p.run_id, p.branch) for p, s in pairwise(above)}
+            return verify([*above, *own], parents, _rows(db), lambda digest: blob_of(db, digest))
 
         return await self._read(job)
 
@@ -321,8 +368,14 @@ def _branch(db: sqlite3.Connection, run_id: str, branch: int | None) -> int:
     return int(row[0])
 
 
-def _rows(db: sqlite3.Connection, run_id: str) -> Callable[[int], sqlite3.Cursor]:
-    return lambda branch: db.execute(
-        schema.ENTRY + "WHERE run_id = ? AND branch = ? ORDER BY seq",
-        (run_id, branch),
+def _lineage(db: sqlite3.Connection, run_id: str, branch: int) -> list[Stretch]:
+    query = schema.PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
+    rows = db.execute(query, {"run_id": run_id, "branch": branch}).fetchall()
+    return [Stretch(run_id=run, branch=b, fork_seq=f, upto=u) for run, b, f, u in rows]
+
+
+def _rows(db: sqlite3.Connection) -> Callable[[Stretch], sqlite3.Cursor]:
+    return lambda of: db.execute(
+        schema.ENTRY + "WHERE run_id = ? AND branch = ? AND seq <= ? ORDER BY seq",
+        (of.run_id, of.branch, of.upto),
     )

@@ -48,6 +48,16 @@ class Branch(Frozen, frozen=True, kw_only=True):
     parent: int | None = None
     fork_seq: int = 0
     seq: int = 0  # of its last entry
+    parent_run: str | None = None  # None: this run; else ``parent`` is a branch of that one
+
+
+class Stretch(Frozen, frozen=True, kw_only=True):
+    """What one branch gives to those below it: its own entries after ``fork_seq``, up to and including ``upto``."""
+
+    run_id: str
+    branch: int
+    fork_seq: int
+    upto: int
 
 
 class Head(Frozen, frozen=True, kw_only=True):
@@ -137,7 +147,34 @@ class ContextLog(Protocol):
         with ``new_entries`` (at least one), in one transaction. Epoch and head as for ``append``."""
         ...
 
-    async def branches(self, run_id: str) -> list[Branch]: ...
+    async def branch_off(
+        self,
+        run_id: str,
+        value: Any,
+        new_entries: Sequence[NewEntry],
+        *,
+        parent_run: str,
+        parent: int,
+        fork_seq: int,
+        epoch: int,
+    ) -> Head:
+        """A new run that shares the entries of ``parent``, a branch of another run, up to and including ``fork_seq``
+        (nothing is copied, so those entries have the other run's id), and whose branch 1 goes on with ``new_entries``
+        (at least one), in one transaction. Its chain goes on from the other run's, its epoch begins as ``epoch``.
+
+        ``NotFound`` names the run or branch, ``InvalidValue`` the seq. ``Conflict`` when the id exists. Whoever removes
+        a run keeps the entries that forks share.
+        """
+        ...
+
+    async def branches(self, run_id: str) -> list[Branch]:
+        """The run's own, parents before children."""
+        ...
+
+    async def lineage(self, run_id: str, branch: int | None = None) -> list[Stretch]:
+        """The way from a branch (None: the current one) up to the root, newest first; over other runs where the run is
+        a fork."""
+        ...
 
     async def read(
         self,
@@ -189,7 +226,9 @@ class ContextLog(Protocol):
         """``NotFound`` names the digest; ``ProtocolError`` when the bytes are not what they were."""
         ...
 
-    async def verify(self, run_id: str) -> Verification: ...
+    async def verify(self, run_id: str) -> Verification:
+        """Recompute the chain of all its branches, and of what they share with other runs."""
+        ...
 
     async def close(self) -> None: ...
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 2  # PRAGMA user_version
+VERSION = 3  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -70,6 +70,7 @@ CREATE TABLE kept (
     PRIMARY KEY (kind, name)
 ) STRICT, WITHOUT ROWID;
 """,
+    3: "ALTER TABLE branches ADD COLUMN parent_run TEXT;",  # NULL: parent is a branch of this run
 }
 
 # The head of a run with the last seq of its current branch.
@@ -80,13 +81,15 @@ FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 
 ENTRY = "SELECT run_id, branch, seq, epoch, time, kind, key, payload, hash FROM entries "
 
-# The way from a branch (parameter) up to the root: (branch, its own entries are those above fork_seq, up to upto).
+# The way from a branch (parameter) up to the root, through other runs where it is a fork's: (run_id, branch; its own
+# entries are those above fork_seq, up to upto).
 PATH = """
-WITH RECURSIVE path (branch, parent, fork_seq, upto) AS (
-    SELECT branch, parent, fork_seq, seq FROM branches WHERE run_id = :run_id AND branch = :branch
+WITH RECURSIVE path (run_id, branch, parent_run, parent, fork_seq, upto) AS (
+    SELECT run_id, branch, coalesce(parent_run, run_id), parent, fork_seq, seq
+    FROM branches WHERE run_id = :run_id AND branch = :branch
     UNION ALL
-    SELECT b.branch, b.parent, b.fork_seq, min(path.fork_seq, path.upto)
-    FROM path JOIN branches b ON b.run_id = :run_id AND b.branch = path.parent
+    SELECT b.run_id, b.branch, coalesce(b.parent_run, b.run_id), b.parent, b.fork_seq, min(path.fork_seq, path.upto)
+    FROM path JOIN branches b ON b.run_id = path.parent_run AND b.branch = path.parent
 )
 """
 
@@ -94,7 +97,7 @@ READ = (
     PATH
     + """
 SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
-FROM path JOIN entries e ON e.run_id = :run_id AND e.branch = path.branch
+FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
     AND e.seq > max(:after, path.fork_seq) AND e.seq <= path.upto
     AND (:kind IS NULL OR e.kind = :kind)
 ORDER BY e.seq LIMIT :limit
@@ -105,11 +108,13 @@ FIND = (
     PATH
     + """
 SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
-FROM entries e JOIN path ON path.branch = e.branch AND e.seq <= path.upto
-WHERE e.run_id = :run_id AND e.key = :key
+FROM path JOIN entries e ON e.run_id = path.run_id AND e.key = :key AND e.branch = path.branch AND e.seq <= path.upto
 ORDER BY e.seq
 """
 )
 
 INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_BRANCH = """
+INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run) VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
 INSERT_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)"

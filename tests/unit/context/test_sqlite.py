@@ -16,6 +16,7 @@ from perdure.context import schema, sqlite, writer
 from perdure.context.log import NewEntry
 from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, Unavailable
 
+GOLDEN = Path(__file__).parents[2] / "golden"
 NOTE = [NewEntry(kind="note", payload={"n": 1})]
 
 
@@ -200,4 +201,23 @@ async def test_a_database_of_the_first_version_is_brought_forward(tmp_path: Path
     await log.close()
     log = await sqlite.open(path)
     assert [kept.value for kept in await log.kept("queue")] == [1]
+    await log.close()
+
+
+async def test_a_log_of_version_1_is_read_and_goes_on(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "log.db", isolation_level=None)
+    db.executescript((GOLDEN / "context-log-1" / "log.sql").read_text())
+    db.close()
+    log = await sqlite.open(tmp_path / "log.db")
+    assert [(e.branch, e.seq, e.kind) for e in await log.read("run")] == [
+        (1, 1, "note"),
+        (1, 2, "note"),
+        (2, 3, "diverged"),
+    ]
+    assert (await log.read("run", branch=1))[2].payload == {"i": 2, "text": "2" * 600}
+    await log.branch_off("two", {}, NOTE, parent_run="run", parent=1, fork_seq=3, epoch=2)
+    assert (await log.verify("two")).entries == 4
+    await log.close()
+    log = await sqlite.open(tmp_path / "log.db")
+    assert [head.run_id for head in await log.heads()] == ["run", "two"]
     await log.close()
