@@ -14,13 +14,32 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from perdure.agent.asyncdoor import AsyncDoor
+
 RETRY_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 
 
-def address() -> tuple[str, int]:
-    """Where guestd listens; ``PERDURE_DOOR`` (HOST:PORT) names another place, for tests outside of a guest."""
-    host, _, port = os.environ.get("PERDURE_DOOR", http1.HOST).rpartition(":")
+def address() -> tuple[str, int] | str:
+    """Where guestd listens; ``PERDURE_DOOR`` (HOST:PORT, or unix:PATH: then the path) names another place."""
+    place = os.environ.get("PERDURE_DOOR", http1.HOST)
+    if place.startswith("unix:"):
+        return place[5:]
+    host, _, port = place.rpartition(":")
     return host, int(port)
+
+
+def connect() -> socket.socket:
+    """A connection to the door."""
+    place = address()
+    if not isinstance(place, str):
+        return socket.create_connection(place)
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(place)
+    except OSError:
+        link.close()
+        raise
+    return link
 
 
 def retry_s(failures: int) -> float:
@@ -30,6 +49,12 @@ def retry_s(failures: int) -> float:
 
 class Door:
     """Carries calls. A call whose connection fails is sent again under its own key: the answer cannot differ."""
+
+    def for_tasks(self) -> AsyncDoor:
+        """The same way out for coroutines."""
+        from perdure.agent.asyncdoor import AsyncDoor
+
+        return AsyncDoor()
 
     def call(self, lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
         """One call of the runs API and its JSON answer. Without ``ordinal`` it takes the lane's next one."""
@@ -49,7 +74,7 @@ class Door:
         self, reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes
     ) -> Iterator[bytes]:
         """Send once; the pieces of the body as they arrive. OSError when it breaks before its end."""
-        with socket.create_connection(address()) as link:
+        with connect() as link:
             link.sendall(http1.request(path, lane.name, ordinal, body))
             while not reader.done:
                 yield from reader.feed(link.recv(65536))

@@ -110,8 +110,13 @@ def main(arguments: list[str]) -> int:
     if not path or not name:
         print("usage: python3 -m perdure.agent.run FILE.py:FUNCTION", file=sys.stderr)
         return 2
+    return live(path, name, Door())
+
+
+def live(path: str, name: str, door: Door) -> int:
+    """Run the agent ``name`` of the file ``path``; ``door`` carries its calls. Its exit status."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a snapshot is no place for output
-    door, lane = Door(), calls.Lane("main")
+    lane = calls.Lane("main")
     begun = door.call(lane, "begin", {})
     try:
         function = load(path, name)
@@ -120,7 +125,7 @@ def main(arguments: list[str]) -> int:
             from perdure.agent.tasks import AsyncContext
             from perdure.agent.tasks import run as run_tasks
 
-            result = run_tasks(function(AsyncContext(begun["run_id"]), **inputs), lane)
+            result = run_tasks(function(AsyncContext(begun["run_id"]), **inputs), lane, door.for_tasks())
         else:
             result = function(Context(begun["run_id"], lane, door), **inputs)
         end, body = "complete", {"result": to_json(result, f"what {name} returned")}

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import json
 
 from perdure.agent import calls, completion, http1
-from perdure.agent.door import address, retry_s
+from perdure.agent.asyncdoor import AsyncDoor
+from perdure.agent.door import retry_s
 from perdure.agent.steps import arguments, outcome
 from perdure.agent.values import Turn, to_json
 
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from perdure.agent.values import Duration, Verdict
 
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
+_door: contextvars.ContextVar[AsyncDoor] = contextvars.ContextVar("perdure_door")
 
 
-def run(main: Coroutine[Any, Any, Any], lane: calls.Lane) -> Any:
-    """Run an agent's coroutine in a fresh loop, with ``lane`` as its main task's."""
+def run(main: Coroutine[Any, Any, Any], lane: calls.Lane, door: AsyncDoor) -> Any:
+    """Run an agent's coroutine in a fresh loop, with ``lane`` as its main task's; its calls leave through ``door``."""
 
     async def started() -> Any:
         asyncio.get_running_loop().set_task_factory(_new_task)
         _lane.set(lane)
+        _door.set(door)
         return await main
 
     return asyncio.run(started())
@@ -90,7 +92,7 @@ class AsyncContext:
             try:
                 reader = http1.AnswerReader()
                 answer = completion.Completion(is_stream)
-                async for piece in _stream(reader, completion.PATH, lane, ordinal, body):
+                async for piece in _door.get().stream(reader, completion.PATH, lane, ordinal, body):
                     answer.expect(reader.status)
                     for delta in answer.feed(piece):
                         if fresh := retelling.fresh(delta):
@@ -171,30 +173,4 @@ async def _whole(call: Coroutine[Any, Any, Any]) -> None:
 
 
 async def _call(lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
-    """The twin of ``Door.call``."""
-    ordinal = lane.take() if ordinal is None else ordinal
-    data = json.dumps(body).encode()
-    failures = 0
-    while True:
-        reader = http1.AnswerReader()
-        try:
-            pieces = [piece async for piece in _stream(reader, calls.BASE + name, lane, ordinal, data)]
-            return calls.answer(reader.status, b"".join(pieces))
-        except OSError:
-            failures += 1
-            await asyncio.sleep(retry_s(failures))
-
-
-async def _stream(
-    reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes
-) -> AsyncIterator[bytes]:
-    """Send once; the pieces of the body as they arrive. OSError when it breaks before its end."""
-    incoming, outgoing = await asyncio.open_connection(*address())
-    try:
-        outgoing.write(http1.request(path, lane.name, ordinal, body))
-        await outgoing.drain()
-        while not reader.done:
-            for piece in reader.feed(await incoming.read(65536)):
-                yield piece
-    finally:
-        outgoing.close()
+    return await _door.get().call(lane, name, body, ordinal)
