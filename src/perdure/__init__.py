@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.agent import Context as Context
+    from perdure.agent import Field as Field
     from perdure.agent import Turn as Turn
     from perdure.agent import Verdict as Verdict
     from perdure.agent import agent as agent
 
 __version__ = "0.1.0"
-__all__ = ["agent", "Context", "Turn", "Verdict"]
+__all__ = ["agent", "Context", "Field", "Turn", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

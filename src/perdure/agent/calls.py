@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import json
 
+from perdure.agent import values
 from perdure.agent.values import Verdict, seconds, to_json
 from perdure.errors import InvalidValue, ProtocolError, StepFailed, from_json
 
@@ -16,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from perdure.agent.values import Duration
+    from perdure.agent.values import Duration, Field, Moment
 
 BASE = "/perdure/v1/"
 DOUBTS = ("retry", "ask", "fail")
@@ -95,6 +96,10 @@ def sleep(duration: Duration) -> dict[str, Any]:
     return {"kind": "time", "seconds": seconds(duration, "ctx.sleep")}
 
 
+def sleep_until(moment: Moment) -> dict[str, Any]:
+    return {"kind": "time", "until": values.moment(moment, "ctx.sleep_until")}
+
+
 def signal(name: str, timeout: Duration | None) -> dict[str, Any]:
     limit = None if timeout is None else seconds(timeout, "ctx.wait_for: timeout")
     return {"kind": "signal", "name": text(name, "ctx.wait_for: the name"), "timeout_s": limit}
@@ -107,13 +112,21 @@ def signalled(name: str, value: dict[str, Any]) -> Any:
     return value.get("value")
 
 
-def approval(prompt: str, show: Any, timeout: Duration | None) -> dict[str, Any]:
-    return {
+def approval(prompt: str, show: Any, form: list[Field] | None, timeout: Duration | None) -> dict[str, Any]:
+    asked = {
         "kind": "approval",
         "prompt": text(prompt, "ctx.approval: the question"),
         "show": to_json(show, "ctx.approval: show"),
         "timeout_s": None if timeout is None else seconds(timeout, "ctx.approval: timeout"),
     }
+    return {**asked, "form": [_field(field) for field in form]} if form else asked
+
+
+def _field(field: Field) -> dict[str, Any]:
+    if not isinstance(field, values.Field):
+        raise InvalidValue(f"ctx.approval: {field!r} is not a field of a form", hint='form=[Field("amount", "number")]')
+    told: dict[str, Any] = to_json({name: getattr(field, name) for name in field.__slots__}, "ctx.approval: form")
+    return told
 
 
 def verdict(value: dict[str, Any]) -> Verdict:
@@ -123,6 +136,7 @@ def verdict(value: dict[str, Any]) -> Verdict:
         value.get("by") or "",
         value.get("at") or 0.0,
         bool(value.get("timed_out")),
+        value.get("values"),
     )
 
 

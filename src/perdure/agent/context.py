@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from perdure.agent.values import Duration, Turn, Verdict
+    from perdure.agent.values import Duration, Field, Moment, Turn, Verdict
 
     Messages = str | list[dict[str, Any]]
 
@@ -126,13 +126,22 @@ class Context:
         """Wait for seconds, or ``"90s"``, ``"15m"``, ``"3d"``."""
         self._door.call(self._lane, "wait", calls.sleep(duration))
 
+    def sleep_until(self, moment: Moment) -> None:
+        """Wait until a moment: ``"2026-05-01T09:00:00+02:00"``, a datetime with a time zone, or seconds since 1970."""
+        self._door.call(self._lane, "wait", calls.sleep_until(moment))
+
     def wait_for(self, name: str, *, timeout: Duration | None = None) -> Any:
         """Wait for a signal and return its value (``perdure signal RUN NAME VALUE``). ``TimeoutError``."""
         return calls.signalled(name, self._door.call(self._lane, "wait", calls.signal(name, timeout)))
 
-    def approval(self, prompt: str, *, show: Any = None, timeout: Duration | None = None) -> Verdict:
-        """Ask a person (``perdure approve RUN``). ``show``: what they are to look at. Late is not approved."""
-        return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, timeout)))
+    def approval(
+        self, prompt: str, *, show: Any = None, form: list[Field] | None = None, timeout: Duration | None = None
+    ) -> Verdict:
+        """Ask a person (``perdure approve RUN``). ``show``: what they are to look at. Late is not approved.
+
+        form: ``[Field("amount", "number"), ...]``, filled in with ``--set amount=3``; checked, then in ``.values``.
+        """
+        return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, form, timeout)))
 
     def emit(self, name: str, value: Any = None) -> None:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""

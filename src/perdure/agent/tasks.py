@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.agent.context import Messages
-    from perdure.agent.values import Duration, Verdict
+    from perdure.agent.values import Duration, Field, Moment, Verdict
 
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
 _door: contextvars.ContextVar[AsyncDoor] = contextvars.ContextVar("perdure_door")
@@ -129,13 +129,19 @@ class AsyncContext:
         """See ``Context.sleep``."""
         await _wait(calls.sleep(duration))
 
+    async def sleep_until(self, moment: Moment) -> None:
+        """See ``Context.sleep_until``."""
+        await _wait(calls.sleep_until(moment))
+
     async def wait_for(self, name: str, *, timeout: Duration | None = None) -> Any:
         """See ``Context.wait_for``."""
         return calls.signalled(name, await _wait(calls.signal(name, timeout)))
 
-    async def approval(self, prompt: str, *, show: Any = None, timeout: Duration | None = None) -> Verdict:
+    async def approval(
+        self, prompt: str, *, show: Any = None, form: list[Field] | None = None, timeout: Duration | None = None
+    ) -> Verdict:
         """See ``Context.approval``."""
-        return calls.verdict(await _wait(calls.approval(prompt, show, timeout)))
+        return calls.verdict(await _wait(calls.approval(prompt, show, form, timeout)))
 
     async def emit(self, name: str, value: Any = None) -> None:
         """See ``Context.emit``."""

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 
-from perdure.errors import InvalidValue
+from perdure.errors import InvalidValue, TooLarge
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Iterable
+    from datetime import datetime
+    from typing import Any, Literal
 
     Duration = float | int | str
+    Moment = float | int | str | datetime
 
+VALUE_MAX_BYTES = 1 << 20  # of JSON, as in perdure.runs.bounds
+_INFINITE = float("inf")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -46,14 +51,48 @@ class Turn:
         return f"Turn({self.text!r}, model={self.model!r}, usage={self.usage})"
 
 
-class Verdict:
-    """What a person decided. ``at``: seconds since the epoch; a timeout is not approved, with ``timed_out``."""
+class Field:
+    """One field of the form that a person fills in. ``type``: text, number, boolean or choice (one of ``choices``)."""
 
-    __slots__ = ("approved", "at", "by", "comment", "timed_out")
+    __slots__ = ("choices", "label", "name", "required", "type")
 
     def __init__(
-        self, approved: bool, comment: str = "", by: str = "", at: float = 0.0, timed_out: bool = False
+        self,
+        name: str,
+        type: Literal["text", "number", "boolean", "choice"] | None = None,
+        *,
+        label: str = "",
+        required: bool = True,
+        choices: Iterable[str] = (),
     ) -> None:
+        self.name = name
+        self.choices = list(choices)
+        self.type = type or ("choice" if self.choices else "text")
+        self.label = label
+        self.required = required
+
+    def __repr__(self) -> str:
+        return f"Field({self.name!r}, {self.type!r})"
+
+
+class Verdict:
+    """What a person decided. ``at``: seconds since the epoch; a timeout is not approved, with ``timed_out``.
+
+    ``values``: what was filled in, by name of the form's fields; None for a field that was left out.
+    """
+
+    __slots__ = ("approved", "at", "by", "comment", "timed_out", "values")
+
+    def __init__(
+        self,
+        approved: bool,
+        comment: str = "",
+        by: str = "",
+        at: float = 0.0,
+        timed_out: bool = False,
+        values: dict[str, Any] | None = None,
+    ) -> None:
+        self.values = values or {}
         self.approved = approved
         self.comment = comment
         self.by = by
@@ -82,6 +121,19 @@ def seconds(duration: Duration, what: str = "duration") -> float:
     if not 0 <= value < float("inf"):
         raise _no_duration(duration, what)
     return value
+
+
+def moment(at: Any, what: str) -> float | str:
+    """ISO 8601 with its time zone, a datetime with one, or seconds since 1970. The host reads what is text."""
+    if hasattr(at, "timestamp"):
+        if at.tzinfo is None:
+            raise InvalidValue(f"{what}: {at} has no time zone", hint="datetime(..., tzinfo=UTC)")
+        return float(at.timestamp())
+    if not isinstance(at, (int, float, str)) or isinstance(at, bool) or at != at or at in (_INFINITE, -_INFINITE):
+        raise InvalidValue(
+            f"{what}: {at!r} is not a moment", hint='write "2026-05-01T09:00:00Z", or seconds since 1970'
+        )
+    return at
 
 
 def _parsed(text: str, what: str) -> float:
@@ -114,11 +166,14 @@ def to_json(value: Any, what: str) -> Any:
     """``value`` as JSON would give it back (tuples are lists, dataclasses objects). ``InvalidValue`` names ``what``."""
     try:
         text = json.dumps(value, default=_dataclass, allow_nan=False, ensure_ascii=False)
-        text.encode()  # half a surrogate pair is no text: no other JSON parser takes it
-        return json.loads(text)
+        size = len(text.encode())  # half a surrogate pair is no text: no other JSON parser takes it
     except (TypeError, ValueError, RecursionError) as error:
         hint = "give JSON values (str, int, float, bool, None, list, dict) or dataclasses of them"
         raise InvalidValue(f"{what} is not a JSON value: {error}", hint=hint) from None
+    if size > VALUE_MAX_BYTES:
+        hint = "keep large things in files, and give their names"
+        raise TooLarge(f"{what} has {size} bytes of JSON, the limit is {VALUE_MAX_BYTES}", hint=hint)
+    return json.loads(text)
 
 
 def _dataclass(value: Any) -> Any:

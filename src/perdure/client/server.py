@@ -125,15 +125,28 @@ class ServerClient:
                     raise
                 time.sleep(0.2)
 
-    def signal(self, run: str, name: str, value: Any = None) -> RunInfo:
-        """Send a signal; it is kept until the run waits for it. ``Conflict`` when the run has ended."""
-        return self._info("POST", _path(run, "signal"), {"name": name, "value": value})
+    def signal(self, run: str, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
+        """Send a signal; it is kept until the run waits for it. ``Conflict`` when the run has ended.
+
+        id: the run takes a signal with the same id only once, so it may be sent again when nobody knows if it came.
+        """
+        return self._info("POST", _path(run, "signal"), {"name": name, "value": value, "id": id})
 
     def approve(
-        self, run: str, *, wait_id: str | None = None, approved: bool = True, comment: str = "", by: str = ""
+        self,
+        run: str,
+        *,
+        wait_id: str | None = None,
+        approved: bool = True,
+        comment: str = "",
+        by: str = "",
+        values: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Answer an approval; returns the wait. ``Conflict`` when nothing waits, or somebody was first."""
-        body = {"wait_id": wait_id, "approved": approved, "comment": comment, "by": by}
+        """Answer an approval; returns the wait. ``Conflict`` when nothing waits, it expired, or somebody was first.
+
+        values: by name of a field of its form. ``InvalidValue`` names the field that does not fit.
+        """
+        body = {"wait_id": wait_id, "approved": approved, "comment": comment, "by": by, "values": dict(values or {})}
         answer = self._transport.call("POST", _path(run, "approve"), json_body=body)
         wait: dict[str, Any] = answer["wait"]
         return wait

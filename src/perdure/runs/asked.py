@@ -10,6 +10,7 @@ import msgspec
 from perdure.context.log import NewEntry, request_hash
 from perdure.errors import InvalidValue, StaleEpoch
 from perdure.model import Call, Entry, RunState
+from perdure.runs.bounds import read_body
 from perdure.runs.run import WARM, Run
 from perdure.runs.waits import Waits
 
@@ -17,6 +18,7 @@ HIDDEN = ("request",)  # in payloads, but not part of what was said
 COUNTED = ("model.started", "model.replayed")
 
 Result = TypeVar("Result")
+Made = TypeVar("Made", bound=msgspec.Struct)
 Body = dict[str, Any]
 
 
@@ -36,20 +38,21 @@ class Asked:
         """The hash of what is asked."""
         return request_hash(self.call)
 
-    def body(self) -> Body:
-        """The JSON object that came with it. InvalidValue."""
-        try:
-            body = msgspec.json.decode(self.call.body or b"{}")
-        except msgspec.DecodeError as error:
-            raise InvalidValue(f"the body of {self.call.path} is not JSON: {error}") from error
+    def body(self, *known: str) -> Body:
+        """The JSON object that came with it; with ``known`` it has no other fields. InvalidValue."""
+        body = read_body(self.call.body, f"the body of {self.call.path}")
         if not isinstance(body, dict):
             raise InvalidValue(f"the body of {self.call.path} is not a JSON object")
+        unknown = sorted(set(body) - set(known)) if known else []
+        if unknown:
+            hint = f"It has: {', '.join(known)}."
+            raise InvalidValue(f"the body of {self.call.path} has an unknown field {unknown[0]!r}", hint=hint)
         return body
 
-    def convert(self, kind: type[Result]) -> Result:
+    def convert(self, kind: type[Made]) -> Made:
         """The body as a value of ``kind``. InvalidValue names the field."""
         try:
-            return msgspec.convert(self.body(), kind)
+            return msgspec.convert(self.body(*(field.name for field in msgspec.structs.fields(kind))), kind)
         except msgspec.ValidationError as error:
             hint = "See docs/formats/agent-calls.md."
             raise InvalidValue(f"the body of {self.call.path}: {error}", hint=hint) from error

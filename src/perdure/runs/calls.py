@@ -10,11 +10,14 @@ POST /perdure/v1/step          {"name", "on_doubt": "retry" (default  {"status":
                                | "fail", "args"?: JSON}               "result"} or {"status": "failed", "error"}
 POST /perdure/v1/step/end      {"result"} or {"error": {..}}, under   {"result"} or {"error"}: what is recorded (the
                                the SAME lane and ordinal as its step  first acknowledged end wins: use this one)
-POST /perdure/v1/wait          {"kind": "time", "seconds"}            {"kind": "time"}
+POST /perdure/v1/wait          {"kind": "time", "seconds"}, or        {"kind": "time"}
+                               "until": ISO 8601 or seconds since
+                               1970
                                {"kind": "signal", "name",             {"kind": "signal", "value", "timed_out": bool}
                                "timeout_s"?}
                                {"kind": "approval", "prompt",         {"kind": "approval", "approved", "comment",
-                               "show"?, "timeout_s"?}                 "by", "at", "timed_out"} (late: not approved)
+                               "show"?, "form"?: [field, ..],         "values", "by", "at", "timed_out"} (late: not
+                               "timeout_s"?}                          approved); a field: ``runs.forms.Field``
 POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wait then answers {"kind",
                                as its wait: nobody waits any more     "withdrawn": true}
 POST /perdure/v1/emit          {"name", "value"}                      {}
@@ -120,7 +123,7 @@ async def _begin(asked: Asked) -> Body:
 
 
 async def _emit(asked: Asked) -> Body:
-    body = asked.body()
+    body = asked.body("name", "value")
 
     async def act() -> Body:
         if not await asked.known():
@@ -132,7 +135,7 @@ async def _emit(asked: Asked) -> Body:
 
 
 async def _message(asked: Asked) -> Body:
-    message = asked.body().get("message")
+    message = asked.body("message").get("message")
     if not isinstance(message, dict):
         raise InvalidValue('"message" is an object', hint='{"message": {"role": "user", "content": "..."}}')
 
@@ -162,7 +165,7 @@ async def _messages(asked: Asked) -> Body:
 
 
 async def _complete(asked: Asked) -> Body:
-    result = asked.body().get("result")
+    result = asked.body("result").get("result")
 
     async def act() -> Body:
         await asked.known()
@@ -174,7 +177,7 @@ async def _complete(asked: Asked) -> Body:
 
 
 async def _fail(asked: Asked) -> Body:
-    told = asked.body().get("error")
+    told = asked.body("error").get("error")
     told = dict(told) if isinstance(told, dict) else {"message": str(told)}
     known = {name: str(told.pop(name, default)) for name, default in FAILURE.items()}
     error = {**known, "details": told}

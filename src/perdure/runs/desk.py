@@ -9,6 +9,9 @@ from typing import Any
 from perdure.context.log import ContextLog
 from perdure.errors import Conflict, NotFound
 from perdure.model import Entry, RunInfo
+from perdure.runs.bounds import check_value
+from perdure.runs.forms import check_values
+from perdure.runs.moments import said
 from perdure.runs.ports import Machines
 from perdure.runs.record import from_head
 from perdure.runs.run import Run
@@ -74,17 +77,28 @@ class Desk:
             if entry.kind in ends:
                 return
 
-    async def signal(self, run_id: str, name: str, value: Any) -> None:
-        await (await self._going(run_id)).signal(name, value)
+    async def signal(self, run_id: str, name: str, value: Any, signal_id: str | None = None) -> None:
+        """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again."""
+        check_value(value, f"the value of signal {name!r}")
+        await (await self._going(run_id)).signal(name, value, signal_id)
 
     async def cancel(self, run_id: str, reason: str = "") -> None:
         await (await self._going(run_id)).cancel(reason)
 
     async def approve(
-        self, run_id: str, wait_id: str | None, *, approved: bool, comment: str = "", by: str = ""
+        self,
+        run_id: str,
+        wait_id: str | None,
+        *,
+        approved: bool,
+        comment: str = "",
+        by: str = "",
+        values: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Answer an approval (or a step in doubt), exactly once; returns the wait. Conflict: it was answered already
-        (details: by, at), or the run waits for none."""
+        (details: by, at), it has expired, or the run waits for none. values: by name of a field of its form;
+        InvalidValue names the field."""
+        check_value(values, "what was filled in")
         run = self._runs.get(run_id)
         if run is None:
             raise await self._no_approval(run_id, wait_id)
@@ -97,9 +111,14 @@ class Desk:
             if len(found) > 1:
                 hint = "Name one of: " + ", ".join(f"{wait.id} ({wait.name})" for wait in found)
                 raise Conflict(f"run {run_id} waits for {len(found)} approvals", hint=hint)
-            value = {"approved": approved, "comment": comment}
-            await run.complete_wait(found[0], {"outcome": "completed", "value": value, "by": by, "at": time.time()})
-            return found[0].to_info()
+            (wait,) = found
+            if wait.until is not None and wait.until <= time.time():  # its timer is on its way
+                await run.complete_wait(wait, {"outcome": "timed-out", "at": time.time()})
+                raise await self._no_approval(run_id, wait.id)
+            filled = check_values(wait.form, values or {}, complete=approved)
+            value = {"approved": approved, "comment": comment, "values": filled}
+            await run.complete_wait(wait, {"outcome": "completed", "value": value, "by": by, "at": time.time()})
+            return wait.to_info()
 
         return await run.atomically(act)
 
@@ -117,22 +136,23 @@ class Desk:
             return Conflict(f"run {run_id} is {state}: {what}", hint=hint, state=state)
         last = answered[-1]
         at, by = last.get("at", 0.0), last.get("by") or "somebody"
-        moment = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
+        moment, hint = said(at), "The first answer counts."
         if last["outcome"] == "timed-out":
-            message = f"the approval {last['wait']} of run {run_id} timed out at {moment}"
+            message = f"the approval {last['wait']} of run {run_id} expired: it timed out at {moment}"
+            hint = f"The run went on without it; `perdure show {run_id}` says how."
         elif last["outcome"] == "withdrawn":
             message = f"the program of run {run_id} stopped waiting for the approval {last['wait']} at {moment}"
         else:
             verdict = "approved" if last["value"]["approved"] else "refused"
             message = f"the approval {last['wait']} of run {run_id} was answered already: {verdict} by {by} at {moment}"
-        hint = "The first answer counts."
         return Conflict(message, hint=hint, wait=last["wait"], by=last.get("by", ""), at=at, outcome=last["outcome"])
 
     async def _going(self, run_id: str) -> Run:
         run = self._runs.get(run_id)
         if run is None or run.ended:
             state = from_head(await self._context.head(run_id)).state
-            raise Conflict(f"run {run_id} has ended: it is {state}", state=state)
+            hint = "Nothing reaches it any more: start another run."
+            raise Conflict(f"run {run_id} has ended: it is {state}", hint=hint, state=state)
         return run
 
     async def output(self, run_id: str, tail_bytes: int) -> bytes:

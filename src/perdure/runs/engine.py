@@ -18,6 +18,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState, new_id
+from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
@@ -135,6 +136,7 @@ class Engine(Desk):
     async def start(self, request: StartRequest) -> tuple[RunInfo, bool]:
         """Start a run; with a ``key`` that was used before: that run, and False."""
         request.check()
+        check_value(request.input, "the input")
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         kept = msgspec.structs.replace(request, source="")
         record = Record(state=RunState.QUEUED, request=kept, source=source)

@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import msgspec
 
 from perdure.context.log import NewEntry
-from perdure.errors import InvalidValue, Unavailable
-from perdure.model import Entry, Frozen, RunState, new_id
+from perdure.errors import Unavailable
+from perdure.model import Entry, RunState, new_id
 from perdure.runs.asked import Asked, Body, last
+from perdure.runs.asking import Asking
 from perdure.runs.run import WARM, taking
 from perdure.runs.waits import Wait
-
-LONGEST_S = 1e10  # 300 years
-
-
-class Asking(Frozen, frozen=True, kw_only=True):
-    """Body of ``/perdure/v1/wait``."""
-
-    kind: str
-    name: str = ""
-    prompt: str = ""
-    seconds: float | None = None
-    timeout_s: float | None = None
-    show: Any = None
-
-    def check(self) -> None:
-        if self.kind not in ("time", "signal", "approval"):
-            raise InvalidValue(f"no such kind of wait: {self.kind!r}", hint="It is time, signal or approval.")
-        if self.kind == "time" and self.seconds is None:
-            raise InvalidValue('a wait for a time needs "seconds"')
-        if self.kind == "signal" and not self.name:
-            raise InvalidValue('a wait for a signal needs its "name"')
-        for name, seconds in (("seconds", self.seconds), ("timeout_s", self.timeout_s)):
-            if seconds is not None and not 0 <= seconds <= LONGEST_S:
-                raise InvalidValue(f"{name} is not a number of seconds from 0 on: {seconds}")
 
 
 async def wait(asked: Asked) -> Body:
@@ -59,16 +35,7 @@ async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
     run, known = asked.run, await opened(asked)
     if known is not None:
         return known
-    seconds = asking.seconds if asking.kind == "time" else asking.timeout_s
-    wait = Wait(
-        id=new_id(),
-        key=asked.key,
-        kind=asking.kind,  # type: ignore[arg-type]  # Asking.check knows the kinds
-        name=asking.name or asking.prompt,
-        since=time.time(),
-        until=None if seconds is None else time.time() + seconds,
-        show=asking.show,
-    )
+    wait = asking.wait(asked.key, time.time())
     signal = run.record.waits.kept(asking.name) if asking.kind == "signal" else None
     if signal is None:
         return await open_wait(asked, wait)
@@ -141,5 +108,5 @@ def _answer(kind: str, done: Body) -> Body:
         return {"kind": kind}
     if kind == "signal":
         return {"kind": kind, "value": done.get("value"), "timed_out": timed_out}
-    verdict = done.get("value") or {"approved": False, "comment": ""}
+    verdict = done.get("value") or {"approved": False, "comment": "", "values": {}}
     return {"kind": kind, **verdict, "by": done.get("by", ""), "at": done.get("at", 0.0), "timed_out": timed_out}

@@ -19,7 +19,7 @@ from perdure.errors import Conflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
-from perdure.runs.waits import Signal, Wait, Waits
+from perdure.runs.waits import Signal, Wait, Waits, signal_key
 
 Result = TypeVar("Result")
 
@@ -158,13 +158,16 @@ class Run:
             await self.write(*before, done, wake=self.record.wake or asleep)
         self._owed.add(wait.id)
 
-    async def signal(self, name: str, value: Any) -> None:
-        """Deliver a signal to the oldest wait for it, or keep it."""
+    async def signal(self, name: str, value: Any, signal_id: str | None = None) -> None:
+        """Deliver a signal to the oldest wait for it, or keep it. One whose id the branch has is taken already."""
+        key = None if signal_id is None else signal_key(signal_id)
 
         async def act() -> None:
             self._check_going()
-            signal = Signal(id=new_id(), name=name, value=value, at=time.time())
-            entry = NewEntry(kind="signal", payload={"signal": msgspec.to_builtins(signal)})
+            if key is not None and await self.context.find(self.id, self.branch, key):
+                return
+            signal = Signal(id=signal_id or new_id(), name=name, value=value, at=time.time())
+            entry = NewEntry(kind="signal", key=key, payload={"signal": msgspec.to_builtins(signal)})
             wait = self.record.waits.taker(name)
             if wait is None:
                 await self.write(entry)
@@ -195,7 +198,8 @@ class Run:
 
     def _check_going(self) -> None:
         if self.ended:
-            raise Conflict(f"run {self.id} has ended: it is {self.state}", state=self.state)
+            hint = "Nothing reaches it any more: start another run."
+            raise Conflict(f"run {self.id} has ended: it is {self.state}", hint=hint, state=self.state)
 
     # -- calls in progress
 

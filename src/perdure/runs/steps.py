@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from perdure.context.log import NewEntry, canonical, digest_of
 from perdure.errors import Conflict, InvalidValue
 from perdure.model import Entry, Frozen, new_id
@@ -17,6 +19,7 @@ class Step(Frozen, frozen=True, kw_only=True):
 
     name: str
     on_doubt: str = "ask"
+    args: Any = None  # what it is called with: part of what is asked, as its hash is
 
 
 async def begin(asked: Asked) -> Body:
@@ -84,7 +87,7 @@ async def _doubt(asked: Asked, step: Step, intents: list[Entry]) -> Wait:
 
 async def end(asked: Asked) -> Body:
     """Record the end of a step; the first acknowledged one is its end for ever, and the answer."""
-    body = asked.body()
+    body = asked.body("result", "error")
     if ("result" in body) == ("error" in body):
         raise InvalidValue("the end of a step has either a result or an error")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import msgspec
 
+from perdure.errors import InvalidValue
 from perdure.model import Frozen
+from perdure.runs.forms import Field
 
 WaitKind = Literal["time", "signal", "approval", "doubt"]
 
@@ -20,11 +23,13 @@ class Wait(Frozen, frozen=True, kw_only=True):
     name: str = ""  # of the signal, or what the person is asked
     since: float
     until: float | None = None  # seconds since the epoch
+    absolute: bool = False  # until: is a moment that the program named, not a length of time from since on
     show: Any = None
+    form: list[Field] = msgspec.field(default_factory=list)  # what the person fills in
 
     def to_info(self) -> dict[str, Any]:
-        shown = ("id", "kind", "name", "since", "until", "show")
-        return {name: getattr(self, name) for name in shown}
+        shown = ("id", "kind", "name", "since", "until", "show", "form")
+        return {name: msgspec.to_builtins(getattr(self, name)) for name in shown}
 
 
 class Signal(Frozen, frozen=True, kw_only=True):
@@ -34,6 +39,16 @@ class Signal(Frozen, frozen=True, kw_only=True):
     name: str
     value: Any = None
     at: float
+
+
+_SIGNAL_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def signal_key(signal_id: str) -> str:
+    """The key of the entry of a signal that its sender gave an id. No call has such a key. InvalidValue."""
+    if not _SIGNAL_ID.fullmatch(signal_id):
+        raise InvalidValue(f"not the id of a signal: {signal_id[:60]!r}", hint="It is 1 to 128 of A-Z a-z 0-9 . _ : -")
+    return f"signal:{signal_id}"
 
 
 class Waits(Frozen, frozen=True, kw_only=True):

@@ -15,9 +15,10 @@ GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&li
                                             large values as references
 GET  /v1/runs/{id}/branches                 ``{"branches": [{"branch", "parent", "fork_seq", "seq"}, ...]}``
 GET  /v1/runs/{id}/output                   the program's output so far: text/plain (its tail after the run ended)
-POST /v1/runs/{id}/signal                   ``{"name", "value"}`` -> ``RunInfo``
-POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"?, "by"?}`` -> ``{"wait": {...}}``;
-                                            409 ``conflict`` when not waiting, or answered already (details: by, at)
+POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``RunInfo``; the same id is taken once
+POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"?, "by"?, "values"?}`` ->
+                                            ``{"wait": {...}}``; 409 ``conflict`` when not waiting, expired, or
+                                            answered already (details: by, at)
 POST /v1/runs/{id}/cancel                   ``{"reason"?}`` -> ``RunInfo``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
@@ -73,19 +74,25 @@ WAIT_MAX_S = 3600.0
 KEEP_ALIVE_S = 5.0
 
 
-class Signal(Frozen, frozen=True, kw_only=True):
+class Signal(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     value: Any = None
+    id: str | None = None
 
 
-class Approval(Frozen, frozen=True, kw_only=True):
+class Start(StartRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Approval(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     approved: bool
     wait_id: str | None = None
     comment: str = ""
     by: str = ""
+    values: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
-class Cancel(Frozen, frozen=True, kw_only=True):
+class Cancel(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
@@ -172,7 +179,7 @@ class Api:
         return _json({**self._facts, "runs": await self._engine.states(), "node": node})
 
     async def _start(self, request: web.Request) -> web.Response:
-        info, is_new = await self._engine.start(await _body(request, StartRequest))
+        info, is_new = await self._engine.start(await _body(request, Start))
         return _json(info, 201 if is_new else 200)
 
     async def _list(self, request: web.Request) -> web.Response:
@@ -232,13 +239,18 @@ class Api:
         run_id, signal = await self._run(request), await _body(request, Signal)
         if not signal.name:
             raise InvalidValue("the signal has no name")
-        await self._engine.signal(run_id, signal.name, signal.value)
+        await self._engine.signal(run_id, signal.name, signal.value, signal.id)
         return _json(await self._engine.info(run_id))
 
     async def _approve(self, request: web.Request) -> web.Response:
         run_id, given = await self._run(request), await _body(request, Approval)
         wait = await self._engine.approve(
-            run_id, given.wait_id, approved=given.approved, comment=given.comment, by=given.by
+            run_id,
+            given.wait_id,
+            approved=given.approved,
+            comment=given.comment,
+            by=given.by,
+            values=given.values,
         )
         return _json({"wait": wait})
 
@@ -353,6 +365,8 @@ async def _body(request: web.Request, kind: type[Wanted]) -> Wanted:
     data = await request.read()
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
+    except RecursionError:
+        raise InvalidValue(f"the body of {request.method} {request.path} is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
 

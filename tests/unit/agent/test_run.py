@@ -50,6 +50,47 @@ def f(ctx: Context, topic: str):
     ]
 
 
+def test_a_moment_and_a_form(guest: Guest, door: Door) -> None:
+    door.waits = {"Pay?": {"approved": True, "values": {"amount": 3}}}
+    result = guest.result(
+        "from datetime import datetime, timezone\nfrom perdure import Field\n"
+        + HEAD
+        + """
+def f(ctx):
+    ctx.sleep_until("2026-05-01T09:00:00Z")
+    ctx.sleep_until(datetime(2026, 5, 1, tzinfo=timezone.utc))
+    fields = [Field("amount", "number", label="How much?"), Field("size", choices=("S", "M"), required=False)]
+    return ctx.approval("Pay?", form=fields).values
+"""
+    )
+    assert result == {"amount": 3}
+    one, two, asked = door.bodies("wait")
+    assert (one, two) == ({"kind": "time", "until": "2026-05-01T09:00:00Z"}, {"kind": "time", "until": 1777593600.0})
+    assert asked["form"] == [
+        {"name": "amount", "type": "number", "label": "How much?", "required": True, "choices": []},
+        {"name": "size", "type": "choice", "label": "", "required": False, "choices": ["S", "M"]},
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["None", "True", "float('nan')", "__import__('datetime').datetime(2026, 5, 1)"])
+def test_moments_that_are_none(guest: Guest, wrong: str) -> None:
+    error = guest.error(HEAD + f"def f(ctx): ctx.sleep_until({wrong})\n")
+    assert error["code"] == "invalid-value" and "ctx.sleep_until" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("b'x'", "a bytes is in it"),
+        ("[x := [], x.append(x)][0]", "Circular reference detected"),
+        ("'x' * (1 << 20)", "has 1048578 bytes of JSON, the limit is 1048576"),
+    ],
+)
+def test_values_that_cannot_be_told(guest: Guest, value: str, words: str) -> None:
+    error = guest.error(HEAD + f"def f(ctx): ctx.emit('a', {value})\n")
+    assert "ctx.emit('a')" in error["message"] and words in error["message"]
+
+
 def test_a_broken_connection_repeats_the_call_under_its_key(guest: Guest, door: Door) -> None:
     door.hang_ups = 3
     assert guest.result(HEAD + "def f(ctx): ctx.emit('a'); return 1\n") == 1

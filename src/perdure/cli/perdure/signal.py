@@ -13,6 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="RUN", help="id, unique prefix of it, or name")
     parser.add_argument("name", metavar="NAME", help="the signal's name, as in ctx.wait_for(NAME)")
     parser.add_argument("value", metavar="VALUE", nargs="?", help="what comes with it: JSON, @FILE, or - for stdin")
+    parser.add_argument("--id", help="the run takes a signal of the same id only once")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -20,6 +21,6 @@ def run(options: argparse.Namespace) -> int:
     from perdure.client.server import ServerClient
 
     value = None if options.value is None else _json.argument(options.value, "VALUE")
-    info = ServerClient().signal(options.run_id, options.name, value)
+    info = ServerClient().signal(options.run_id, options.name, value, id=options.id)
     print(f"signal {options.name} sent to run {info.id}")
     return 0

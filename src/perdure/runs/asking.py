@@ -1,0 +1,62 @@
+"""What a program asks to wait for: the body of ``/perdure/v1/wait``, checked, as a wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.errors import InvalidValue
+from perdure.model import Frozen, new_id
+from perdure.runs.forms import Field, check_form
+from perdure.runs.moments import moment
+from perdure.runs.waits import Wait
+
+LONGEST_S = 1e10  # 300 years
+KINDS = ("time", "signal", "approval")
+
+
+class Asking(Frozen, frozen=True, kw_only=True):
+    """One wait. A time is in ``seconds``, or ``until`` a moment: ISO 8601 with its time zone, or seconds since 1970."""
+
+    kind: str
+    name: str = ""
+    prompt: str = ""
+    seconds: float | None = None
+    until: float | str | None = None
+    timeout_s: float | None = None
+    show: Any = None
+    form: list[Field] = msgspec.field(default_factory=list)
+
+    def check(self) -> None:
+        """Raises InvalidValue naming the field."""
+        if self.kind not in KINDS:
+            raise InvalidValue(f"no such kind of wait: {self.kind!r}", hint=f"It is one of {', '.join(KINDS)}.")
+        if self.kind == "time" and (self.seconds is None) == (self.until is None):
+            raise InvalidValue('a wait for a time needs "seconds", or "until"')
+        if self.kind == "signal" and not self.name:
+            raise InvalidValue('a wait for a signal needs its "name"')
+        if self.form and self.kind != "approval":
+            raise InvalidValue(f"a wait for a {self.kind} has no form")
+        check_form(self.form)
+        for name, seconds in (("seconds", self.seconds), ("timeout_s", self.timeout_s)):
+            if seconds is not None and not 0 <= seconds <= LONGEST_S:
+                raise InvalidValue(f"{name} is not a number of seconds from 0 on: {seconds}")
+        if self.until is not None:
+            moment(self.until, "until")
+
+    def wait(self, key: str, now: float) -> Wait:
+        """The wait of the call ``key``, begun ``now``."""
+        seconds = self.seconds if self.kind == "time" else self.timeout_s
+        until = moment(self.until, "until") if self.until is not None and self.kind == "time" else None
+        return Wait(
+            id=new_id(),
+            key=key,
+            kind=self.kind,  # type: ignore[arg-type]  # check knows the kinds
+            name=self.name or self.prompt,
+            since=now,
+            until=until if seconds is None else now + seconds,
+            absolute=until is not None,
+            show=self.show,
+            form=self.form,
+        )
