@@ -7,10 +7,8 @@ of a suspend: each writes what happened, and the driver sees it next.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +79,7 @@ class Driver:
                 expected = isinstance(error, PerdureError | OSError)
                 say = "run %s, %s: %s (again in %.1f s)"
                 log.warning(say, self.run.id, self.run.state, error, pause_s, exc_info=None if expected else error)
-                await asyncio.sleep(pause_s)
+                await self.run.clock.sleep_until(self.run.clock.monotonic() + pause_s)
                 pause_s = min(pause_s * 2, self._settings.backoff_max_s)
 
     async def _go(self, seen: Record, to: RunState, *new: NewEntry, **changes: Any) -> bool:
@@ -142,14 +140,16 @@ class Driver:
         if self.run.look_wanted:
             await self._look_if_asked(seen)
             return
-        ready_at = max(self.run.quiet_since + self._settings.idle_grace_s, self._no_suspend_before)
-        quiet_since = self.run.quiet_since
-        left_s = ready_at - time.monotonic() if self.run.idle() else None
+        idle, quiet_since = self.run.idle(), self.run.quiet_since
+        ready_at = max(quiet_since + self._settings.idle_grace_s, self._no_suspend_before)
+        left_s = ready_at - self.run.clock.monotonic() if idle else None
+
+        def over() -> bool:
+            is_other = self.run.record is not seen or self.run.idle() is not idle
+            return self.run.look_wanted or is_other or self.run.quiet_since != quiet_since
+
         if left_s is None or left_s > 0:
-            await self.run.until(
-                lambda: self.run.look_wanted or self.run.record is not seen or self.run.quiet_since != quiet_since,
-                left_s,
-            )
+            await self.run.until(over, left_s)
             return
 
         async def act() -> None:
@@ -169,7 +169,7 @@ class Driver:
         except PerdureError as error:
             # Refused or failed: it stays warm. If it is in fact lost, the look finds that out.
             self.run.look_wanted = True
-            self._no_suspend_before = time.monotonic() + self._settings.suspend_retry_s
+            self._no_suspend_before = self.run.clock.monotonic() + self._settings.suspend_retry_s
             why = {"suspend_failed": error.to_json()}
 
             async def back() -> None:

@@ -20,6 +20,7 @@ from perdure.errors import StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState, new_id
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
+from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.ports import Machines, ModelCalls
@@ -43,6 +44,7 @@ class Engine(Desk):
         calls_url: str,
         secret: bytes,
         settings: Settings | None = None,
+        clock: Clock = SYSTEM,
     ) -> None:
         """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us."""
         super().__init__(context, machines)
@@ -52,7 +54,8 @@ class Engine(Desk):
         self._secret = secret
         self._settings = settings or Settings()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._timers = Timers(self._deadline)
+        self._clock = clock
+        self._timers = Timers(self._deadline, clock)
 
     # -- life
 
@@ -72,7 +75,7 @@ class Engine(Desk):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _take_up(self, head: Head) -> Run:
-        run = self._runs[head.run_id] = Run(head, self._context, self._on_wait)
+        run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._clock)
         return run
 
     async def _adopt(self, run: Run) -> None:

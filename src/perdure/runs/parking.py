@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import msgspec
 
 from perdure.context.log import NewEntry
@@ -35,7 +33,7 @@ async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
     run, known = asked.run, await opened(asked)
     if known is not None:
         return known
-    wait = asking.wait(asked.key, time.time())
+    wait = asking.wait(asked.key, asked.run.clock.time())
     signal = run.record.waits.kept(asking.name) if asking.kind == "signal" else None
     if signal is None:
         return await open_wait(asked, wait)
@@ -60,10 +58,10 @@ async def withdraw(asked: Asked) -> Body:
         run = asked.run
         wait = next((wait for wait in run.record.waits.open if wait.key == asked.key), None)
         if wait is not None:
-            await run.complete_wait(wait, {"outcome": "withdrawn", "at": time.time()})
+            await run.complete_wait(wait, {"outcome": "withdrawn", "at": asked.run.clock.time()})
             run.told(wait.id)
         elif not await asked.entries():  # it overtook its wait, which then finds this
-            payload = {"wait": new_id(), "kind": "", "outcome": "withdrawn", "at": time.time()}
+            payload = {"wait": new_id(), "kind": "", "outcome": "withdrawn", "at": asked.run.clock.time()}
             await asked.note(NewEntry(kind="wait.completed", key=asked.key, payload=payload))
         return {}
 
@@ -73,7 +71,7 @@ async def withdraw(asked: Asked) -> Body:
 async def open_wait(asked: Asked, wait: Wait) -> Wait:
     """Record the wait and that the run is parked on it. Under the run's lock."""
     run = asked.run
-    wait = msgspec.structs.replace(wait, since=time.time())
+    wait = msgspec.structs.replace(wait, since=asked.run.clock.time())
     to = RunState.WAITING if run.state is RunState.RUNNING else None
     await run.write(_started(asked, wait), to=to, epoch=asked.call.epoch, why={"wait": wait.id})
     run.progressed = True

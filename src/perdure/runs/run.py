@@ -7,7 +7,6 @@ transaction. Nothing here touches a machine (``runs.driver`` does).
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
 from perdure.errors import Conflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
+from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
@@ -29,15 +29,18 @@ WARM = frozenset((RunState.RUNNING, RunState.WAITING))
 class Run:
     """One run that has not ended, or whose machine is not removed yet."""
 
-    def __init__(self, head: Head, context: ContextLog, on_wait: Callable[[str, Wait], None]) -> None:
+    def __init__(
+        self, head: Head, context: ContextLog, on_wait: Callable[[str, Wait], None], clock: Clock = SYSTEM
+    ) -> None:
         """on_wait: told of every open wait (run id, wait), for its deadline."""
         self.id = head.run_id
         self.record: Record = from_head(head)
         self.branch = head.branch
         self.context = context
+        self.clock = clock
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
         self.progressed = False  # the guest wrote something new in this epoch
-        self.quiet_since = time.monotonic()  # when a call last came, or was answered
+        self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
         self._version = head.version
         self._on_wait = on_wait
         self._lock = asyncio.Lock()
@@ -65,9 +68,10 @@ class Run:
     async def until(self, true: Callable[[], bool], timeout_s: float | None = None) -> bool:
         """Wait until ``true()``, looked at after every change; False when the time is over."""
 
-        # asyncio.timeout, because wait_for of Python 3.11 loses a cancellation that comes together with the change.
+        # A timeout, because wait_for of Python 3.11 loses a cancellation that comes together with the change.
+        moment = None if timeout_s is None else self.clock.monotonic() + timeout_s
         try:
-            async with asyncio.timeout(timeout_s):
+            async with self.clock.timeout_at(moment):
                 while not true():
                     await self._changed.wait()
         except TimeoutError:
@@ -166,7 +170,7 @@ class Run:
             self._check_going()
             if key is not None and await self.context.find(self.id, self.branch, key):
                 return
-            signal = Signal(id=signal_id or new_id(), name=name, value=value, at=time.time())
+            signal = Signal(id=signal_id or new_id(), name=name, value=value, at=self.clock.time())
             entry = NewEntry(kind="signal", key=key, payload={"signal": msgspec.to_builtins(signal)})
             wait = self.record.waits.taker(name)
             if wait is None:
@@ -183,7 +187,7 @@ class Run:
             wait = self.record.waits.find(wait_id)
             if wait is not None and not self.ended:
                 outcome = "completed" if wait.kind == "time" else "timed-out"
-                await self.complete_wait(wait, {"outcome": outcome, "at": time.time()})
+                await self.complete_wait(wait, {"outcome": outcome, "at": self.clock.time()})
 
         await self.atomically(act)
 
@@ -248,7 +252,7 @@ class Run:
 
     def touch(self) -> None:
         """A call came, or was answered: the program goes on."""
-        self.quiet_since = time.monotonic()
+        self.quiet_since = self.clock.monotonic()
         self.notify()
 
     def idle(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -15,10 +15,13 @@ from perdure.context.sqlite import open as open_log
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.model import Answer, Call, Entry, RunInfo, RunState
+from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.driver import Settings
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
 from perdure.testing.machines import LocalMachines, Program
+
+Moved = TypeVar("Moved", bound=Clock)
 
 DEADLINE_S = 20.0
 QUICK = Settings(idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
@@ -37,6 +40,7 @@ class House:
         self.path = folder / "perdure.db"
         self.machines = LocalMachines(nothing)
         self.settings = QUICK
+        self.clock: Clock = SYSTEM
         self.wrap: Callable[[ContextLog], Any] = lambda log: log
         self._provider_url = provider_url
         self.context: ContextLog
@@ -49,7 +53,13 @@ class House:
         provider = RemoteProvider("test", self._provider_url, "", "tiny")
         self.gateway = Gateway(self.log, Providers({"test": provider}, "test"))
         self.engine = Engine(
-            self.log, self.machines, self.gateway, calls_url="unix:/x", secret=b"secret", settings=self.settings
+            self.log,
+            self.machines,
+            self.gateway,
+            calls_url="unix:/x",
+            secret=b"secret",
+            settings=self.settings,
+            clock=self.clock,
         )
         await self.engine.open()
         engine = self.engine
@@ -66,6 +76,13 @@ class House:
         await self.gateway.close()
         await self.context.close()
 
+    async def at(self, clock: Moved) -> Moved:
+        """Live by this clock from now on."""
+        await self.down()
+        self.clock = clock
+        await self.up()
+        return clock
+
     async def start(self, program: Program, **changes: Any) -> str:
         self.machines.program = program
         info, is_new = await self.engine.start(msgspec.structs.replace(AGENT, **changes))
@@ -76,13 +93,25 @@ class House:
         """The run once it is in one of the states."""
         run = self.engine._runs.get(run_id)
         if run is not None and run.state not in states:
-            assert await run.until(lambda: run.state in states or run.ended, DEADLINE_S), run.record
+            async with asyncio.timeout(DEADLINE_S):  # of the host's clock: the runs' may stand still
+                await run.until(lambda: run.state in states or run.ended)
         info = await self.engine.info(run_id)
         assert info.state in states, info
         return info
 
+    async def waits(self, run_id: str, kind: str) -> None:
+        """Wait until the program is parked on such a wait, and asks for it."""
+        run = self.engine._runs[run_id]
+
+        def parked() -> bool:
+            return any(wait.kind == kind and run._asking.get(wait.id) for wait in run.record.waits.open)
+
+        async with asyncio.timeout(DEADLINE_S):
+            await run.until(parked)
+
     async def ends(self, run_id: str) -> RunInfo:
-        info = await self.engine.ended(run_id, DEADLINE_S)
+        async with asyncio.timeout(DEADLINE_S + 1):
+            info = await self.engine.ended(run_id, DEADLINE_S)
         assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
         return info
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
 
@@ -94,14 +95,18 @@ async def test_a_killed_server_goes_on(house: Any, provider: Any, state: str) ->
 
 
 async def test_timers_run_out_while_no_server_lives(house: Any) -> None:
+    clock = await house.at(FakeClock())
+
     def program() -> Steps:
-        yield Ask("wait", {"kind": "time", "seconds": 0.3})
+        yield Ask("wait", {"kind": "time", "seconds": 86400})
         yield Ask("complete", {"result": "woken"})
 
     run_id = await house.start(program)
+    await house.waits(run_id, "time")
+    clock.move(60)
     await house.reaches(run_id, RunState.SUSPENDED)
     await house.down()
-    await asyncio.to_thread(__import__("time").sleep, 0.4)
+    clock.move(86400)
     await house.up()
     assert (await house.ends(run_id)).result == "woken"
 

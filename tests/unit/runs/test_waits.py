@@ -9,8 +9,11 @@ import pytest
 
 from perdure.errors import Conflict, NoSpace, NotFound
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
+
+DAY_S = 86400.0
 
 
 async def test_a_wait_suspends_and_its_approval_resumes_once(house: Any) -> None:
@@ -98,21 +101,30 @@ async def test_signals_before_the_wait_are_kept_in_order(house: Any) -> None:
 
 
 async def test_timers_and_timeouts(house: Any) -> None:
+    clock = await house.at(FakeClock())
+
     def program() -> Steps:
-        yield Ask("wait", {"kind": "time", "seconds": 0.2})
-        late = yield Ask("wait", {"kind": "signal", "name": "never", "timeout_s": 0.1})
-        verdict = yield approval(timeout_s=0.1)
+        yield Ask("wait", {"kind": "time", "seconds": 3 * DAY_S})
+        late = yield Ask("wait", {"kind": "signal", "name": "never", "timeout_s": 3600})
+        verdict = yield approval(timeout_s=7 * DAY_S)
         yield Ask(
             "complete", {"result": [late.value["timed_out"], verdict.value["approved"], verdict.value["timed_out"]]}
         )
 
     run_id = await house.start(program)
+    for kind, seconds in (("time", 3 * DAY_S), ("signal", 3600), ("approval", 7 * DAY_S)):
+        await house.waits(run_id, kind)
+        clock.move(seconds - 1)  # idle: it is suspended
+        info = await house.reaches(run_id, RunState.SUSPENDED)
+        assert [wait["kind"] for wait in info.waits] == [kind]
+        clock.move(1)
     assert (await house.ends(run_id)).result == [True, False, True]
     with pytest.raises(Conflict, match="timed out at"):
         await house.engine.approve(run_id, None, approved=True)
 
 
 async def test_a_deadline_that_cannot_be_written_passes_later(house: Any) -> None:
+    clock = await house.at(FakeClock())
     real, failed = house.log.append, 0
 
     async def append(*args: Any, **kwargs: Any) -> Any:
@@ -123,12 +135,18 @@ async def test_a_deadline_that_cannot_be_written_passes_later(house: Any) -> Non
         return await real(*args, **kwargs)
 
     def program() -> Steps:
-        yield Ask("wait", {"kind": "time", "seconds": 0.2})
+        yield Ask("wait", {"kind": "time", "seconds": DAY_S})
         yield Ask("complete", {"result": 1})
 
     house.log.append = append
     run_id = await house.start(program)
-    assert (await house.ends(run_id)).result == 1
+    await house.waits(run_id, "time")
+    clock.move(DAY_S)
+    ends = asyncio.create_task(house.ends(run_id))
+    while not ends.done():
+        await asyncio.sleep(0)
+        clock.move(0.1)  # it is tried again after a while
+    assert (await ends).result == 1
     assert failed == 2
 
 

@@ -1,0 +1,83 @@
+"""The clock that tests move, as whoever waits for it sees it; and the host's, by the same words."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from perdure.runs.clock import SYSTEM
+from perdure.runs.timers import LOOK_S, Timers
+from perdure.testing.clock import FakeClock
+
+DAY_S = 86400.0
+
+
+async def test_who_sleeps_goes_on_when_the_clock_was_moved_there() -> None:
+    clock, woken = FakeClock(), list[str]()
+
+    async def sleep(name: str, seconds: float) -> None:
+        await clock.sleep_until(clock.monotonic() + seconds)
+        woken.append(name)
+
+    async with asyncio.timeout(10):
+        first, second = asyncio.create_task(sleep("a", 10)), asyncio.create_task(sleep("b", DAY_S))
+        await asyncio.sleep(0)
+        clock.move(9)
+        assert not first.done()
+        clock.move(1)
+        await first
+        assert (woken, second.done()) == (["a"], False)
+        clock.move(DAY_S)
+        await second
+        await clock.sleep_until(clock.monotonic())  # that has been
+    assert (clock.monotonic(), woken) == (DAY_S + 10, ["a", "b"])
+
+
+async def test_a_timeout_of_the_clock_ends_only_what_it_is_around() -> None:
+    clock = FakeClock()
+    async with asyncio.timeout(10):
+        with pytest.raises(TimeoutError):
+            async with clock.timeout_at(5):
+                clock.move(5)
+                await asyncio.Event().wait()
+        async with clock.timeout_at(6), clock.timeout_at(None):
+            pass
+        clock.move(60)
+        await asyncio.sleep(0)
+    with pytest.raises(ValueError, match="does not go back"):
+        clock.move(-1)
+
+
+@pytest.mark.parametrize("way", ["time passes", "somebody sets the clock"])
+async def test_timers_go_by_the_wall_clock(way: str) -> None:
+    clock, fired = FakeClock(), asyncio.Queue[str]()
+
+    async def fire(run_id: str, wait_id: str) -> None:
+        fired.put_nowait(wait_id)
+
+    timers = Timers(fire, clock)
+    timers.add(clock.time() + DAY_S, "run", "later")
+    timers.add(clock.time() + 60, "run", "sooner")
+    running = asyncio.create_task(timers.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        if way == "time passes":
+            clock.move(60)
+            assert await fired.get() == "sooner"
+            clock.move(DAY_S)
+        else:
+            clock.set(clock.time() + DAY_S)
+            clock.move(LOOK_S)  # it is not told, and looks again
+            assert await fired.get() == "sooner"
+        assert await fired.get() == "later"
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_the_hosts_clock_by_the_same_words() -> None:
+    async with asyncio.timeout(10):
+        await SYSTEM.sleep_until(SYSTEM.monotonic() - 1)
+        with pytest.raises(TimeoutError):
+            async with SYSTEM.timeout_at(SYSTEM.monotonic()):
+                await asyncio.Event().wait()
