@@ -528,6 +528,11 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     turns_asked: int = 0  # model calls that a provider was asked
     turns_replayed: int = 0  # model calls answered again from the log
     recoveries: int = 0
+    policy: dict[str, Any] = {}  # when its machine sleeps and is captured (docs/design/0024-programs-and-policy.md)
+    suspends: int = 0
+    suspended_s: float = 0.0
+    stored_bytes: int = 0  # by all its snapshots together
+    snapshots: list[dict[str, Any]] = []  # those that it can go on from: {digest, branch, seq, at, stored_bytes, keep}
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from perdure.context.log import NewEntry, request_hash
 from perdure.errors import InvalidValue, StaleEpoch
 from perdure.model import Call, Entry, RunState
 from perdure.runs.bounds import read_body
-from perdure.runs.run import WARM, Run
+from perdure.runs.run import Run
 from perdure.runs.waits import Waits
 
 HIDDEN = ("request",)  # in payloads, but not part of what was said
@@ -63,13 +63,18 @@ class Asked:
             await self.run.admit(self.call.epoch)
 
             async def checked() -> tuple[bool, Result | None]:
-                if self.run.state not in WARM or self.run.record.epoch != self.call.epoch:
+                if not self.run.answers or self.run.record.epoch != self.call.epoch:
                     return False, None
                 return True, await act()
 
             done, result = await self.run.atomically(checked)
             if done:
                 return result  # type: ignore[return-value]
+
+    def is_over(self) -> bool:
+        """The run has ended, or its machine is not the one that asked, or is captured and gone."""
+        run = self.run
+        return run.ended or run.record.epoch != self.call.epoch or run.state is RunState.SUSPENDED
 
     async def note(self, *entries: NewEntry) -> list[Entry]:
         """Append something new that the guest said. Under the run's lock."""

@@ -21,6 +21,7 @@ POST /perdure/v1/wait          {"kind": "time", "seconds"}, or        {"kind": "
 POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wait then answers {"kind",
                                as its wait: nobody waits any more     "withdrawn": true}
 POST /perdure/v1/emit          {"name", "value"}                      {}
+POST /perdure/v1/checkpoint    {"keep": bool}                         {"snapshot": DIGEST, "seq"}, once it is durable
 POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
 POST /perdure/v1/messages      {}                                     {"messages": [...]} recorded by ``message``
                                                                       before this call was first asked
@@ -44,12 +45,13 @@ from typing import Any
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
-from perdure.runs import parking, steps
+from perdure.runs import checkpoints, parking, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ports import ModelCalls
 from perdure.runs.run import Run
 
 PREFIX = "/perdure/v1/"
+REFUSED = 400  # statuses from here on are no turns
 
 
 class Calls:
@@ -77,26 +79,43 @@ class Calls:
             run.touch()
 
     async def _model(self, asked: Asked) -> Answer:
-        with ExitStack() as held:
-            held.enter_context(asked.run.working())
-            branch = await asked.warm(lambda: _look(asked))
+        activity = asked.run.activity
+        branch = await asked.warm(lambda: _look(asked))
+        with activity.asking(asked.call, branch):
             answer = await self._models.answer(asked.call, branch)
-            return Answer(answer.status, answer.headers, _Body(answer.body, held.pop_all()))
+            pieces = aiter(answer.body)
+            first = await anext(pieces, b"")
+        with ExitStack() as held:
+            held.enter_context(activity.hearing())
+            await asked.run.admit(asked.call.epoch)  # nothing is answered while the machine is being captured
+            return Answer(answer.status, answer.headers, _Body(asked, answer, first, pieces, held.pop_all()))
 
 
 class _Body:
-    """A model's answer; the run counts as working until its last byte was handed on, or its reader has left."""
+    """A model's answer; the run counts as hearing it until its last byte was handed on, or its reader has left."""
 
-    def __init__(self, body: AsyncIterator[bytes], held: ExitStack) -> None:
-        self._body = body
+    def __init__(
+        self, asked: Asked, answer: Answer, first: bytes, pieces: AsyncIterator[bytes], held: ExitStack
+    ) -> None:
+        self._asked = asked
+        self._answer = answer
+        self._first = first
+        self._pieces = pieces
         self._held = held
 
     def __aiter__(self) -> _Body:
         return self
 
     async def __anext__(self) -> bytes:
+        first, self._first = self._first, b""
+        if first:
+            return first
         try:
-            return await anext(self._body)
+            return await anext(self._pieces)
+        except StopAsyncIteration:
+            self._asked.run.activity.turns += self._answer.status < REFUSED
+            self._held.close()
+            raise
         except BaseException:
             self._held.close()
             raise
@@ -199,6 +218,7 @@ ROUTES: dict[str, Callable[[Asked], Awaitable[Body]]] = {
     "wait": parking.wait,
     "wait/withdraw": parking.withdraw,
     "emit": _emit,
+    "checkpoint": checkpoints.of_program,
     "message": _message,
     "messages": _messages,
     "complete": _complete,

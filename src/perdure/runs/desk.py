@@ -9,7 +9,8 @@ from typing import Any
 
 from perdure.context.log import ContextLog
 from perdure.errors import Conflict, NotFound
-from perdure.model import Entry, RunInfo
+from perdure.model import Entry, RunInfo, SnapshotInfo
+from perdure.runs import checkpoints
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
@@ -84,6 +85,10 @@ class Desk:
         """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again."""
         check_value(value, f"the value of signal {name!r}")
         await (await self._going(run_id)).signal(name, value, signal_id)
+
+    async def checkpoint(self, run_id: str, *, keep: bool = False) -> SnapshotInfo:
+        """A snapshot of the run at its position, now. keep: it is not given up for newer ones. Conflict."""
+        return await checkpoints.of_person(await self._going(run_id), keep=keep)
 
     async def cancel(self, run_id: str, reason: str = "") -> None:
         await (await self._going(run_id)).cancel(reason)

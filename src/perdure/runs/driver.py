@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from perdure.context.log import NewEntry
 from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
-from perdure.model import CallsEndpoint, LogPosition, RunState, SandboxInfo, SandboxState, SnapshotInfo
+from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
+from perdure.runs.captures import Captures
+from perdure.runs.policy import Policy
 from perdure.runs.ports import MachinePlan, Machines, ModelCalls
-from perdure.runs.record import Record
+from perdure.runs.record import Kept, Record
 from perdure.runs.run import WARM, Run
 
 log = logging.getLogger(__name__)
@@ -31,11 +31,20 @@ OUTPUT_TAIL_BYTES = 16 * 1024
 class Settings:
     """Times in seconds."""
 
-    idle_grace_s: float = 1.0  # only waits open for so long: suspend
-    suspend_retry_s: float = 30.0  # after a refused suspend
+    idle_grace_s: float = 1.0  # these five: of runs that say nothing else (runs.policy)
+    think_grace_s: float = 60.0
+    checkpoint_turns: int = 0
+    checkpoint_s: float = 0.0
+    snapshots_kept: int = 8
+    suspend_retry_s: float = 30.0  # after a refused suspend or checkpoint
     backoff_s: float = 0.5  # before the second recovery in a row, doubled for each more
     backoff_max_s: float = 30.0
     failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
+
+    @property
+    def policy(self) -> Policy:
+        """Of runs that say nothing else."""
+        return Policy(**{name: getattr(self, name) for name in Policy.__struct_fields__})
 
 
 class Driver:
@@ -55,7 +64,8 @@ class Driver:
         self._models = models
         self._endpoint = endpoint
         self._settings = settings
-        self._no_suspend_before = 0.0  # monotonic
+        policy = run.record.request.policy.over(settings.policy)
+        self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s)
         self._away = 0  # times in a row that the node was not there
 
     async def drive(self) -> None:
@@ -63,9 +73,9 @@ class Driver:
         acts: dict[RunState, Callable[[], Awaitable[None]]] = {
             RunState.QUEUED: self._queued,
             RunState.STARTING: self._starting,
-            RunState.RUNNING: self._running,
-            RunState.WAITING: self._waiting,
-            RunState.SUSPENDING: self._suspending,
+            RunState.RUNNING: self._warm,
+            RunState.WAITING: self._warm,
+            RunState.SUSPENDING: self._captures.suspend,
             RunState.SUSPENDED: self._suspended,
             RunState.RESUMING: self._resuming,
             RunState.RECOVERING: self._recovering,
@@ -130,94 +140,35 @@ class Driver:
             disk_mib=request.disk_mib,
         )
 
-    async def _running(self) -> None:
-        seen = self.run.record
-        await self.run.until(lambda: self.run.look_wanted or self.run.record is not seen)
-        await self._look_if_asked(seen)
-
-    async def _waiting(self) -> None:
-        seen = self.run.record
-        if self.run.look_wanted:
+    async def _warm(self) -> None:
+        run, captures, seen = self.run, self._captures, self.run.record
+        if run.look_wanted:
             await self._look_if_asked(seen)
             return
-        idle, quiet_since = self.run.idle(), self.run.quiet_since
-        ready_at = max(quiet_since + self._settings.idle_grace_s, self._no_suspend_before)
-        left_s = ready_at - self.run.clock.monotonic() if idle else None
+        if captures.checkpoint_is_due():
+            await captures.checkpoint()
+            return
+        idle, quiet_since, suspend_s = run.idle(), run.quiet_since, captures.suspend_in_s()
+        if suspend_s is not None and suspend_s <= 0:
+            await captures.begin_suspend(seen)
+            return
+        pauses = [pause for pause in (suspend_s, captures.checkpoint_in_s()) if pause]
 
         def over() -> bool:
-            is_other = self.run.record is not seen or self.run.idle() is not idle
-            return self.run.look_wanted or is_other or self.run.quiet_since != quiet_since
+            is_other = run.record is not seen or run.idle() is not idle or run.quiet_since != quiet_since
+            return run.look_wanted or is_other or captures.checkpoint_is_due()
 
-        if left_s is None or left_s > 0:
-            await self.run.until(over, left_s)
-            return
-
-        async def act() -> None:
-            if self.run.record is seen and self.run.idle():
-                await self.run.write(to=RunState.SUSPENDING, wake=False, why={"waits": [w.id for w in seen.waits.open]})
-
-        await self.run.atomically(act)
-
-    async def _suspending(self) -> None:
-        seen = self.run.record
-        tip = await self.run.context.head(self.run.id)
-        position = LogPosition(run_id=self.run.id, branch=tip.branch, seq=tip.seq, epoch=seen.epoch)
-        try:
-            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
-            if snapshot is None:
-                snapshot = await self._suspend(seen, position)
-        except PerdureError as error:
-            # Refused or failed: it stays warm. If it is in fact lost, the look finds that out.
-            self.run.look_wanted = True
-            self._no_suspend_before = self.run.clock.monotonic() + self._settings.suspend_retry_s
-            why = {"suspend_failed": error.to_json()}
-
-            async def back() -> None:
-                if self.run.state is RunState.SUSPENDING:
-                    to = RunState.WAITING if self.run.record.waits.open else RunState.RUNNING
-                    await self.run.write(to=to, why=why, wake=False)
-
-            await self.run.atomically(back)
-            return
-        await self._accept(snapshot)
-
-    async def _suspend(self, seen: Record, position: LogPosition) -> SnapshotInfo:
-        try:
-            return await self._machines.suspend(seen.sandbox_id, position)
-        except PerdureError:
-            # Its answer may be lost and not the suspend, or an older request was still under way and is done now.
-            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
-            if snapshot is None:
-                raise
-            return snapshot
-
-    async def _accept(self, snapshot: SnapshotInfo) -> None:
-        """The machine was captured and is gone."""
-
-        async def act() -> None:
-            if self.run.state is RunState.SUSPENDING:
-                entry = NewEntry(kind="snapshot", payload={"snapshot": msgspec.to_builtins(snapshot)})
-                why = {"stored_bytes": snapshot.memory_bytes + snapshot.disk_bytes + snapshot.state_bytes}
-                await self.run.write(entry, to=RunState.SUSPENDED, snapshot=snapshot, why=why)
-
-        await self.run.atomically(act)
-
-    async def _captured(self, sandbox_id: str, epoch: int) -> SnapshotInfo | None:
-        """The snapshot of a suspend in this epoch that the node finished while nobody listened."""
-        try:
-            info = await self._machines.inspect(sandbox_id)
-        except NotFound:
-            return None
-        at = info.snapshot.position if info.snapshot else None
-        if info.state is SandboxState.SUSPENDED and at and (at.run_id, at.epoch) == (self.run.id, epoch):
-            return info.snapshot
-        return None
+        await run.until(over, min(pauses, default=None))
 
     async def _suspended(self) -> None:
-        await self.run.until(lambda: self.run.record.wake or self.run.state is not RunState.SUSPENDED)
+        await self._captures.sleep()
         if self.run.state is RunState.SUSPENDED:
-            epoch = self.run.record.epoch + 1
-            await self._go(self.run.record, RunState.RESUMING, wake=False, epoch=epoch, why={"epoch": epoch})
+            seen, epoch = self.run.record, self.run.record.epoch + 1
+            slept_s = (
+                seen.suspended_s + max(self.run.clock.time() - seen.suspended_at, 0.0) if seen.suspended_at else 0.0
+            )
+            changes = {"wake": False, "thinking": [], "suspended_s": slept_s}
+            await self._go(seen, RunState.RESUMING, epoch=epoch, why={"epoch": epoch}, **changes)
 
     async def _resuming(self) -> None:
         seen = self.run.record
@@ -259,12 +210,12 @@ class Driver:
             if self.run.state in WARM and self.run.record.epoch == seen.epoch:
                 self.run.look_wanted = True  # a wait began or ended meanwhile: from that state again
         elif info.state is SandboxState.SUSPENDED:
-            snapshot = await self._captured(seen.sandbox_id, seen.epoch)
+            snapshot = await self._captures.captured(seen.sandbox_id, seen.epoch)
             if snapshot is None:
                 await self._lost(seen, "suspended", "somebody else suspended its sandbox", counts=False)
             # What it waited for may be over since: it is woken, and sleeps again if it has nothing else to do.
             elif await self._go(seen, RunState.SUSPENDING, wake=True, why={"found": "suspended"}):
-                await self._accept(snapshot)
+                await self._captures.accept(snapshot)
 
     async def _exited(self, seen: Record, info: SandboxInfo) -> None:
         """The program ended by itself."""
@@ -311,37 +262,49 @@ class Driver:
             if await self.run.until(lambda: self.run.record is not seen and self.run.state is not seen.state, pause_s):
                 return
         seen = self.run.record
-        if seen.snapshot is None or not await self._on_branch(seen.snapshot):
+        newest = await self._newest(seen)
+        if newest is None:
             await self._go(seen, RunState.STARTING, why={"from": "start", "epoch": seen.epoch})
             return
         calls = self._endpoint(self.run.id, seen.epoch)
         try:
-            await self._machines.resume(seen.sandbox_id, seen.snapshot.digest, calls)
+            await self._machines.resume(seen.sandbox_id, newest.digest, calls)
         except (NotFound, SnapshotInvalid) as error:
-            # Sandbox or snapshot are gone or damaged: only the log is left, and it is enough.
-            why = {"from": "start", "epoch": seen.epoch, "detail": error.message}
-            await self._go(seen, RunState.STARTING, snapshot=None, why=why)
+            await self._without(newest, error)
         except PerdureError as error:
             await self._lost(seen, "restore-failed", error.message, counts=not isinstance(error, Unavailable))
         else:
-            why = {"from": seen.snapshot.digest, "epoch": seen.epoch}
+            why = {"from": newest.digest, "seq": newest.seq, "epoch": seen.epoch}
             await self._go(seen, RunState.RUNNING, wake=False, why=why)
 
-    async def _on_branch(self, snapshot: SnapshotInfo) -> bool:
-        """The snapshot's position is on the way to the current branch's tip."""
-        at = snapshot.position
-        if at is None or at.branch == self.run.branch:
-            return True
+    async def _without(self, damaged: Kept, error: PerdureError) -> None:
+        """It is gone or damaged: the one before it is next, and at last the log alone, which is enough."""
+
+        async def act() -> None:
+            if self.run.state is RunState.RECOVERING:
+                left = [one for one in self.run.record.restorable if one != damaged]
+                told = {"snapshot_lost": damaged.digest, "seq": damaged.seq, "error": error.to_json()}
+                await self.run.write(NewEntry(kind="note", payload=told), snapshot=None, snapshots=left)
+
+        await self.run.atomically(act)
+
+    async def _newest(self, seen: Record) -> Kept | None:
+        """The newest snapshot whose position is on the way to the current branch's tip."""
         parents = {branch.branch: branch for branch in await self.run.context.branches(self.run.id)}
-        branch: int | None = self.run.branch
-        while branch is not None and branch != at.branch:
-            if parents[branch].fork_seq < at.seq:
-                return False
-            branch = parents[branch].parent
-        return branch is not None
+        way, branch, upto = dict[int, float](), self.run.branch, float("inf")
+        while True:
+            way[branch] = upto
+            parent = parents[branch].parent
+            if parent is None:
+                break
+            upto = min(upto, parents[branch].fork_seq)
+            branch = parent
+        on_way = [one for one in seen.restorable if one.branch == 0 or one.seq <= way.get(one.branch, -1)]
+        return on_way[-1] if on_way else None
 
     async def _release(self) -> None:
         await self._models.forget(self.run.id)
+        self._captures.close()
         seen, output = self.run.record, b""
         if seen.sandbox_id and not seen.output:
             with contextlib.suppress(NotFound):

@@ -141,7 +141,8 @@ class Engine(Desk):
         request.check()
         check_value(request.input, "the input")
         source = await self._context.put_blob(request.source.encode()) if request.source else None
-        kept = msgspec.structs.replace(request, source="")
+        policy = request.policy.over(self._settings.policy)
+        kept = msgspec.structs.replace(request, source="", policy=policy)
         record = Record(state=RunState.QUEUED, request=kept, source=source)
         run_id = new_id()
         head = await self._context.create(run_id, to_value(record), key=request.key)

@@ -40,6 +40,14 @@ class Machines(Protocol):
         """Capture and end the machine. On any error it goes on running."""
         ...
 
+    async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        """Capture the machine, which goes on; on any error, too."""
+        ...
+
+    async def forget(self, sandbox_id: str, snapshot: str) -> None:
+        """Give up a snapshot of the sandbox (its digest). NotFound; Conflict: it is needed."""
+        ...
+
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         """Restore the snapshot (its digest), whatever the sandbox does now; its calls then carry the new epoch."""
         ...

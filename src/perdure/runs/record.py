@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Literal
 
 import msgspec
@@ -9,6 +10,7 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Frozen, RunInfo, RunState, SnapshotInfo
+from perdure.runs.policy import Policy
 from perdure.runs.waits import Waits
 
 
@@ -29,6 +31,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     vcpus: int = 0
     disk_mib: int = 0
     on_divergence: Literal["fork", "fail"] = "fork"
+    policy: Policy = Policy()
 
     @property
     def agent(self) -> str:
@@ -49,6 +52,18 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
         for name in ("memory_mib", "vcpus", "disk_mib"):
             if getattr(self, name) < 0:
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
+        self.policy.check()
+
+
+class Kept(Frozen, frozen=True, kw_only=True):
+    """A snapshot that the run can go on from."""
+
+    digest: str
+    branch: int  # its position in the log, with seq
+    seq: int
+    at: float  # seconds since the epoch
+    stored_bytes: int = 0  # beyond its parent
+    keep: bool = False  # it is not given up for newer ones
 
 
 class Record(Frozen, frozen=True, kw_only=True):
@@ -65,7 +80,13 @@ class Record(Frozen, frozen=True, kw_only=True):
         default_factory=list
     )  # keys of steps begun on this machine and not ended: a capture now would put their effects beyond doubt's reach
     wake: bool = False  # a wait was completed since the suspend began
+    thinking: list[str] = msgspec.field(default_factory=list)  # keys of model calls that its machine was suspended in
     snapshot: SnapshotInfo | None = None  # the newest
+    snapshots: list[Kept] = msgspec.field(default_factory=list)  # that are still there, the oldest first
+    stored_bytes: int = 0  # by all snapshots that were ever taken of it
+    suspends: int = 0
+    suspended_s: float = 0.0  # but for now
+    suspended_at: float = 0.0  # the newest suspend; seconds since the epoch
     lost_epochs: list[int] = msgspec.field(
         default_factory=list
     )  # their machines were lost: what they began may have taken effect
@@ -76,8 +97,18 @@ class Record(Frozen, frozen=True, kw_only=True):
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
 
+    @property
+    def restorable(self) -> list[Kept]:
+        """The snapshots that it can go on from, the oldest first."""
+        if self.snapshots or self.snapshot is None:
+            return self.snapshots
+        one, at = self.snapshot, self.snapshot.position  # of a server that kept only the newest
+        branch, seq = (at.branch, at.seq) if at else (0, 0)
+        return [Kept(digest=one.digest, branch=branch, seq=seq, at=one.created, stored_bytes=one.stored_bytes)]
+
     def info(self, head: Head, asked: int, replayed: int) -> RunInfo:
         """The run as the API shows it. asked, replayed: model calls."""
+        now_s = time.time() - self.suspended_at if self.state is RunState.SUSPENDED else 0.0
         return RunInfo(
             id=head.run_id,
             state=self.state,
@@ -96,6 +127,11 @@ class Record(Frozen, frozen=True, kw_only=True):
             turns_asked=asked,
             turns_replayed=replayed,
             recoveries=self.recoveries,
+            policy=self.request.policy.to_json(),
+            suspends=self.suspends,
+            suspended_s=self.suspended_s + max(now_s, 0.0),
+            stored_bytes=self.stored_bytes,
+            snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
         )
 
 

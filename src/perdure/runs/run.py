@@ -16,10 +16,12 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
 from perdure.errors import Conflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
+from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
+from perdure.runs.wishes import Wish
 
 Result = TypeVar("Result")
 
@@ -45,7 +47,10 @@ class Run:
         self._on_wait = on_wait
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
-        self._busy = 0  # calls in progress that are not waits
+        self.activity = Activity(self.touch, clock)
+        self.activity.moved(self.record.state)
+        self.capturing = False  # by a checkpoint: nothing is answered meanwhile
+        self.wishes: list[Wish] = []  # for a checkpoint
         self._asking: dict[str, int] = {}  # wait id -> calls that wait for it now
         self._owed: set[str] = set()  # completed waits that the guest has not been told of
         for wait in self.record.waits.open:
@@ -56,6 +61,11 @@ class Run:
     @property
     def state(self) -> RunState:
         return self.record.state
+
+    @property
+    def answers(self) -> bool:
+        """The machine is warm, and not being captured."""
+        return self.record.state in WARM and not self.capturing
 
     @property
     def ended(self) -> bool:
@@ -137,6 +147,8 @@ class Run:
                 self.id, entries, parent=fork[0], fork_seq=fork[1], epoch=epoch, head=head
             )
         older, self.record = self.record, record
+        if to is not None:
+            self.activity.moved(to)
         self._version += head is not None
         if written:
             self.branch = written[-1].branch
@@ -216,21 +228,11 @@ class Run:
             if self.ended or epoch != self.record.epoch:
                 hint = "This machine is to end."
                 raise StaleEpoch(f"run {self.id} is {self.state} in epoch {self.record.epoch}, not {epoch}", hint=hint)
-            if self.state in WARM:
+            if self.answers:
                 return
             if self.state in (RunState.SUSPENDED, RunState.RECOVERING):
                 raise Unavailable(f"run {self.id} is {self.state}: ask again")
             await self._changed.wait()
-
-    @contextmanager
-    def working(self) -> Iterator[None]:
-        """A call that is no wait is in progress: the machine is not suspended meanwhile."""
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            self.touch()
 
     @contextmanager
     def asking(self, wait_id: str) -> Iterator[None]:
@@ -256,12 +258,13 @@ class Run:
         self.notify()
 
     def idle(self) -> bool:
-        """Only waits are open, the program asks for each of them, and it has heard of every other one.
+        """Only waits are open, and models that think; the program asks for each wait, and it has heard of every other.
 
         A step that was begun is work: a machine captured in it would have its effect again without asking.
         """
-        waits, busy = self.record.waits.open, self._busy or self.record.steps
-        return bool(waits) and not busy and not self._owed and all(wait.id in self._asking for wait in waits)
+        waits, busy = self.record.waits.open, self.activity.speaking or self.record.steps or self.capturing
+        is_parked = bool(waits or self.activity.thinking)
+        return is_parked and not busy and not self._owed and all(wait.id in self._asking for wait in waits)
 
 
 def taking(signal: Signal) -> dict[str, Any]:

@@ -67,6 +67,12 @@ class NodeMachines:
     async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
         return await self._in_thread(lambda: self._node.suspend(sandbox_id, position=position))
 
+    async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        return await self._in_thread(lambda: self._node.checkpoint(sandbox_id, position=position))
+
+    async def forget(self, sandbox_id: str, snapshot: str) -> None:
+        await self._in_thread(lambda: self._node.store.remove(snapshot))
+
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         await self._in_thread(lambda: self._node.resume(sandbox_id, snapshot=snapshot, calls=calls))
 

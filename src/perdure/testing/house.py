@@ -131,10 +131,11 @@ class House:
 
 
 class Provider:
-    """An OpenAI-compatible provider that counts; ``hold`` stops it in the middle of an answer."""
+    """An OpenAI-compatible provider that counts; ``silence`` stops it before its answer, ``hold`` in the middle."""
 
     def __init__(self) -> None:
         self.requests = 0
+        self.silence: asyncio.Event | None = None
         self.hold: asyncio.Event | None = None
         self.reached = asyncio.Event()
         self.url = ""
@@ -158,6 +159,8 @@ class Provider:
     async def complete(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
         asked = await request.json()
+        if self.silence is not None:
+            await self.silence.wait()
         text = f"answer to {asked['messages'][-1]['content']}"
         if not asked.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

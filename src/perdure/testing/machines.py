@@ -125,17 +125,26 @@ class LocalMachines:
 
     async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
         await self._begin("suspend")
-        sandbox = self._get(sandbox_id)
-        if sandbox.state is not SandboxState.RUNNING:
-            raise Conflict(f"{sandbox_id} is {sandbox.state}")
+        sandbox = self._running(sandbox_id)
         await self._freeze(sandbox)
-        digest = f"sha256:{next(self._numbers):064x}"
-        sandbox.captures[digest] = list(sandbox.memory)
-        sandbox.snapshot = SnapshotInfo(digest=digest, sandbox_id=sandbox_id, created=time.time(), position=position)
+        sandbox.snapshot = self._capture(sandbox_id, sandbox, position)
         sandbox.state = SandboxState.SUSPENDED
         self._tell("sandbox.suspended", sandbox_id)
         self.done.append("suspend")
         return sandbox.snapshot
+
+    async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        await self._begin("checkpoint")
+        sandbox = self._running(sandbox_id)
+        sandbox.snapshot = self._capture(sandbox_id, sandbox, position)
+        self.done.append("checkpoint")
+        return sandbox.snapshot
+
+    async def forget(self, sandbox_id: str, snapshot: str) -> None:
+        await self._begin("forget")
+        if self._get(sandbox_id).captures.pop(snapshot, None) is None:
+            raise NotFound(f"no snapshot {snapshot}")
+        self.done.append("forget")
 
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         await self._begin("resume")
@@ -195,6 +204,19 @@ class LocalMachines:
         if sandbox_id not in self.sandboxes:
             raise NotFound(f"no sandbox {sandbox_id}")
         return self.sandboxes[sandbox_id]
+
+    def _running(self, sandbox_id: str) -> _Sandbox:
+        sandbox = self._get(sandbox_id)
+        if sandbox.state is not SandboxState.RUNNING:
+            raise Conflict(f"{sandbox_id} is {sandbox.state}")
+        return sandbox
+
+    def _capture(self, sandbox_id: str, sandbox: _Sandbox, position: LogPosition) -> SnapshotInfo:
+        digest = f"sha256:{next(self._numbers):064x}"
+        sandbox.captures[digest] = list(sandbox.memory)
+        return SnapshotInfo(
+            digest=digest, sandbox_id=sandbox_id, created=time.time(), memory_bytes=1000, position=position
+        )
 
     def _tell(self, kind: str, sandbox_id: str) -> None:
         for queue in self._listeners:
