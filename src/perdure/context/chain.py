@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import Stretch, Verification, canonical
-from perdure.context.values import links
-from perdure.errors import NotFound, ProtocolError
+from perdure.context.values import link_references, references
+from perdure.errors import ProtocolError
 
 Place = tuple[str, int]  # run_id, branch
 Facts = tuple[Any, ...]  # run_id, branch, seq, epoch, time, kind, key, payload as stored (canonical JSON bytes)
@@ -26,74 +26,80 @@ def entry_hash(before: bytes, facts: Facts) -> bytes:
     return hashlib.sha256(before + canonical(facts[:7]) + b"\n" + facts[7]).digest()
 
 
-def verify(
-    stretches: list[Stretch],
-    parents: Mapping[Place, Place],
-    rows: Callable[[Stretch], Iterable[tuple[Any, ...]]],
-    blob: Callable[[str], bytes],
-) -> Verification:
-    """Recompute the chain of every stretch (parents come before children) and read every blob that an entry needs."""
-    hashes: dict[tuple[Place, int], bytes] = {}
-    entries, seen = 0, set[str]()
-    for stretch in stretches:
-        at = stretch.run_id, stretch.branch
-        seq = min(stretch.fork_seq, stretch.upto)
-        before = _hash_at(parents, hashes, at, seq)
-        for row in rows(stretch):
-            where = f"run {stretch.run_id}, branch {stretch.branch}, entry {row[2]}"
-            if row[2] != seq + 1:
-                raise ProtocolError(f"{where}: entry {seq + 1} is missing before it")
-            if entry_hash(before, row[:8]) != row[8]:
-                raise ProtocolError(f"{where} is not what was appended: its hash differs", seq=row[2])
-            _verify_blobs(msgspec.json.decode(row[7]), blob, seen, where)
-            seq, before = row[2], row[8]
-            hashes[at, seq] = before
-            entries += 1
-        if seq != stretch.upto:
-            where = f"run {stretch.run_id}, branch {stretch.branch}"
-            raise ProtocolError(f"{where} ends at entry {seq}, not at {stretch.upto}")
-    return Verification(entries=entries, branches=len(stretches), blobs=len(seen))
+class Verifier:
+    """Recomputes the chain, fed stretch by stretch (parents before children) and entry by entry, in order.
 
+    ``ProtocolError`` at the first that does not fit.
+    """
 
-def _hash_at(parents: Mapping[Place, Place], hashes: Mapping[tuple[Place, int], bytes], at: Place, seq: int) -> bytes:
-    """The hash of the entry that a branch forks from."""
-    while seq and at in parents:
-        at = parents[at]
-        if (at, seq) in hashes:
-            return hashes[at, seq]
-    if seq:
-        raise ProtocolError(f"run {at[0]}: the entry {seq} that a branch forks from is missing")
-    while at in parents:
-        at = parents[at]
-    return root_hash(at[0])
+    def __init__(self, stretches: Sequence[Stretch], parents: Mapping[Place, Place]) -> None:
+        """parents: the branch that each of them forks from, but for the first of a chain."""
+        self._stretches = {(stretch.run_id, stretch.branch): stretch for stretch in stretches}
+        self._parents = parents
+        # The hashes at which a branch forks are needed again; those of all others are not.
+        self._forks = {(self._owner(at, stretch.fork_seq), stretch.fork_seq) for at, stretch in self._stretches.items()}
+        self._kept: dict[tuple[Place, int], bytes] = {}
+        self._entries = 0
+        self._blobs = set[str]()
 
+    def begin(self, stretch: Stretch) -> None:
+        self._at, self._upto = (stretch.run_id, stretch.branch), stretch.upto
+        self._seq = min(stretch.fork_seq, stretch.upto)
+        self._before = self._hash_at(self._at, self._seq)
 
-def _verify_blobs(stored: Any, blob: Callable[[str], bytes], seen: set[str], where: str) -> None:
-    if isinstance(stored, list):
-        for item in stored:
-            _verify_blobs(item, blob, seen, where)
-    elif isinstance(stored, dict):
-        if stored.keys() == {"$value"}:
-            _verify_blobs(list(stored["$value"].values()), blob, seen, where)
-            return
+    def entry(self, row: tuple[Any, ...]) -> set[str]:
+        """row: Facts and the hash. Returns the blobs that it refers to and that were not seen yet, for ``blobs``."""
+        where = f"{self._where}, entry {row[2]}"
+        if (row[0], row[1]) != self._at or row[2] != self._seq + 1:
+            raise ProtocolError(f"{where}: entry {self._seq + 1} is missing before it")
+        if entry_hash(self._before, row[:8]) != row[8]:
+            raise ProtocolError(f"{where} is not what was appended: its hash differs", seq=row[2])
+        self._seq, self._before = row[2], row[8]
+        if (self._at, row[2]) in self._forks:
+            self._kept[self._at, row[2]] = row[8]
+        self._entries += 1
         try:
-            if stored.keys() == {"$blob"} and stored["$blob"] not in seen:
-                blob(stored["$blob"])
-                seen.add(stored["$blob"])
-            elif stored.keys() == {"$list"} and stored["$list"] not in seen:
-                _verify_list(stored["$list"], blob, seen, where)
-            else:
-                for part in stored.values():
-                    _verify_blobs(part, blob, seen, where)
-        except NotFound as error:
-            raise ProtocolError(f"{where}: a part of it is missing: {error.message}") from error
+            return set(references(msgspec.json.decode(row[7]))) - self._blobs
+        except msgspec.DecodeError as error:
+            raise ProtocolError(f"{where}: its payload is not JSON: {error}") from error
 
+    def blobs(self, needed: Iterable[str], found: Mapping[str, bytes]) -> None:
+        """What was found of the blobs that entries need and, from there on, of those that these refer to."""
+        for digest in (*needed, *(below for content in found.values() for below in link_references(content))):
+            if digest not in found and digest not in self._blobs:
+                where = f"{self._where}, entry {self._seq} or one before"
+                raise ProtocolError(f"{where}: a part of it is missing: no such blob: {digest}")
+        self._blobs.update(found)
 
-def _verify_list(digest: str, blob: Callable[[str], bytes], seen: set[str], where: str) -> None:
-    current: str | None = digest
-    for link in links(digest, blob):
-        if current in seen:
-            return  # the rest was read before
-        seen.add(str(current))
-        current = link["parent"]
-        _verify_blobs(link["item"], blob, seen, where)
+    @property
+    def seen(self) -> Set[str]:
+        """The blobs that were found."""
+        return self._blobs
+
+    def end(self) -> None:
+        """The stretch has no more entries."""
+        if self._seq != self._upto:
+            raise ProtocolError(f"{self._where} ends at entry {self._seq}, not at {self._upto}")
+
+    def result(self) -> Verification:
+        return Verification(entries=self._entries, branches=len(self._stretches), blobs=len(self._blobs))
+
+    @property
+    def _where(self) -> str:
+        return f"run {self._at[0]}, branch {self._at[1]}"
+
+    def _owner(self, at: Place, seq: int) -> Place:
+        """The branch above ``at`` that has the entry which ``at`` forks from; the root, when that is none."""
+        while at in self._parents:
+            at = self._parents[at]
+            if at not in self._stretches or self._stretches[at].fork_seq < seq:
+                break
+        return at
+
+    def _hash_at(self, at: Place, seq: int) -> bytes:
+        owner = self._owner(at, seq)
+        if not seq:
+            return root_hash(owner[0])
+        if (owner, seq) not in self._kept:
+            raise ProtocolError(f"run {owner[0]}: the entry {seq} that a branch forks from is missing")
+        return self._kept[owner, seq]

@@ -1,15 +1,15 @@
-"""Rows of the tables as values, and back."""
+"""Rows of the tables as values, and back. Pure."""
 
 from __future__ import annotations
 
-import sqlite3
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import zstandard
 
 from perdure.context.log import Head, digest_of
-from perdure.context.values import unpack
+from perdure.context.values import link_references, unpack
 from perdure.errors import NotFound, ProtocolError
 from perdure.model import Entry
 
@@ -18,6 +18,10 @@ COMPRESS_FROM = 256  # bytes
 
 def no_run(run_id: str) -> NotFound:
     return NotFound(f"no such run: {run_id}", hint="`perdure runs` lists them.")
+
+
+def no_blob(digest: str) -> NotFound:
+    return NotFound(f"no such blob: {digest}")
 
 
 def head_of(row: tuple[Any, ...]) -> Head:
@@ -43,32 +47,41 @@ def as_entry(row: tuple[Any, ...], payload: Any) -> Entry:
     )
 
 
-def entry_of(db: sqlite3.Connection, row: tuple[Any, ...], expand: bool) -> Entry:
+def entry_of(row: tuple[Any, ...], blob: Callable[[str], bytes] | None) -> Entry:
+    """blob: gives the bytes of a digest; None leaves large values as references."""
     payload = msgspec.json.decode(row[7])
-    return as_entry(row, unpack(payload, lambda digest: blob_of(db, digest)) if expand else payload)
+    return as_entry(row, unpack(payload, blob) if blob else payload)
 
 
-def blob_row(digest: str, content: bytes) -> tuple[bytes, int, bytes]:
-    key = bytes.fromhex(digest.removeprefix("sha256:"))
+def key_of(digest: str) -> bytes:
+    """A digest as the tables have it; what is no digest is the key of nothing."""
+    try:
+        return bytes.fromhex(digest.removeprefix("sha256:"))
+    except ValueError:
+        return b""
+
+
+def digest_at(key: bytes) -> str:
+    return f"sha256:{key.hex()}"
+
+
+def blob_row(digest: str, content: bytes) -> tuple[bytes, int, bytes, bytes]:
+    """digest, whether content is a zstd frame, content, and the digests that it refers to, one after the other."""
+    key, references = key_of(digest), b"".join(key_of(found) for found in link_references(content))
     if len(content) >= COMPRESS_FROM:
         frame = zstandard.ZstdCompressor(level=3).compress(content)
         if len(frame) < len(content):
-            return key, 1, frame
-    return key, 0, content
+            return key, 1, frame, references
+    return key, 0, content, references
 
 
-def blob_of(db: sqlite3.Connection, digest: str) -> bytes:
+def blob_of(key: bytes, zstd: int, content: bytes) -> bytes:
+    """The bytes of a blob, if they are still those that its digest is of."""
+    digest = digest_at(key)
     try:
-        key = bytes.fromhex(digest.removeprefix("sha256:"))
-    except ValueError:
-        key = b""
-    row = db.execute("SELECT zstd, content FROM blobs WHERE digest = ?", (key,)).fetchone()
-    if row is None:
-        raise NotFound(f"no such blob: {digest}")
-    try:
-        content = zstandard.ZstdDecompressor().decompress(row[1]) if row[0] else bytes(row[1])
+        found = zstandard.ZstdDecompressor().decompress(content) if zstd else bytes(content)
     except zstandard.ZstdError as error:
         raise ProtocolError(f"blob {digest} does not unpack: {error}") from error
-    if digest_of(content) != digest:
+    if digest_of(found) != digest:
         raise ProtocolError(f"blob {digest} has other bytes than those it was written with")
-    return content
+    return found

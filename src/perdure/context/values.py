@@ -10,22 +10,51 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import canonical, digest_of
-from perdure.errors import ProtocolError
+from perdure.errors import InvalidValue, ProtocolError
 
 BLOB_FROM = 512  # bytes of JSON; a blob's row costs about 100
 _MARKS = frozenset(("$blob", "$list", "$value"))
+_LINK = b'{"item":'  # how a link begins
 
 Blobs = dict[str, bytes]
 
 
+def plain(text: str, what: str) -> str:
+    """A text that a column can hold, on every database. InvalidValue names what it was to be."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidValue(f"the {what} is not text: {text!r}: {error}") from error
+    if "\0" in text:
+        raise InvalidValue(f"the {what} has a NUL in it: {text!r}", hint="Leave it out.")
+    return text
+
+
+def encode(value: Any, what: str) -> bytes:
+    """Canonical JSON. InvalidValue: ``what`` is no JSON value."""
+    try:
+        return canonical(value)
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidValue(f"the {what} is not a JSON value: {error}") from error
+
+
 def pack(value: Any, blobs: Blobs) -> Any:
     """The stored form of a JSON value; what it refers to is added to ``blobs``, referred-to before referring."""
+    try:
+        return _pack(value, blobs)
+    except RecursionError as error:
+        raise InvalidValue("a value is nested too deeply, or holds itself") from error
+
+
+def _pack(value: Any, blobs: Blobs) -> Any:
     if isinstance(value, str):
         if len(value) * 4 < BLOB_FROM or len(content := value.encode("utf-8", "surrogatepass")) < BLOB_FROM:
             return value
@@ -33,16 +62,18 @@ def pack(value: Any, blobs: Blobs) -> Any:
         blobs.setdefault(digest, content)
         return {"$blob": digest}
     if isinstance(value, dict):
-        packed = {str(name): pack(part, blobs) for name, part in value.items()}
+        packed = {str(name): _pack(part, blobs) for name, part in value.items()}
         return {"$value": packed} if not _MARKS.isdisjoint(packed) else packed
     if isinstance(value, list | tuple):
         return _pack_list(list(value), blobs)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InvalidValue(f"{value} is not a JSON value", hint="Use null, or a string.")
     return value
 
 
 def _pack_list(items: list[Any], blobs: Blobs) -> Any:
-    packed = [pack(item, blobs) for item in items]
-    if len(canonical(packed)) < BLOB_FROM:
+    packed = [_pack(item, blobs) for item in items]
+    if len(encode(packed, "list in a value")) < BLOB_FROM:
         return packed
     parent: str | None = None
     for length, item in enumerate(packed, 1):
@@ -72,11 +103,51 @@ def unpack(stored: Any, get: Callable[[str], bytes]) -> Any:
 def links(digest: str | None, get: Callable[[str], bytes]) -> Iterator[dict[str, Any]]:
     """The links of a stored list, last first."""
     while digest is not None:
-        try:
-            link = msgspec.json.decode(get(digest))
-            digest, length = link["parent"], link["length"]
-        except (msgspec.DecodeError, KeyError, TypeError) as error:
-            raise ProtocolError(f"blob {digest} is not a link of a list: {error}") from error
+        link = _link(digest, get(digest))
+        digest, length = link["parent"], link["length"]
         if (digest is None) != (length == 1):
             raise ProtocolError(f"the list above blob {digest} breaks off at length {length}")
         yield link
+
+
+def _link(digest: str, content: bytes) -> dict[str, Any]:
+    try:
+        link: dict[str, Any] = msgspec.json.decode(content)
+        _ = link["item"], link["parent"], link["length"]
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        raise ProtocolError(f"blob {digest} is not a link of a list: {error}") from error
+    return link
+
+
+def references(stored: Any) -> Iterator[str]:
+    """The digests that a stored value refers to by itself (what those refer to is not looked at)."""
+    if isinstance(stored, list):
+        for item in stored:
+            yield from references(item)
+    elif isinstance(stored, dict):
+        if stored.keys() == {"$blob"} or stored.keys() == {"$list"}:
+            yield from map(str, stored.values())
+        elif stored.keys() == {"$value"}:
+            yield from references(list(stored["$value"].values()))
+        else:
+            yield from references(list(stored.values()))
+
+
+def link_references(content: bytes) -> list[str]:
+    """The digests that a blob refers to. Its bytes alone say so: a text that reads like a link counts as one."""
+    if not content.startswith(_LINK):
+        return []
+    try:
+        link = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return []
+    if not isinstance(link, dict) or link.keys() != {"item", "length", "parent"}:
+        return []
+    found = list(references(link["item"]))
+    if isinstance(link["parent"], str):
+        found.append(link["parent"])
+    return [digest for digest in dict.fromkeys(found) if _is_digest(digest)]
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 71 and text.startswith("sha256:") and not set(text[7:]) - set("0123456789abcdef")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from perdure.context import schema, sqlite, writer
+from perdure.context import sqlite
 from perdure.context.log import NewEntry
+from perdure.context.sqlite import schema, writer
 from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, Unavailable
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -71,7 +72,7 @@ async def test_no_rights(tmp_path: Path) -> None:
 async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
     log = await sqlite.open(tmp_path / "log.db")
     await log.create("run", {})
-    await log._writer.submit(lambda db: db.execute("PRAGMA query_only = ON").fetchone())
+    log._database._writer._connection.execute("PRAGMA query_only = ON").fetchone()
     with pytest.raises(NoRights, match="cannot be written") as refused:
         await log.append("run", NOTE, epoch=1)
     assert refused.value.hint
@@ -90,13 +91,13 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     await log.create("run", {})
     await log.append("run", NOTE, epoch=1)
     limit = "PRAGMA max_page_count = 40"
-    await log._writer.submit(lambda db: db.execute(limit).fetchone())
+    log._database._writer._connection.execute(limit).fetchone()
     with pytest.raises(NoSpace, match="full"):
         for i in range(1000):
             await log.append("run", [NewEntry(kind="note", payload=os.urandom(2000).hex() + str(i))], epoch=1)
     seq = (await log.head("run")).seq
     assert (await log.verify("run")).entries == seq
-    await log._writer.submit(lambda db: db.execute("PRAGMA max_page_count = 100000").fetchone())
+    log._database._writer._connection.execute("PRAGMA max_page_count = 100000").fetchone()
     assert (await log.append("run", NOTE, epoch=1))[0].seq == seq + 1
     await log.close()
 

@@ -1,6 +1,8 @@
-"""The tables of the context log on SQLite, and the queries that more than one place uses."""
+"""The tables of the context log on SQLite, and what is read and written in the writer's transactions."""
 
 from __future__ import annotations
+
+from perdure.context.queries import PATH
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
 VERSION = 3  # PRAGMA user_version
@@ -73,48 +75,29 @@ CREATE TABLE kept (
     3: "ALTER TABLE branches ADD COLUMN parent_run TEXT;",  # NULL: parent is a branch of this run
 }
 
-# The head of a run with the last seq of its current branch.
-HEAD = """
-SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value
-FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
-"""
+TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
 
-ENTRY = "SELECT run_id, branch, seq, epoch, time, kind, key, payload, hash FROM entries "
-
-# The way from a branch (parameter) up to the root, through other runs where it is a fork's: (run_id, branch; its own
-# entries are those above fork_seq, up to upto).
-PATH = """
-WITH RECURSIVE path (run_id, branch, parent_run, parent, fork_seq, upto) AS (
-    SELECT run_id, branch, coalesce(parent_run, run_id), parent, fork_seq, seq
-    FROM branches WHERE run_id = :run_id AND branch = :branch
-    UNION ALL
-    SELECT b.run_id, b.branch, coalesce(b.parent_run, b.run_id), b.parent, b.fork_seq, min(path.fork_seq, path.upto)
-    FROM path JOIN branches b ON b.run_id = path.parent_run AND b.branch = path.parent
-)
-"""
-
-READ = (
+# The hash of the entry that a fork is at, the run that its chain begins in, and the forked run's newest branch.
+FORK = (
     PATH
     + """
-SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
-FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
-    AND e.seq > max(:after, path.fork_seq) AND e.seq <= path.upto
-    AND (:kind IS NULL OR e.kind = :kind)
-ORDER BY e.seq LIMIT :limit
+SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
+            AND e.seq > path.fork_seq AND e.seq <= path.upto WHERE e.seq = :seq),
+       (SELECT run_id FROM path WHERE parent IS NULL),
+       (SELECT max(branch) FROM branches WHERE run_id = :run_id)
 """
 )
 
-FIND = (
-    PATH
-    + """
-SELECT e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash
-FROM path JOIN entries e ON e.run_id = path.run_id AND e.key = :key AND e.branch = path.branch AND e.seq <= path.upto
-ORDER BY e.seq
-"""
-)
-
-INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)"
+RELEASE_KEY = "UPDATE runs SET key = NULL WHERE run_id = ?"
+UPDATE_RUN = "UPDATE runs SET epoch = ?, branch = ?, version = ?, value = COALESCE(?, value) WHERE run_id = ?"
 INSERT_BRANCH = """
 INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+UPDATE_TIP = "UPDATE branches SET seq = ?, hash = ? WHERE run_id = ? AND branch = ?"
+INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)"
+BLOB = "SELECT zstd, content FROM blobs WHERE digest = ?"
+KEPT = "SELECT version FROM kept WHERE kind = ? AND name = ?"
+KEEP = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
+DROP = "DELETE FROM kept WHERE kind = ? AND name = ?"

@@ -1,7 +1,7 @@
 """The single writer of a SQLite file: one thread, group commit.
 
 Jobs that arrive while a commit is being synced to the disk share the next one. A job sees what the jobs before it
-wrote; one that fails is undone alone (a savepoint). A job is acknowledged only after the commit that holds it.
+changed; one that is refused has changed nothing. A job is acknowledged only after the commit that holds it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
 from typing import Any, TypeVar
 
+from perdure.context.changes import Job, Needs, RunRow, State, apply
+from perdure.context.sqlite import schema
 from perdure.errors import NoRights, NoSpace, PerdureError, ProtocolError, Unavailable
 
 Result = TypeVar("Result")
-Job = Callable[[sqlite3.Connection], Any]
+Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 
 MAX_BATCH = 512
 BUSY_TIMEOUT_MS = 5000
@@ -60,14 +61,14 @@ class Writer:
     def __init__(self, path: str, connection: sqlite3.Connection) -> None:
         self._path = path
         self._connection = connection
-        self._queue: queue.SimpleQueue[tuple[Job, asyncio.Future[Any]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="context-log-writer", daemon=True)
         self._thread.start()
 
-    async def submit(self, job: Callable[[sqlite3.Connection], Result]) -> Result:
-        """Run ``job`` in a transaction; returns its result once that is durable."""
+    async def submit(self, job: Job[Result]) -> Result:
+        """Apply ``job`` in a transaction; returns its result once that is durable."""
         if self._closed:
             raise Unavailable(f"the context log {self._path} is closed")
         future: asyncio.Future[Result] = self._loop.create_future()
@@ -83,44 +84,43 @@ class Writer:
             self._connection.close()
 
     def _run(self) -> None:
-        last = False
-        while not last:
-            batch = [self._queue.get()]
-            while len(batch) < MAX_BATCH:
+        kept: Waiting | None = None  # was taken, but is of the next batch
+        while True:
+            first = kept or self._queue.get()
+            if first is None:
+                return
+            batch, kept, last = [first], None, False
+            while len(batch) < MAX_BATCH and not batch[-1][0].alone and not kept and not last:
                 try:
-                    batch.append(self._queue.get_nowait())
+                    found = self._queue.get_nowait()
                 except queue.Empty:
                     break
-            last = None in batch
-            jobs = [item for item in batch if item is not None]
-            if jobs:
-                self._answer(jobs, self._commit([job for job, _ in jobs]))
+                if found is None:
+                    last = True
+                elif found[0].alone:
+                    kept = found
+                else:
+                    batch.append(found)
+            self._answer(batch, self._commit([job for job, _ in batch]))
+            if last:
+                return
 
-    def _commit(self, jobs: list[Job]) -> list[Any]:
-        """One result or exception per job."""
-        execute = self._connection.execute
-        results: list[Any] = []
-        count = len(jobs)
+    def _commit(self, jobs: list[Job[Any]]) -> list[Any]:
+        """One result or error per job."""
+        db = self._connection
         try:
-            execute("BEGIN IMMEDIATE")
-            if len(jobs) == 1:  # no savepoint: the transaction is its own
-                results.append(jobs[0](self._connection))
-                jobs = []
-            for job in jobs:
-                execute("SAVEPOINT job")
-                try:
-                    results.append(job(self._connection))
-                except PerdureError as error:
-                    execute("ROLLBACK TO job")
-                    results.append(error)
-                execute("RELEASE job")
-            execute("COMMIT")
+            db.execute("BEGIN IMMEDIATE")
+            state = known(db, Needs.of(jobs))
+            results = apply(jobs, state)
+            if state.is_changed:
+                write(db, state)
+            db.execute("COMMIT")
         except sqlite3.Error as error:
             self._rollback()
-            return [explain(error, self._path)] * count
+            return [explain(error, self._path)] * len(jobs)
         except BaseException as error:
             self._rollback()
-            return [error] * count
+            return [error] * len(jobs)
         return results
 
     def _rollback(self) -> None:
@@ -130,7 +130,7 @@ class Writer:
             except sqlite3.Error:
                 pass  # SQLite has rolled back by itself (a full disk, an I/O error)
 
-    def _answer(self, jobs: list[tuple[Job, asyncio.Future[Any]]], results: list[Any]) -> None:
+    def _answer(self, jobs: list[Waiting], results: list[Any]) -> None:
         def deliver() -> None:
             for (_, future), result in zip(jobs, results, strict=True):
                 if future.done():
@@ -145,3 +145,44 @@ class Writer:
             self._loop.call_soon_threadsafe(deliver)
         except RuntimeError:
             pass  # the loop was closed without closing the log; what is committed stays committed
+
+
+def known(db: sqlite3.Connection, needs: Needs) -> State:
+    """What the database knows of what is needed."""
+    state = State()
+    for key in needs.keys:
+        for (run_id,) in db.execute("SELECT run_id FROM runs WHERE key = ?", (key,)):
+            state.keys[key] = run_id
+    for run_id in needs.runs:
+        for epoch, branch, version in db.execute("SELECT epoch, branch, version FROM runs WHERE run_id = ?", (run_id,)):
+            state.runs[run_id] = RunRow(epoch, branch, version)
+    for run_id, branch in needs.tips:
+        if run_id in state.runs:
+            at = state.runs[run_id].branch if branch is None else branch
+            for seq, digest in db.execute(schema.TIP, (run_id, at)):
+                state.tips[run_id, at] = seq, digest
+    for kind, name in needs.kept:
+        for (version,) in db.execute(schema.KEPT, (kind, name)):
+            state.kept[kind, name] = version
+    if needs.fork:
+        where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
+        for state.fork_hash, root, newest in db.execute(schema.FORK, where):
+            state.fork_root, state.newest_branch = root or "", newest or 0
+    return state
+
+
+def write(db: sqlite3.Connection, state: State) -> None:
+    db.executemany(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
+    db.executemany(schema.INSERT_RUN, state.new_runs.values())
+    db.executemany(schema.INSERT_BRANCH, state.new_branches)
+    for run_id in state.changed_runs:
+        run = state.runs[run_id]
+        db.execute(schema.UPDATE_RUN, (run.epoch, run.branch, run.version, run.value, run_id))
+    db.executemany(schema.INSERT_BLOB, [row[:3] for row in state.blobs.values()])
+    db.executemany(schema.INSERT_ENTRY, state.entries)
+    db.executemany(schema.UPDATE_TIP, [(*state.tips[tip], *tip) for tip in state.changed_tips])
+    for kept, value in state.keeps.items():
+        if value is None:
+            db.execute(schema.DROP, kept)
+        else:
+            db.execute(schema.KEEP, (*kept, state.kept[kept], value))

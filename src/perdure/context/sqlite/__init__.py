@@ -13,6 +13,7 @@ async def open(path: Path) -> ContextLog:
     ``AlreadyRunning``: another process has it open. ``NoRights``: it, or its folder, cannot be written.
     ``NoSpace``: the disk is full. ``ProtocolError``: not a context log, or one of a newer version.
     """
-    from perdure.context.database import SqliteLog
+    from perdure.context.sqlite.database import SqliteDatabase
+    from perdure.context.stored import StoredLog
 
-    return await SqliteLog.open(path)
+    return StoredLog(await SqliteDatabase.open(path))

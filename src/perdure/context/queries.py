@@ -1,0 +1,66 @@
+"""What is read, the same on every database. Parameters are ``:name``; casts say their types where nothing else does."""
+
+from __future__ import annotations
+
+# The head of a run with the last seq of its current branch.
+HEAD = """
+SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value
+FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
+"""
+
+HEAD_OF = HEAD + "WHERE r.run_id = :run_id"
+
+HEADS = HEAD + "ORDER BY r.created, r.run_id"
+
+BRANCHES = "SELECT branch, parent, fork_seq, seq, parent_run FROM branches WHERE run_id = :run_id ORDER BY branch"
+
+# The way from a branch (NULL: the current one) up to the root, through other runs where it is a fork's: (run_id,
+# branch; its own entries are those above fork_seq, up to upto).
+PATH = """
+WITH RECURSIVE path (run_id, branch, parent_run, parent, fork_seq, upto) AS (
+    SELECT run_id, branch, COALESCE(parent_run, run_id), parent, fork_seq, seq FROM branches
+    WHERE run_id = :run_id
+        AND branch = COALESCE(CAST(:branch AS INTEGER), (SELECT branch FROM runs WHERE run_id = :run_id))
+    UNION ALL
+    SELECT b.run_id, b.branch, COALESCE(b.parent_run, b.run_id), b.parent, b.fork_seq,
+        CASE WHEN path.fork_seq < path.upto THEN path.fork_seq ELSE path.upto END
+    FROM path JOIN branches b ON b.run_id = path.parent_run AND b.branch = path.parent
+)
+"""
+
+LINEAGE = PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
+
+ENTRY = "e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash"
+
+READ = (
+    PATH
+    + f"""
+SELECT {ENTRY}
+FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
+    AND e.seq > :after AND e.seq > path.fork_seq AND e.seq <= path.upto
+    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)
+ORDER BY e.seq LIMIT :limit
+"""
+)
+
+FIND = (
+    PATH
+    + f"""
+SELECT {ENTRY}
+FROM path JOIN entries e ON e.run_id = path.run_id AND e.key = :key AND e.branch = path.branch AND e.seq <= path.upto
+ORDER BY e.seq
+"""
+)
+
+# What is stored under a branch itself.
+OWN = f"""
+SELECT {ENTRY} FROM entries e
+WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit
+"""
+
+COUNT = "SELECT count(*) FROM entries WHERE run_id = :run_id AND kind = :kind"
+
+KEPT = """
+SELECT kind, name, version, value FROM kept
+WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name
+"""

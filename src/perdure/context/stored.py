@@ -1,0 +1,297 @@
+"""The context log on a database: everything about it that is the same on each of them.
+
+A database runs jobs (``context.changes``) in transactions, and queries (``context.queries``) outside of them. Its
+notifications only say "look again": what followers see is what the database has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from perdure.context import queries
+from perdure.context.chain import Place, Verifier
+from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
+from perdure.context.log import ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Stretch, Verification
+from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run
+from perdure.context.values import link_references, references
+from perdure.errors import NotFound
+from perdure.model import Entry
+
+PAGE = 1000
+INLINE = 16  # so many entries are decoded at once without a thread
+SHALLOW = 4  # so often blobs are fetched level by level, before what is below is fetched as one
+
+Result = TypeVar("Result")
+Row = tuple[Any, ...]
+
+
+class Database(Protocol):
+    """What differs. Every method raises the errors of ``perdure.errors``: ``Unavailable`` when it is away."""
+
+    name: str  # for messages
+
+    async def submit(self, job: Job[Result]) -> Result:
+        """Apply ``job`` in a transaction, with others; returns its result once that is durable."""
+        ...
+
+    async def rows(self, query: str, values: Mapping[str, Any]) -> list[Row]: ...
+
+    async def blobs(self, keys: Collection[bytes], *, deep: bool) -> dict[bytes, bytes]:
+        """Those that there are, checked; ``deep``: and all that they refer to, from one to the next."""
+        ...
+
+    def watch(self, run_ids: Callable[[], Iterable[str]], wake: Callable[[str | None], None]) -> None:
+        """From now on call ``wake`` with the id of a run that others may have written to (None: with any), of those
+        that are of interest."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class StoredLog:
+    """See ``context.log.ContextLog``. Belongs to the event loop that opened it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._followers: dict[str, set[asyncio.Event]] = {}
+        self._closed = False
+        database.watch(lambda: self._followers, self._wake)
+
+    async def close(self) -> None:
+        self._closed = True
+        self._wake(None)
+        await self._database.close()
+
+    def _wake(self, run_id: str | None) -> None:
+        for followed in list(self._followers) if run_id is None else [run_id]:
+            for event in self._followers.get(followed, ()):
+                event.set()
+
+    # -- writing
+
+    async def create(self, run_id: str, value: Any, *, key: str | None = None, replacing: str | None = None) -> Head:
+        created = await self._database.submit(Create(run_id, value, key, replacing))
+        return await self.head(created) if isinstance(created, str) else created
+
+    async def append(
+        self,
+        run_id: str,
+        new_entries: Sequence[NewEntry],
+        *,
+        epoch: int | None,
+        branch: int | None = None,
+        expected_seq: int | None = None,
+        head: NewHead | None = None,
+    ) -> list[Entry]:
+        packed = Packed(new_entries, head)
+        return await self._write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
+
+    async def fork(
+        self,
+        run_id: str,
+        new_entries: Sequence[NewEntry],
+        *,
+        parent: int,
+        fork_seq: int,
+        epoch: int | None,
+        head: NewHead | None = None,
+    ) -> list[Entry]:
+        packed = Packed(new_entries, head)
+        return await self._write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
+
+    async def branch_off(
+        self,
+        run_id: str,
+        value: Any,
+        new_entries: Sequence[NewEntry],
+        *,
+        parent_run: str,
+        parent: int,
+        fork_seq: int,
+        epoch: int,
+    ) -> Head:
+        packed = Packed(new_entries, None)
+        job = BranchOff(run_id, value, packed, parent_run=parent_run, parent=parent, fork_seq=fork_seq, epoch=epoch)
+        return await self._database.submit(job)
+
+    async def _write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
+        entries = await self._database.submit(job)
+        self._wake(run_id)
+        return entries
+
+    async def keep(self, kind: str, name: str, value: Any, *, expected_version: int | None = None) -> Kept:
+        return await self._database.submit(Keep(kind, name, value, expected_version))
+
+    async def drop(self, kind: str, name: str) -> bool:
+        return await self._database.submit(Drop(kind, name))
+
+    async def put_blob(self, content: bytes) -> str:
+        return await self._database.submit(PutBlob(content))
+
+    # -- reading
+
+    async def head(self, run_id: str) -> Head:
+        rows = await self._database.rows(queries.HEAD_OF, {"run_id": run_id})
+        if not rows:
+            raise no_run(run_id)
+        return head_of(rows[0])
+
+    async def heads(self) -> list[Head]:
+        rows = await self._database.rows(queries.HEADS, {})
+        return await _decoded(rows, head_of)
+
+    async def branches(self, run_id: str) -> list[Branch]:
+        rows = await self._database.rows(queries.BRANCHES, {"run_id": run_id})
+        if not rows:
+            raise no_run(run_id)
+        return [Branch(branch=b, parent=p, fork_seq=f, seq=s, parent_run=r) for b, p, f, s, r in rows]
+
+    async def lineage(self, run_id: str, branch: int | None = None) -> list[Stretch]:
+        rows = await self._database.rows(queries.LINEAGE, {"run_id": run_id, "branch": branch})
+        if not rows:
+            await self.head(run_id)
+            raise NotFound(f"run {run_id} has no branch {branch}")
+        return [Stretch(run_id=run, branch=b, fork_seq=f, upto=u) for run, b, f, u in rows]
+
+    async def kept(self, kind: str, name: str | None = None) -> list[Kept]:
+        rows = await self._database.rows(queries.KEPT, {"kind": kind, "name": name})
+        return [Kept(kind=k, name=n, version=v, value=msgspec.json.decode(value)) for k, n, v, value in rows]
+
+    async def read(
+        self,
+        run_id: str,
+        *,
+        branch: int | None = None,
+        after: int = 0,
+        limit: int = PAGE,
+        expand: bool = True,
+        kind: str | None = None,
+    ) -> list[Entry]:
+        where = {"run_id": run_id, "branch": branch, "after": after, "limit": limit, "kind": kind}
+        rows = await self._database.rows(queries.READ, where)
+        if not rows and branch is None:
+            await self.head(run_id)
+        return await self._entries(rows, expand=expand)
+
+    async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
+        rows = await self._database.rows(queries.FIND, {"run_id": run_id, "branch": branch, "key": key})
+        return await self._entries(rows, expand=True)
+
+    async def count(self, run_id: str, kind: str) -> int:
+        [(number,)] = await self._database.rows(queries.COUNT, {"run_id": run_id, "kind": kind})
+        return int(number)
+
+    async def _entries(self, rows: list[Row], *, expand: bool) -> list[Entry]:
+        if not expand:
+            return await _decoded(rows, lambda row: entry_of(row, None))
+        needed = await _decoded(rows, _needed)
+        keys = {key for found in needed for key in found}
+        blobs = await self._database.blobs(keys, deep=True) if keys else {}
+
+        def get(digest: str) -> bytes:
+            content = blobs.get(key_of(digest))
+            if content is None:
+                raise no_blob(digest)
+            return content
+
+        return await _decoded(rows, lambda row: entry_of(row, get))
+
+    async def follow(
+        self, run_id: str, *, branch: int | None = None, after: int = 0, expand: bool = True
+    ) -> AsyncIterator[Entry]:
+        event = asyncio.Event()
+        self._followers.setdefault(run_id, set()).add(event)
+        try:
+            current = branch if branch is not None else (await self.head(run_id)).branch
+            while not self._closed:
+                event.clear()
+                page = await self.read(run_id, branch=current, after=after, expand=expand)
+                for entry in page:
+                    after = entry.seq
+                    yield entry
+                if page:
+                    continue
+                newest = current if branch is not None else (await self.head(run_id)).branch
+                if newest != current:
+                    after = min(after, await self._parting(run_id, current, newest))
+                    current = newest
+                    continue
+                await event.wait()
+        finally:
+            self._followers[run_id].discard(event)
+            if not self._followers[run_id]:
+                del self._followers[run_id]
+
+    async def _parting(self, run_id: str, one: int, other: int) -> int:
+        """The last seq that two branches share."""
+        ways = [{(s.run_id, s.branch): s.upto for s in await self.lineage(run_id, branch)} for branch in (one, other)]
+        return max(min(ways[0][at], ways[1][at]) for at in ways[0].keys() & ways[1].keys())
+
+    async def get_blob(self, digest: str) -> bytes:
+        key = key_of(digest)
+        found = await self._database.blobs([key], deep=False)
+        if key not in found:
+            raise no_blob(digest)
+        return found[key]
+
+    async def verify(self, run_id: str) -> Verification:
+        stretches, parents = await self._whole(run_id)
+        verifier = Verifier(stretches, parents)
+        for stretch in stretches:
+            verifier.begin(stretch)
+            after = stretch.fork_seq
+            while page := await self._own(stretch, after):
+                after = page[-1][2]
+                needed = {digest for found in await _decoded(page, verifier.entry) for digest in found}
+                verifier.blobs(needed, await self._below(needed, verifier.seen))
+            verifier.end()
+        return verifier.result()
+
+    async def _whole(self, run_id: str) -> tuple[list[Stretch], dict[Place, Place]]:
+        """All branches of a run and what they share with other runs, parents before children; and each one's parent."""
+        branches = await self.branches(run_id)
+        shared = [above for above in (await self.lineage(run_id, ROOT_BRANCH))[::-1] if above.run_id != run_id]
+        own = [Stretch(run_id=run_id, branch=b.branch, fork_seq=b.fork_seq, upto=b.seq) for b in branches]
+        parents = {(run_id, b.branch): (b.parent_run or run_id, b.parent) for b in branches if b.parent}
+        parents |= {(below.run_id, below.branch): (above.run_id, above.branch) for above, below in pairwise(shared)}
+        return [*shared, *own], parents
+
+    async def _own(self, stretch: Stretch, after: int) -> list[Row]:
+        where = {
+            "run_id": stretch.run_id,
+            "branch": stretch.branch,
+            "after": after,
+            "upto": stretch.upto,
+            "limit": PAGE,
+        }
+        return await self._database.rows(queries.OWN, where)
+
+    async def _below(self, digests: Collection[str], seen: Collection[str]) -> dict[str, bytes]:
+        """These blobs and what they refer to, but for what was seen: a conversation is not read again with every page
+        of it."""
+        found: dict[str, bytes] = {}
+        level = {key_of(digest) for digest in digests if digest not in seen}
+        for depth in range(SHALLOW + 1):
+            if not level:
+                break
+            blobs = await self._database.blobs(level, deep=depth == SHALLOW)
+            found |= {digest_at(key): content for key, content in blobs.items()}
+            below = {digest for content in blobs.values() for digest in link_references(content)}
+            level = {key_of(digest) for digest in below if digest not in seen and digest not in found}
+        return found
+
+
+def _needed(row: Row) -> list[bytes]:
+    return [key_of(digest) for digest in references(msgspec.json.decode(row[7]))]
+
+
+async def _decoded(rows: list[Row], decode: Callable[[Row], Result]) -> list[Result]:
+    """Many are decoded in a thread, so that others are served meanwhile."""
+    if len(rows) <= INLINE:
+        return [decode(row) for row in rows]
+    return await asyncio.to_thread(lambda: [decode(row) for row in rows])
