@@ -83,6 +83,20 @@ class State:
     def is_changed(self) -> bool:
         return bool(self.new_runs or self.changed_runs or self.entries or self.blobs or self.keeps)
 
+    @property
+    def points(self) -> set[str]:
+        """The names of what is written (``context.faults``): kinds of entries, and the rows beside them."""
+        rows = {
+            "row.run": self.new_runs,
+            "row.summary": self.changed_runs,
+            "row.key": self.released_keys,
+            "row.branch": self.new_branches,
+            "row.tip": self.changed_tips,
+            "row.blob": self.blobs,
+        }
+        kept = {f"row.{kind}" + (".dropped" if value is None else "") for (kind, _), value in self.keeps.items()}
+        return {entry[5] for entry in self.entries} | {name for name, written in rows.items() if written} | kept
+
     def run(self, run_id: str) -> RunRow:
         if run_id not in self.runs:
             raise no_run(run_id)

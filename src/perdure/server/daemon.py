@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from perdure.context.faults import Faults
 from perdure.context.sqlite import open as open_log
 from perdure.errors import AlreadyRunning
 from perdure.gateway.gateway import Gateway
@@ -37,16 +38,16 @@ async def serve(home: Home) -> None:
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    providers = load_providers(home)
+    providers, faults = load_providers(home), Faults.wanted(os.environ)
     try:
         home.database.touch(mode=0o600)  # what agents say is for nobody else (where a group may use the node's socket)
-        context = await open_log(home.database)
+        context = await open_log(home.database, faults=faults)
     except AlreadyRunning as error:
         raise _already_running(home, error) from error
     path, record = home.socket("perdured"), home.run / "server.json"
     machines, gateway = NodeMachines(home), Gateway(context, providers)
     calls_url = f"unix:{path}:/v1/calls"
-    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=_secret(home))
+    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=_secret(home, faults))
     unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
     token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
     started = time.time()
@@ -57,7 +58,7 @@ async def serve(home: Home) -> None:
         await runner.setup()
         for listening in (unix, tcp):
             await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
-        _write_private(record, json.dumps({"url": url, "pid": os.getpid(), "token": token}))
+        _write_private(record, json.dumps({"url": url, "pid": os.getpid(), "token": token}), faults)
         log.info("serving %s on %s and %s, pid %d", home.root, path, url, os.getpid())
         await over.wait()
         log.info("ending")
@@ -81,22 +82,26 @@ def _already_running(home: Home, error: AlreadyRunning) -> AlreadyRunning:
     return AlreadyRunning(message, hint=hint, pid=known.get("pid"), url=known.get("url"))
 
 
-def _secret(home: Home) -> bytes:
+def _secret(home: Home, faults: Faults | None) -> bytes:
     """What machines' tokens are made with. It outlives the server, as machines do."""
     path = home.root / "server.secret"
     if not path.exists():
-        _write_private(path, secrets.token_hex(32))
+        _write_private(path, secrets.token_hex(32), faults)
     return path.read_bytes()
 
 
-def _write_private(path: Path, text: str) -> None:
+def _write_private(path: Path, text: str, faults: Faults | None) -> None:
     new = path.with_name(path.name + ".new")
     descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+    if faults:
+        faults.reach("before", [f"file.{path.name}"])
     new.rename(path)
+    if faults:
+        faults.reach("after", [f"file.{path.name}"])
 
 
 def _listen_unix(path: Path) -> socket.socket:

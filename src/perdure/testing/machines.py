@@ -103,11 +103,15 @@ class LocalMachines:
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         await self.remove(plan.run_id)
         await self._begin("start")
-        sandbox_id = f"sandbox{next(self._numbers)}"
-        spec = SandboxSpec(image=plan.image, labels={"run": plan.run_id}, calls=calls)
-        self.sandboxes[sandbox_id] = _Sandbox(spec, self.program)
+        sandbox_id = self.create(SandboxSpec(image=plan.image, labels={"run": plan.run_id}, calls=calls), self.program)
         self._run(sandbox_id, calls)
         self.done.append("start")
+        return sandbox_id
+
+    def create(self, spec: SandboxSpec, program: Program) -> str:
+        """A sandbox that nothing runs in yet."""
+        sandbox_id = f"sandbox{next(self._numbers)}"
+        self.sandboxes[sandbox_id] = _Sandbox(spec, program)
         return sandbox_id
 
     async def inspect(self, sandbox_id: str) -> SandboxInfo:

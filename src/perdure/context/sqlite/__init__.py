@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from perdure.context.faults import Faults
 from perdure.context.log import ContextLog
 
 
-async def open(path: Path) -> ContextLog:
-    """Open or make the log in the file ``path``.
+async def open(path: Path, *, faults: Faults | None = None) -> ContextLog:
+    """Open or make the log in the file ``path``. faults: it is to die at a write.
 
     ``AlreadyRunning``: another process has it open. ``NoRights``: it, or its folder, cannot be written.
     ``NoSpace``: the disk is full. ``ProtocolError``: not a context log, or one of a newer version.
@@ -16,4 +17,4 @@ async def open(path: Path) -> ContextLog:
     from perdure.context.sqlite.database import SqliteDatabase
     from perdure.context.stored import StoredLog
 
-    return StoredLog(await SqliteDatabase.open(path))
+    return StoredLog(await SqliteDatabase.open(path, faults))

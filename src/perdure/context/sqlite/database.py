@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from perdure.context.changes import Job
+from perdure.context.faults import Faults
 from perdure.context.rows import blob_of, key_of
 from perdure.context.sqlite import schema
 from perdure.context.sqlite.writer import Writer, connect, explain
@@ -37,14 +38,14 @@ class SqliteDatabase:
         self._connections: list[sqlite3.Connection] = []
 
     @staticmethod
-    async def open(path: Path) -> SqliteDatabase:
+    async def open(path: Path, faults: Faults | None = None) -> SqliteDatabase:
         lock = _acquire(path)
         try:
             connection = await asyncio.to_thread(_prepare, path)
         except BaseException:
             os.close(lock)
             raise
-        return SqliteDatabase(path, lock, Writer(str(path), connection))
+        return SqliteDatabase(path, lock, Writer(str(path), connection, faults))
 
     async def close(self) -> None:
         await self._writer.close()

@@ -13,6 +13,7 @@ import threading
 from typing import Any, TypeVar
 
 from perdure.context.changes import Job, Needs, RunRow, State, apply
+from perdure.context.faults import Faults
 from perdure.context.sqlite import schema
 from perdure.errors import NoRights, NoSpace, PerdureError, ProtocolError, Unavailable
 
@@ -58,8 +59,9 @@ def explain(error: sqlite3.Error, path: str) -> PerdureError:
 class Writer:
     """Runs jobs in the order they were submitted. ``close`` finishes what was submitted before it."""
 
-    def __init__(self, path: str, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: str, connection: sqlite3.Connection, faults: Faults | None = None) -> None:
         self._path = path
+        self._faults = faults
         self._connection = connection
         self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
@@ -114,7 +116,11 @@ class Writer:
             results = apply(jobs, state)
             if state.is_changed:
                 write(db, state)
+            if self._faults:
+                self._faults.reach("before", state.points)
             db.execute("COMMIT")
+            if self._faults:
+                self._faults.reach("after", state.points)
         except sqlite3.Error as error:
             self._rollback()
             return [explain(error, self._path)] * len(jobs)
