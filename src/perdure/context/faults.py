@@ -1,8 +1,9 @@
 """A server that dies at a durable write, when it is asked to: for crash tests (``perdure.testing.crash``).
 
-Every write of the control plane has a name, its *point*, made from what is written, so that no write can forget to have
-one: the kinds of the entries in a transaction (``step.intent``, ``run.suspended`` …), ``row.WHAT`` for rows beside them
-(``State.points``), ``file.NAME`` for files of the server. A transaction that holds several writes is at all their points.
+Every write of the control plane has a name, its *point*, made from what is written, so that no write can forget to
+have one: the kinds of the entries in a transaction (``step.intent``, ``run.suspended`` …), ``row.WHAT`` for rows beside
+them (``State.points``), ``file.NAME`` for files of the server. A transaction that holds several writes is at all their
+points.
 
     PERDURE_CRASH=POINT[:before|after][:N]    the process kills itself at the Nth (1) write of that name: just before it
                                               is committed, or just after, when nobody was told of it yet
