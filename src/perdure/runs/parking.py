@@ -9,6 +9,7 @@ from perdure.errors import Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.asking import Asking
+from perdure.runs.ending import told
 from perdure.runs.run import WARM, taking
 from perdure.runs.waits import Wait
 
@@ -21,6 +22,8 @@ async def wait(asked: Asked) -> Body:
         found = await asked.warm(lambda: _begin(asked, asking))
         if isinstance(found, Entry):
             asked.run.told(found.payload["wait"])
+            if found.payload["outcome"] == "cancelled":
+                raise told(asked)
             return _answer(asking.kind, found.payload)
         await park(asked, found)
 
