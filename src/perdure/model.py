@@ -533,7 +533,6 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     suspended_s: float = 0.0
     stored_bytes: int = 0  # by all its snapshots together
     snapshots: list[dict[str, Any]] = []  # those that it can go on from: {digest, branch, seq, at, stored_bytes, keep}
-    ending: dict[str, Any] | None = None  # it is to end and cleans up: {to, error, until, told}
 
 
 @dataclass(frozen=True)

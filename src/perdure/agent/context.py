@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from perdure.agent import calls, completion
+from perdure.agent import calls, completion, later
 from perdure.agent.door import Door, retry_s
 from perdure.agent.http1 import AnswerReader
 from perdure.agent.steps import arguments, outcome
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from perdure.agent.later import Wait
     from perdure.agent.values import Duration, Field, Moment, Turn, Verdict
 
     Messages = str | list[dict[str, Any]]
@@ -48,8 +49,11 @@ class Stream:
 class Context:
     """The host, as an agent's function sees it. Every method may take days: the machine sleeps meanwhile.
 
-    run_id: the run's id. All methods raise the errors of ``perdure.errors`` that the host answers.
+    run_id: the run's id. later: waits as values, for ``all`` and ``any``. All methods raise the errors of
+    ``perdure.errors`` that the host answers.
     """
+
+    later = later.Later()
 
     def __init__(self, run_id: str, lane: calls.Lane, door: Door) -> None:
         self.run_id = run_id
@@ -142,6 +146,22 @@ class Context:
         form: ``[Field("amount", "number"), ...]``, filled in with ``--set amount=3``; checked, then in ``.values``.
         """
         return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, form, timeout)))
+
+    def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
+        """Wait for all of ``waits`` at once, ``ctx.later.wait_for("go")`` and the like; their values, in this order.
+
+        ``TimeoutError`` when not all came in time; what came is in the log.
+        """
+        if not waits:
+            return []
+        return later.all_of(waits, self._door.call(self._lane, "wait/set", later.request("all", waits, timeout)))
+
+    def any(self, *waits: Wait, timeout: Duration | None = None) -> tuple[int, Any]:
+        """Wait for the first of ``waits``: its place among them, and its value. The others are over, too.
+
+        ``which, value = ctx.any(ctx.later.wait_for("stop"), ctx.later.approval("Go on?"))``. ``TimeoutError``.
+        """
+        return later.any_of(waits, self._door.call(self._lane, "wait/set", later.request("any", waits, timeout)))
 
     def emit(self, name: str, value: Any = None) -> None:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import contextvars
 
-from perdure.agent import calls, completion, http1
+from perdure.agent import calls, completion, http1, later
 from perdure.agent.asyncdoor import AsyncDoor
 from perdure.agent.door import retry_s
 from perdure.agent.steps import arguments, outcome
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.agent.context import Messages
+    from perdure.agent.later import Wait
     from perdure.agent.values import Duration, Field, Moment, Verdict
 
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
@@ -53,6 +54,8 @@ def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -
 
 class AsyncContext:
     """The host, as an agent's coroutine sees it. The methods are those of ``Context``, awaited."""
+
+    later = later.Later()
 
     def __init__(self, run_id: str) -> None:
         self.run_id = run_id
@@ -143,6 +146,16 @@ class AsyncContext:
         """See ``Context.approval``."""
         return calls.verdict(await _wait(calls.approval(prompt, show, form, timeout)))
 
+    async def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
+        """See ``Context.all``."""
+        if not waits:
+            return []
+        return later.all_of(waits, await _wait(later.request("all", waits, timeout), "wait/set"))
+
+    async def any(self, *waits: Wait, timeout: Duration | None = None) -> tuple[int, Any]:
+        """See ``Context.any``."""
+        return later.any_of(waits, await _wait(later.request("any", waits, timeout), "wait/set"))
+
     async def emit(self, name: str, value: Any = None) -> None:
         """See ``Context.emit``."""
         await _call(_lane.get(), "emit", calls.emit(name, value))
@@ -155,12 +168,12 @@ class AsyncContext:
         return found
 
 
-async def _wait(body: Any) -> Any:
+async def _wait(body: Any, name: str = "wait") -> Any:
     """The end of a wait. Cancelled, it is withdrawn: the run is not parked on what nobody waits for."""
     lane = _lane.get()
     ordinal = lane.take()
     try:
-        done = await _call(lane, "wait", body, ordinal)
+        done = await _call(lane, name, body, ordinal)
     except asyncio.CancelledError:
         await _whole(_call(lane, "wait/withdraw", {}, ordinal))
         raise

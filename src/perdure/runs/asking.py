@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -13,10 +13,11 @@ from perdure.runs.moments import moment
 from perdure.runs.waits import Wait
 
 LONGEST_S = 1e10  # 300 years
+SET_MAX = 1000
 KINDS = ("time", "signal", "approval")
 
 
-class Asking(Frozen, frozen=True, kw_only=True):
+class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One wait. A time is in ``seconds``, or ``until`` a moment: ISO 8601 with its time zone, or seconds since 1970."""
 
     kind: str
@@ -45,8 +46,8 @@ class Asking(Frozen, frozen=True, kw_only=True):
         if self.until is not None:
             moment(self.until, "until")
 
-    def wait(self, key: str, now: float) -> Wait:
-        """The wait of the call ``key``, begun ``now``."""
+    def wait(self, key: str, now: float, *, of: str = "", index: int = 0) -> Wait:
+        """The wait of the call ``key``, begun ``now``; or part ``index`` of the set ``of``."""
         seconds = self.seconds if self.kind == "time" else self.timeout_s
         until = moment(self.until, "until") if self.until is not None and self.kind == "time" else None
         return Wait(
@@ -59,4 +60,35 @@ class Asking(Frozen, frozen=True, kw_only=True):
             absolute=until is not None,
             show=self.show,
             form=self.form,
+            of=of,
+            index=index,
         )
+
+
+class SetAsking(Frozen, frozen=True, kw_only=True):
+    """Body of ``/perdure/v1/wait/set``: many waits at once, until ``all`` of them are over or ``any``."""
+
+    mode: Literal["all", "any"]
+    waits: list[Asking]
+    timeout_s: float | None = None
+
+    def check(self) -> None:
+        """Raises InvalidValue naming the wait and its field."""
+        if not 1 <= len(self.waits) <= SET_MAX:
+            raise InvalidValue(f"a set of {len(self.waits)} waits", hint=f"It has 1 to {SET_MAX}.")
+        for index, asking in enumerate(self.waits):
+            try:
+                asking.check()
+            except InvalidValue as error:
+                raise InvalidValue(f"waits[{index}]: {error.message}", hint=error.hint) from None
+            if asking.timeout_s is not None:
+                hint = "Give it to the set, or put a wait for a time into it."
+                raise InvalidValue(f"waits[{index}]: a wait in a set has no timeout_s of its own", hint=hint)
+        if self.timeout_s is not None and not 0 <= self.timeout_s <= LONGEST_S:
+            raise InvalidValue(f"timeout_s is not a number of seconds from 0 on: {self.timeout_s}")
+
+    def wait(self, key: str, now: float) -> tuple[Wait, list[Wait]]:
+        """The set, and its parts."""
+        until = None if self.timeout_s is None else now + self.timeout_s
+        whole = Wait(id=new_id(), key=key, kind=self.mode, since=now, until=until)
+        return whole, [asking.wait(key, now, of=whole.id, index=i) for i, asking in enumerate(self.waits)]

@@ -2,53 +2,93 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+
 import msgspec
 
 from perdure.context.log import NewEntry
 from perdure.errors import Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs.asked import Asked, Body, last
-from perdure.runs.asking import Asking
-from perdure.runs.ending import told
-from perdure.runs.run import WARM, taking
-from perdure.runs.waits import Wait
+from perdure.runs.asking import Asking, SetAsking
+from perdure.runs.completions import completion, taking
+from perdure.runs.run import WARM
+from perdure.runs.waits import SETS, Wait, Waits
 
 
 async def wait(asked: Asked) -> Body:
     """The answer, once the wait is completed; at once where the log has it."""
     asking = asked.convert(Asking)
     asking.check()
+    wait = asking.wait(asked.key, asked.run.clock.time())
+    done = await _over(asked, lambda: _begin(asked, wait, []))
+    return _answer(asking.kind, done.payload)
+
+
+async def wait_set(asked: Asked) -> Body:
+    """The answers of the waits that are over, and in which order they came, once the set is completed."""
+    asking = asked.convert(SetAsking)
+    asking.check()
+    whole, parts = asking.wait(asked.key, asked.run.clock.time())
+    done = await _over(asked, lambda: _begin(asked, whole, parts))
+    if done.payload["outcome"] == "withdrawn":
+        return _answer(asking.mode, done.payload)
+    ended = [entry for entry in await asked.entries() if entry.kind == "wait.completed" and "of" in entry.payload]
+    answers: list[Body | None] = [None] * len(asking.waits)
+    for entry in ended:
+        index = entry.payload["index"]
+        answers[index] = _answer(asking.waits[index].kind, entry.payload)
+    timed_out = done.payload["outcome"] == "timed-out"
+    return {"kind": asking.mode, "timed_out": timed_out, "order": done.payload["order"], "waits": answers}
+
+
+async def _over(asked: Asked, begin: Callable[[], Awaitable[Entry | Wait]]) -> Entry:
+    """The entry that completed what ``begin`` opens, or finds open or completed."""
     while True:
-        found = await asked.warm(lambda: _begin(asked, asking))
+        found = await asked.warm(begin)
         if isinstance(found, Entry):
             asked.run.told(found.payload["wait"])
-            if found.payload["outcome"] == "cancelled":
-                raise told(asked)
-            return _answer(asking.kind, found.payload)
+            return found
         await park(asked, found)
 
 
-async def _begin(asked: Asked, asking: Asking) -> Entry | Wait:
-    """The entry that completed this wait, or the wait, open."""
-    done = last(await asked.known(), "wait.completed")
+async def _begin(asked: Asked, wait: Wait, parts: list[Wait]) -> Entry | Wait:
+    """The entry that completed this wait, or the wait, open. Under the run's lock."""
+    done = _whole(await asked.known())
     if done:
         return done
-    run, known = asked.run, await opened(asked)
+    known = await opened(asked)
     if known is not None:
         return known
-    wait = asking.wait(asked.key, asked.run.clock.time())
-    signal = run.record.waits.kept(asking.name) if asking.kind == "signal" else None
-    if signal is None:
-        return await open_wait(asked, wait)
-    outcome = {"wait": wait.id, "kind": "signal", **taking(signal)}
-    completed = NewEntry(kind="wait.completed", key=asked.key, payload=outcome)
-    return (await asked.note(_started(asked, wait), completed))[-1]
+    kept, over = _taken(asked.run.record.waits, wait, parts)
+    if not over:
+        return await open_wait(asked, wait, parts, kept)
+    written = await asked.note(_started(asked, wait, parts), *kept)
+    return written[-1]
+
+
+def _taken(waits: Waits, wait: Wait, parts: list[Wait]) -> tuple[list[NewEntry], bool]:
+    """The entries of what signals that were kept complete at once, and whether the wait is over by them."""
+    entries: list[NewEntry] = []
+    taken: set[str] = set()
+    after = waits.after("wait.started", _payload(wait, parts))
+    for one in [part for part in parts or [wait] if part.kind == "signal"]:
+        signal = waits.kept(one.name, taken)
+        if signal is None:
+            continue
+        taken.add(signal.id)
+        over, ended = completion(after, one, taking(signal))
+        entries += ended
+        if over is not None:
+            return entries, True
+        after = after.after(ended[0].kind, ended[0].payload)
+    return entries, False
 
 
 async def opened(asked: Asked) -> Wait | None:
     """The open wait of this call, which the run is parked on (again, after a recovery). Under the run's lock."""
     run = asked.run
-    wait = next((wait for wait in run.record.waits.open if wait.key == asked.key), None)
+    wait = run.record.waits.of_call(asked.key)
     if wait is not None and run.state is RunState.RUNNING:
         await run.write(to=RunState.WAITING, epoch=asked.call.epoch, why={"wait": wait.id})
     return wait
@@ -59,7 +99,7 @@ async def withdraw(asked: Asked) -> Body:
 
     async def act() -> Body:
         run = asked.run
-        wait = next((wait for wait in run.record.waits.open if wait.key == asked.key), None)
+        wait = run.record.waits.of_call(asked.key)
         if wait is not None:
             await run.complete_wait(wait, {"outcome": "withdrawn", "at": asked.run.clock.time()})
             run.told(wait.id)
@@ -71,12 +111,12 @@ async def withdraw(asked: Asked) -> Body:
     return await asked.warm(act)
 
 
-async def open_wait(asked: Asked, wait: Wait) -> Wait:
-    """Record the wait and that the run is parked on it. Under the run's lock."""
+async def open_wait(asked: Asked, wait: Wait, parts: Sequence[Wait] = (), kept: Sequence[NewEntry] = ()) -> Wait:
+    """Record the wait, with the parts of a set and what ``kept`` signals completed of them, and that the run is parked
+    on it. Under the run's lock."""
     run = asked.run
-    wait = msgspec.structs.replace(wait, since=asked.run.clock.time())
     to = RunState.WAITING if run.state is RunState.RUNNING else None
-    await run.write(_started(asked, wait), to=to, epoch=asked.call.epoch, why={"wait": wait.id})
+    await run.write(_started(asked, wait, parts), *kept, to=to, epoch=asked.call.epoch, why={"wait": wait.id})
     run.progressed = True
     return wait
 
@@ -96,9 +136,18 @@ async def park(asked: Asked, wait: Wait) -> None:
         raise Unavailable(f"run {run.id} went on in another epoch")
 
 
-def _started(asked: Asked, wait: Wait) -> NewEntry:
-    payload = {"wait": msgspec.to_builtins(wait), "request": asked.request}
-    return NewEntry(kind="wait.started", key=asked.key, payload=payload)
+def _started(asked: Asked, wait: Wait, parts: Sequence[Wait]) -> NewEntry:
+    return NewEntry(kind="wait.started", key=asked.key, payload={**_payload(wait, parts), "request": asked.request})
+
+
+def _payload(wait: Wait, parts: Sequence[Wait]) -> Body:
+    payload = {"wait": msgspec.to_builtins(wait)}
+    return {**payload, "parts": msgspec.to_builtins(parts)} if wait.kind in SETS else payload
+
+
+def _whole(entries: list[Entry]) -> Entry | None:
+    """The entry that ended the call's wait: of a set not one of its parts."""
+    return last([entry for entry in entries if "of" not in (entry.payload or {})], "wait.completed")
 
 
 def _answer(kind: str, done: Body) -> Body:

@@ -52,10 +52,6 @@ class Machines(Protocol):
         """Restore the snapshot (its digest), whatever the sandbox does now; its calls then carry the new epoch."""
         ...
 
-    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
-        """Send the program its stop signal, after ``timeout_s`` SIGKILL; returns when it has ended."""
-        ...
-
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         """The end of what the program wrote."""
         ...

@@ -10,9 +10,7 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Frozen, RunInfo, RunState, SnapshotInfo
-from perdure.runs.asking import LONGEST_S
 from perdure.runs.policy import Policy
-from perdure.runs.states import TERMINAL
 from perdure.runs.waits import Waits
 
 
@@ -34,8 +32,6 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     disk_mib: int = 0
     on_divergence: Literal["fork", "fail"] = "fork"
     policy: Policy = Policy()
-    timeout_s: float | None = None  # of wall time, once it has left the queue
-    active_timeout_s: float | None = None  # with a machine
 
     @property
     def agent(self) -> str:
@@ -57,10 +53,6 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             if getattr(self, name) < 0:
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
         self.policy.check()
-        for name in ("timeout_s", "active_timeout_s"):
-            limit_s = getattr(self, name)
-            if limit_s is not None and not 0 < limit_s <= LONGEST_S:
-                raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
 
 
 class Kept(Frozen, frozen=True, kw_only=True):
@@ -72,15 +64,6 @@ class Kept(Frozen, frozen=True, kw_only=True):
     at: float  # seconds since the epoch
     stored_bytes: int = 0  # beyond its parent
     keep: bool = False  # it is not given up for newer ones
-
-
-class Ending(Frozen, frozen=True, kw_only=True):
-    """The run is to end: after its program has cleaned up, or at ``until`` (seconds since 1970)."""
-
-    to: Literal["cancelled", "failed"]
-    error: dict[str, Any]
-    until: float
-    told: bool = False  # the program knows
 
 
 class Record(Frozen, frozen=True, kw_only=True):
@@ -110,10 +93,6 @@ class Record(Frozen, frozen=True, kw_only=True):
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
-    began: float = 0.0  # when this attempt left the queue
-    active_s: float = 0.0  # how long it had a machine, before the one it has
-    active_since: float = 0.0  # since when it has that; 0: it has none
-    ending: Ending | None = None
     result: Any = None
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
@@ -153,7 +132,6 @@ class Record(Frozen, frozen=True, kw_only=True):
             suspended_s=self.suspended_s + max(now_s, 0.0),
             stored_bytes=self.stored_bytes,
             snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
-            ending=None if self.ending is None or self.state in TERMINAL else msgspec.to_builtins(self.ending),
         )
 
 

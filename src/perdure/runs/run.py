@@ -18,8 +18,8 @@ from perdure.errors import Conflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
-from perdure.runs.limits import clocked
-from perdure.runs.record import Ending, Record, from_head, to_value
+from perdure.runs.completions import completion, taking
+from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
 from perdure.runs.wishes import Wish
@@ -33,14 +33,9 @@ class Run:
     """One run that has not ended, or whose machine is not removed yet."""
 
     def __init__(
-        self,
-        head: Head,
-        context: ContextLog,
-        on_wait: Callable[[str, Wait], None],
-        on_change: Callable[[Run], None] = lambda run: None,
-        clock: Clock = SYSTEM,
+        self, head: Head, context: ContextLog, on_wait: Callable[[str, Wait], None], clock: Clock = SYSTEM
     ) -> None:
-        """on_wait: told of every open wait (run id, wait), for its deadline. on_change: told after every write."""
+        """on_wait: told of every open wait (run id, wait), for its deadline."""
         self.id = head.run_id
         self.record: Record = from_head(head)
         self.branch = head.branch
@@ -48,11 +43,9 @@ class Run:
         self.clock = clock
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
         self.progressed = False  # the guest wrote something new in this epoch
-        self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
         self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
         self._version = head.version
         self._on_wait = on_wait
-        self._on_change = on_change
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self.activity = Activity(self.touch, clock)
@@ -144,7 +137,7 @@ class Run:
             self.progressed = False
         if to is not None:
             check(self.id, self.state, to)
-            changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
+            changes["state"] = to
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
@@ -162,10 +155,10 @@ class Run:
             self.branch = written[-1].branch
         if fork is not None or to is RunState.RECOVERING:
             self._owed.clear()  # it may never ask for them again; what it asks, it asks at once
-        for wait in waits.open:
-            if older.waits.find(wait.id) is None:
+        known = {wait.id for wait in older.waits.open} if waits is not older.waits else ()
+        for wait in waits.open if waits is not older.waits else ():
+            if wait.id not in known:
                 self._on_wait(self.id, wait)
-        self._on_change(self)
         self.notify()
         return written
 
@@ -174,14 +167,17 @@ class Run:
 
         outcome: the payload of its entry: {"outcome": "completed" | "timed-out", "value", "by", "at", "signal"}.
         """
-        done = NewEntry(kind="wait.completed", key=wait.key, payload={"wait": wait.id, "kind": wait.kind, **outcome})
-        others = len(self.record.waits.open) > 1
+        over, entries = completion(self.record.waits, wait, outcome)
+        if over is None:  # a part of a set that is not over: nobody is woken for it
+            await self.write(*before, *entries)
+            return
+        others = any(over.id not in (other.id, other.of) for other in self.record.waits.open)
         if self.state is RunState.WAITING and not others:
-            await self.write(*before, done, to=RunState.RUNNING, why={"wait": wait.id})
+            await self.write(*before, *entries, to=RunState.RUNNING, why={"wait": over.id})
         else:
             asleep = self.state in (RunState.SUSPENDING, RunState.SUSPENDED)
-            await self.write(*before, done, wake=self.record.wake or asleep)
-        self._owed.add(wait.id)
+            await self.write(*before, *entries, wake=self.record.wake or asleep)
+        self._owed.add(over.id)
 
     async def signal(self, name: str, value: Any, signal_id: str | None = None) -> None:
         """Deliver a signal to the oldest wait for it, or keep it. One whose id the branch has is taken already."""
@@ -212,53 +208,14 @@ class Run:
 
         await self.atomically(act)
 
-    async def end(self, to: RunState, error: dict[str, Any], clean_up_s: float) -> bool:
-        """Have it end in ``to``: its program has ``clean_up_s`` to clean up, where it can hear of it. Conflict when it
-        has ended; nothing when it is to end already, unless at once (0 s). Whether its program is still to be told."""
-
-        async def act() -> bool:
+    async def cancel(self, reason: str) -> None:
+        async def act() -> None:
             self._check_going()
-            record = self.record
-            hears = record.sandbox_id and (record.source is not None or self.state in WARM)
-            if not hears or clean_up_s <= 0:
-                ending = record.ending or Ending(to=to.value, error=error, until=0.0)  # type: ignore[arg-type]
-                await self.conclude(RunState(ending.to), epoch=record.epoch + 1, error=ending.error)
-                return False
-            if record.ending is None:
-                await self._begin_end(to, error, self.clock.time() + clean_up_s)
-                return record.source is not None and not record.waits.open
-            return False
+            error = {"code": "cancelled", "message": reason or "cancelled", "hint": "", "details": {}}
+            epoch = self.record.epoch + 1  # the fence: its machine can do nothing any more
+            await self.write(to=RunState.CANCELLED, epoch=epoch, why={"reason": reason}, error=error)
 
-        return await self.atomically(act)
-
-    async def _begin_end(self, to: RunState, error: dict[str, Any], until: float) -> None:
-        waits, now = self.record.waits.open, self.clock.time()
-        entries = [NewEntry(kind="ending", payload={"to": to.value, "error": error, "until": until})]
-        for wait in waits:
-            over = {"wait": wait.id, "kind": wait.kind, "outcome": "cancelled", "at": now}
-            entries.append(NewEntry(kind="wait.completed", key=wait.key, payload=over))
-        ending = Ending(to=to.value, error=error, until=until, told=bool(waits))  # type: ignore[arg-type]
-        if waits and self.state is RunState.WAITING:
-            await self.write(*entries, to=RunState.RUNNING, why={"wait": waits[-1].id}, ending=ending)
-        else:
-            asleep = self.state in (RunState.SUSPENDING, RunState.SUSPENDED)
-            await self.write(*entries, wake=self.record.wake or asleep, ending=ending)
-        self._owed.update(wait.id for wait in waits)
-
-    async def conclude(
-        self, to: RunState, *, epoch: int, error: dict[str, Any] | None = None, result: Any = None
-    ) -> None:
-        """It ends: as its program or its machine has it, or as it was to end anyhow. Under the lock.
-
-        epoch: a new one where something of its machine may be left: the fence, it can do nothing any more.
-        """
-        ending = self.record.ending
-        if ending is not None:
-            to, error, result = RunState(ending.to), ending.error, None
-        why: dict[str, Any] = {"result": result} if to is RunState.COMPLETED else {"error": error}
-        if to is RunState.CANCELLED:
-            why["reason"] = (error or {}).get("message", "")
-        await self.write(to=to, epoch=epoch, why=why, result=result, error=error)
+        await self.atomically(act)
 
     def _check_going(self) -> None:
         if self.ended:
@@ -311,12 +268,6 @@ class Run:
         A step that was begun is work: a machine captured in it would have its effect again without asking.
         """
         waits, busy = self.record.waits.open, self.activity.speaking or self.record.steps or self.capturing
-        if self.record.ending is not None:
-            return False  # what it waits for now is soon over, one way or the other
         is_parked = bool(waits or self.activity.thinking)
-        return is_parked and not busy and not self._owed and all(wait.id in self._asking for wait in waits)
-
-
-def taking(signal: Signal) -> dict[str, Any]:
-    """The outcome of a wait that takes this signal."""
-    return {"outcome": "completed", "value": signal.value, "at": signal.at, "signal": signal.id}
+        asked = all((wait.of or wait.id) in self._asking for wait in waits)
+        return is_parked and not busy and not self._owed and asked

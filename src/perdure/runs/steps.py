@@ -9,7 +9,6 @@ from perdure.errors import Conflict, InvalidValue
 from perdure.model import Entry, Frozen, new_id
 from perdure.runs import parking
 from perdure.runs.asked import Asked, Body, last
-from perdure.runs.ending import told
 from perdure.runs.waits import Wait
 
 DOUBTS = ("retry", "ask", "fail")
@@ -51,8 +50,6 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
                 verdict = None  # it was about an attempt before
             if verdict:
                 asked.run.told(verdict.payload["wait"])
-                if verdict.payload["outcome"] == "cancelled":
-                    raise told(asked)
             elif step.on_doubt == "ask":
                 return await _doubt(asked, step, intents)
             if step.on_doubt == "fail" or (verdict and not (verdict.payload.get("value") or {}).get("approved")):
@@ -85,7 +82,8 @@ async def _doubt(asked: Asked, step: Step, intents: list[Entry]) -> Wait:
         return known
     name = f"Step {step.name!r} may have taken effect before its machine was lost. Do it again?"
     show = {"step": step.name, "begun": [entry.time for entry in intents]}
-    return await parking.open_wait(asked, Wait(id=new_id(), key=asked.key, kind="doubt", name=name, since=0, show=show))
+    wait = Wait(id=new_id(), key=asked.key, kind="doubt", name=name, since=asked.run.clock.time(), show=show)
+    return await parking.open_wait(asked, wait)
 
 
 async def end(asked: Asked) -> Body:

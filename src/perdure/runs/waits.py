@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any, Literal
 
 import msgspec
@@ -11,11 +12,15 @@ from perdure.errors import InvalidValue
 from perdure.model import Frozen
 from perdure.runs.forms import Field
 
-WaitKind = Literal["time", "signal", "approval", "doubt"]
+WaitKind = Literal["time", "signal", "approval", "doubt", "all", "any"]
+SETS = ("all", "any")
 
 
 class Wait(Frozen, frozen=True, kw_only=True):
-    """One open wait. ``doubt``: a person decides whether a step that may have taken effect is done again."""
+    """One open wait. ``doubt``: a person decides whether a step that may have taken effect is done again.
+
+    ``all`` and ``any`` are sets: waits of their own, whose parts are waits beside them.
+    """
 
     id: str
     key: str  # of the call that waits
@@ -26,9 +31,12 @@ class Wait(Frozen, frozen=True, kw_only=True):
     absolute: bool = False  # until: is a moment that the program named, not a length of time from since on
     show: Any = None
     form: list[Field] = msgspec.field(default_factory=list)  # what the person fills in
+    of: str = ""  # id of the set that it is a part of
+    index: int = 0  # its place in there
+    order: list[int] = msgspec.field(default_factory=list)  # of a set: the parts that are over, as they came
 
     def to_info(self) -> dict[str, Any]:
-        shown = ("id", "kind", "name", "since", "until", "show", "form")
+        shown = ("id", "kind", "name", "since", "until", "show", "form", "of")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in shown}
 
 
@@ -60,17 +68,28 @@ class Waits(Frozen, frozen=True, kw_only=True):
     def after(self, kind: str, payload: Any) -> Waits:
         """The waits after one more entry."""
         if kind == "wait.started":
-            wait = msgspec.convert(payload["wait"], Wait)
-            return Waits(open=[*self.open, wait], signals=self.signals)
+            new = msgspec.convert([payload["wait"], *payload.get("parts", [])], list[Wait])
+            return Waits(open=[*self.open, *new], signals=self.signals)
         if kind == "wait.completed":
-            done, taken = payload["wait"], payload.get("signal")
+            taken = payload.get("signal")
             return Waits(
-                open=[wait for wait in self.open if wait.id != done],
+                open=self._without(payload["wait"], payload.get("of", ""), payload.get("index", 0)),
                 signals=[signal for signal in self.signals if signal.id != taken],
             )
         if kind == "signal":
             return Waits(open=self.open, signals=[*self.signals, msgspec.convert(payload["signal"], Signal)])
         return self
+
+    def _without(self, done: str, of: str, index: int) -> list[Wait]:
+        """The open waits once one is over: the parts of a set end with it, and a set counts its parts."""
+        left = [wait for wait in self.open if done not in (wait.id, wait.of)]
+        if not of:
+            return left
+        return [msgspec.structs.replace(w, order=[*w.order, index]) if w.id == of else w for w in left]
+
+    def of_call(self, key: str) -> Wait | None:
+        """The open wait of a call; of a set the set."""
+        return next((wait for wait in self.open if wait.key == key and not wait.of), None)
 
     def find(self, wait_id: str) -> Wait | None:
         return next((wait for wait in self.open if wait.id == wait_id), None)
@@ -79,9 +98,9 @@ class Waits(Frozen, frozen=True, kw_only=True):
         """The oldest wait for a signal of this name."""
         return next((wait for wait in self.open if wait.kind == "signal" and wait.name == name), None)
 
-    def kept(self, name: str) -> Signal | None:
-        """The oldest signal of this name that was kept."""
-        return next((signal for signal in self.signals if signal.name == name), None)
+    def kept(self, name: str, taken: Container[str] = ()) -> Signal | None:
+        """The oldest signal of this name that was kept, beside those whose ids are ``taken``."""
+        return next((signal for signal in self.signals if signal.name == name and signal.id not in taken), None)
 
     @property
     def askable(self) -> list[Wait]:

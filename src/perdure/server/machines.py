@@ -76,9 +76,6 @@ class NodeMachines:
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         await self._in_thread(lambda: self._node.resume(sandbox_id, snapshot=snapshot, calls=calls))
 
-    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
-        await self._in_thread(lambda: self._node.stop(sandbox_id, timeout_s=timeout_s))
-
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         def work() -> bytes:
             return b"".join(record.data for record in self._node.logs(sandbox_id, tail=TAIL_LINES))[-tail_bytes:]

@@ -48,6 +48,8 @@ class Door:
             return self.steps.setdefault(key, body)
         if path == "wait":
             return {"kind": body["kind"], **self.waits.get(body.get("prompt") or body.get("name") or "", {})}
+        if path == "wait/set":
+            return {"kind": body["mode"], "timed_out": False, **self.waits[body["mode"]]}
         if path == "message":
             self.messages.append(body["message"])
         return {"messages": self.messages} if path == "messages" else {}

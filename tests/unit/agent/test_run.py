@@ -72,6 +72,51 @@ def f(ctx):
     ]
 
 
+SETS = """
+def f(ctx):
+    later = ctx.later
+    both = AWAIT ctx.all(later.wait_for("go"), later.approval("Sure?", show=1), timeout="1m")
+    first = AWAIT ctx.any(later.sleep("1h"), later.wait_for("stop"), later.sleep_until(5))
+    return [both[0], both[1].by, first, AWAIT ctx.all()]
+"""
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_many_waits_at_once(guest: Guest, door: Door, is_async: bool) -> None:
+    door.waits = {
+        "all": {"order": [1, 0], "waits": [{"value": 1}, {"by": "ann"}]},
+        "any": {"order": [1], "waits": [None, {"value": 2}, None]},
+    }
+    source = SETS.replace("AWAIT ", "await " if is_async else "")
+    source = source.replace("def f", "async def f") if is_async else source
+    assert guest.result(HEAD + source) == [1, "ann", [1, 2], []]
+    one, two = door.bodies("wait/set")
+    asked = [{"kind": "signal", "name": "go"}, {"kind": "approval", "prompt": "Sure?", "show": 1}]
+    assert one == {"mode": "all", "waits": asked, "timeout_s": 60.0}
+    times = [{"kind": "time", "seconds": 3600.0}, {"kind": "time", "until": 5}]
+    assert two == {"mode": "any", "waits": [times[0], {"kind": "signal", "name": "stop"}, times[1]]}
+
+
+@pytest.mark.parametrize(("mode", "words"), [("all", "only 1 of 2 came in time"), ("any", "none of 2 came in time")])
+def test_waits_that_did_not_come_in_time(guest: Guest, door: Door, mode: str, words: str) -> None:
+    door.waits = {mode: {"timed_out": True, "order": [1] if mode == "all" else [], "waits": [None, None]}}
+    error = guest.error(HEAD + f"def f(ctx): ctx.{mode}(ctx.later.wait_for('a'), ctx.later.sleep(1), timeout=0)\n")
+    assert error["type"] == "TimeoutError" and error["message"] == words
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("ctx.any()", "ctx.any of no waits would never be over"),
+        ("ctx.all(ctx.emit)", "is not a wait"),
+        ("ctx.any(ctx.later.sleep(1), timeout='soon')", "ctx.any: timeout"),
+    ],
+)
+def test_sets_that_are_none(guest: Guest, call: str, words: str) -> None:
+    error = guest.error(HEAD + f"def f(ctx): {call}\n")
+    assert error["code"] == "invalid-value" and words in error["message"]
+
+
 @pytest.mark.parametrize("wrong", ["None", "True", "float('nan')", "__import__('datetime').datetime(2026, 5, 1)"])
 def test_moments_that_are_none(guest: Guest, wrong: str) -> None:
     error = guest.error(HEAD + f"def f(ctx): ctx.sleep_until({wrong})\n")

@@ -70,11 +70,6 @@ class Story:
             return "run", f"failed: {_dict(payload.get('error')).get('message') or cause}", ""
         return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
 
-    def ending(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
-        if entry.kind == "ending.told":
-            return "run", "the program was told that it is to end", ""
-        return "outside", f"is to end: {_dict(payload.get('error')).get('message', '')}", ""
-
     def model(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         key = entry.key or ""
         if entry.kind == "model.intent":
@@ -97,16 +92,15 @@ class Story:
         if entry.kind == "wait.started":
             wait = _dict(payload.get("wait"))
             self._waits[str(wait.get("id"))] = entry.time
-            what = {"time": "sleeps", "signal": f"waits for the signal {wait.get('name')!r}"}
-            return "agent", what.get(str(wait.get("kind")), f"asks for approval: {wait.get('name', '')}"), ""
+            return "agent", _waiting(wait, payload.get("parts")), ""
         since = self._waits.pop(str(payload.get("wait")), entry.time)
-        waited = f"after {duration(entry.time - since)}"
+        waited = f"after {duration(entry.time - since)}" if "of" not in payload else ""
+        if payload.get("kind") in ("all", "any") and payload.get("outcome") == "completed":
+            return "run", f"{payload['kind']} of them: that is it", waited
         if payload.get("outcome") == "timed-out":
             return "clock", "nothing came in time", waited
         if payload.get("outcome") == "withdrawn":
             return "agent", "does not wait any more", waited
-        if payload.get("outcome") == "cancelled":
-            return "run", "the wait ends with its run", waited
         found = payload.get("value")
         if payload.get("kind") in ("approval", "doubt") and isinstance(found, dict):
             verdict = "approved" if found.get("approved") else "denied"
@@ -151,6 +145,17 @@ class Story:
         return "run", f"went another way than the log at {payload.get('at')}: policy {payload.get('policy')}", ""
 
 
+def _waiting(wait: dict[str, Any], parts: Any) -> str:
+    kind, name = wait.get("kind"), wait.get("name", "")
+    if kind in ("all", "any"):
+        waits = [_dict(part) for part in parts] if isinstance(parts, list) else []
+        return f"waits for {kind} of {len(waits)}: " + ", ".join(_waiting(part, None) for part in waits)
+    if kind == "time":
+        until = _number(wait.get("until"))
+        return f"sleeps until {clock(until, day=True)}" if wait.get("absolute") else "sleeps"
+    return f"waits for the signal {name!r}" if kind == "signal" else f"asks for approval: {name}"
+
+
 def _cause(payload: dict[str, Any]) -> str:
     cause, detail = payload.get("cause") or payload.get("reason") or "", payload.get("detail")
     return f"{cause} ({detail})" if cause and detail else str(cause)
@@ -180,8 +185,6 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
         ],
         Story.state,
     ),
-    "ending": Story.ending,
-    "ending.told": Story.ending,
     "model.intent": Story.model,
     "model.started": Story.model,
     "model.committed": Story.model,

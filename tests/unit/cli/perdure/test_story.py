@@ -117,3 +117,22 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (4_200_000, "4.2 MB"), (2.5e15, "2500.0 TB")])
 def test_sizes(count: float, text: str) -> None:
     assert _words.size(count) == text
+
+
+def test_a_set_of_waits_is_told_with_its_parts() -> None:
+    story = Story()
+    parts = [
+        {"id": "p0", "kind": "signal", "name": "go", "of": "s"},
+        {"id": "p1", "kind": "time", "until": MORNING + 60, "absolute": True, "of": "s"},
+    ]
+    lines = [
+        *story.lines(entry(1, 0, "wait.started", {"wait": {"id": "s", "kind": "any"}, "parts": parts})),
+        *story.lines(entry(2, 5, "wait.completed", {"wait": "p0", "kind": "signal", "of": "s", "index": 0})),
+        *story.lines(entry(3, 5, "wait.completed", {"wait": "s", "kind": "any", "order": [0], "outcome": "completed"})),
+    ]
+    assert lines == [
+        "-- 2026-03-01 --",
+        "08:00:00  agent     waits for any of 2: waits for the signal 'go', sleeps until 2026-03-01 08:01:00",
+        "08:00:05  run       the signal was taken",
+        "08:00:05  run       any of them: that is it                                              after 5.00s",
+    ]
