@@ -355,6 +355,7 @@ class Fork(Frozen, frozen=True, kw_only=True):
     name: str = ""  # empty: a name is found
     labels: dict[str, str] = {}
     auto_remove: bool = False
+    calls: CallsEndpoint | None = None  # where its calls go; none: nobody answers them
 
 
 class TemplateInfo(Frozen, frozen=True, kw_only=True):
@@ -508,6 +509,14 @@ class Entry(Frozen, frozen=True, kw_only=True):
     hash: str = ""
 
 
+class RunOrigin(Frozen, frozen=True, kw_only=True):
+    """Where a fork left another run."""
+
+    run_id: str
+    branch: int
+    seq: int  # the last entry that both have
+
+
 class RunInfo(Frozen, frozen=True, kw_only=True):
     """A run, as ``perdure status RUN`` and the API show it."""
 
@@ -533,6 +542,8 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     suspended_s: float = 0.0
     stored_bytes: int = 0  # by all its snapshots together
     snapshots: list[dict[str, Any]] = []  # those that it can go on from: {digest, branch, seq, at, stored_bytes, keep}
+    name: str = ""
+    origin: RunOrigin | None = None  # of a fork
 
 
 @dataclass(frozen=True)

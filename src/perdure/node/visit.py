@@ -106,5 +106,5 @@ def check_wish(wish: Any) -> None:
         return
     if isinstance(wish, SandboxSpec):
         wishes.check(wish)
-    elif getattr(wish, "calls", None) is not None:
+    elif any(getattr(one, "calls", None) is not None for one in (wish, *getattr(wish, "forks", ()))):
         raise NoRights("calls is for tokens of scope all", hint="They go where the node can go.")

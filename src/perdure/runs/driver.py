@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from perdure.context.log import NewEntry
-from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
+from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
+from perdure.runs import travel
 from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
 from perdure.runs.ports import MachinePlan, Machines, ModelCalls
@@ -116,15 +117,30 @@ class Driver:
     async def _starting(self) -> None:
         seen = self.run.record
         try:
-            sandbox_id = await self._machines.start(await self._plan(), self._endpoint(self.run.id, seen.epoch))
+            sandbox_id, snapshot = await self._begun(seen)
         except (MachineFailed, Unavailable) as error:
             await self._lost(seen, "start-failed", error.message, counts=not isinstance(error, Unavailable))
         except PerdureError as error:
             await self._fail(seen, error.to_json())
         else:
-            why = {"sandbox": sandbox_id, "epoch": seen.epoch}
-            if not await self._go(seen, RunState.RUNNING, sandbox_id=sandbox_id, why=why):
+            why: dict[str, Any] = {"sandbox": sandbox_id, "epoch": seen.epoch}
+            changes: dict[str, Any] = {"sandbox_id": sandbox_id}
+            if snapshot is not None:
+                why |= {"from": snapshot.digest, "seq": snapshot.seq}
+                changes |= {"snapshots": [snapshot]}  # it is the new sandbox's, too
+            if not await self._go(seen, RunState.RUNNING, why=why, **changes):
                 log.info("run %s: its machine is not wanted any more", self.run.id)
+
+    async def _begun(self, seen: Record) -> tuple[str, Kept | None]:
+        """A new sandbox for the run, and the snapshot that it goes on from: of a fork the nearest one that a sandbox of
+        the runs above it still has."""
+        calls = self._endpoint(self.run.id, seen.epoch)
+        for snapshot in await travel.snapshots(self.run) if seen.origin else ():
+            try:
+                return await self._machines.fork(self.run.id, snapshot.digest, calls), snapshot
+            except (NotFound, SnapshotInvalid, Conflict, InvalidValue) as error:  # the latter two: nobody can fork it
+                log.info("run %s: no fork of snapshot %s: %s", self.run.id, snapshot.digest, error.message)
+        return await self._machines.start(await self._plan(), calls), None
 
     async def _plan(self) -> MachinePlan:
         request = self.run.record.request
@@ -290,17 +306,8 @@ class Driver:
 
     async def _newest(self, seen: Record) -> Kept | None:
         """The newest snapshot whose position is on the way to the current branch's tip."""
-        parents = {branch.branch: branch for branch in await self.run.context.branches(self.run.id)}
-        way, branch, upto = dict[int, float](), self.run.branch, float("inf")
-        while True:
-            way[branch] = upto
-            parent = parents[branch].parent
-            if parent is None:
-                break
-            upto = min(upto, parents[branch].fork_seq)
-            branch = parent
-        on_way = [one for one in seen.restorable if one.branch == 0 or one.seq <= way.get(one.branch, -1)]
-        return on_way[-1] if on_way else None
+        way = await self.run.context.lineage(self.run.id, self.run.branch)
+        return next((one for one in reversed(seen.restorable) if travel.is_on(way, self.run.id, one)), None)
 
     async def _release(self) -> None:
         await self._models.forget(self.run.id)
@@ -312,12 +319,16 @@ class Driver:
         kept = output.decode("utf-8", "replace") or seen.output
 
         async def keep() -> None:
-            await self.run.write(output=kept)
+            if self.run.ended:
+                await self.run.write(output=kept)
 
         await self.run.atomically(keep)  # before what it is a copy of is removed
+        if not self.run.ended:
+            return  # it was rewound
         await self._machines.remove(self.run.id)
 
         async def act() -> None:
-            await self.run.write(released=True)
+            if self.run.ended:
+                await self.run.write(released=True)
 
         await self.run.atomically(act)

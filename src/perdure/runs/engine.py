@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import StaleEpoch
-from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState, new_id
+from perdure.errors import InvalidValue, StaleEpoch
+from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
+from perdure.runs import travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.clock import SYSTEM, Clock
@@ -30,6 +31,8 @@ from perdure.runs.timers import Timers
 from perdure.runs.waits import Wait
 
 log = logging.getLogger(__name__)
+
+FORKS_MAX = 100  # by one request
 
 
 class Engine(Desk):
@@ -102,8 +105,11 @@ class Engine(Desk):
         await run.atomically(act)
 
     def _drive(self, run: Run) -> None:
+        run.driven = True
+
         async def drive() -> None:
             await Driver(run, self._machines, self._models, self.endpoint, self._settings).drive()
+            run.driven = False
             self._runs.pop(run.id, None)
 
         self._spawn(drive(), f"run-{run.id}")
@@ -151,6 +157,50 @@ class Engine(Desk):
             await self._queued(run)
             self._drive(run)
         return await self.info(head.run_id), head.run_id == run_id
+
+    # -- back in time
+
+    async def fork(self, run_id: str, *, at: int | None = None, count: int = 1, name: str = "") -> list[RunInfo]:
+        """New runs that go on from an entry of this one (None: the newest), each by itself. InvalidValue: no such
+        entry, or nothing goes on from it."""
+        if not 1 <= count <= FORKS_MAX:
+            raise InvalidValue(f"{count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
+        head = await self._context.head(run_id)
+        seq = await travel.newest(self._context, head) if at is None else at
+        moment = await travel.moment(self._context, run_id, head.branch, seq)
+        origin = RunOrigin(run_id=run_id, branch=head.branch, seq=seq)
+        made = []
+        for number in range(1, count + 1):
+            named = f"{name}-{number}" if name and count > 1 else name
+            record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
+            new = await self._context.branch_off(
+                new_id(),
+                to_value(record),
+                entries,
+                parent_run=run_id,
+                parent=head.branch,
+                fork_seq=seq,
+                epoch=moment.epoch,
+            )
+            self._drive(self._take_up(new))
+            made.append(new.run_id)
+        return [await self.info(fork_id) for fork_id in made]
+
+    async def rewind(self, run_id: str, to: int) -> RunInfo:
+        """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new
+        branch, and the old tail stays readable. InvalidValue, Conflict: see ``travel``."""
+        head = await self._context.head(run_id)
+        run = self._runs.get(run_id) or self._take_up(head)
+        try:
+            await travel.rewind(run, to)
+        finally:
+            if not run.driven and run.record.released:
+                self._runs.pop(run_id, None)  # refused: it stays ended
+        await self._models.forget(run_id)  # what was asked for the old branch is of no use
+        if not run.driven:
+            self._runs[run_id] = run
+            self._drive(run)
+        return await self.info(run_id)
 
     # -- what machines ask
 

@@ -52,6 +52,11 @@ class Machines(Protocol):
         """Restore the snapshot (its digest), whatever the sandbox does now; its calls then carry the new epoch."""
         ...
 
+    async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
+        """Make another sandbox, of this run, which goes on from a snapshot of whatever sandbox; returns its id. What
+        was left of an earlier start of the same run is removed first."""
+        ...
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         """The end of what the program wrote."""
         ...

@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
-from perdure.model import Frozen, RunInfo, RunState, SnapshotInfo
+from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs.policy import Policy
 from perdure.runs.waits import Waits
 
@@ -64,6 +64,7 @@ class Kept(Frozen, frozen=True, kw_only=True):
     at: float  # seconds since the epoch
     stored_bytes: int = 0  # beyond its parent
     keep: bool = False  # it is not given up for newer ones
+    run: str = ""  # whose log the position is of, where that is not the run's own: of a fork
 
 
 class Record(Frozen, frozen=True, kw_only=True):
@@ -90,6 +91,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     lost_epochs: list[int] = msgspec.field(
         default_factory=list
     )  # their machines were lost: what they began may have taken effect
+    lost_upto: int = 0  # and those of all epochs up to this one, before a fork or rewind
+    origin: RunOrigin | None = None  # it is a fork
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
@@ -105,6 +108,10 @@ class Record(Frozen, frozen=True, kw_only=True):
         one, at = self.snapshot, self.snapshot.position  # of a server that kept only the newest
         branch, seq = (at.branch, at.seq) if at else (0, 0)
         return [Kept(digest=one.digest, branch=branch, seq=seq, at=one.created, stored_bytes=one.stored_bytes)]
+
+    def is_lost(self, epoch: int) -> bool:
+        """Whether what a machine of this epoch began may have taken effect unseen."""
+        return epoch <= self.lost_upto or epoch in self.lost_epochs
 
     def info(self, head: Head, asked: int, replayed: int) -> RunInfo:
         """The run as the API shows it. asked, replayed: model calls."""
@@ -132,6 +139,8 @@ class Record(Frozen, frozen=True, kw_only=True):
             suspended_s=self.suspended_s + max(now_s, 0.0),
             stored_bytes=self.stored_bytes,
             snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
+            name=self.request.name,
+            origin=self.origin,
         )
 
 

@@ -42,6 +42,7 @@ class Run:
         self.context = context
         self.clock = clock
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
+        self.driven = False  # a driver moves it along
         self.progressed = False  # the guest wrote something new in this epoch
         self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
         self._version = head.version
@@ -114,6 +115,7 @@ class Run:
         fork: tuple[int, int] | None = None,
         waits: Waits | None = None,
         steps: list[str] | None = None,
+        rewinds: bool = False,
         **changes: Any,
     ) -> list[Entry]:
         """Append entries, take the arrow to ``to`` and replace fields of the record: one transaction. Under the lock.
@@ -136,7 +138,7 @@ class Run:
             changes["epoch"] = epoch
             self.progressed = False
         if to is not None:
-            check(self.id, self.state, to)
+            check(self.id, self.state, to, rewinds=rewinds)
             changes["state"] = to
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
@@ -155,9 +157,9 @@ class Run:
             self.branch = written[-1].branch
         if fork is not None or to is RunState.RECOVERING:
             self._owed.clear()  # it may never ask for them again; what it asks, it asks at once
-        known = {wait.id for wait in older.waits.open} if waits is not older.waits else ()
+        known = {wait.id: wait.until for wait in older.waits.open} if waits is not older.waits else {}
         for wait in waits.open if waits is not older.waits else ():
-            if wait.id not in known:
+            if wait.id not in known or known[wait.id] != wait.until:
                 self._on_wait(self.id, wait)
         self.notify()
         return written
@@ -202,7 +204,11 @@ class Run:
 
         async def act() -> None:
             wait = self.record.waits.find(wait_id)
-            if wait is not None and not self.ended:
+            if wait is None or self.ended:
+                return
+            if wait.until is not None and wait.until > self.clock.time():
+                self._on_wait(self.id, wait)  # the run was rewound: the wait has longer than it had
+            else:
                 outcome = "completed" if wait.kind == "time" else "timed-out"
                 await self.complete_wait(wait, {"outcome": outcome, "at": self.clock.time()})
 

@@ -8,7 +8,7 @@
     suspended    the machine is gone; its snapshot is durable
     resuming     a wait was completed: the snapshot is being restored, in a new epoch
     recovering   the machine was lost: the newest snapshot (or the start) is next, in a new epoch
-    completed failed cancelled       the end: no arrow leads away, the machine is removed
+    completed failed cancelled       the end: the machine is removed. No arrow leads away but that of a rewind
 
 Every arrow that a run takes is one entry ``run.STATE`` in its log, written in one transaction with the run's new
 summary by compare-and-set. An epoch begins with ``starting``, ``resuming`` and ``recovering``.
@@ -38,8 +38,14 @@ ARROWS: dict[S, tuple[S, ...]] = {
 }
 
 
-def check(run_id: str, state: S, new: S) -> None:
+# A rewind alone takes these: back to ``recovering``, also from the end. Only what was begun can go back.
+REWINDS = frozenset(ARROWS) - {S.QUEUED}
+
+
+def check(run_id: str, state: S, new: S, *, rewinds: bool = False) -> None:
     """Raises IllegalTransition unless the table has an arrow from ``state`` to ``new``."""
+    if rewinds and new is S.RECOVERING and state in REWINDS:
+        return
     if new not in ARROWS[state]:
         allowed = ", ".join(ARROWS[state]) or "nothing, it has ended"
         raise IllegalTransition(f"run {run_id} is {state}: it cannot become {new} (only {allowed})", state=state)

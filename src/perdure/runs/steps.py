@@ -44,7 +44,7 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
     if not intents or _epoch(intents[-1]) != asked.call.epoch:
         # A machine that was captured after the intent asks again because it never had the answer. One that was lost
         # may have had it.
-        if intents and _epoch(intents[-1]) in asked.run.record.lost_epochs:
+        if intents and asked.run.record.is_lost(_epoch(intents[-1])):
             verdict = last(entries, "wait.completed")
             if verdict and verdict.seq < intents[-1].seq:
                 verdict = None  # it was about an attempt before

@@ -15,6 +15,9 @@ from perdure.runs.forms import Field
 WaitKind = Literal["time", "signal", "approval", "doubt", "all", "any"]
 SETS = ("all", "any")
 
+# The kinds of entries that the fold looks at: others are not even read for it.
+FOLDED = ("wait.started", "wait.completed", "signal", "forked", "rewound")
+
 
 class Wait(Frozen, frozen=True, kw_only=True):
     """One open wait. ``doubt``: a person decides whether a step that may have taken effect is done again.
@@ -34,6 +37,12 @@ class Wait(Frozen, frozen=True, kw_only=True):
     of: str = ""  # id of the set that it is a part of
     index: int = 0  # its place in there
     order: list[int] = msgspec.field(default_factory=list)  # of a set: the parts that are over, as they came
+
+    def later(self, seconds: float) -> Wait:
+        """The same wait; time stood still for it for so long. A moment that was named stays that moment."""
+        return (
+            self if self.until is None or self.absolute else msgspec.structs.replace(self, until=self.until + seconds)
+        )
 
     def to_info(self) -> dict[str, Any]:
         shown = ("id", "kind", "name", "since", "until", "show", "form", "of")
@@ -67,6 +76,10 @@ class Waits(Frozen, frozen=True, kw_only=True):
 
     def after(self, kind: str, payload: Any) -> Waits:
         """The waits after one more entry."""
+        if kind not in FOLDED:
+            return self
+        if kind in ("forked", "rewound"):
+            return Waits(open=[wait.later(payload.get("shift_s", 0.0)) for wait in self.open], signals=self.signals)
         if kind == "wait.started":
             new = msgspec.convert([payload["wait"], *payload.get("parts", [])], list[Wait])
             return Waits(open=[*self.open, *new], signals=self.signals)

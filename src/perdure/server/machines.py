@@ -19,6 +19,7 @@ from perdure.model import (
     DEFAULT_MEMORY_MIB,
     DEFAULT_VCPUS,
     CallsEndpoint,
+    Fork,
     LogPosition,
     NodeEvent,
     SandboxInfo,
@@ -75,6 +76,15 @@ class NodeMachines:
 
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         await self._in_thread(lambda: self._node.resume(sandbox_id, snapshot=snapshot, calls=calls))
+
+    async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
+        fork = Fork(name=f"run-{run_id}", labels={LABEL: run_id}, calls=calls)
+
+        def work() -> str:
+            self._remove(run_id)
+            return self._node.fork(snapshot, [fork])[0].id
+
+        return await self._in_thread(work)
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         def work() -> bytes:

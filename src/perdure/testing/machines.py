@@ -160,6 +160,22 @@ class LocalMachines:
         self._run(sandbox_id, calls)
         self.done.append("resume")
 
+    async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
+        await self.remove(run_id)
+        await self._begin("fork")
+        for source in self.sandboxes.values():
+            if snapshot in source.captures:
+                break
+        else:
+            raise NotFound(f"no snapshot {snapshot}")
+        sandbox_id = f"sandbox{next(self._numbers)}"
+        spec = SandboxSpec(image=source.spec.image, labels={"run": run_id}, calls=calls)
+        memory = source.captures[snapshot]
+        self.sandboxes[sandbox_id] = _Sandbox(spec, source.program, memory=list(memory), captures={snapshot: memory})
+        self._run(sandbox_id, calls)
+        self.done.append("fork")
+        return sandbox_id
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return b"output\n"[-tail_bytes:]
 

@@ -84,6 +84,7 @@ def record_of(sandbox_id: str, name: str, fork: Fork, snapshot: Snapshot, origin
         snapshots=[KeptSnapshot.of(snapshot.info(), origin)],
         started=origin.started,
         owner=owner,
+        calls=fork.calls,
     )
 
 

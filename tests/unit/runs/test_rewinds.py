@@ -1,0 +1,184 @@
+"""A run that goes back to an entry of its log, from whatever state, and on from there."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from perdure.errors import InvalidValue
+from perdure.model import RunState
+from perdure.testing.machines import Ask
+from perdure.testing.programs import Steps, approval, chat
+
+
+def decision() -> Steps:
+    verdict = yield approval("Publish?")
+    turn = yield chat(f"finish: {verdict.value['comment']}")
+    text = turn.value["choices"][0]["message"]["content"]
+    if verdict.value["comment"] == "break":
+        yield Ask("fail", {"error": {"message": "broken"}})
+    yield Ask("complete", {"result": [text, verdict.value["by"]]})
+
+
+async def before_the_answer(house: Any, run_id: str) -> int:
+    return (await house.entries(run_id, "wait.completed"))[0].seq - 1
+
+
+@pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
+async def test_an_ended_run_goes_back_and_ends_another_way(house: Any, provider: Any, end: str) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    if end == "cancelled":
+        at = (await house.engine.info(run_id)).seq
+        await house.engine.cancel(run_id, "not now")
+    else:
+        await house.engine.approve(run_id, None, approved=True, comment="break" if end == "failed" else "one")
+    first = await house.ends(run_id)
+    assert first.state == end
+    await house.released(run_id)
+    at = at if end == "cancelled" else await before_the_answer(house, run_id)
+    info = await house.engine.rewind(run_id, at)
+    assert (info.state, info.result, info.error) == (RunState.RECOVERING, None, None)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="two", by="ann")
+    info = await house.ends(run_id)
+    assert (info.state, info.result, info.branch) == (RunState.COMPLETED, ["answer to finish: two", "ann"], 2)
+    old = await house.context.read(run_id, branch=1)
+    assert (old[-1].kind, old[-1].seq) == (f"run.{end}", first.seq)  # still readable
+    (rewound,) = await house.entries(run_id, "rewound")
+    assert (rewound.payload["from_branch"], rewound.payload["from"], rewound.payload["at"]) == (1, first.seq, at)
+    assert rewound.payload["state"] == end
+    await house.context.verify(run_id)
+    await house.released(run_id)
+
+
+async def test_a_suspended_run_goes_back_to_its_first_snapshot(house: Any, provider: Any) -> None:
+    def program() -> Steps:
+        first = yield approval("One?")
+        turn = yield chat(first.value["comment"])
+        second = yield approval("Two?")
+        text = turn.value["choices"][0]["message"]["content"]
+        yield Ask("complete", {"result": [text, second.value["comment"]]})
+
+    run_id = await house.start(program)
+    at = (await house.reaches(run_id, RunState.SUSPENDED)).seq
+    await house.engine.approve(run_id, None, approved=True, comment="a")
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: any(wait.name == "Two?" for wait in run.record.waits.open), 10)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    snapshots = [entry.payload["snapshot"]["digest"] for entry in await house.entries(run_id, "snapshot")]
+    info = await house.engine.rewind(run_id, at)
+    assert [wait["name"] for wait in info.waits] == ["One?"]
+    await house.reaches(run_id, RunState.SUSPENDED)
+    running = (await house.entries(run_id, "run.running"))[-1]
+    assert running.payload["from"] == snapshots[0]
+    await house.engine.approve(run_id, None, approved=True, comment="b")
+    assert await run.until(lambda: any(wait.name == "Two?" for wait in run.record.waits.open), 10)
+    await house.engine.approve(run_id, None, approved=True, comment="c")
+    assert (await house.ends(run_id)).result == ["answer to b", "c"]
+    assert house.machines.done.count("start") == 1
+    assert provider.requests == 2
+
+
+async def test_signals_are_what_they_were(house: Any) -> None:
+    def program() -> Steps:
+        yield approval("Ready?")
+        data = yield Ask("wait", {"kind": "signal", "name": "data"})
+        yield Ask("complete", {"result": data.value["value"]})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.signal(run_id, "data", "kept")
+    at = (await house.entries(run_id, "signal"))[0].seq
+    await house.engine.signal(run_id, "data", "later")
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result == "kept"
+    await house.engine.rewind(run_id, at)
+    run = house.engine._runs[run_id]
+    assert [signal.value for signal in run.record.waits.signals] == ["kept"]
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result == "kept"
+
+
+async def test_a_turn_in_flight_is_given_up_and_its_machine_can_do_nothing(house: Any, provider: Any) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    provider.hold = asyncio.Event()
+
+    def streaming() -> Steps:
+        verdict = yield approval("Publish?")
+        turn = yield chat(verdict.value["comment"], stream=True)
+        yield Ask("complete", {"result": turn.value.count("[DONE]")})
+
+    house.machines.sandboxes[house.sandbox(run_id)].program = streaming
+    at = (await house.engine.info(run_id)).seq
+    await house.engine.approve(run_id, None, approved=True, comment="slow")
+    await asyncio.wait_for(provider.reached.wait(), 10)
+    epoch = (await house.engine.info(run_id)).epoch
+    info = await house.engine.rewind(run_id, at)
+    assert info.epoch > epoch
+    assert not house.gateway.is_in_flight(run_id)
+    provider.hold.set()
+    await house.reaches(run_id, RunState.SUSPENDED, RunState.WAITING)
+    await house.engine.approve(run_id, None, approved=True, comment="quick")
+    assert (await house.ends(run_id)).result == 1
+    asked = [e.payload["messages"][0]["content"] for e in await house.entries(run_id, "model.intent")]
+    assert asked == ["quick"]
+
+
+async def test_a_deadline_of_before_does_not_end_a_wait_that_has_longer(house: Any) -> None:
+    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
+    await house.down()
+    await house.up()
+
+    def program() -> Steps:
+        yield chat("first")
+        verdict = yield approval("Soon?", timeout_s=0.5)
+        yield Ask("complete", {"result": verdict.value["timed_out"]})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.WAITING)
+    run = house.engine._runs[run_id]
+    (before,) = run.record.waits.open
+    await asyncio.to_thread(__import__("time").sleep, 0.3)
+    await house.engine.rewind(run_id, (await house.entries(run_id, "wait.started"))[0].seq)
+    (after,) = run.record.waits.open
+    assert after.id == before.id
+    assert after.until >= before.until + 0.3
+    await run.timeout(after.id)  # the older deadline, which is still in the heap
+    assert run.record.waits.find(after.id) is not None
+    assert (await house.ends(run_id)).result is True
+
+
+async def test_a_rewind_is_taken_up_after_the_end_of_the_server(house: Any) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="one")
+    await house.ends(run_id)
+    await house.released(run_id)
+    await house.down()
+    await house.up()
+    held = asyncio.Event()
+    house.machines.before["start"] = held.wait
+    await house.engine.rewind(run_id, await before_the_answer(house, run_id))
+    await house.down()
+    held.set()
+    await house.up()
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="two")
+    assert (await house.ends(run_id)).result[0] == "answer to finish: two"
+
+
+async def test_what_there_is_no_way_back_to(house: Any) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="one")
+    info = await house.ends(run_id)
+    await house.released(run_id)
+    for to in (0, info.seq, info.seq + 5):
+        with pytest.raises(InvalidValue):
+            await house.engine.rewind(run_id, to)
+    assert await house.engine.info(run_id) == info
+    assert run_id not in house.engine._runs
