@@ -167,6 +167,10 @@ class Context:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""
         self._door.call(self._lane, "emit", calls.emit(name, value))
 
+    def checkpoint(self, *, keep: bool = False) -> None:
+        """Capture the machine here: what is lost later goes on from this moment. keep: not given up for newer ones."""
+        self._door.call(self._lane, "checkpoint", {"keep": keep})
+
     def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
         """Record ``new`` messages in the run's context log; all that are recorded by now, as ``chat`` takes them."""
         for message in new:

@@ -16,7 +16,14 @@ class Agent:
     """A function that can be run durably. Calling it calls the function."""
 
     def __init__(
-        self, function: Callable[..., Any], *, image: str, memory_mib: int | None, vcpus: int | None, durability: str
+        self,
+        function: Callable[..., Any],
+        *,
+        image: str,
+        memory_mib: int | None,
+        vcpus: int | None,
+        durability: str,
+        policy: dict[str, float],
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidValue(f"durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}")
@@ -25,6 +32,7 @@ class Agent:
         self.memory_mib = memory_mib
         self.vcpus = vcpus
         self.durability = durability
+        self.policy = policy
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
@@ -37,15 +45,33 @@ class Agent:
 
 
 def agent(
-    *, image: str = "", memory_mib: int | None = None, vcpus: int | None = None, durability: str = "snapshot"
+    *,
+    image: str = "",
+    memory_mib: int | None = None,
+    vcpus: int | None = None,
+    durability: str = "snapshot",
+    idle_grace_s: float | None = None,
+    think_grace_s: float | None = None,
+    checkpoint_turns: int | None = None,
+    checkpoint_s: float | None = None,
 ) -> Callable[[Callable[..., Any]], Agent]:
     """Mark a function as an agent.
 
     image: what its microVM runs ("": what the run is started with); it needs ``python3``, 3.9 or newer.
-    memory_mib, vcpus: the machine's size. durability: "snapshot". All are literals: they are read before anything runs.
+    memory_mib, vcpus: the machine's size. durability: "snapshot". idle_grace_s, think_grace_s: its machine sleeps when
+    it only waited, or a model only thought, for so long. checkpoint_turns, checkpoint_s: it is captured after so many
+    turns, or seconds of running. All are literals: they are read before anything runs.
     """
 
+    given = {
+        "idle_grace_s": idle_grace_s,
+        "think_grace_s": think_grace_s,
+        "checkpoint_turns": checkpoint_turns,
+        "checkpoint_s": checkpoint_s,
+    }
+    policy = {name: value for name, value in given.items() if value is not None}
+
     def mark(function: Callable[..., Any]) -> Agent:
-        return Agent(function, image=image, memory_mib=memory_mib, vcpus=vcpus, durability=durability)
+        return Agent(function, image=image, memory_mib=memory_mib, vcpus=vcpus, durability=durability, policy=policy)
 
     return mark

@@ -160,6 +160,10 @@ class AsyncContext:
         """See ``Context.emit``."""
         await _call(_lane.get(), "emit", calls.emit(name, value))
 
+    async def checkpoint(self, *, keep: bool = False) -> None:
+        """See ``Context.checkpoint``."""
+        await _call(_lane.get(), "checkpoint", {"keep": keep})
+
     async def messages(self, *new: dict[str, Any]) -> list[dict[str, Any]]:
         """See ``Context.messages``."""
         for message in new:

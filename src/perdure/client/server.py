@@ -17,7 +17,7 @@ import msgspec
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json
 from perdure.host.paths import Home
-from perdure.model import Entry, RunInfo, RunState
+from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
 
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
 WAIT_S = 30.0  # of one long poll
@@ -50,10 +50,15 @@ class ServerClient:
         memory_mib: int = 0,
         vcpus: int = 0,
         env: Mapping[str, str] | None = None,
+        disk_mib: int = 0,
+        policy: Mapping[str, Any] | None = None,
+        fittings: Mapping[str, Any] | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
         input: a JSON value. key: the same key starts a run only once, and gives the older run. 0: the default size.
+        policy: when its machine sleeps and is captured (``idle_grace_s`` …); fittings: how else it is to find its
+        machine (``cwd``, ``user``, ``networks`` …): fields of a ``StartRequest``, docs/any-language.md.
         """
         request = {
             "source": source,
@@ -67,6 +72,9 @@ class ServerClient:
             "memory_mib": memory_mib,
             "vcpus": vcpus,
             "env": dict(env or {}),
+            "disk_mib": disk_mib,
+            "policy": dict(policy or {}),
+            "fittings": dict(fittings or {}),
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)
@@ -150,6 +158,12 @@ class ServerClient:
         answer = self._transport.call("POST", _path(run, "approve"), json_body=body)
         wait: dict[str, Any] = answer["wait"]
         return wait
+
+    def checkpoint(self, run: str, *, keep: bool = False) -> SnapshotInfo:
+        """A snapshot of the run now, once it is durable; the run goes on. keep: it is not given up for newer ones.
+        ``Conflict`` when the run has ended, or a step or an answer puts the checkpoint off for too long."""
+        answer = self._transport.call("POST", _path(run, "checkpoint"), json_body={"keep": keep})
+        return msgspec.convert(answer, SnapshotInfo)
 
     def cancel(self, run: str, *, reason: str = "") -> RunInfo:
         """End the run and its machine. ``Conflict`` when it has ended."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import AgentInvalid
 
 _OPTIONS: dict[str, type] = {"image": str, "memory_mib": int, "vcpus": int, "durability": str}
+NEVER_S = 1e10  # as a grace: 300 years
+_POLICY = ("idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s")  # numbers from 0 on
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class AgentSource:
     image: str = ""
     memory_mib: int = 0
     vcpus: int = 0
+    policy: dict[str, float] = field(default_factory=dict)  # what it says of when its machine sleeps and is captured
 
 
 def read(reference: str) -> AgentSource:
@@ -80,12 +83,17 @@ def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
     for keyword in decorator.keywords:
         where = f"{place}, line {keyword.value.lineno}: @agent({keyword.arg}=...)"
         wanted = _OPTIONS.get(keyword.arg or "")
-        if wanted is None:
-            raise AgentInvalid(f"{where} is unknown", hint=f"known are {', '.join(_OPTIONS)}")
+        if wanted is None and keyword.arg not in _POLICY:
+            raise AgentInvalid(f"{where} is unknown", hint=f"known are {', '.join((*_OPTIONS, *_POLICY))}")
         try:
             value = ast.literal_eval(keyword.value)
         except ValueError:
             raise AgentInvalid(f"{where} is not a literal", hint="it is read without running the file") from None
+        if wanted is None:
+            if type(value) not in (int, float) or not 0 <= value <= NEVER_S:
+                raise AgentInvalid(f"{where} is {value!r}", hint="it is a number from 0 on")
+            options.setdefault("policy", {})[keyword.arg or ""] = value
+            continue
         if type(value) is not wanted or (isinstance(value, int) and value <= 0):
             raise AgentInvalid(
                 f"{where} is {value!r}", hint=f"it is a {'positive ' * (wanted is int)}{wanted.__name__}"

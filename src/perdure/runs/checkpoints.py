@@ -13,7 +13,7 @@ from perdure.runs.wishes import Wish
 WAIT_S = 120.0  # for the end of a step or of a model's answer, and for the capture itself
 
 
-class Wanted(Frozen, frozen=True, kw_only=True):
+class Checkpoint(Frozen, frozen=True, kw_only=True):
     """Body of ``/perdure/v1/checkpoint``, and of the API's."""
 
     keep: bool = False
@@ -50,7 +50,7 @@ async def of_person(run: Run, *, keep: bool) -> SnapshotInfo:
 
 async def of_program(asked: Asked) -> Body:
     """``/perdure/v1/checkpoint``: the answer comes once the snapshot is durable; after a restore at once."""
-    wanted, run = asked.convert(Wanted), asked.run
+    wanted, run = asked.convert(Checkpoint), asked.run
 
     async def act() -> Body | Wish:
         known = await asked.known()

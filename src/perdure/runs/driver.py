@@ -154,6 +154,7 @@ class Driver:
             memory_mib=request.memory_mib,
             vcpus=request.vcpus,
             disk_mib=request.disk_mib,
+            fittings=request.fittings,
         )
 
     async def _warm(self) -> None:

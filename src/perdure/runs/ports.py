@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 
 from perdure.model import Answer, Call, CallsEndpoint, Frozen, LogPosition, NodeEvent, SandboxInfo, SnapshotInfo
+from perdure.runs.fittings import Fittings
 
 
 class MachinePlan(Frozen, frozen=True, kw_only=True):
@@ -22,6 +23,7 @@ class MachinePlan(Frozen, frozen=True, kw_only=True):
     memory_mib: int = 0  # 0: the default
     vcpus: int = 0
     disk_mib: int = 0
+    fittings: Fittings = Fittings()
 
 
 class Machines(Protocol):

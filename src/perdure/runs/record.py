@@ -10,6 +10,7 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.runs.fittings import Fittings
 from perdure.runs.policy import Policy
 from perdure.runs.waits import Waits
 
@@ -32,6 +33,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     disk_mib: int = 0
     on_divergence: Literal["fork", "fail"] = "fork"
     policy: Policy = Policy()
+    fittings: Fittings = Fittings()
 
     @property
     def agent(self) -> str:
@@ -53,6 +55,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             if getattr(self, name) < 0:
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
         self.policy.check()
+        self.fittings.check()
 
 
 class Kept(Frozen, frozen=True, kw_only=True):

@@ -19,6 +19,8 @@ POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``Ru
 POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"?, "by"?, "values"?}`` ->
                                             ``{"wait": {...}}``; 409 ``conflict`` when not waiting, expired, or
                                             answered already (details: by, at)
+POST /v1/runs/{id}/checkpoint               ``{"keep"?}`` -> ``SnapshotInfo``, once it is durable; of a run that
+                                            sleeps the one that it sleeps in. keep: not given up for newer ones
 POST /v1/runs/{id}/cancel                   ``{"reason"?}`` -> ``RunInfo``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
@@ -28,7 +30,10 @@ POST /v1/calls                              from a node (docs/design/0001-contra
 ==========================================  =====================================================================
 
 ``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and
-``image``, ``input``, ``key``, ``name``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``, ``on_divergence``.
+``image``, ``input``, ``key``, ``name``, ``memory_mib``, ``vcpus``, ``disk_mib``, ``env``, ``on_divergence``,
+``policy`` (``runs.policy``: ``{"idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s",
+"snapshots_kept"}``),
+``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
 """
 
 from __future__ import annotations
@@ -59,6 +64,7 @@ from perdure.errors import (
 )
 from perdure.host.paths import Home
 from perdure.model import Call, Frozen, RunState
+from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
 
@@ -137,6 +143,7 @@ class Api:
                 web.get(one + "/output", self._output),
                 web.post(one + "/signal", self._signal),
                 web.post(one + "/approve", self._approve),
+                web.post(one + "/checkpoint", self._checkpoint),
                 web.post(one + "/cancel", self._cancel),
                 web.post(one + "/verify", self._verify),
                 web.get("/v1/blobs/{digest}", self._blob),
@@ -253,6 +260,10 @@ class Api:
             values=given.values,
         )
         return _json({"wait": wait})
+
+    async def _checkpoint(self, request: web.Request) -> web.Response:
+        run_id, wanted = await self._run(request), await _body(request, Checkpoint)
+        return _json(await self._engine.checkpoint(run_id, keep=wanted.keep))
 
     async def _cancel(self, request: web.Request) -> web.Response:
         run_id = await self._run(request)

@@ -27,6 +27,7 @@ from perdure.host.paths import Home
 from perdure.runs.engine import Engine
 from perdure.server.api import Api
 from perdure.server.machines import NodeMachines
+from perdure.server.settings import load as load_settings
 
 GRACE_S = 2.0  # for open requests when the server ends
 
@@ -38,7 +39,8 @@ async def serve(home: Home) -> None:
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    providers, faults = load_providers(home), Faults.wanted(os.environ)
+    providers, settings = load_providers(home), load_settings(home)
+    faults = Faults.wanted(os.environ)
     try:
         home.database.touch(mode=0o600)  # what agents say is for nobody else (where a group may use the node's socket)
         context = await open_log(home.database, faults=faults)
@@ -47,7 +49,8 @@ async def serve(home: Home) -> None:
     path, record = home.socket("perdured"), home.run / "server.json"
     machines, gateway = NodeMachines(home), Gateway(context, providers)
     calls_url = f"unix:{path}:/v1/calls"
-    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=_secret(home, faults))
+    secret = _secret(home, faults)
+    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings)
     unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
     token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
     started = time.time()

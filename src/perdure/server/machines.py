@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import msgspec
+
 from perdure.agent.bundle import sdk_files
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import NotFound, Unavailable
@@ -179,6 +181,7 @@ def _spec(plan: MachinePlan, calls: CallsEndpoint) -> SandboxSpec:
         vcpus=plan.vcpus or DEFAULT_VCPUS,
         memory_mib=plan.memory_mib or DEFAULT_MEMORY_MIB,
         disk_mib=plan.disk_mib or DEFAULT_DISK_MIB,
+        **msgspec.structs.asdict(plan.fittings),
         calls=calls,
     )
 

@@ -93,6 +93,7 @@ class LocalMachines:
         self.door: Door | None = None
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         self.done: list[str] = []  # operations that succeeded
+        self.plans: list[MachinePlan] = []  # of what was started
         self.sandboxes: dict[str, _Sandbox] = {}
         self._listeners: list[asyncio.Queue[NodeEvent]] = []
         self._numbers = itertools.count(1)
@@ -103,6 +104,7 @@ class LocalMachines:
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         await self.remove(plan.run_id)
         await self._begin("start")
+        self.plans.append(plan)
         sandbox_id = self.create(SandboxSpec(image=plan.image, labels={"run": plan.run_id}, calls=calls), self.program)
         self._run(sandbox_id, calls)
         self.done.append("start")

@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def of(options: argparse.Namespace) -> list[Mount]:
     """Raises InvalidValue that names the option."""
-    found = [_volume(text) for text in options.volume]
+    found = [volume(text) for text in options.volume]
     found += [_mount(text) for text in options.mount]
     for text in options.tmpfs:
         path, _, given = text.partition(":")
@@ -54,7 +54,7 @@ def of(options: argparse.Namespace) -> list[Mount]:
     return found
 
 
-def _volume(text: str) -> Mount:
+def volume(text: str) -> Mount:
     parts = text.split(":")
     if not 1 <= len(parts) <= 3 or not all(parts):
         raise InvalidValue(f"--volume: {text!r} is not [SOURCE:]PATH[:ro]")

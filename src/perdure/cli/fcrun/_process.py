@@ -118,8 +118,8 @@ def spec_of(options: argparse.Namespace) -> SandboxSpec:
         labels=labels(options.label, options.label_file),
         tty=options.tty,
         stdin=options.interactive,
-        vcpus=_vcpus(options.cpus),
-        cpus=_time_of(options.cpus),
+        vcpus=vcpus(options.cpus),
+        cpus=time_of(options.cpus),
         memory_mib=mebibytes("--memory", options.memory, DEFAULT_MEMORY_MIB),
         disk_mib=mebibytes("--disk", options.disk, DEFAULT_DISK_MIB),
         **disk_of(options, size_bytes),
@@ -204,13 +204,13 @@ def pairs(option: str, given: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
-def _time_of(text: str) -> float:
+def time_of(text: str) -> float:
     """A share of the last vCPU must be kept to; whole ones are limit enough."""
-    cpus = float(text or 0)  # ``_vcpus`` has seen that it is a number
+    cpus = float(text or 0)  # ``vcpus`` has seen that it is a number
     return cpus if cpus != math.ceil(cpus) else 0.0
 
 
-def _vcpus(text: str) -> int:
+def vcpus(text: str) -> int:
     try:
         count = math.ceil(float(text)) if text else DEFAULT_VCPUS
     except (ValueError, OverflowError):

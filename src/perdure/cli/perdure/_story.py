@@ -136,7 +136,7 @@ class Story:
         info = _dict(payload.get("snapshot"))
         self._stored = int(sum(_number(info.get(name)) for name in ("memory_bytes", "disk_bytes", "state_bytes")))
         took = _number(info.get("total_s"))
-        text = "snapshot" + (f", in {duration(took)}" if took else "")
+        text = ("checkpoint" if payload.get("checkpoint") else "snapshot") + (f", in {duration(took)}" if took else "")
         return "machine", text, size(self._stored)
 
     def forked(self, entry: Entry, payload: dict[str, Any]) -> Line:

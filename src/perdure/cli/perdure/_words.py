@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perdure.model import RunInfo
+
+NEVER_S = 1e10  # as a grace: 300 years
 
 
 def duration(seconds: float) -> str:
@@ -38,6 +43,35 @@ def value(found: Any, limit: int) -> str:
     """A JSON value on one line, in at most ``limit`` characters."""
     text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
     return shorten(text, limit)
+
+
+def sleeps(info: RunInfo) -> str:
+    """How often and how long a run slept, and what its snapshots took; nothing where there is none."""
+    if not info.suspends and not info.stored_bytes:
+        return ""
+    times = f"{info.suspends} times, {duration(info.suspended_s)} in all" if info.suspends else "never yet"
+    return f"{times}; {size(info.stored_bytes)} stored, {len(info.snapshots)} snapshots to go on from"
+
+
+def policy(found: dict[str, Any]) -> str:
+    """When a run's machine sleeps and is captured, in words."""
+
+    def grace(name: str) -> str:
+        seconds = found.get(name)
+        return "?" if seconds is None else "never" if seconds >= NEVER_S else duration(seconds)
+
+    words = [f"sleeps after {grace('idle_grace_s')} of waiting, {grace('think_grace_s')} of a model's thinking"]
+    if turns := found.get("checkpoint_turns"):
+        words.append("a checkpoint after each turn" if turns == 1 else f"a checkpoint after {turns} turns")
+    if seconds := found.get("checkpoint_s"):
+        words.append(f"a checkpoint after {duration(seconds)} of running")
+    return "; ".join(words)
+
+
+def checkpoint(one: dict[str, Any]) -> str:
+    """One snapshot that a run can go on from."""
+    kept = "  kept" if one.get("keep") else ""
+    return f"entry {one['seq']} of branch {one['branch']}, {clock(one['at'])}, {one['digest'][7:19]}{kept}"
 
 
 def shorten(text: str, limit: int) -> str:

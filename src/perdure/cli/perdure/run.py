@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from perdure.cli.perdure import _machine
 from perdure.cli.perdure._image import DEFAULT_IMAGE, ensure_default, is_default
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ HELP = "Start an agent, or any program, as a durable run"
 GROUP = "Runs"
 DESCRIPTION = (
     "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story on "
-    "stderr, its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled."
+    "stderr, its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled; "
+    "of a program that ended by itself its own. A program's stdin is empty: give it its input by "
+    "arguments, -e, or a volume."
 )
 
 
@@ -24,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("words", nargs="*", metavar="FILE.py:FUNCTION | -- COMMAND", help="what to run")
     parser.add_argument("-i", "--input", metavar="JSON", help="the agent's input: JSON, @FILE, or - for stdin")
     parser.add_argument("--image", default="", help=f"the image to run in (an agent's: {DEFAULT_IMAGE})")
-    parser.add_argument("--memory", type=int, default=0, metavar="MIB", help="memory of the microVM")
+    _machine.add_options(parser)
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
     parser.add_argument("--name", default="", help="a name to call the run by")
     parser.add_argument("--key", help="start only once: the same key gives the same run")
@@ -53,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         raise
     if options.json:
         _print(info, as_json=True, text="")
-        return 0 if info.state == "completed" else 1
+        return 0 if info.state == "completed" else _exit_status(info) or 1
     return _finish(server, info, is_command=bool(request.get("command")))
 
 
@@ -63,8 +66,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     from perdure.errors import InvalidValue
 
     request: dict[str, Any] = {"name": options.name, "key": options.key, "env": _environment(options.env)}
-    if options.memory < 0:
-        raise InvalidValue(f"--memory {options.memory} is negative", hint="give MiB, for example 512")
+    request |= _machine.wishes(options)
     words: list[str] = options.words
     if not words:
         raise InvalidValue("nothing to run", hint="write FILE.py:FUNCTION, or --image IMAGE -- COMMAND")
@@ -72,13 +74,14 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         agent = source.read(words[0])
         given = None if options.input is None else _json.argument(options.input, "--input")
         request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
-        request |= {"image": options.image or agent.image, "memory_mib": options.memory or agent.memory_mib}
-        return request | {"vcpus": agent.vcpus}
+        request |= {"image": options.image or agent.image, "policy": {**agent.policy, **request["policy"]}}
+        request["memory_mib"] = request["memory_mib"] or agent.memory_mib
+        return request | {"vcpus": request["vcpus"] or agent.vcpus}
     if not options.image:
         raise InvalidValue("a program needs an image", hint="write --image IMAGE -- COMMAND; 'fcrun images' lists them")
     if options.input is not None:
         raise InvalidValue("--input is for agents", hint="give a program its input by arguments, or by -e")
-    return request | {"command": words, "image": options.image, "memory_mib": options.memory}
+    return request | {"command": words, "image": options.image}
 
 
 def _environment(given: list[str]) -> dict[str, str]:
@@ -109,16 +112,27 @@ def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
     import json
     import sys
 
-    from perdure.client.server import outcome
+    from perdure.client.server import failure, outcome
 
     if is_command:
         sys.stdout.buffer.write(server.output(info.id))
         sys.stdout.flush()
+        if (status := _exit_status(info)) is not None:
+            sys.stderr.write(f"perdure: {failure(info).message}\n")
+            return status
         outcome(info)
         return 0
     result = outcome(info)
     print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2))
     return 0
+
+
+def _exit_status(info: RunInfo) -> int | None:
+    """That of a program that ended by itself, and not well."""
+    if info.state != "failed" or (info.error or {}).get("code") != "program-failed":
+        return None
+    status = (info.error or {}).get("details", {}).get("exit_status")
+    return status if isinstance(status, int) and status else None
 
 
 def _print(info: RunInfo, *, as_json: bool, text: str) -> None:

@@ -33,5 +33,8 @@ def run(options: argparse.Namespace) -> int:
     for wait in info.waits:
         print(f"waits for: {wait['kind']} {wait.get('name') or ''} (wait {wait['id']})")
     turns = f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"
+    if slept := _words.sleeps(info):
+        print(f"sleeps: {slept}")
+    print(f"policy: {_words.policy(info.policy)}")
     print(f"{_words.duration(last - info.created)}  turns: {turns}  recoveries: {info.recoveries}  entries: {info.seq}")
     return 0

@@ -55,6 +55,7 @@ def _server(status: dict[str, Any]) -> str:
 
 
 def _run(info: RunInfo) -> str:
+    from perdure.cli.perdure import _words
     from perdure.cli.perdure._words import clock, size, value
 
     stored = info.snapshot
@@ -70,7 +71,10 @@ def _run(info: RunInfo) -> str:
             ("log", f"{info.seq} entries, branch {info.branch}, epoch {info.epoch}"),
             ("turns", f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"),
             ("recoveries", info.recoveries or ""),
-            ("snapshot", size(stored.memory_bytes + stored.disk_bytes + stored.state_bytes) if stored else ""),
+            ("sleeps", _words.sleeps(info)),
+            ("policy", _words.policy(info.policy)),
+            ("snapshot", size(stored.stored_bytes) if stored else ""),
+            *[("", _words.checkpoint(one)) for one in info.snapshots],
             *[("waits for", wait) for wait in waits],
             ("result", "" if info.result is None else value(info.result, 86)),
             ("error", (info.error or {}).get("message", "")),

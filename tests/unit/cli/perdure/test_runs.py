@@ -155,7 +155,7 @@ async def test_a_failed_run_says_why_with_status_1(desk: Desk) -> None:
 @pytest.mark.parametrize("exit_status", [0, 3])
 async def test_a_programs_output_is_printed_however_it_ended(desk: Desk, exit_status: int) -> None:
     desk.house.machines.program = ends_with(exit_status)
-    said, told = await desk("run", "--image", "image", "--", "make", "-k", status=1 if exit_status else 0)
+    said, told = await desk("run", "--image", "image", "--", "make", "-k", status=exit_status)
     assert said == "output\n"
     assert ("ended with exit status 3" in told) == (exit_status == 3)
 
@@ -182,3 +182,30 @@ async def test_ctrl_c_leaves_the_run_going_on(desk: Desk) -> None:
     assert "cancelled" in said and told_text == ""
     status, _ = await desk("status")
     assert "1 cancelled" in status
+
+
+async def test_a_programs_machine_and_policy_and_a_checkpoint(desk: Desk) -> None:
+    desk.house.machines.program = stays
+    words = ["--memory", "1g", "--cpus", "1.5", "-w", "/src", "-u", "nobody", "-v", "cache:/var/cache:ro"]
+    words += ["--network", "none", "--egress", "10.0.0.0/8, example.org", "--disk", "2048"]
+    words += ["--idle-grace", "never", "--checkpoint", "turn", "--checkpoint", "90s"]
+    run_id, _ = await desk("run", "--image", "image", *words, "--detach", "--", "make", "-k")
+    run_id = run_id.strip()
+    await desk.house.reaches(run_id, RunState.WAITING)
+    plan = desk.house.machines.plans[-1]
+    assert (plan.memory_mib, plan.disk_mib, plan.vcpus) == (1024, 2048, 2)
+    fittings = plan.fittings
+    assert (fittings.cpus, fittings.cwd, fittings.user, fittings.networks) == (1.5, "/src", "nobody", ["none"])
+    assert fittings.egress == ["10.0.0.0/8", "example.org"]
+    assert [(mount.source, mount.target, mount.read_only) for mount in fittings.mounts] == [
+        ("cache", "/var/cache", True)
+    ]
+    taken, _ = await desk("checkpoint", run_id, "--keep")
+    assert taken.startswith("sha256:") and "stored" in taken
+    status, _ = await desk("status", run_id)
+    assert "sleeps after never of waiting" in status
+    assert "a checkpoint after each turn; a checkpoint after 1m 30s of running" in status
+    assert "1 snapshots to go on from" in status and "kept" in status
+    shown, _ = await desk("show", run_id)
+    assert "checkpoint" in shown and "sleeps: never yet; 1.0 kB stored" in shown
+    await desk("cancel", run_id)
