@@ -1,22 +1,19 @@
-"""What every context log holds, checked against a plain model. Another backend is one more entry of ``BACKENDS``."""
+"""What every context log holds, on each database, checked against a plain model."""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from perdure.context import sqlite
 from perdure.context.log import ContextLog, NewEntry, NewHead
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch
-
-BACKENDS: dict[str, Callable[[Path], Awaitable[ContextLog]]] = {"sqlite": lambda folder: sqlite.open(folder / "log.db")}
+from perdure.testing.postgres_fixtures import Opener
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20) | st.just("long " * 300),
@@ -70,20 +67,18 @@ class Model:
         return None
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @given(st.lists(operations, max_size=12))
-@settings(max_examples=40, deadline=None)
-def test_a_log_behaves_like_lists(backend: str, todo: list[Any]) -> None:
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_log_behaves_like_lists(new_log: Callable[[], Opener], todo: list[Any]) -> None:
     async def check() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            log, model = await BACKENDS[backend](Path(folder)), Model()
-            try:
-                await log.create("run", {"state": "queued"})
-                for operation in todo:
-                    await step(log, model, operation)
-                await same(log, model)
-            finally:
-                await log.close()
+        log, model = await new_log()(), Model()
+        try:
+            await log.create("run", {"state": "queued"})
+            for operation in todo:
+                await step(log, model, operation)
+            await same(log, model)
+        finally:
+            await log.close()
 
     asyncio.run(check())
 
@@ -120,13 +115,6 @@ async def same(log: ContextLog, model: Model) -> None:
     verified = await log.verify("run")
     assert verified.branches == len(model.branches)
     assert verified.entries == sum(1 for b in await log.branches("run") for _ in range(b.fork_seq, b.seq))
-
-
-@pytest.fixture(params=BACKENDS)
-async def log(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    opened = await BACKENDS[request.param](tmp_path)
-    yield opened
-    await opened.close()
 
 
 async def test_an_idempotency_key_gives_the_older_run(log: ContextLog) -> None:

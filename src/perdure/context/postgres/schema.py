@@ -1,0 +1,181 @@
+"""The tables of the context log on PostgreSQL, and what is read and written in the writer's transactions.
+
+The columns are those of SQLite's (``context.sqlite.schema`` says what they are), and so are the versions.
+"""
+
+from __future__ import annotations
+
+import re
+
+from perdure.context.queries import PATH
+
+FIRST_VERSION = 4
+VERSION = 4
+
+# What makes version N: of an empty schema, or of version N - 1, in one transaction.
+MIGRATIONS = {
+    4: """
+CREATE TABLE meta (
+    one     BOOLEAN PRIMARY KEY DEFAULT TRUE CHECK (one),
+    version INTEGER NOT NULL,
+    lineage TEXT NOT NULL,
+    sweep   BIGINT NOT NULL
+);
+INSERT INTO meta VALUES (TRUE, 4, replace(gen_random_uuid()::text, '-', ''), 0);
+
+CREATE TABLE runs (
+    run_id  TEXT PRIMARY KEY,
+    key     TEXT UNIQUE,
+    created DOUBLE PRECISION NOT NULL,
+    epoch   BIGINT NOT NULL,
+    branch  BIGINT NOT NULL,
+    version BIGINT NOT NULL,
+    value   BYTEA NOT NULL
+);
+
+CREATE TABLE branches (
+    run_id     TEXT NOT NULL REFERENCES runs,
+    branch     BIGINT NOT NULL,
+    parent     BIGINT,
+    fork_seq   BIGINT NOT NULL,
+    seq        BIGINT NOT NULL,
+    hash       BYTEA NOT NULL,
+    parent_run TEXT,
+    PRIMARY KEY (run_id, branch)
+);
+
+CREATE TABLE entries (
+    run_id  TEXT NOT NULL,
+    branch  BIGINT NOT NULL,
+    seq     BIGINT NOT NULL,
+    epoch   BIGINT NOT NULL,
+    time    DOUBLE PRECISION NOT NULL,
+    kind    TEXT NOT NULL,
+    key     TEXT,
+    payload BYTEA NOT NULL,
+    hash    BYTEA NOT NULL,
+    PRIMARY KEY (run_id, branch, seq)
+);
+CREATE INDEX entries_by_key ON entries (run_id, key) WHERE key IS NOT NULL;
+
+CREATE TABLE blobs (
+    digest  BYTEA PRIMARY KEY,
+    zstd    INTEGER NOT NULL,
+    content BYTEA NOT NULL,
+    refs    BYTEA NOT NULL,
+    sweep   BIGINT NOT NULL
+);
+ALTER TABLE blobs ALTER content SET STORAGE EXTERNAL; -- it is packed already
+
+CREATE TABLE kept (
+    kind    TEXT NOT NULL,
+    name    TEXT NOT NULL,
+    version BIGINT NOT NULL,
+    value   BYTEA NOT NULL,
+    PRIMARY KEY (kind, name)
+);
+
+CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION '% (%)', TG_ARGV[0], TG_TABLE_NAME USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries
+    FOR EACH ROW EXECUTE FUNCTION refuse('entries are immutable');
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
+    FOR EACH ROW EXECUTE FUNCTION refuse('entries are immutable');
+CREATE TRIGGER entries_are_never_emptied BEFORE TRUNCATE ON entries
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse('entries are immutable');
+CREATE TRIGGER blobs_never_change BEFORE UPDATE OF digest, zstd, content, refs ON blobs
+    FOR EACH ROW EXECUTE FUNCTION refuse('blobs are immutable');
+CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs
+    FOR EACH ROW WHEN (NEW.epoch < OLD.epoch) EXECUTE FUNCTION refuse('an epoch never goes down');
+""",
+}
+
+
+def adapted(query: str) -> str:
+    """A query with parameters as psycopg has them."""
+    return re.sub(r"(?<![:\w]):([a-z_]+)", r"%(\1)s", query)
+
+
+# -- what is known. The rows of runs are locked first, always in the same order; what is read after that holds.
+
+RUNS = """
+SELECT run_id, epoch, branch, version FROM runs WHERE run_id = ANY(%(runs)s) ORDER BY run_id FOR NO KEY UPDATE
+"""
+KEYS = "SELECT key, run_id FROM runs WHERE key = ANY(%(keys)s)"
+TIPS = """
+SELECT DISTINCT b.run_id, b.branch, b.seq, b.hash
+FROM unnest(%(runs)s::text[], %(branches)s::bigint[]) AS w (run_id, branch)
+    JOIN runs r ON r.run_id = w.run_id
+    JOIN branches b ON b.run_id = r.run_id AND b.branch = COALESCE(w.branch, r.branch)
+"""
+FORK = adapted(
+    PATH
+    + """
+SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
+            AND e.seq > path.fork_seq AND e.seq <= path.upto WHERE e.seq = :seq),
+       (SELECT run_id FROM path WHERE parent IS NULL),
+       (SELECT max(branch) FROM branches WHERE run_id = :run_id)
+"""
+)
+KEPT = """
+SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest(%(kinds)s::text[], %(names)s::text[]))
+ORDER BY kind, name FOR UPDATE
+"""
+
+# -- what is written: one statement per table, its columns as arrays
+
+RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s)"
+INSERT_RUNS = """
+INSERT INTO runs (run_id, key, created, epoch, branch, version, value)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[])
+"""
+UPDATE_RUNS = """
+UPDATE runs r SET epoch = w.epoch, branch = w.branch, version = w.version, value = COALESCE(w.value, r.value)
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[])
+    AS w (run_id, epoch, branch, version, value)
+WHERE r.run_id = w.run_id
+"""
+INSERT_BRANCHES = """
+INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run)
+SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::text[])
+"""
+INSERT_BLOBS = """
+INSERT INTO blobs (digest, zstd, content, refs, sweep)
+SELECT w.*, (SELECT sweep FROM meta) FROM unnest(%s::bytea[], %s::int[], %s::bytea[], %s::bytea[]) AS w
+ON CONFLICT (digest) DO UPDATE SET sweep = EXCLUDED.sweep WHERE blobs.sweep < EXCLUDED.sweep
+"""
+INSERT_ENTRIES = """
+INSERT INTO entries (run_id, branch, seq, epoch, time, kind, key, payload, hash)
+SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::float8[], %s::text[], %s::text[],
+    %s::bytea[], %s::bytea[])
+"""
+UPDATE_TIPS = """
+UPDATE branches b SET seq = w.seq, hash = w.hash
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bytea[]) AS w (run_id, branch, seq, hash)
+WHERE b.run_id = w.run_id AND b.branch = w.branch
+"""
+INSERT_KEPT = "INSERT INTO kept SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[])"
+UPDATE_KEPT = """
+UPDATE kept k SET version = w.version, value = w.value
+FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS w (kind, name, version, value)
+WHERE k.kind = w.kind AND k.name = w.name
+"""
+DROP = "DELETE FROM kept WHERE (kind, name) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+
+# -- what is read
+
+BLOBS = "SELECT digest, zstd, content FROM blobs WHERE digest = ANY(%(keys)s)"
+BLOBS_DEEP = """
+WITH RECURSIVE needed (digest) AS (
+    SELECT unnest(%(keys)s::bytea[])
+    UNION
+    SELECT substring(b.refs FROM 32 * i + 1 FOR 32)
+    FROM needed JOIN blobs b USING (digest) CROSS JOIN generate_series(0, length(b.refs) / 32 - 1) AS i
+)
+SELECT digest, zstd, content FROM needed JOIN blobs USING (digest)
+"""
+MOVED = """
+SELECT r.run_id, r.branch, b.seq FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
+WHERE r.run_id = ANY(%(runs)s)
+"""

@@ -1,0 +1,227 @@
+"""The writer of one server on PostgreSQL: group commit in two round trips.
+
+Jobs that arrive while a commit is on its way share the next one. What they need to know is read, and locked, in one
+round trip; what they change is written and committed in another. Servers that write to the same run wait for each
+other's locks there; each sees what the other committed. A job is acknowledged only after the commit that holds it.
+
+When the connection breaks in the middle of a commit, the database is asked what became of it: so that what was
+committed is acknowledged, and what is refused as ``Unavailable`` was not (unless the database stays away).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from perdure.context.changes import Job, Needs, RunRow, State, apply
+from perdure.context.faults import Faults
+from perdure.context.postgres import schema
+from perdure.context.postgres.connections import CONNECT_S, LOST, PATIENCE_S, RETRY_S, STATEMENT_S, Address, Connection
+from perdure.errors import PerdureError, Unavailable
+
+Result = TypeVar("Result")
+Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
+
+MAX_BATCH = 512
+TRIES = 10  # of a batch that another server's was in the way of
+OUTCOME_S = 10.0  # so long it is asked what became of a commit
+NOTIFY_MAX_BYTES = 7000  # of the 8000 that a notification may have
+
+
+class Writer:
+    """Runs jobs in the order they were submitted. ``close`` finishes what was submitted before it."""
+
+    def __init__(
+        self, address: Address, connection: Connection, channel: str, server: str, faults: Faults | None = None
+    ) -> None:
+        """channel: that is notified with the ids of runs that were written to, after the id of this server."""
+        self._address = address
+        self._connection: Connection | None = connection
+        self._channel, self._server = channel, server
+        self._faults = faults
+        self._queue: asyncio.Queue[Waiting | None] = asyncio.Queue()
+        self._closed = False
+        self._xid = ""  # of the transaction whose commit is on its way
+        self._task = asyncio.create_task(self._run(), name="context-log-writer")
+
+    async def submit(self, job: Job[Result]) -> Result:
+        """Apply ``job`` in a transaction; returns its result once that is durable."""
+        if self._closed:
+            raise Unavailable(f"the context log {self._address.name} is closed")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait((job, future))
+        # A caller that goes away does not undo a write that is on its way.
+        return await asyncio.shield(future)
+
+    async def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._queue.put_nowait(None)
+            await self._task
+            await self._drop()
+
+    async def _run(self) -> None:
+        kept: Waiting | None = None  # was taken, but is of the next batch
+        while True:
+            first = kept or await self._queue.get()
+            if first is None:
+                return
+            batch, kept, last = [first], None, False
+            while len(batch) < MAX_BATCH and not batch[-1][0].alone and not kept and not last:
+                if self._queue.empty():
+                    break
+                found = self._queue.get_nowait()
+                if found is None:
+                    last = True
+                elif found[0].alone:
+                    kept = found
+                else:
+                    batch.append(found)
+            results = await self._commit([job for job, _ in batch])
+            for (_, future), result in zip(batch, results, strict=True):
+                if future.done():
+                    continue
+                if isinstance(result, BaseException):
+                    future.set_exception(result)
+                    future.exception()  # seen: a caller that went away does not want to hear of it
+                else:
+                    future.set_result(result)
+            if last:
+                return
+
+    async def _commit(self, jobs: list[Job[Any]]) -> list[Any]:
+        """One result or error per job."""
+        for tried in range(1, TRIES + 1):
+            results: list[Any] = []
+            self._xid = ""
+            try:
+                async with asyncio.timeout(STATEMENT_S + CONNECT_S):
+                    await self._transaction(jobs, results)
+                return results
+            except (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure) as error:
+                # Another server was first: what is known now is newer.
+                await self._drop()
+                if tried == TRIES:
+                    return [self._address.explain(error)] * len(jobs)
+            except (psycopg.Error, TimeoutError, PerdureError) as error:
+                await self._drop()
+                if isinstance(error, (*LOST, TimeoutError)) and self._xid and await self._was_committed():
+                    return results
+                return [self._address.explain(error)] * len(jobs)
+            except Exception as error:  # of ours: the next batch is to have a clean connection
+                await self._drop()
+                return [error] * len(jobs)
+        raise AssertionError  # the last try has returned
+
+    async def _transaction(self, jobs: Sequence[Job[Any]], results: list[Any]) -> None:
+        if self._connection is not None and self._connection.closed:
+            await self._drop()
+        if self._connection is None:
+            self._connection = await self._address.connect(patience_s=PATIENCE_S)
+        connection = self._connection
+        state, was_kept, xid = await _known(connection, Needs.of(jobs))
+        results += apply(jobs, state)
+        if not state.is_changed:
+            await connection.execute("ROLLBACK")
+            return
+        self._xid = xid
+        if self._faults:
+            self._faults.reach("before", state.points)
+        await _write(connection, state, was_kept, self._channel, self._notice(state))
+        if self._faults:
+            self._faults.reach("after", state.points)
+
+    def _notice(self, state: State) -> str:
+        notice = " ".join([self._server, *dict.fromkeys(run_id for run_id, _ in state.changed_tips)])
+        return notice if len(notice.encode()) <= NOTIFY_MAX_BYTES else f"{self._server} *"
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _was_committed(self) -> bool:
+        deadline = time.monotonic() + OUTCOME_S
+        while time.monotonic() < deadline:
+            try:
+                connection = await self._address.connect(patience_s=PATIENCE_S)
+                async with connection:
+                    cursor = await connection.execute("SELECT pg_xact_status(%s::xid8)", (self._xid,))
+                    row = await cursor.fetchone()
+                if row is not None and row[0] != "in progress":
+                    return bool(row[0] == "committed")
+            except (psycopg.Error, PerdureError):
+                pass  # asked again
+            await asyncio.sleep(RETRY_S)
+        return False
+
+
+async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple[str, str]], str]:
+    """What the database knows of what is needed, which of it was kept already, and the transaction's id."""
+    state = State()
+    tips = list(needs.tips)
+    async with connection.pipeline():
+        await connection.execute("BEGIN")
+        xid = await connection.execute("SELECT pg_current_xact_id()::text")
+        if needs.runs:
+            runs = await connection.execute(schema.RUNS, {"runs": list(needs.runs)}, binary=True)
+        if needs.keys:
+            keys = await connection.execute(schema.KEYS, {"keys": list(needs.keys)}, binary=True)
+        if tips:
+            where: dict[str, Any] = {"runs": [run for run, _ in tips], "branches": [branch for _, branch in tips]}
+            tip_rows = await connection.execute(schema.TIPS, where, binary=True)
+        if needs.kept:
+            where = {"kinds": [kind for kind, _ in needs.kept], "names": [name for _, name in needs.kept]}
+            kept = await connection.execute(schema.KEPT, where, binary=True)
+        if needs.fork:
+            where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
+            fork = await connection.execute(schema.FORK, where, binary=True)
+    if needs.runs:
+        state.runs = {run_id: RunRow(*row) for run_id, *row in await runs.fetchall()}
+    if needs.keys:
+        state.keys = dict(await keys.fetchall())
+    if tips:
+        state.tips = {(run_id, branch): (seq, digest) for run_id, branch, seq, digest in await tip_rows.fetchall()}
+    if needs.kept:
+        state.kept = {(kind, name): version for kind, name, version in await kept.fetchall()}
+    if needs.fork:
+        [(state.fork_hash, root, newest)] = await fork.fetchall()
+        state.fork_root, state.newest_branch = root or "", newest or 0
+    [(number,)] = await xid.fetchall()
+    return state, set(state.kept), number
+
+
+async def _write(
+    connection: Connection, state: State, was_kept: set[tuple[str, str]], channel: str, notice: str
+) -> None:
+    runs = [(run_id, r.epoch, r.branch, r.version, r.value) for run_id, r in state.runs.items()]
+    keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
+    statements: list[tuple[str, list[tuple[Any, ...]]]] = [
+        (schema.INSERT_RUNS, list(state.new_runs.values())),
+        (schema.INSERT_BRANCHES, state.new_branches),
+        (schema.UPDATE_RUNS, [row for row in runs if row[0] in state.changed_runs]),
+        (schema.INSERT_BLOBS, [row for _, row in sorted(state.blobs.items())]),  # in one order: no two wait for another
+        (schema.INSERT_ENTRIES, state.entries),
+        (schema.UPDATE_TIPS, [(*tip, *state.tips[tip]) for tip in state.changed_tips]),
+        (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
+        (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
+        (schema.DROP, [kept for kept, value in state.keeps.items() if value is None]),
+    ]
+    async with connection.pipeline():
+        if state.released_keys:
+            await connection.execute(schema.RELEASE_KEYS, (list(state.released_keys),))
+        for statement, rows in statements:
+            if rows:
+                await connection.execute(statement, _columns(rows))
+        await connection.execute("COMMIT")
+        if state.changed_tips:  # after it: a transaction that notifies holds up all others of the database
+            await connection.execute("SELECT pg_notify(%s, %s)", (channel, notice))
+
+
+def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)]

@@ -1,0 +1,218 @@
+"""What is particular to the log on PostgreSQL: servers that share it, its past that nobody changes, and a database that
+goes away in the middle of everything."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+from collections.abc import AsyncIterator, Iterator
+
+import psycopg
+import pytest
+
+from perdure.context import postgres as postgres_log
+from perdure.context.log import ContextLog, NewEntry
+from perdure.context.postgres import connections
+from perdure.errors import InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
+from perdure.testing.postgres import PostgresServer, postgres_server
+
+NOTE = [NewEntry(kind="note", payload={"n": 1, "text": "x" * 600})]
+_schemas = (f"mine_{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def schema() -> str:
+    return next(_schemas)
+
+
+@pytest.fixture
+async def two(postgres: PostgresServer, schema: str) -> AsyncIterator[list[ContextLog]]:
+    """One log, opened by two servers at the same moment."""
+    logs = await asyncio.gather(*(postgres_log.open(postgres.url, schema=schema) for _ in range(2)))
+    yield logs
+    for log in logs:
+        await log.close()
+
+
+@pytest.fixture
+def brittle() -> Iterator[PostgresServer]:
+    """A server of this test alone, to be stopped."""
+    with postgres_server() as server:
+        yield server
+
+
+async def test_two_servers_append_to_the_same_runs(two: list[ContextLog]) -> None:
+    for run in range(3):
+        await two[0].create(f"run{run}", {})
+
+    async def write(log: ContextLog, run: int) -> None:
+        for _ in range(15):
+            await log.append(f"run{run}", NOTE, epoch=1)
+
+    await asyncio.gather(*(write(log, run) for log in two for run in range(3) for _ in range(2)))
+    for run in range(3):
+        assert (await two[1].head(f"run{run}")).seq == 60
+        assert (await two[0].verify(f"run{run}")).entries == 60
+
+
+async def test_only_one_of_two_servers_gets_a_key(two: list[ContextLog]) -> None:
+    async def start(log: ContextLog, number: int) -> str:
+        return (await log.create(f"run{number}", {}, key="owls")).run_id
+
+    assert len(set(await asyncio.gather(*(start(two[n % 2], n) for n in range(10))))) == 1
+    results = await asyncio.gather(
+        *(log.keep("queue", "a", n, expected_version=0) for n, log in enumerate(two)), return_exceptions=True
+    )
+    assert len([result for result in results if isinstance(result, BaseException)]) == 1
+
+
+async def test_a_follower_hears_of_what_another_server_writes(two: list[ContextLog]) -> None:
+    await two[0].create("run", {})
+    following = two[1].follow("run")
+    for seq in range(1, 6):
+        await two[0].append("run", NOTE, epoch=1)
+        entry = await asyncio.wait_for(anext(following), 10)
+        assert entry.seq == seq
+    await following.aclose()  # type: ignore[attr-defined]
+
+
+async def test_a_follower_hears_of_it_without_any_notification(two: list[ContextLog], postgres: PostgresServer) -> None:
+    await two[0].create("run", {})
+    two[0]._database._writer._channel = "somewhere_else"  # type: ignore[attr-defined]
+    following = two[1].follow("run")
+    await two[0].append("run", NOTE, epoch=1)
+    assert (await asyncio.wait_for(anext(following), 10)).seq == 1
+    waiting = asyncio.ensure_future(anext(following))
+    await two[0].append("run", NOTE, epoch=1)
+    assert (await asyncio.wait_for(waiting, 10)).seq == 2
+    await following.aclose()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE entries SET payload = '{}' WHERE seq = 1",
+        "DELETE FROM entries",
+        "TRUNCATE entries",
+        "UPDATE blobs SET content = ''",
+        "UPDATE runs SET epoch = 0",
+    ],
+)
+async def test_nobody_changes_the_past(
+    two: list[ContextLog], postgres: PostgresServer, schema: str, damage: str
+) -> None:
+    await two[0].create("run", {})
+    await two[0].append("run", NOTE, epoch=1)
+    with psycopg.connect(postgres.url, options=f"-c search_path={schema}", autocommit=True) as shell:
+        with pytest.raises(psycopg.IntegrityError, match=r"immutable|never goes down"):
+            shell.execute(damage)
+        shell.execute("ALTER TABLE entries DISABLE TRIGGER entries_never_change")
+        shell.execute("UPDATE entries SET payload = '{}' WHERE seq = 1")
+    with pytest.raises(ProtocolError, match="its hash differs"):
+        await two[0].verify("run")
+
+
+async def test_what_does_not_let_us_in(postgres: PostgresServer, schema: str) -> None:
+    with pytest.raises(InvalidValue, match="nowhere"):
+        await postgres_log.open(postgres.url.replace("/postgres?", "/nowhere?"))
+    with pytest.raises(InvalidValue, match="names no PostgreSQL database"):
+        await postgres_log.open("postgresql://[")
+    with pytest.raises(NoRights, match="role"):
+        await postgres_log.open(postgres.url.replace("user=postgres", "user=nobody-known"))
+    with psycopg.connect(postgres.url, autocommit=True) as shell:
+        shell.execute("CREATE ROLE weak LOGIN")
+    with pytest.raises(NoRights, match="refuses"):
+        await postgres_log.open(postgres.url.replace("user=postgres", "user=weak"), schema=schema)
+
+
+async def test_a_newer_version_is_refused(two: list[ContextLog], postgres: PostgresServer, schema: str) -> None:
+    with psycopg.connect(postgres.url, options=f"-c search_path={schema}") as shell:
+        shell.execute("UPDATE meta SET version = 99")
+    with pytest.raises(ProtocolError, match="version 99") as refused:
+        await postgres_log.open(postgres.url, schema=schema)
+    assert refused.value.hint
+
+
+async def test_a_database_that_is_read_only_writes_nothing(
+    two: list[ContextLog], postgres: PostgresServer, schema: str
+) -> None:
+    await two[0].create("run", {})
+    connection = two[0]._database._writer._connection  # type: ignore[attr-defined]
+    await connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(NoRights, match="read-only"):
+        await two[0].append("run", NOTE, epoch=1)
+    assert await two[0].read("run") == []
+    assert (await two[0].append("run", NOTE, epoch=1))[0].seq == 1  # on a new connection
+
+
+async def test_one_that_is_refused_fails_alone(two: list[ContextLog]) -> None:
+    await two[0].create("run", {})
+    results = await asyncio.gather(
+        two[0].append("run", NOTE, epoch=1),
+        two[0].append("nobody", NOTE, epoch=1),
+        two[0].append("run", NOTE, epoch=1, expected_seq=7),
+        two[0].append("run", NOTE, epoch=1),
+        return_exceptions=True,
+    )
+    assert [type(result) for result in results] == [list, NotFound, LogConflict, list]
+    with pytest.raises(InvalidValue, match="NUL"):
+        await two[0].append("run", [NewEntry(kind="note", key="a\0b")], epoch=1)
+
+
+async def test_away_at_the_start(brittle: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.context.postgres.database.PATIENCE_S", 0.0)
+    brittle.stop()
+    with pytest.raises(Unavailable, match="does not answer") as refused:
+        await postgres_log.open(brittle.url)
+    assert refused.value.hint
+
+
+@pytest.mark.parametrize("how", ["stop", "crash", "kill"])
+async def test_it_goes_away_and_comes_back_and_nothing_acknowledged_is_lost(
+    brittle: PostgresServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.context.postgres.writer.PATIENCE_S", 0.0)
+    monkeypatch.setattr(connections, "PATIENCE_S", 0.0)
+    log = await postgres_log.open(brittle.url)
+    runs = [f"run{n}" for n in range(4)]
+    for run in runs:
+        await log.create(run, {})
+    acknowledged: dict[str, list[str]] = {run: [] for run in runs}
+    refused = dict.fromkeys(runs, 0)
+    enough, back, over = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def write(run: str) -> None:
+        while not over.is_set():
+            try:
+                [entry] = await log.append(run, NOTE, epoch=1)
+            except Unavailable:
+                refused[run] += 1
+                if all(refused.values()):
+                    enough.set()
+                await back.wait()
+                continue
+            acknowledged[run].append(entry.hash)
+            if not back.is_set() and len(acknowledged[run]) == 20:
+                enough.set()
+            elif back.is_set() and len(acknowledged[run]) >= 50:
+                return
+
+    writers = [asyncio.create_task(write(run)) for run in runs]
+    await asyncio.wait_for(enough.wait(), 30)
+    enough.clear()
+    if how == "kill":
+        await asyncio.to_thread(brittle.kill)
+    else:
+        await asyncio.to_thread(brittle.stop, signal.SIGINT if how == "stop" else signal.SIGQUIT)
+    await asyncio.wait_for(enough.wait(), 60)
+    with pytest.raises(Unavailable):
+        await log.read("run0")
+    await asyncio.to_thread(brittle.start)
+    back.set()
+    await asyncio.wait_for(asyncio.gather(*writers), 60)
+    for run in runs:
+        found = [entry.hash for entry in await log.read(run)]
+        assert [digest for digest in found if digest in set(acknowledged[run])] == acknowledged[run]
+        assert (await log.verify(run)).entries == len(found)
+    await log.close()
