@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # typing takes long to import, and nothing here needs it 
 if TYPE_CHECKING:
     from typing import Any
 
+    from perdure.agent import Cancelled as Cancelled
     from perdure.agent import Context as Context
     from perdure.agent import Field as Field
     from perdure.agent import Turn as Turn
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from perdure.agent import agent as agent
 
 __version__ = "0.1.0"
-__all__ = ["agent", "Context", "Field", "Turn", "Verdict"]
+__all__ = ["agent", "Cancelled", "Context", "Field", "Turn", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

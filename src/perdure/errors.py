@@ -12,6 +12,7 @@
     │   ├── IllegalTransition        a state table has no such arrow
     │   ├── LogConflict              compare-and-set lost: another writer appended first
     │   ├── StaleEpoch               a former owner of the run tried to act
+    │   ├── Cancelled                the run is to end: its program may clean up
     │   └── AlreadyRunning           a daemon already serves this state folder
     ├── Unsupported                  this machine or version cannot do it
     ├── NoRights                     root or a group is missing, or a token's scope is too small
@@ -116,6 +117,10 @@ class LogConflict(Conflict):
 
 class StaleEpoch(Conflict):
     code = "stale-epoch"
+
+
+class Cancelled(Conflict):
+    code = "cancelled"
 
 
 class AlreadyRunning(Conflict):

@@ -10,7 +10,7 @@ import _thread
 import json
 
 from perdure.agent import values
-from perdure.agent.values import Verdict, seconds, to_json
+from perdure.agent.values import Cancelled, Verdict, seconds, to_json
 from perdure.errors import InvalidValue, ProtocolError, StepFailed, from_json
 
 TYPE_CHECKING = False
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from perdure.agent.values import Duration, Field, Moment
 
 BASE = "/perdure/v1/"
+CANCELLED = "cancelled"  # the host's code
 DOUBTS = ("retry", "ask", "fail")
 
 
@@ -58,6 +59,8 @@ def answer(status: int, body: bytes) -> Any:
     if status < 400:
         return value
     error = value.get("error") if isinstance(value, dict) else None
+    if isinstance(error, dict) and error.get("code") == CANCELLED:
+        raise Cancelled(error.get("message", ""))
     raise from_json(error if isinstance(error, dict) else {"message": f"the host answered {status}"})
 
 

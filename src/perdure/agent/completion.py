@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from perdure.agent.values import Turn
+from perdure.agent.calls import CANCELLED
+from perdure.agent.values import Cancelled, Turn
 from perdure.errors import InvalidValue, ProtocolError, ProviderFailed
 
 TYPE_CHECKING = False
@@ -140,6 +141,8 @@ def failure(status: int, value: Any) -> Exception:
     error = value.get("error") if isinstance(value, dict) else None
     if not isinstance(error, dict):
         return ProviderFailed(f"the model provider answered {status}")
+    if error.get("code") == CANCELLED:
+        raise Cancelled(error.get("message", ""))
     if error.get("code") == LOST:
         return StreamLostError(error.get("message", ""))
     message = f"the model provider answered {status}: {error.get('message')}"

@@ -5,6 +5,7 @@ It asks for its input, calls the function, and tells how it ended. Exit status: 
 
 from __future__ import annotations
 
+import builtins
 import os
 import sys
 
@@ -12,7 +13,7 @@ from perdure.agent import calls
 from perdure.agent.context import Context
 from perdure.agent.declaration import Agent
 from perdure.agent.door import Door
-from perdure.agent.values import from_json, resolved, to_json
+from perdure.agent.values import Cancelled, from_json, resolved, to_json
 from perdure.errors import AgentInvalid, InvalidValue, PerdureError
 
 TYPE_CHECKING = False
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+# Python 3.11 and newer have task groups, which raise what their tasks raised in a group
+_CANCELLED = (Cancelled, getattr(builtins, "BaseExceptionGroup", Cancelled))
 _IS_COROUTINE = 0x80  # CO_COROUTINE of code objects (the documentation of inspect)
 
 
@@ -100,6 +103,8 @@ def failure(problem: BaseException) -> dict[str, Any]:
     told = calls.error(problem)
     if isinstance(problem, PerdureError):
         told |= {"code": problem.code, "message": problem.message, "hint": problem.hint}
+    elif isinstance(problem, Cancelled):
+        told["code"] = calls.CANCELLED
     else:
         told["code"] = "agent-failed"
     return told
@@ -129,7 +134,7 @@ def live(path: str, name: str, door: Door) -> int:
         else:
             result = function(Context(begun["run_id"], lane, door), **inputs)
         end, body = "complete", {"result": to_json(result, f"what {name} returned")}
-    except (Exception, SystemExit) as problem:
+    except (Exception, SystemExit, *_CANCELLED) as problem:
         end, body = "fail", {"error": failure(problem)}
         print(body["error"]["traceback"], end="", file=sys.stderr)
     sys.stdout.flush()

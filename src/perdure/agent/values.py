@@ -21,6 +21,15 @@ _INFINITE = float("inf")
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
+class Cancelled(BaseException):
+    """The run is to end; ``str()`` of it says why.
+
+    It is raised once, by the call or the wait that the agent is at: clean up and return, or let it pass. What is asked
+    meanwhile is answered as ever, for some time (30 s, or what ``perdure cancel --clean-up`` says). No ``Exception``:
+    an ``except Exception`` around a tool is not meant to catch it.
+    """
+
+
 class Turn:
     """One answer of a model. ``message`` can be appended to the messages of the next turn as it is."""
 

@@ -53,12 +53,15 @@ class ServerClient:
         disk_mib: int = 0,
         policy: Mapping[str, Any] | None = None,
         fittings: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+        active_timeout_s: float | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
         input: a JSON value. key: the same key starts a run only once, and gives the older run. 0: the default size.
         policy: when its machine sleeps and is captured (``idle_grace_s`` …); fittings: how else it is to find its
         machine (``cwd``, ``user``, ``networks`` …): fields of a ``StartRequest``, docs/any-language.md.
+        timeout_s: of wall time, active_timeout_s: with a machine; then it fails (``timed-out``).
         """
         request = {
             "source": source,
@@ -75,6 +78,8 @@ class ServerClient:
             "disk_mib": disk_mib,
             "policy": dict(policy or {}),
             "fittings": dict(fittings or {}),
+            "timeout_s": timeout_s,
+            "active_timeout_s": active_timeout_s,
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)
@@ -165,9 +170,11 @@ class ServerClient:
         answer = self._transport.call("POST", _path(run, "checkpoint"), json_body={"keep": keep})
         return msgspec.convert(answer, SnapshotInfo)
 
-    def cancel(self, run: str, *, reason: str = "") -> RunInfo:
-        """End the run and its machine. ``Conflict`` when it has ended."""
-        return self._info("POST", _path(run, "cancel"), {"reason": reason})
+    def cancel(self, run: str, *, reason: str = "", clean_up_s: float | None = None, force: bool = False) -> RunInfo:
+        """End the run, its children and their machines. Its program is told, and has ``clean_up_s`` (None: 30) to clean
+        up; with ``force`` none. ``Conflict`` when it has ended."""
+        body = {"reason": reason, "clean_up_s": clean_up_s, "force": force}
+        return self._info("POST", _path(run, "cancel"), body)
 
     def output(self, run: str) -> bytes:
         """What the program has printed so far."""

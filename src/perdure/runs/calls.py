@@ -34,6 +34,9 @@ POST /v1/chat/completions      } the gateway
 GET  /v1/models                }
 =============================  =====================================  =============================================
 
+A run that is to end (cancelled, or timed out) tells its program once: by the error ``cancelled`` as the answer of each
+wait that is open, or of the next new call (``runs.ending``).
+
 One rule for every call: its key (lane and ordinal) is looked up along the
 run's branch. Nothing there: it is new. The same request hash there: it is the same call, asked again after a restore,
 a restart or a broken connection. Another hash: the program went another way than the log, and the branch is forked.
@@ -46,10 +49,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from perdure.context.log import NewEntry, canonical
-from perdure.errors import InvalidValue, NotFound
+from perdure.errors import Cancelled, InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, parking, steps
 from perdure.runs.asked import Asked, Body, last
+from perdure.runs.ending import broken_off, tell
 from perdure.runs.ports import ModelCalls
 from perdure.runs.run import Run
 
@@ -69,6 +73,12 @@ class Calls:
         await run.admit(call.epoch)
         asked, path = Asked(run, call), call.path.partition("?")[0]
         if not path.startswith(PREFIX):
+            try:
+                await tell(asked, path, is_model=True)
+            except Cancelled as error:
+                if not call.offset:
+                    raise
+                return broken_off(error)
             return await self._model(asked)
         route = ROUTES.get(path.removeprefix(PREFIX))
         if route is None:
@@ -77,6 +87,7 @@ class Calls:
             raise InvalidValue(f"{path} is asked with POST, not {call.method}")
         run.touch()
         try:
+            await tell(asked, path.removeprefix(PREFIX), is_model=False)
             return _json_answer(await route(asked), call.offset)
         finally:
             run.touch()
@@ -191,8 +202,7 @@ async def _complete(asked: Asked) -> Body:
 
     async def act() -> Body:
         await asked.known()
-        why = {"result": result}
-        await asked.run.write(to=RunState.COMPLETED, epoch=asked.call.epoch, why=why, result=result)
+        await asked.run.conclude(RunState.COMPLETED, epoch=asked.call.epoch, result=result)
         return {}
 
     return await asked.warm(act)
@@ -206,7 +216,7 @@ async def _fail(asked: Asked) -> Body:
 
     async def act() -> Body:
         await asked.known()
-        await asked.run.write(to=RunState.FAILED, epoch=asked.call.epoch, why={"error": error}, error=error)
+        await asked.run.conclude(RunState.FAILED, epoch=asked.call.epoch, error=error)
         return {}
 
     return await asked.warm(act)

@@ -9,12 +9,12 @@ from typing import Any
 
 from perdure.context.log import ContextLog
 from perdure.errors import Conflict, NotFound
-from perdure.model import Entry, RunInfo, SnapshotInfo
+from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
-from perdure.runs.ports import Machines
+from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.record import from_head
 from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
@@ -23,9 +23,12 @@ from perdure.runs.states import TERMINAL
 class Desk:
     """Questions are answered from the log, what is told goes to the live run."""
 
-    def __init__(self, context: ContextLog, machines: Machines) -> None:
+    def __init__(self, context: ContextLog, machines: Machines, models: ModelCalls, clean_up_s: float) -> None:
+        """clean_up_s: for programs of runs that are cancelled."""
         self._context = context
         self._machines = machines
+        self._models = models
+        self._clean_up_s = clean_up_s
         self._runs: dict[str, Run] = {}  # those that have not ended, or whose machine is not removed yet
 
     async def find(self, ref: str) -> str:
@@ -90,8 +93,16 @@ class Desk:
         """A snapshot of the run at its position, now. keep: it is not given up for newer ones. Conflict."""
         return await checkpoints.of_person(await self._going(run_id), keep=keep)
 
-    async def cancel(self, run_id: str, reason: str = "") -> None:
-        await (await self._going(run_id)).cancel(reason)
+    async def cancel(self, run_id: str, reason: str = "", *, clean_up_s: float | None = None) -> None:
+        """End a run and its children. Its program has ``clean_up_s`` (None: the usual time, 0: none) to clean up."""
+        error = {"code": "cancelled", "message": reason or "cancelled", "hint": "", "details": {}}
+        run = await self._going(run_id)
+        await self._end(run, RunState.CANCELLED, error, self._clean_up_s if clean_up_s is None else clean_up_s)
+
+    async def _end(self, run: Run, to: RunState, error: dict[str, Any], clean_up_s: float) -> None:
+        if await run.end(to, error, clean_up_s):
+            # Its next call tells it. The one that a model answers now is that one: nothing more is spent on it.
+            await self._models.forget(run.id)
 
     async def approve(
         self,

@@ -40,6 +40,7 @@ class Settings:
     suspend_retry_s: float = 30.0  # after a refused suspend or checkpoint
     backoff_s: float = 0.5  # before the second recovery in a row, doubled for each more
     backoff_max_s: float = 30.0
+    clean_up_s: float = 30.0  # for a program that is told that its run is to end
     failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
 
     @property
@@ -67,6 +68,7 @@ class Driver:
         self._settings = settings
         policy = run.record.request.policy.over(settings.policy)
         self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s)
+        self._stopped_in = 0  # the epoch whose program was stopped
         self._away = 0  # times in a row that the node was not there
 
     async def drive(self) -> None:
@@ -108,7 +110,14 @@ class Driver:
 
     async def _fail(self, seen: Record, error: dict[str, Any]) -> None:
         # In a new epoch: the fence. Whatever is left of its machine can do nothing any more.
-        await self._go(seen, RunState.FAILED, epoch=seen.epoch + 1, error=error, why={"error": error})
+        await self._conclude(seen, RunState.FAILED, epoch=seen.epoch + 1, error=error)
+
+    async def _conclude(self, seen: Record, to: RunState, **how: Any) -> None:
+        async def act() -> None:
+            if self.run.state is seen.state and self.run.record.epoch == seen.epoch:
+                await self.run.conclude(to, **how)
+
+        await self.run.atomically(act)
 
     async def _queued(self) -> None:
         epoch = self.run.record.epoch + 1
@@ -159,6 +168,8 @@ class Driver:
 
     async def _warm(self) -> None:
         run, captures, seen = self.run, self._captures, self.run.record
+        if await self._stopped(seen):
+            return
         if run.look_wanted:
             await self._look_if_asked(seen)
             return
@@ -176,6 +187,15 @@ class Driver:
             return run.look_wanted or is_other or captures.checkpoint_is_due()
 
         await run.until(over, min(pauses, default=None))
+
+    async def _stopped(self, seen: Record) -> bool:
+        """A program that knows nothing of runs hears that it is to end by its stop signal; once an epoch."""
+        if seen.ending is None or not seen.request.command or self._stopped_in == seen.epoch:
+            return False
+        self._stopped_in = seen.epoch
+        await self._machines.stop(seen.sandbox_id, max(0.0, seen.ending.until - self.run.clock.time()))
+        self.run.look_wanted = True
+        return True
 
     async def _suspended(self) -> None:
         await self._captures.sleep()
@@ -220,7 +240,7 @@ class Driver:
             await self._lost(seen, "sandbox-gone", f"sandbox {seen.sandbox_id} was removed")
             return
         if info.state is SandboxState.EXITED:
-            if info.cause == "exit":
+            if info.cause == "exit" or (seen.ending and seen.request.command):
                 await self._exited(seen, info)
             else:
                 await self._lost(seen, info.cause or "exited", info.detail)
@@ -239,7 +259,7 @@ class Driver:
         output = await self._machines.output(seen.sandbox_id, OUTPUT_TAIL_BYTES)
         end = {"exit_status": info.exit_status, "output": output.decode("utf-8", "replace")}
         if seen.request.command and info.exit_status == 0:
-            await self._go(seen, RunState.COMPLETED, result=end, why={"result": end})
+            await self._conclude(seen, RunState.COMPLETED, epoch=seen.epoch, result=end)
             return
         what = "the program" if seen.request.command else f"the agent {seen.request.agent} gave no result: its process"
         message = f"{what} ended with exit status {info.exit_status}"

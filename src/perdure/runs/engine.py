@@ -18,7 +18,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import InvalidValue, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
-from perdure.runs import travel
+from perdure.runs import limits, travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.clock import SYSTEM, Clock
@@ -33,6 +33,7 @@ from perdure.runs.waits import Wait
 log = logging.getLogger(__name__)
 
 FORKS_MAX = 100  # by one request
+LIMIT = "limit"  # what a deadline is of that is no wait's
 
 
 class Engine(Desk):
@@ -50,14 +51,14 @@ class Engine(Desk):
         clock: Clock = SYSTEM,
     ) -> None:
         """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us."""
-        super().__init__(context, machines)
-        self._models = models
+        settings = settings or Settings()
+        super().__init__(context, machines, models, settings.clean_up_s)
+        self._clock = clock
         self._calls = Calls(models)
         self._calls_url = calls_url
         self._secret = secret
-        self._settings = settings or Settings()
+        self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
-        self._clock = clock
         self._timers = Timers(self._deadline, clock)
 
     # -- life
@@ -78,7 +79,8 @@ class Engine(Desk):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _take_up(self, head: Head) -> Run:
-        run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._clock)
+        run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._on_change, self._clock)
+        self._on_change(run)
         return run
 
     async def _adopt(self, run: Run) -> None:
@@ -135,10 +137,30 @@ class Engine(Desk):
         if wait.until is not None:
             self._timers.add(wait.until, run_id, wait.id)
 
+    def _on_change(self, run: Run) -> None:
+        until = limits.deadline(run.record)
+        if until is not None and (run.limited_until is None or until < run.limited_until):
+            run.limited_until = until
+            self._timers.add(until, run.id, LIMIT)
+
     async def _deadline(self, run_id: str, wait_id: str) -> None:
         run = self._runs.get(run_id)
-        if run is not None:
+        if run is not None and wait_id == LIMIT:
+            await self._limit(run)
+        elif run is not None:
             await run.timeout(wait_id)
+
+    async def _limit(self, run: Run) -> None:
+        """A time limit of the run has passed, or would have, had it gone on with its machine."""
+        if run.ended:
+            return
+        ending, error = run.record.ending, limits.passed(run.record, self._clock.time())
+        if ending is not None and ending.until <= self._clock.time():
+            await run.end(RunState(ending.to), ending.error, 0)
+        elif ending is None and error is not None:
+            await self._end(run, RunState.FAILED, error, self._settings.clean_up_s)
+        run.limited_until = None
+        self._on_change(run)
 
     # -- starting
 

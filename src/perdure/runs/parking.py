@@ -12,6 +12,7 @@ from perdure.model import Entry, RunState, new_id
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.asking import Asking, SetAsking
 from perdure.runs.completions import completion, taking
+from perdure.runs.ending import told
 from perdure.runs.run import WARM
 from perdure.runs.waits import SETS, Wait, Waits
 
@@ -48,6 +49,8 @@ async def _over(asked: Asked, begin: Callable[[], Awaitable[Entry | Wait]]) -> E
         found = await asked.warm(begin)
         if isinstance(found, Entry):
             asked.run.told(found.payload["wait"])
+            if found.payload["outcome"] == "cancelled":
+                raise told(asked)
             return found
         await park(asked, found)
 

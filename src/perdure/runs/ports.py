@@ -59,6 +59,10 @@ class Machines(Protocol):
         was left of an earlier start of the same run is removed first."""
         ...
 
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        """Send the program its stop signal, after ``timeout_s`` SIGKILL; returns when it has ended."""
+        ...
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         """The end of what the program wrote."""
         ...

@@ -10,8 +10,10 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.policy import Policy
+from perdure.runs.states import TERMINAL
 from perdure.runs.waits import Waits
 
 
@@ -34,6 +36,8 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     on_divergence: Literal["fork", "fail"] = "fork"
     policy: Policy = Policy()
     fittings: Fittings = Fittings()
+    timeout_s: float | None = None  # of wall time, once it has left the queue
+    active_timeout_s: float | None = None  # with a machine
 
     @property
     def agent(self) -> str:
@@ -56,6 +60,10 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
         self.policy.check()
         self.fittings.check()
+        for name in ("timeout_s", "active_timeout_s"):
+            limit_s = getattr(self, name)
+            if limit_s is not None and not 0 < limit_s <= LONGEST_S:
+                raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
 
 
 class Kept(Frozen, frozen=True, kw_only=True):
@@ -68,6 +76,15 @@ class Kept(Frozen, frozen=True, kw_only=True):
     stored_bytes: int = 0  # beyond its parent
     keep: bool = False  # it is not given up for newer ones
     run: str = ""  # whose log the position is of, where that is not the run's own: of a fork
+
+
+class Ending(Frozen, frozen=True, kw_only=True):
+    """The run is to end: after its program has cleaned up, or at ``until`` (seconds since 1970)."""
+
+    to: Literal["cancelled", "failed"]
+    error: dict[str, Any]
+    until: float
+    told: bool = False  # the program knows
 
 
 class Record(Frozen, frozen=True, kw_only=True):
@@ -99,6 +116,10 @@ class Record(Frozen, frozen=True, kw_only=True):
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
+    began: float = 0.0  # when this attempt left the queue
+    active_s: float = 0.0  # how long it had a machine, before the one it has
+    active_since: float = 0.0  # since when it has that; 0: it has none
+    ending: Ending | None = None
     result: Any = None
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
@@ -144,6 +165,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
             name=self.request.name,
             origin=self.origin,
+            ending=None if self.ending is None or self.state in TERMINAL else msgspec.to_builtins(self.ending),
         )
 
 

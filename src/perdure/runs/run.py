@@ -19,7 +19,8 @@ from perdure.model import Entry, RunState, new_id
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
-from perdure.runs.record import Record, from_head, to_value
+from perdure.runs.limits import clocked
+from perdure.runs.record import Ending, Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
 from perdure.runs.wishes import Wish
@@ -33,9 +34,14 @@ class Run:
     """One run that has not ended, or whose machine is not removed yet."""
 
     def __init__(
-        self, head: Head, context: ContextLog, on_wait: Callable[[str, Wait], None], clock: Clock = SYSTEM
+        self,
+        head: Head,
+        context: ContextLog,
+        on_wait: Callable[[str, Wait], None],
+        on_change: Callable[[Run], None] = lambda run: None,
+        clock: Clock = SYSTEM,
     ) -> None:
-        """on_wait: told of every open wait (run id, wait), for its deadline."""
+        """on_wait: told of every open wait (run id, wait), for its deadline. on_change: told after every write."""
         self.id = head.run_id
         self.record: Record = from_head(head)
         self.branch = head.branch
@@ -44,9 +50,11 @@ class Run:
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
         self.driven = False  # a driver moves it along
         self.progressed = False  # the guest wrote something new in this epoch
+        self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
         self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
         self._version = head.version
         self._on_wait = on_wait
+        self._on_change = on_change
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
         self.activity = Activity(self.touch, clock)
@@ -139,7 +147,7 @@ class Run:
             self.progressed = False
         if to is not None:
             check(self.id, self.state, to, rewinds=rewinds)
-            changes["state"] = to
+            changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
@@ -161,6 +169,7 @@ class Run:
         for wait in waits.open if waits is not older.waits else ():
             if wait.id not in known or known[wait.id] != wait.until:
                 self._on_wait(self.id, wait)
+        self._on_change(self)
         self.notify()
         return written
 
@@ -214,14 +223,53 @@ class Run:
 
         await self.atomically(act)
 
-    async def cancel(self, reason: str) -> None:
-        async def act() -> None:
-            self._check_going()
-            error = {"code": "cancelled", "message": reason or "cancelled", "hint": "", "details": {}}
-            epoch = self.record.epoch + 1  # the fence: its machine can do nothing any more
-            await self.write(to=RunState.CANCELLED, epoch=epoch, why={"reason": reason}, error=error)
+    async def end(self, to: RunState, error: dict[str, Any], clean_up_s: float) -> bool:
+        """Have it end in ``to``: its program has ``clean_up_s`` to clean up, where it can hear of it. Conflict when it
+        has ended; nothing when it is to end already, unless at once (0 s). Whether its program is still to be told."""
 
-        await self.atomically(act)
+        async def act() -> bool:
+            self._check_going()
+            record = self.record
+            hears = record.sandbox_id and (record.source is not None or self.state in WARM)
+            if not hears or clean_up_s <= 0:
+                ending = record.ending or Ending(to=to.value, error=error, until=0.0)  # type: ignore[arg-type]
+                await self.conclude(RunState(ending.to), epoch=record.epoch + 1, error=ending.error)
+                return False
+            if record.ending is None:
+                await self._begin_end(to, error, self.clock.time() + clean_up_s)
+                return record.source is not None and not record.waits.open
+            return False
+
+        return await self.atomically(act)
+
+    async def _begin_end(self, to: RunState, error: dict[str, Any], until: float) -> None:
+        waits, now = self.record.waits.whole, self.clock.time()
+        entries = [NewEntry(kind="ending", payload={"to": to.value, "error": error, "until": until})]
+        for wait in waits:
+            over = {"wait": wait.id, "kind": wait.kind, "outcome": "cancelled", "at": now}
+            entries.append(NewEntry(kind="wait.completed", key=wait.key, payload=over))
+        ending = Ending(to=to.value, error=error, until=until, told=bool(waits))  # type: ignore[arg-type]
+        if waits and self.state is RunState.WAITING:
+            await self.write(*entries, to=RunState.RUNNING, why={"wait": waits[-1].id}, ending=ending)
+        else:
+            asleep = self.state in (RunState.SUSPENDING, RunState.SUSPENDED)
+            await self.write(*entries, wake=self.record.wake or asleep, ending=ending)
+        self._owed.update(wait.id for wait in waits)
+
+    async def conclude(
+        self, to: RunState, *, epoch: int, error: dict[str, Any] | None = None, result: Any = None
+    ) -> None:
+        """It ends: as its program or its machine has it, or as it was to end anyhow. Under the lock.
+
+        epoch: a new one where something of its machine may be left: the fence, it can do nothing any more.
+        """
+        ending = self.record.ending
+        if ending is not None:
+            to, error, result = RunState(ending.to), ending.error, None
+        why: dict[str, Any] = {"result": result} if to is RunState.COMPLETED else {"error": error}
+        if to is RunState.CANCELLED:
+            why["reason"] = (error or {}).get("message", "")
+        await self.write(to=to, epoch=epoch, why=why, result=result, error=error)
 
     def _check_going(self) -> None:
         if self.ended:
@@ -274,6 +322,8 @@ class Run:
         A step that was begun is work: a machine captured in it would have its effect again without asking.
         """
         waits, busy = self.record.waits.open, self.activity.speaking or self.record.steps or self.capturing
+        if self.record.ending is not None:
+            return False  # what it waits for now is soon over, one way or the other
         is_parked = bool(waits or self.activity.thinking)
         asked = all((wait.of or wait.id) in self._asking for wait in waits)
         return is_parked and not busy and not self._owed and asked

@@ -9,6 +9,7 @@ from perdure.errors import Conflict, InvalidValue
 from perdure.model import Entry, Frozen, new_id
 from perdure.runs import parking
 from perdure.runs.asked import Asked, Body, last
+from perdure.runs.ending import told
 from perdure.runs.waits import Wait
 
 DOUBTS = ("retry", "ask", "fail")
@@ -50,6 +51,8 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
                 verdict = None  # it was about an attempt before
             if verdict:
                 asked.run.told(verdict.payload["wait"])
+                if verdict.payload["outcome"] == "cancelled":
+                    raise told(asked)
             elif step.on_doubt == "ask":
                 return await _doubt(asked, step, intents)
             if step.on_doubt == "fail" or (verdict and not (verdict.payload.get("value") or {}).get("approved")):

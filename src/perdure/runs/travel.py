@@ -147,6 +147,9 @@ async def rewind(run: Run, seq: int) -> None:
             output="",
             failure="",
             failures=0,
+            ending=None,
+            began=run.clock.time(),  # its time limits begin again
+            active_s=0.0,
         )
 
     await run.atomically(act)

@@ -116,6 +116,11 @@ class Waits(Frozen, frozen=True, kw_only=True):
         return next((signal for signal in self.signals if signal.name == name and signal.id not in taken), None)
 
     @property
+    def whole(self) -> list[Wait]:
+        """Those that a call waits for: a set without its parts, which end with it."""
+        return [wait for wait in self.open if not wait.of]
+
+    @property
     def askable(self) -> list[Wait]:
         """Those a person answers."""
         return [wait for wait in self.open if wait.kind in ("approval", "doubt")]

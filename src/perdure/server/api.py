@@ -21,7 +21,8 @@ POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"
                                             answered already (details: by, at)
 POST /v1/runs/{id}/checkpoint               ``{"keep"?}`` -> ``SnapshotInfo``, once it is durable; of a run that
                                             sleeps the one that it sleeps in. keep: not given up for newer ones
-POST /v1/runs/{id}/cancel                   ``{"reason"?}`` -> ``RunInfo``
+POST /v1/runs/{id}/cancel                   ``{"reason"?, "clean_up_s"?, "force"?}`` -> ``RunInfo``: its program hears,
+                                            and ends after it has cleaned up, or ``clean_up_s``; ``force``: at once
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
                                             "runs": {STATE: n}, "node"}``
@@ -34,6 +35,7 @@ POST /v1/calls                              from a node (docs/design/0001-contra
 ``policy`` (``runs.policy``: ``{"idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s",
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
+``timeout_s``, ``active_timeout_s``.
 """
 
 from __future__ import annotations
@@ -64,6 +66,7 @@ from perdure.errors import (
 )
 from perdure.host.paths import Home
 from perdure.model import Call, Frozen, RunState
+from perdure.runs.asking import LONGEST_S
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
@@ -100,6 +103,8 @@ class Approval(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 class Cancel(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str = ""
+    clean_up_s: float | None = None  # the usual time
+    force: bool = False
 
 
 class Api:
@@ -267,7 +272,10 @@ class Api:
 
     async def _cancel(self, request: web.Request) -> web.Response:
         run_id = await self._run(request)
-        await self._engine.cancel(run_id, (await _body(request, Cancel)).reason)
+        given = await _body(request, Cancel)
+        if given.clean_up_s is not None and not 0 <= given.clean_up_s <= LONGEST_S:
+            raise InvalidValue(f"clean_up_s is {given.clean_up_s:g}", hint="It is a number of seconds from 0 on.")
+        await self._engine.cancel(run_id, given.reason, clean_up_s=0.0 if given.force else given.clean_up_s)
         return _json(await self._engine.info(run_id))
 
     async def _verify(self, request: web.Request) -> web.Response:

@@ -88,6 +88,9 @@ class NodeMachines:
 
         return await self._in_thread(work)
 
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        await self._in_thread(lambda: self._node.stop(sandbox_id, timeout_s=timeout_s))
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         def work() -> bytes:
             return b"".join(record.data for record in self._node.logs(sandbox_id, tail=TAIL_LINES))[-tail_bytes:]

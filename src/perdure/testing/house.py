@@ -123,6 +123,11 @@ class House:
     async def entries(self, run_id: str, kind: str | None = None) -> list[Entry]:
         return await self.context.read(run_id, kind=kind, limit=100_000)
 
+    async def restart(self) -> None:
+        """As kill -9 and a new start."""
+        await self.down()
+        await self.up()
+
     def sandbox(self, run_id: str) -> str:
         return self.engine._runs[run_id].record.sandbox_id
 

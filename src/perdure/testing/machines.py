@@ -178,6 +178,14 @@ class LocalMachines:
         self.done.append("fork")
         return sandbox_id
 
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        await self._begin("stop")
+        sandbox = self._get(sandbox_id)
+        await self._freeze(sandbox)
+        sandbox.state, sandbox.cause, sandbox.exit_status = SandboxState.EXITED, "stopped", 143
+        self._tell("sandbox.exited", sandbox_id)
+        self.done.append("stop")
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return b"output\n"[-tail_bytes:]
 

@@ -134,6 +134,9 @@ class Processes:
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         raise NotFound(f"no snapshot {snapshot}")
 
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        raise NotImplementedError
+
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return self.machines[sandbox_id].output[-tail_bytes:]
 

@@ -32,7 +32,7 @@ async def test_an_ended_run_goes_back_and_ends_another_way(house: Any, provider:
     await house.reaches(run_id, RunState.SUSPENDED)
     if end == "cancelled":
         at = (await house.engine.info(run_id)).seq
-        await house.engine.cancel(run_id, "not now")
+        await house.engine.cancel(run_id, "not now", clean_up_s=0)
     else:
         await house.engine.approve(run_id, None, approved=True, comment="break" if end == "failed" else "one")
     first = await house.ends(run_id)

@@ -124,6 +124,20 @@ async def test_a_withdrawn_set_leaves_nothing_open(house: Any) -> None:
     assert info.result == {"kind": "all", "withdrawn": True} and info.waits == []
 
 
+async def test_a_run_that_is_cancelled_is_told_once_for_a_set(house: Any) -> None:
+    def program() -> Steps:
+        said = yield Ask("wait/set", {"mode": "all", "waits": [signal("a"), signal("b")]})
+        yield Ask("complete", {"result": said.value})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.cancel(run_id)
+    info = await house.ends(run_id)
+    assert info.state is RunState.CANCELLED and info.waits == []
+    (over,) = await house.entries(run_id, "wait.completed")
+    assert (over.payload["kind"], over.payload["outcome"]) == ("all", "cancelled")
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -82,7 +82,7 @@ async def test_a_followed_log_is_kept_alive(served: Served, monkeypatch: pytest.
         empty = 0
         while empty < 3:
             empty += await asyncio.wait_for(answer.content.readline(), 10) == b"\n"
-        await served.ask(lambda client: client.cancel(info.id))
+        await served.ask(lambda client: client.cancel(info.id, force=True))
         rest = [line for line in (await answer.content.read()).split(b"\n") if line]
     assert b"run.cancelled" in rest[-1]
 
@@ -98,6 +98,8 @@ async def test_signal_output_cancel(served: Served) -> None:
     await served.house.reaches(info.id, RunState.WAITING, RunState.SUSPENDED)
     assert await served.ask(lambda client: client.output(info.id)) == b"output\n"
     info = await served.ask(lambda client: client.cancel(info.id, reason="enough"))
+    assert info.ending is not None and info.ending["error"]["message"] == "enough"
+    info = await served.ask(lambda client: client.get(info.id, wait_s=10))
     assert (info.state, info.error["message"] if info.error else "") == (RunState.CANCELLED, "enough")
     with pytest.raises(Conflict, match="has ended"):
         await served.ask(lambda client: client.signal(info.id, "go"))

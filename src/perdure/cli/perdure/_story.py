@@ -70,6 +70,11 @@ class Story:
             return "run", f"failed: {_dict(payload.get('error')).get('message') or cause}", ""
         return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
 
+    def ending(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        if entry.kind == "ending.told":
+            return "run", "the program was told that it is to end", ""
+        return "outside", f"is to end: {_dict(payload.get('error')).get('message', '')}", ""
+
     def model(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         key = entry.key or ""
         if entry.kind == "model.intent":
@@ -101,6 +106,8 @@ class Story:
             return "clock", "nothing came in time", waited
         if payload.get("outcome") == "withdrawn":
             return "agent", "does not wait any more", waited
+        if payload.get("outcome") == "cancelled":
+            return "run", "the wait ends with its run", waited
         found = payload.get("value")
         if payload.get("kind") in ("approval", "doubt") and isinstance(found, dict):
             verdict = "approved" if found.get("approved") else "denied"
@@ -185,6 +192,8 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
         ],
         Story.state,
     ),
+    "ending": Story.ending,
+    "ending.told": Story.ending,
     "model.intent": Story.model,
     "model.started": Story.model,
     "model.committed": Story.model,

@@ -25,6 +25,13 @@ def duration(seconds: float) -> str:
     return f"{hours}h {minutes:02}m" if hours < 48 else f"{hours // 24}d {hours % 24}h"
 
 
+def seconds(text: str, what: str) -> float:
+    """``90``, ``90s``, ``15m``, ``1d12h`` in seconds. ``InvalidValue`` names ``what``."""
+    from perdure.agent.values import seconds as parsed
+
+    return parsed(float(text) if text.replace(".", "", 1).isdigit() else text, what)
+
+
 def size(count: float) -> str:
     """Bytes in the units that disks have: ``840 B``, ``4.2 MB``."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -176,10 +176,10 @@ async def test_ctrl_c_leaves_the_run_going_on(desk: Desk) -> None:
     assert run_id in said
     run = desk.house.engine._runs[run_id]
     assert await run.until(lambda: any(wait.name == "never" for wait in run.record.waits.open), 10)
-    said, _ = await desk("cancel", run_id, "--reason", "enough")
-    assert run_id in said
+    said, _ = await desk("cancel", run_id, "--reason", "enough", "--clean-up", "1m", "--wait")
+    assert said == f"run {run_id} is cancelled\n"
     said, told_text = await desk("show", run_id)
-    assert "cancelled" in said and told_text == ""
+    assert "cancelled" in said and "is to end" in said and told_text == ""
     status, _ = await desk("status")
     assert "1 cancelled" in status
 
