@@ -13,6 +13,7 @@
     │   ├── LogConflict              compare-and-set lost: another writer appended first
     │   ├── StaleEpoch               a former owner of the run tried to act
     │   ├── Cancelled                the run is to end: its program may clean up
+    │   ├── VersionMismatch          a run and what would go on with it are not of one version
     │   └── AlreadyRunning           a daemon already serves this state folder
     ├── Unsupported                  this machine or version cannot do it
     ├── NoRights                     root or a group is missing, or a token's scope is too small
@@ -121,6 +122,10 @@ class StaleEpoch(Conflict):
 
 class Cancelled(Conflict):
     code = "cancelled"
+
+
+class VersionMismatch(Conflict):
+    code = "version-mismatch"
 
 
 class AlreadyRunning(Conflict):

@@ -527,6 +527,7 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     epoch: int = 0
     branch: int = 0
     image: str = ""
+    durability: str = "snapshot"  # or "replay": a worker process, and no machine
     sandbox_id: str = ""
     input: Any = None
     result: Any = None

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-DURABILITIES = ("snapshot",)
+DURABILITIES = ("snapshot", "replay")
 
 
 class Agent:
@@ -24,6 +24,7 @@ class Agent:
         vcpus: int | None,
         durability: str,
         policy: dict[str, float],
+        version: str = "",
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidValue(f"durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}")
@@ -33,6 +34,7 @@ class Agent:
         self.vcpus = vcpus
         self.durability = durability
         self.policy = policy
+        self.version = version
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
@@ -54,13 +56,16 @@ def agent(
     think_grace_s: float | None = None,
     checkpoint_turns: int | None = None,
     checkpoint_s: float | None = None,
+    version: str = "",
 ) -> Callable[[Callable[..., Any]], Agent]:
     """Mark a function as an agent.
 
     image: what its microVM runs ("": what the run is started with); it needs ``python3``, 3.9 or newer.
-    memory_mib, vcpus: the machine's size. durability: "snapshot". idle_grace_s, think_grace_s: its machine sleeps when
-    it only waited, or a model only thought, for so long. checkpoint_turns, checkpoint_s: it is captured after so many
-    turns, or seconds of running. All are literals: they are read before anything runs.
+    memory_mib, vcpus: the machine's size. durability: "snapshot", or "replay": no machine, a process of the server's
+    host runs the function, and runs it again from its start after each sleep or loss, with what went through ``ctx``
+    answered from the log. version: the author's own name for it, kept with each run. idle_grace_s, think_grace_s: its
+    machine sleeps when it only waited, or a model only thought, for so long. checkpoint_turns, checkpoint_s: it is
+    captured after so many turns, or seconds of running. All are literals: they are read before anything runs.
     """
 
     given = {
@@ -72,6 +77,14 @@ def agent(
     policy = {name: value for name, value in given.items() if value is not None}
 
     def mark(function: Callable[..., Any]) -> Agent:
-        return Agent(function, image=image, memory_mib=memory_mib, vcpus=vcpus, durability=durability, policy=policy)
+        return Agent(
+            function,
+            image=image,
+            memory_mib=memory_mib,
+            vcpus=vcpus,
+            durability=durability,
+            policy=policy,
+            version=version,
+        )
 
     return mark

@@ -55,6 +55,8 @@ class ServerClient:
         fittings: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         active_timeout_s: float | None = None,
+        durability: str = "snapshot",
+        version: str = "",
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
@@ -80,6 +82,8 @@ class ServerClient:
             "fittings": dict(fittings or {}),
             "timeout_s": timeout_s,
             "active_timeout_s": active_timeout_s,
+            "durability": durability,
+            "version": version,
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)

@@ -9,9 +9,10 @@ from typing import Any
 
 from perdure.errors import AgentInvalid
 
-_OPTIONS: dict[str, type] = {"image": str, "memory_mib": int, "vcpus": int, "durability": str}
+_OPTIONS: dict[str, type] = {"image": str, "memory_mib": int, "vcpus": int, "durability": str, "version": str}
 NEVER_S = 1e10  # as a grace: 300 years
 _POLICY = ("idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s")  # numbers from 0 on
+DURABILITIES = ("snapshot", "replay")
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class AgentSource:
     memory_mib: int = 0
     vcpus: int = 0
     policy: dict[str, float] = field(default_factory=dict)  # what it says of when its machine sleeps and is captured
+    durability: str = "snapshot"
+    version: str = ""
 
 
 def read(reference: str) -> AgentSource:
@@ -99,6 +102,13 @@ def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
                 f"{where} is {value!r}", hint=f"it is a {'positive ' * (wanted is int)}{wanted.__name__}"
             )
         options[keyword.arg or ""] = value
-    if options.pop("durability", "snapshot") != "snapshot":
-        raise AgentInvalid(f'{place}: only durability="snapshot" is supported', hint="leave it out")
+    durability = options.get("durability", "snapshot")
+    if durability not in DURABILITIES:
+        raise AgentInvalid(
+            f"{place}: durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}"
+        )
+    machine = [name for name in ("image", "memory_mib", "vcpus") if name in options]
+    if durability == "replay" and machine:
+        message = f'{place}: {machine[0]} is of microVMs, and durability="replay" has none'
+        raise AgentInvalid(message, hint="leave one of the two out")
     return options

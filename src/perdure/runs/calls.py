@@ -30,6 +30,9 @@ POST /perdure/v1/messages      {}                                     {"messages
                                                                       before this call was first asked
 POST /perdure/v1/complete      {"result"}                             {} and the run ends: completed
 POST /perdure/v1/fail          {"error": {"code"?, "message", ..}}    {} and the run ends: failed
+POST /perdure/v1/history       {"after": SEQ}, of workers              {"lines": [...], "next": SEQ or null}: a page of
+                                                                      what the log has (``runs.replay``)
+POST /perdure/v1/mismatch      {"recorded", "asked"}, of workers      {} and the run ends: version-mismatch
 POST /v1/chat/completions      } the gateway
 GET  /v1/models                }
 =============================  =====================================  =============================================
@@ -51,7 +54,7 @@ from typing import Any
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import Cancelled, InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
-from perdure.runs import checkpoints, parking, steps
+from perdure.runs import checkpoints, parking, replay, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import broken_off, tell
 from perdure.runs.ports import ModelCalls
@@ -237,6 +240,8 @@ ROUTES: dict[str, Callable[[Asked], Awaitable[Body]]] = {
     "messages": _messages,
     "complete": _complete,
     "fail": _fail,
+    "history": replay.history,
+    "mismatch": replay.mismatch,
 }
 
 

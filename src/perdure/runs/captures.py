@@ -211,7 +211,7 @@ class Captures:
         await self.accept(snapshot)
         self._release()
 
-    async def _suspended(self, seen: Record, position: LogPosition) -> SnapshotInfo:
+    async def _suspended(self, seen: Record, position: LogPosition) -> SnapshotInfo | None:
         try:
             return await self._machines.suspend(seen.sandbox_id, position)
         except PerdureError:
@@ -221,18 +221,21 @@ class Captures:
                 raise
             return snapshot
 
-    async def accept(self, snapshot: SnapshotInfo) -> None:
-        """The machine was captured and is gone."""
+    async def accept(self, snapshot: SnapshotInfo | None) -> None:
+        """The machine was captured and is gone; without a snapshot where the log has all there is of it."""
 
         async def act() -> None:
             if self.run.state is RunState.SUSPENDING:
-                entry = NewEntry(kind="snapshot", payload={"snapshot": msgspec.to_builtins(snapshot)})
                 counted: dict[str, Any] = {
                     "suspends": self.run.record.suspends + 1,
                     "suspended_at": self.run.clock.time(),
                 }
-                why = {"stored_bytes": snapshot.stored_bytes}
-                await self.run.write(entry, to=RunState.SUSPENDED, why=why, **counted, **self._with(snapshot))
+                if snapshot is None:
+                    await self.run.write(to=RunState.SUSPENDED, why={"stored_bytes": 0}, **counted)
+                else:
+                    entry = NewEntry(kind="snapshot", payload={"snapshot": msgspec.to_builtins(snapshot)})
+                    why = {"stored_bytes": snapshot.stored_bytes}
+                    await self.run.write(entry, to=RunState.SUSPENDED, why=why, **counted, **self._with(snapshot))
                 self.run.activity.captured()
 
         await self.run.atomically(act)

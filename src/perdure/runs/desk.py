@@ -14,8 +14,9 @@ from perdure.runs import checkpoints
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
-from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.ports import ModelCalls
 from perdure.runs.record import from_head
+from perdure.runs.roads import Roads
 from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
 
@@ -23,10 +24,10 @@ from perdure.runs.states import TERMINAL
 class Desk:
     """Questions are answered from the log, what is told goes to the live run."""
 
-    def __init__(self, context: ContextLog, machines: Machines, models: ModelCalls, clean_up_s: float) -> None:
+    def __init__(self, context: ContextLog, roads: Roads, models: ModelCalls, clean_up_s: float) -> None:
         """clean_up_s: for programs of runs that are cancelled."""
         self._context = context
-        self._machines = machines
+        self._roads = roads
         self._models = models
         self._clean_up_s = clean_up_s
         self._runs: dict[str, Run] = {}  # those that have not ended, or whose machine is not removed yet
@@ -179,7 +180,7 @@ class Desk:
         record = from_head(await self._context.head(run_id))
         if record.sandbox_id and not record.released:
             try:
-                return await self._machines.output(record.sandbox_id, tail_bytes)
+                return await self._roads.of(record.request).output(record.sandbox_id, tail_bytes)
             except NotFound:  # it is being removed after the run's end
                 record = from_head(await self._context.head(run_id))
         return record.output.encode()[-tail_bytes:]

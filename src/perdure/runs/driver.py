@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from perdure.context.log import NewEntry
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
@@ -21,6 +23,7 @@ from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
 from perdure.runs.ports import MachinePlan, Machines, ModelCalls
 from perdure.runs.record import Kept, Record
+from perdure.runs.replay import check_versions
 from perdure.runs.run import WARM, Run
 
 log = logging.getLogger(__name__)
@@ -67,6 +70,8 @@ class Driver:
         self._endpoint = endpoint
         self._settings = settings
         policy = run.record.request.policy.over(settings.policy)
+        if run.record.request.is_replay:  # there is nothing to capture
+            policy = msgspec.structs.replace(policy, checkpoint_turns=0, checkpoint_s=0.0)
         self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s)
         self._stopped_in = 0  # the epoch whose program was stopped
         self._away = 0  # times in a row that the node was not there
@@ -126,6 +131,8 @@ class Driver:
     async def _starting(self) -> None:
         seen = self.run.record
         try:
+            if seen.request.is_replay:
+                check_versions(seen)
             sandbox_id, snapshot = await self._begun(seen)
         except (MachineFailed, Unavailable) as error:
             await self._lost(seen, "start-failed", error.message, counts=not isinstance(error, Unavailable))
@@ -209,6 +216,9 @@ class Driver:
 
     async def _resuming(self) -> None:
         seen = self.run.record
+        if seen.request.is_replay:
+            await self._starting()
+            return
         if seen.snapshot is None:
             await self._lost(seen, "no-snapshot", "the run has no snapshot")
             return

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import InvalidValue, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
@@ -26,6 +27,8 @@ from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.record import Record, StartRequest, from_head, to_value
+from perdure.runs.replay import CALLS_VERSION
+from perdure.runs.roads import Roads
 from perdure.runs.run import Run
 from perdure.runs.timers import Timers
 from perdure.runs.waits import Wait
@@ -49,10 +52,12 @@ class Engine(Desk):
         secret: bytes,
         settings: Settings | None = None,
         clock: Clock = SYSTEM,
+        workers: Machines | None = None,
     ) -> None:
-        """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us."""
+        """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us.
+        workers: the machines of the replay road."""
         settings = settings or Settings()
-        super().__init__(context, machines, models, settings.clean_up_s)
+        super().__init__(context, Roads(machines, workers), models, settings.clean_up_s)
         self._clock = clock
         self._calls = Calls(models)
         self._calls_url = calls_url
@@ -69,7 +74,8 @@ class Engine(Desk):
             if not from_head(head).released:
                 await self._adopt(self._take_up(head))
         self._spawn(self._timers.run(), "timers")
-        self._spawn(self._listen(), "node-events")
+        for machines in self._roads.all:
+            self._spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():
             self._drive(run)
 
@@ -101,7 +107,9 @@ class Engine(Desk):
 
         async def act() -> None:
             if (await self._context.head(run.id)).seq == 0:
-                asked = {"request": msgspec.to_builtins(run.record.request), "source": run.record.source}
+                record = run.record
+                asked = {"request": msgspec.to_builtins(record.request), "source": record.source}
+                asked |= {"made_by": record.made_by, "calls_version": record.calls_version}
                 await run.write(NewEntry(kind="run.queued", payload=asked))
 
         await run.atomically(act)
@@ -110,7 +118,8 @@ class Engine(Desk):
         run.driven = True
 
         async def drive() -> None:
-            await Driver(run, self._machines, self._models, self.endpoint, self._settings).drive()
+            machines = self._roads.of(run.record.request)
+            await Driver(run, machines, self._models, self.endpoint, self._settings).drive()
             run.driven = False
             self._runs.pop(run.id, None)
 
@@ -127,8 +136,8 @@ class Engine(Desk):
 
         task.add_done_callback(ended)
 
-    async def _listen(self) -> None:
-        async for event in self._machines.events():
+    async def _listen(self, machines: Machines) -> None:
+        async for event in machines.events():
             for run in list(self._runs.values()):
                 if event.kind == "node.connected" or event.sandbox_id == run.record.sandbox_id:
                     run.look()
@@ -171,7 +180,9 @@ class Engine(Desk):
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
         kept = msgspec.structs.replace(request, source="", policy=policy)
-        record = Record(state=RunState.QUEUED, request=kept, source=source)
+        record = Record(
+            state=RunState.QUEUED, request=kept, source=source, made_by=__version__, calls_version=CALLS_VERSION
+        )
         run_id = new_id()
         head = await self._context.create(run_id, to_value(record), key=request.key)
         if head.run_id == run_id:

@@ -23,7 +23,7 @@ async def wait(asked: Asked) -> Body:
     asking.check()
     wait = asking.wait(asked.key, asked.run.clock.time())
     done = await _over(asked, lambda: _begin(asked, wait, []))
-    return _answer(asking.kind, done.payload)
+    return answer(asking.kind, done.payload)
 
 
 async def wait_set(asked: Asked) -> Body:
@@ -33,12 +33,12 @@ async def wait_set(asked: Asked) -> Body:
     whole, parts = asking.wait(asked.key, asked.run.clock.time())
     done = await _over(asked, lambda: _begin(asked, whole, parts))
     if done.payload["outcome"] == "withdrawn":
-        return _answer(asking.mode, done.payload)
+        return answer(asking.mode, done.payload)
     ended = [entry for entry in await asked.entries() if entry.kind == "wait.completed" and "of" in entry.payload]
     answers: list[Body | None] = [None] * len(asking.waits)
     for entry in ended:
         index = entry.payload["index"]
-        answers[index] = _answer(asking.waits[index].kind, entry.payload)
+        answers[index] = answer(asking.waits[index].kind, entry.payload)
     timed_out = done.payload["outcome"] == "timed-out"
     return {"kind": asking.mode, "timed_out": timed_out, "order": done.payload["order"], "waits": answers}
 
@@ -153,7 +153,8 @@ def _whole(entries: list[Entry]) -> Entry | None:
     return last([entry for entry in entries if "of" not in (entry.payload or {})], "wait.completed")
 
 
-def _answer(kind: str, done: Body) -> Body:
+def answer(kind: str, done: Body) -> Body:
+    """What the program is told of a completed wait."""
     timed_out = done["outcome"] == "timed-out"
     if done["outcome"] == "withdrawn":
         return {"kind": kind, "withdrawn": True}

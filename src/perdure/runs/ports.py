@@ -38,8 +38,9 @@ class Machines(Protocol):
         """NotFound: there is no such sandbox (any more)."""
         ...
 
-    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
-        """Capture and end the machine. On any error it goes on running."""
+    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo | None:
+        """Capture and end the machine. On any error it goes on running. None: there is nothing to keep of it, as its
+        run is in its log alone (a worker of the replay road); it is started again instead of resumed."""
         ...
 
     async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:

@@ -38,17 +38,34 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     fittings: Fittings = Fittings()
     timeout_s: float | None = None  # of wall time, once it has left the queue
     active_timeout_s: float | None = None  # with a machine
+    durability: Literal["snapshot", "replay"] = "snapshot"
+    version: str = ""  # of the agent, as its author counts
 
     @property
     def agent(self) -> str:
         """NAME.py:FUNCTION, or nothing."""
         return f"{self.file}:{self.function}" if self.file else ""
 
+    @property
+    def is_replay(self) -> bool:
+        """It has no machine: a worker process runs the agent's function."""
+        return self.durability == "replay"
+
+    def _check_replay(self) -> None:
+        hint = "Leave it out, or start the run with durability=snapshot."
+        if self.command:
+            raise InvalidValue("durability=replay is for agents: nothing is recorded of a command", hint=hint)
+        for name, none in (("image", ""), ("memory_mib", 0), ("vcpus", 0), ("disk_mib", 0), ("fittings", Fittings())):
+            if getattr(self, name) != none:
+                raise InvalidValue(f"{name} is of microVMs, and durability=replay has none", hint=hint)
+
     def check(self) -> None:
         """Raises InvalidValue naming the field."""
         if bool(self.source) == bool(self.command):
             raise InvalidValue("a run is either an agent or a command", hint='Give "source", or "command".')
-        if not self.image:
+        if self.is_replay:
+            self._check_replay()
+        elif not self.image:
             hint = "Name one with --image, or @agent(image=...); `fcrun images` lists them."
             raise InvalidValue("the run names no image", hint=hint)
         if self.source and (not self.file.endswith(".py") or "/" in self.file or len(self.file) < 4):
@@ -123,6 +140,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     result: Any = None
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
+    made_by: str = ""  # the version of perdure that it was started with
+    calls_version: int = 0  # of its SDK
 
     @property
     def restorable(self) -> list[Kept]:
@@ -148,6 +167,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             epoch=head.epoch,
             branch=head.branch,
             image=self.request.image,
+            durability=self.request.durability,
             sandbox_id=self.sandbox_id,
             input=self.request.input,
             result=self.result,

@@ -306,9 +306,9 @@ class Run:
                 del self._asking[wait_id]
             self.touch()
 
-    def told(self, wait_id: str) -> None:
-        """The guest has the answer of a completed wait."""
-        self._owed.discard(wait_id)
+    def told(self, *wait_ids: str) -> None:
+        """The guest has the answers of completed waits."""
+        self._owed.difference_update(wait_ids)
         self.touch()
 
     def touch(self) -> None:

@@ -39,7 +39,7 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
     entries = await asked.known()
     result = last(entries, "step.result")
     if result:
-        return _recorded(result)
+        return recorded(result)
     intents = [entry for entry in entries if entry.kind == "step.intent"]
     attempt = len(intents)
     if not intents or _epoch(intents[-1]) != asked.call.epoch:
@@ -56,7 +56,7 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
             elif step.on_doubt == "ask":
                 return await _doubt(asked, step, intents)
             if step.on_doubt == "fail" or (verdict and not (verdict.payload.get("value") or {}).get("approved")):
-                return _recorded(await _refuse(asked, step, "a person decided not to repeat it" if verdict else ""))
+                return recorded(await _refuse(asked, step, "a person decided not to repeat it" if verdict else ""))
         attempt += 1
         payload = {"name": step.name, "on_doubt": step.on_doubt, "attempt": attempt, "epoch": asked.call.epoch}
         payload["request"] = asked.request
@@ -112,5 +112,6 @@ def _end(payload: Body) -> Body:
     return {name: payload[name] for name in ("result", "error") if name in payload}
 
 
-def _recorded(entry: Entry) -> Body:
+def recorded(entry: Entry) -> Body:
+    """The answer of a step that has ended."""
     return {"status": "failed" if "error" in entry.payload else "done", **_end(entry.payload)}

@@ -99,6 +99,8 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
         state=RunState.QUEUED,
         request=request,
         source=parent.source,
+        made_by=parent.made_by,
+        calls_version=parent.calls_version,
         epoch=at.epoch,
         lost_upto=at.epoch,
         waits=at.waits.after(entry.kind, entry.payload),

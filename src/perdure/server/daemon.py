@@ -28,6 +28,8 @@ from perdure.runs.engine import Engine
 from perdure.server.api import Api
 from perdure.server.machines import NodeMachines
 from perdure.server.settings import load as load_settings
+from perdure.server.workerlimit import limit as workers_limit
+from perdure.server.workers import Workers
 
 GRACE_S = 2.0  # for open requests when the server ends
 
@@ -47,10 +49,11 @@ async def serve(home: Home) -> None:
     except AlreadyRunning as error:
         raise _already_running(home, error) from error
     path, record = home.socket("perdured"), home.run / "server.json"
-    machines, gateway = NodeMachines(home), Gateway(context, providers)
+    machines, workers = NodeMachines(home), Workers(home, workers_limit(home))
+    gateway = Gateway(context, providers)
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
-    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings)
+    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)
     unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
     token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
     started = time.time()
@@ -69,6 +72,7 @@ async def serve(home: Home) -> None:
         record.unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         await engine.close()
+        await workers.close()
         await runner.cleanup()
         await gateway.close()
         machines.close()

@@ -41,7 +41,8 @@ def test_it_is_read_without_being_run(tmp_path: Path) -> None:
         ("@agent(memory_mib=-1)\ndef f(ctx): ...", "f", "is -1", "positive int"),
         ("@agent(vcpus=True)\ndef f(ctx): ...", "f", "is True", "positive int"),
         ("@agent(disk=3)\ndef f(ctx): ...", "f", "@agent(disk=...) is unknown", "memory_mib"),
-        ("@agent(durability='replay')\ndef f(ctx): ...", "f", 'only durability="snapshot"', "leave it out"),
+        ("@agent(durability='both')\ndef f(ctx): ...", "f", "durability='both' is unknown", "snapshot, replay"),
+        ("@agent(durability='replay', image='x')\ndef f(ctx): ...", "f", "image is of microVMs", "leave one"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, name: str, message: str, hint: str) -> None:

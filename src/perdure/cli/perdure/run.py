@@ -28,6 +28,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-i", "--input", metavar="JSON", help="the agent's input: JSON, @FILE, or - for stdin")
     parser.add_argument("--image", default="", help=f"the image to run in (an agent's: {DEFAULT_IMAGE})")
     _machine.add_options(parser)
+    parser.add_argument(
+        "--durability",
+        choices=("snapshot", "replay"),
+        help="snapshot: in a microVM that sleeps and wakes; replay: in a process of this host, which runs the agent's "
+        "function again and answers its finished calls from the log (usual: what @agent says)",
+    )
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
     parser.add_argument("--name", default="", help="a name to call the run by")
     parser.add_argument("--key", help="start only once: the same key gives the same run")
@@ -45,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
     request = _request(options)  # what is wrong with it is said first
     server = ServerClient()
     server.status()
-    if is_default(request["image"]):
+    if request["durability"] == "snapshot" and is_default(request["image"]):
         request["image"] = ensure_default()
     info = server.start(**request)
     if options.detach:
@@ -78,15 +84,22 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
     if len(words) == 1 and (":" in words[0] or not options.image):
         agent = source.read(words[0])
         given = None if options.input is None else _json.argument(options.input, "--input")
+        durability = options.durability or agent.durability
+        request |= {"durability": durability, "version": agent.version}
         request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
-        request |= {"image": options.image or agent.image, "policy": {**agent.policy, **request["policy"]}}
+        request |= {"image": options.image, "policy": {**agent.policy, **request["policy"]}}
+        if durability == "replay":  # what @agent says of a machine is for the other road; what is said here is refused
+            return request
+        request["image"] = options.image or agent.image
         request["memory_mib"] = request["memory_mib"] or agent.memory_mib
         return request | {"vcpus": request["vcpus"] or agent.vcpus}
     if not options.image:
         raise InvalidValue("a program needs an image", hint="write --image IMAGE -- COMMAND; 'fcrun images' lists them")
+    if options.durability == "replay":
+        raise InvalidValue("--durability replay is for agents", hint="nothing is recorded of a program: leave it out")
     if options.input is not None:
         raise InvalidValue("--input is for agents", hint="give a program its input by arguments, or by -e")
-    return request | {"command": words, "image": options.image}
+    return request | {"command": words, "image": options.image, "durability": "snapshot"}
 
 
 def _environment(given: list[str]) -> dict[str, str]:

@@ -1,0 +1,49 @@
+"""What a worker does: reads its run's log, then lives its agent's function through it and beyond."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from perdure.agent import calls, run
+from perdure.replay.book import Book, Line
+from perdure.replay.door import Reader, ReplayDoor
+from perdure.replay.wire import Wire
+
+
+def live(order: dict[str, Any], output: int) -> None:
+    """Run the agent of an order (see ``zygote``) in this process, and end it with SystemExit. ``output``: the
+    descriptor that it prints to."""
+    os.setsid()  # whatever its steps start ends with it
+    for number in (1, 2):
+        os.dup2(output, number)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    for spare in {output, nothing} - {0, 1, 2}:
+        os.close(spare)
+    os.chdir(order["folder"])
+    os.environ.clear()
+    os.environ.update(order["env"])
+    path, _, name = order["agent"].rpartition(":")
+    sys.argv = [path]
+    endpoint = order["calls"]
+    wire = Wire(endpoint["url"], endpoint["run_id"], endpoint["epoch"], endpoint["token"])
+    try:
+        status = run.live(path, name, ReplayDoor(Reader(wire, Book(history(wire)))))
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    raise SystemExit(status)
+
+
+def history(wire: Wire) -> list[Line]:
+    """All that the log has of the run's calls."""
+    lines: list[Line] = []
+    after: int | None = 0
+    while after is not None:
+        content = wire.ask("main", 0, f"{calls.BASE}history", b'{"after": %d}' % after)
+        page = calls.answer(*content)
+        lines += page["lines"]
+        after = page["next"]
+    return lines

@@ -1,0 +1,101 @@
+"""The server's side of the replay road: what a worker is told of its log, and a function that goes another way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perdure import __version__
+from perdure.context.log import NewEntry
+from perdure.errors import InvalidValue, VersionMismatch
+from perdure.model import Entry, RunState
+from perdure.runs import parking, steps
+from perdure.runs.asked import Asked, Body
+from perdure.runs.record import Record
+from perdure.runs.waits import SETS
+
+CALLS_VERSION = 1  # of docs/formats/agent-calls.md: what SDK and server say to each other, and what keys look like
+PAGE = 2000
+ANSWERED = ("completed", "timed-out")  # what else ended a wait, the server tells when it is asked
+Line = list[Any]  # key, kind, name, seq, hash of the request, answer or None
+
+
+def check_versions(record: Record) -> None:
+    """Raises VersionMismatch where a run was begun by another version: its function may not go the same way."""
+    ours = {"perdure": __version__, "calls": CALLS_VERSION}
+    theirs = {"perdure": record.made_by, "calls": record.calls_version}
+    if ours != theirs:
+        message = (
+            f"this run was begun by perdure {theirs['perdure']} (calls version {theirs['calls']}), "
+            f"and this is perdure {ours['perdure']} (calls version {ours['calls']})"
+        )
+        hint = "Start it anew, or go on with that version and a copy of this state folder."
+        raise VersionMismatch(message, hint=hint, recorded=theirs, asked=ours)
+
+
+async def history(asked: Asked) -> Body:
+    """One page of what the log has of the run's calls, for a function that runs again."""
+    after = asked.body().get("after", 0)
+    if not isinstance(after, int):
+        raise InvalidValue(f'"after" is not a seq: {after!r}')
+    run = asked.run
+    page = await run.context.read(run.id, branch=run.branch, after=after, limit=PAGE)
+    run.told(*(entry.payload["wait"] for entry in page if entry.kind == "wait.completed"))
+    lines = [line for entry in page if entry.key and (line := _line(entry)) is not None]
+    return {"lines": lines, "next": page[-1].seq if len(page) == PAGE else None}
+
+
+def _line(entry: Entry) -> Line | None:
+    said, kind = entry.payload, entry.kind
+    name, answer = "", None
+    if kind == "step.intent":
+        kind, name = "step", said["name"]
+    elif kind == "step.result":
+        kind, name, answer = "step", said["name"], steps.recorded(entry)
+    elif kind == "wait.started":
+        wait = said["wait"]
+        kind, name = "wait", f"{wait['kind']}:{wait['name']}" if wait["name"] else wait["kind"]
+    elif kind == "wait.completed":
+        if said["kind"] == "doubt" or "of" in said:  # of a step, or a part of a set: the whole is what is asked
+            return None
+        kind, name = "wait", said["kind"]
+        if said["outcome"] == "withdrawn" or (name not in SETS and said["outcome"] in ANSWERED):
+            answer = parking.answer(name, said)
+    elif kind in ("emit", "message"):
+        name, answer = said.get("name", ""), {}
+    elif kind == "note" and "messages" in said:
+        kind = "messages"
+    elif kind.startswith("model."):
+        kind = "chat"
+    elif kind == "signal":  # its key is its sender's
+        return None
+    return [entry.key, kind, name, entry.seq, said.get("request", ""), answer]
+
+
+async def mismatch(asked: Asked) -> Body:
+    """The function asks for something else than its log has: the run fails, and says both."""
+    told = asked.body()
+    recorded, wanted = told.get("recorded"), told.get("asked")
+    had = _shown(recorded, "nothing more")
+    message = f"the log of this run has {had}, and its function asks for {_shown(wanted, 'nothing more: it has ended')}"
+    hint = (
+        "What a function does between its calls is to be the same each time: no clock, no chance, no files but by ctx."
+    )
+    details = {"recorded": recorded, "asked": wanted}
+    if told.get("failure"):
+        details["failure"] = told["failure"]
+    error = VersionMismatch(message, hint=hint, **details).to_json()
+
+    async def act() -> Body:
+        entry = NewEntry(kind="diverged", payload={"policy": "fail", **details})
+        await asked.run.write(entry, to=RunState.FAILED, epoch=asked.call.epoch + 1, why={"error": error}, error=error)
+        return {}
+
+    return await asked.warm(act)
+
+
+def _shown(call: Any, nothing: str) -> str:
+    if not isinstance(call, dict):
+        return nothing
+    name = f" {call['name']!r}" if call.get("name") else ""
+    at = f" (entry {call['seq']})" if "seq" in call else ""
+    return f"{call.get('kind', 'a call')}{name}{at}"

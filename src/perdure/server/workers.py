@@ -1,0 +1,306 @@
+"""The runs' ``Machines`` on the replay road: worker processes, forked from a warm one, which end with this server.
+
+A worker has a folder of its own, ``HOME/workers/RUN``: the agent's file, ``work`` (where it runs: empty at each start,
+as the function makes anew what it had made there), and what it printed. It runs as the server's user, with nothing
+between it and the rest of this machine (docs/threat-model.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from perdure.errors import InvalidValue, MachineFailed, NotFound, Unavailable, Unsupported
+from perdure.host.paths import Home
+from perdure.model import CallsEndpoint, LogPosition, NodeEvent, SandboxInfo, SandboxSpec, SandboxState, SnapshotInfo
+from perdure.runs.ports import MachinePlan
+
+log = logging.getLogger(__name__)
+
+OUTPUT_KEPT_BYTES = 1 << 20
+READ_BYTES = 1 << 16
+MESSAGE_MAX = 1 << 16
+START_S = 30.0  # for the zygote's imports, on a machine that is busy
+# What of the server's environment its workers see. Keys of providers stay here: ``ctx.chat`` goes through the server.
+KEPT = frozenset(("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH"))
+
+
+@dataclass
+class _Worker:
+    run_id: str
+    folder: Path
+    output: int = -1  # our end of the pipe that it prints to
+    printed: bytearray = field(default_factory=bytearray)
+    status: int | None = None
+    cause: str = ""
+    detail: str = ""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Workers:
+    """See ``runs.ports.Machines``. ``limit``: how many live at once; who starts then waits for one to end."""
+
+    def __init__(self, home: Home, limit: int) -> None:
+        self._folder = home.root / "workers"
+        self._limit = asyncio.Semaphore(limit)
+        self._workers: dict[str, _Worker] = {}
+        self._zygote: _Zygote | None = None
+        self._opening = asyncio.Lock()
+        self._events: asyncio.Queue[NodeEvent] = asyncio.Queue()
+
+    async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
+        await self.remove(plan.run_id)
+        await self._limit.acquire()
+        worker = _Worker(plan.run_id, self._folder / plan.run_id)
+        worker_id = f"{plan.run_id}.{calls.epoch}"
+        try:
+            agent = await asyncio.to_thread(_furnish, worker.folder, plan)
+            order = {
+                "start": worker_id,
+                "agent": agent,
+                "folder": str(worker.folder / "work"),
+                "env": {**environment(os.environ), **plan.env},
+                "calls": msgspec.to_builtins(calls),
+            }
+            zygote = await self._ensure_zygote()
+            self._workers[worker_id] = worker
+            worker.output = self._pipe(worker, zygote, order)
+        except BaseException:
+            self._workers.pop(worker_id, None)
+            self._limit.release()
+            raise
+        return worker_id
+
+    def _pipe(self, worker: _Worker, zygote: _Zygote, order: dict[str, Any]) -> int:
+        ours, theirs = os.pipe2(os.O_CLOEXEC)
+        try:
+            zygote.tell(order, theirs)
+        except OSError as error:
+            os.close(ours)
+            if isinstance(error, BlockingIOError | ConnectionError):
+                raise Unavailable(f"no worker can be started now: {error}") from error
+            raise InvalidValue(f"this run's environment is too large for a worker: {error}") from error
+        finally:
+            os.close(theirs)
+        os.set_blocking(ours, False)
+        asyncio.get_running_loop().add_reader(ours, self._read, worker)
+        return ours
+
+    def _read(self, worker: _Worker) -> bool:
+        """One piece of what a worker prints; False: no more for now."""
+        try:
+            data = os.read(worker.output, READ_BYTES)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._hang_up(worker)
+            return False
+        worker.printed += data
+        if len(worker.printed) > 2 * OUTPUT_KEPT_BYTES:
+            del worker.printed[:-OUTPUT_KEPT_BYTES]
+        return True
+
+    def _hang_up(self, worker: _Worker) -> None:
+        if worker.output >= 0:
+            asyncio.get_running_loop().remove_reader(worker.output)
+            os.close(worker.output)
+            worker.output = -1
+
+    async def inspect(self, sandbox_id: str) -> SandboxInfo:
+        worker = self._workers.get(sandbox_id)
+        state = SandboxState.EXITED if worker is None or worker.ended.is_set() else SandboxState.RUNNING
+        return SandboxInfo(
+            id=sandbox_id,
+            name=sandbox_id,
+            spec=SandboxSpec(image=""),
+            state=state,
+            created=0.0,
+            exit_status=worker.status if worker else None,
+            cause=worker.cause if worker else "worker-lost",
+            detail=worker.detail if worker else "the server that it belonged to has ended",
+        )
+
+    async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo | None:
+        await self._end(sandbox_id)
+        return None
+
+    async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+        hint = "On the replay road every recorded call is one; leave this out."
+        raise Unsupported("a worker has no snapshots: its log is all there is to keep", hint=hint)
+
+    async def forget(self, sandbox_id: str, snapshot: str) -> None:
+        pass
+
+    async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
+        raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
+        raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def stop(self, sandbox_id: str, timeout_s: float) -> None:
+        await self._end(sandbox_id)  # an agent hears by its calls that its run is to end, and has heard it
+
+    async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
+        """What its newest life printed: that is all, as each life begins at the function's start."""
+        worker = self._workers.get(sandbox_id)
+        if worker is not None:
+            while worker.output >= 0 and len(worker.printed) < OUTPUT_KEPT_BYTES and self._read(worker):
+                pass  # what it printed before it said that it has ended
+            return bytes(worker.printed[-tail_bytes:])
+        try:
+            return (self._folder / sandbox_id.partition(".")[0] / "output").read_bytes()[-tail_bytes:]
+        except FileNotFoundError:
+            raise NotFound(f"there is no worker {sandbox_id}") from None
+
+    async def remove(self, run_id: str) -> None:
+        for worker_id in [name for name, worker in self._workers.items() if worker.run_id == run_id]:
+            await self._end(worker_id)
+            self._workers.pop(worker_id, None)
+        await asyncio.to_thread(shutil.rmtree, self._folder / run_id, ignore_errors=True)
+
+    async def events(self) -> AsyncIterator[NodeEvent]:
+        while True:
+            yield await self._events.get()
+
+    async def close(self) -> None:
+        """End all workers. Their runs go on with the next server, from their logs."""
+        if self._zygote is not None:
+            await self._zygote.close()
+
+    async def _end(self, worker_id: str) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.ended.is_set():
+            return
+        if self._zygote is not None:
+            with suppress(ConnectionError):
+                await self._zygote.tell_surely({"end": worker_id})
+        await worker.ended.wait()
+
+    # -- the zygote
+
+    async def _ensure_zygote(self) -> _Zygote:
+        async with self._opening:
+            if self._zygote is None or self._zygote.over:
+                self._zygote = await _Zygote.open(self._ended, self._all_ended)
+            return self._zygote
+
+    def _ended(self, worker_id: str, status: int, is_memory: bool) -> None:
+        worker = self._workers.get(worker_id)
+        if worker is None or worker.ended.is_set():
+            return
+        worker.status = status
+        if status >= 0:
+            worker.cause = "exit"
+        elif is_memory:
+            worker.cause, worker.detail = "out-of-memory", "the kernel ended it: this machine had no memory left"
+        else:
+            worker.cause, worker.detail = "worker-killed", f"signal {-status}"
+        self._over(worker_id, worker)
+
+    def _all_ended(self) -> None:
+        """The zygote is gone, and all workers with it."""
+        for worker_id, worker in list(self._workers.items()):
+            if not worker.ended.is_set():
+                worker.cause, worker.detail = "worker-lost", "the process that it was forked from has ended"
+                self._over(worker_id, worker)
+
+    def _over(self, worker_id: str, worker: _Worker) -> None:
+        while worker.output >= 0 and self._read(worker):
+            pass  # what is still in the pipe
+        self._hang_up(worker)
+        with suppress(OSError):  # a full disk: what it printed is not what a run is made of
+            (worker.folder / "output").write_bytes(worker.printed[-OUTPUT_KEPT_BYTES:])
+        worker.ended.set()
+        self._limit.release()
+        self._events.put_nowait(NodeEvent(time=0.0, kind="sandbox.exited", sandbox_id=worker_id))
+
+
+class _Zygote:
+    """The server's end of ``perdure.replay.zygote``."""
+
+    def __init__(self, process: asyncio.subprocess.Process, link: socket.socket) -> None:
+        self._process = process
+        self._link = link
+        self._reading: asyncio.Task[None] | None = None
+        self.over = False
+
+    @staticmethod
+    async def open(ended: Any, all_ended: Any) -> _Zygote:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            number = theirs.fileno()
+            argv = [sys.executable, "-P", "-m", "perdure.replay.zygote", str(number)]
+            process = await asyncio.create_subprocess_exec(
+                *argv, pass_fds=[number], env=environment(os.environ), stdin=asyncio.subprocess.DEVNULL
+            )
+        ours.setblocking(False)
+        made = _Zygote(process, ours)
+        try:
+            async with asyncio.timeout(START_S):
+                if not await asyncio.get_running_loop().sock_recv(ours, MESSAGE_MAX):
+                    raise MachineFailed("the process that workers are forked from does not start")
+        except BaseException:
+            process.kill()
+            await process.wait()
+            ours.close()
+            raise
+        made._reading = asyncio.create_task(made._read(ended, all_ended), name="zygote")
+        return made
+
+    async def _read(self, ended: Any, all_ended: Any) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while data := await loop.sock_recv(self._link, MESSAGE_MAX):
+                told = json.loads(data)
+                ended(told["ended"], told["status"], told["out_of_memory"])
+        except ConnectionError:
+            pass
+        finally:
+            self.over = True
+            self._link.close()
+            all_ended()
+
+    def tell(self, message: dict[str, Any], descriptor: int) -> None:
+        socket.send_fds(self._link, [json.dumps(message).encode()], [descriptor])
+
+    async def tell_surely(self, message: dict[str, Any]) -> None:
+        if not self.over:
+            await asyncio.get_running_loop().sock_sendall(self._link, json.dumps(message).encode())
+
+    async def close(self) -> None:
+        """It ends its workers when it hears nothing more of us."""
+        if not self.over:
+            self._link.shutdown(socket.SHUT_WR)
+        await self._process.wait()
+        if self._reading is not None:
+            self._reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._reading
+
+
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """What of our environment a worker sees: no key of anybody."""
+    return {name: value for name, value in ours.items() if name in KEPT or name.startswith("LC_")}
+
+
+def _furnish(folder: Path, plan: MachinePlan) -> str:
+    """An empty folder with the agent's file beside it; returns PATH:FUNCTION."""
+    file, _, function = plan.agent.partition(":")
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("agent", "work"):
+        (folder / part).mkdir(parents=True, mode=0o700)
+    path = folder / "agent" / file
+    path.write_bytes(plan.source)
+    return f"{path}:{function}"

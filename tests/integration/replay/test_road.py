@@ -1,0 +1,134 @@
+"""An agent on the replay road: parked with nothing running, ended at any moment, and never asked twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+from perdure.model import RunState
+from perdure.testing.house import Provider
+from perdure.testing.workers import WorkerHouse
+
+WHOLE = """
+def f(ctx: Context, topic: str):
+    first = ctx.chat(f"What are {topic}?").text
+    ctx.emit("said", first)
+    drawn = ctx.step("draw", lambda: open(LEDGER, "a").write("x"))
+    verdict = ctx.approval("Go on?", show=first)
+    told = []
+    second = ctx.chat("Go on.", on_delta=told.append).text
+    print("done")
+    return [first, drawn, verdict.approved, second, told]
+"""
+
+
+def whole(folder: Path) -> str:
+    return f"LEDGER = {str(folder / 'ledger')!r}\n" + WHOLE
+
+
+async def test_it_is_parked_with_nothing_running_and_goes_on(
+    road: WorkerHouse, provider: Provider, tmp_path: Path
+) -> None:
+    run_id = await road.start(whole(tmp_path), {"topic": "owls"})
+    await road.until(run_id, "run.suspended")
+    assert not road.workers._limit.locked() and not Path(f"/proc/{road.zygote}/task/{road.zygote}/children").read_text()
+    await road.engine.approve(run_id, None, approved=True)
+    result = await road.result(run_id)
+    assert result[:3] == ["answer to What are owls?", 1, True] and "".join(result[4]) == result[3]
+    assert provider.requests == 2 and (tmp_path / "ledger").read_text() == "x"
+    info = await road.engine.info(run_id)
+    assert info.durability == "replay" and info.snapshot is None and info.recoveries == 0
+    kinds = [entry.kind for entry in await road.entries(run_id)]
+    assert kinds.count("emit") == kinds.count("step.result") == kinds.count("wait.started") == 1
+    assert "snapshot" not in kinds and "diverged" not in kinds
+    assert await road.engine.output(run_id, 1000) == b"done\n"
+    assert [entry.key for entry in await road.entries(run_id, "emit")] == ["main/emit:said/0"]
+
+
+async def test_a_killed_worker_is_recovered_from_the_log(road: WorkerHouse, provider: Provider, tmp_path: Path) -> None:
+    road.settings = road.settings.__class__(idle_grace_s=60.0, backoff_s=0.02)
+    await road.down()
+    await road.up()
+    run_id = await road.start(whole(tmp_path), {"topic": "owls"})
+    await road.until(run_id, "wait.started")
+    os.kill(road.worker(run_id), signal.SIGKILL)
+    lost = await road.until(run_id, "run.recovering")
+    assert (lost.payload["cause"], lost.payload["detail"]) == ("worker-killed", "signal 9")
+    await road.until(run_id, "run.waiting", 2)
+    await road.engine.approve(run_id, None, approved=False)
+    assert (await road.result(run_id))[2] is False
+    assert provider.requests == 2 and (tmp_path / "ledger").read_text() == "x"
+
+
+async def test_a_zygote_that_is_killed_takes_its_workers_along_and_another_one_comes(
+    road: WorkerHouse, tmp_path: Path
+) -> None:
+    run_id = await road.start("def f(ctx: Context):\n    return ctx.wait_for('a') + ctx.wait_for('b')")
+    await road.until(run_id, "wait.started")
+    first = road.zygote
+    os.kill(first, signal.SIGKILL)
+    await road.engine.signal(run_id, "a", 1)
+    await road.engine.signal(run_id, "b", 2)
+    assert await road.result(run_id) == 3
+
+
+async def test_a_server_that_ends_leaves_runs_that_the_next_one_goes_on_with(
+    road: WorkerHouse, provider: Provider, tmp_path: Path
+) -> None:
+    run_id = await road.start(whole(tmp_path), {"topic": "owls"})
+    await road.until(run_id, "wait.started")
+    await road.down()
+    await road.up()
+    await road.until(run_id, "run.suspended")
+    await road.down()
+    await road.up()
+    await road.engine.approve(run_id, None, approved=True)
+    assert (await road.result(run_id))[2] is True
+    assert provider.requests == 2 and (tmp_path / "ledger").read_text() == "x"
+
+
+async def test_coroutines_hear_what_came_first_first(road: WorkerHouse) -> None:
+    """Which of two answers wakes its task first decides what the function does; so it is the same each time."""
+    run_id = await road.start(
+        """
+        import asyncio
+        async def f(ctx: AsyncContext):
+            order = []
+            async def one(name):
+                order.append(await ctx.wait_for(name))
+                await ctx.emit("after", order[-1])
+            tasks = [asyncio.create_task(one(name)) for name in "abc"]
+            done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            order.append(len(done))
+            await asyncio.gather(*pending)
+            await ctx.wait_for("end")
+            return order
+        """
+    )
+    for name in "cab":
+        await road.until(run_id, "wait.started", 3)
+        await road.engine.signal(run_id, name, name)
+        await road.until(run_id, "emit", "cab".index(name) + 1)
+    await road.until(run_id, "wait.started", 4)
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "end", None)
+    assert await road.result(run_id) == ["c", 1, "a", "b"]
+
+
+async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_path: Path) -> None:
+    run_id = await road.start(
+        """
+        def f(ctx: Context):
+            ctx.emit("begun")
+            while True:
+                pass
+        """
+    )
+    await road.until(run_id, "emit")
+    pid = road.worker(run_id)
+    await road.engine.cancel(run_id, "enough")
+    run = road.engine._runs[run_id]
+    assert await run.until(lambda: run.record.released, 20)
+    assert not Path(f"/proc/{pid}").exists() and not (road.home.root / "workers" / run_id).exists()
+    assert (await road.engine.info(run_id)).state is RunState.CANCELLED
