@@ -18,7 +18,7 @@ WAIT = "wait"
 SET = "wait/set"  # many waits in one call: a wait as any other
 CHAT = "chat"
 EXACT = (CHAT, "message")  # their answers belong to exactly what was asked; others are known by their name alone
-# The log's first word on a call, and the word on its end; of each the fields of one line (``Recorded``).
+# Key, name, seq, hash of the request, answer or None. The first of a key is the call, one with an answer its end.
 Line = list[Any]
 
 
@@ -95,15 +95,16 @@ class Book:
         self._lanes: dict[str, _Lane] = {}
         self._keys: dict[tuple[str, int], Asked] = {}
         self._quoted: dict[str, str] = {}
-        for key, kind, name, seq, request, answer in lines:
+        for key, name, seq, request, answer in lines:
             call = self._calls.get(key)
             if call is None:
+                kind = key.split("/")[-2].partition(":")[0]
                 call = self._calls[key] = Recorded(key, kind, name, seq, request)
             if answer is not None:
                 call.end, call.answer = seq, answer
                 call.is_withdrawn = call.kind == WAIT and "withdrawn" in answer
         for call in self._calls.values():
-            self._lane(call.key.partition("/")[0]).add(call)
+            self._lane(call.key.split("/")[0]).add(call)
 
     def __len__(self) -> int:
         return len(self._calls)

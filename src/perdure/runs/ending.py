@@ -18,7 +18,7 @@ from perdure.model import Answer
 from perdure.runs.asked import Asked, last
 
 # What belongs to a call that was told already, or to the end itself.
-_SILENT = ("begin", "step/end", "wait/withdraw", "complete", "fail")
+_SILENT = ("begin", "history", "mismatch", "step/end", "wait/withdraw", "complete", "fail")
 _BY_ITSELF = "auto"  # the lane of programs that know nothing of lanes, nor of this
 
 

@@ -16,7 +16,7 @@ from perdure.runs.waits import SETS
 CALLS_VERSION = 1  # of docs/formats/agent-calls.md: what SDK and server say to each other, and what keys look like
 PAGE = 2000
 ANSWERED = ("completed", "timed-out")  # what else ended a wait, the server tells when it is asked
-Line = list[Any]  # key, kind, name, seq, hash of the request, answer or None
+Line = list[Any]  # key, name, seq, hash of the request, answer or None; the first of a key is the call, one the end
 
 
 def check_versions(record: Record) -> None:
@@ -48,27 +48,23 @@ def _line(entry: Entry) -> Line | None:
     said, kind = entry.payload, entry.kind
     name, answer = "", None
     if kind == "step.intent":
-        kind, name = "step", said["name"]
+        name = said["name"]
     elif kind == "step.result":
-        kind, name, answer = "step", said["name"], steps.recorded(entry)
+        name, answer = said["name"], steps.recorded(entry)
     elif kind == "wait.started":
         wait = said["wait"]
-        kind, name = "wait", f"{wait['kind']}:{wait['name']}" if wait["name"] else wait["kind"]
+        name = f"{wait['kind']}:{wait['name']}" if wait.get("name") else wait["kind"]
     elif kind == "wait.completed":
         if said["kind"] == "doubt" or "of" in said:  # of a step, or a part of a set: the whole is what is asked
             return None
-        kind, name = "wait", said["kind"]
+        name = said["kind"]
         if said["outcome"] == "withdrawn" or (name not in SETS and said["outcome"] in ANSWERED):
             answer = parking.answer(name, said)
     elif kind in ("emit", "message"):
         name, answer = said.get("name", ""), {}
-    elif kind == "note" and "messages" in said:
-        kind = "messages"
-    elif kind.startswith("model."):
-        kind = "chat"
     elif kind == "signal":  # its key is its sender's
         return None
-    return [entry.key, kind, name, entry.seq, said.get("request", ""), answer]
+    return [entry.key, name, entry.seq, said.get("request", ""), answer]
 
 
 async def mismatch(asked: Asked) -> Body:

@@ -116,6 +116,44 @@ async def test_coroutines_hear_what_came_first_first(road: WorkerHouse) -> None:
     assert await road.result(run_id) == ["c", 1, "a", "b"]
 
 
+async def test_a_run_that_is_cancelled_tells_its_function_once_also_when_it_runs_again(
+    road: WorkerHouse, tmp_path: Path
+) -> None:
+    text = f"""
+        from perdure.agent import Cancelled
+        def f(ctx: Context):
+            try:
+                ctx.wait_for("never")
+            except Cancelled:
+                ctx.step("clean up", lambda: open({str(tmp_path / "ledger")!r}, "a").write("x"))
+                ctx.wait_for("go on")
+                raise
+        """
+    run_id = await road.start(text)
+    await road.until(run_id, "run.suspended")
+    await road.engine.cancel(run_id, "enough")
+    await road.until(run_id, "wait.started", 2)
+    os.kill(road.worker(run_id), signal.SIGKILL)
+    await road.until(run_id, "run.recovering")
+    await road.engine.signal(run_id, "go on", None)
+    assert (await road.ends(run_id)).state is RunState.CANCELLED
+    assert (tmp_path / "ledger").read_text() == "x"
+
+
+async def test_many_waits_at_once_are_one_call(road: WorkerHouse) -> None:
+    run_id = await road.start(
+        """
+        def f(ctx: Context):
+            first = ctx.all(ctx.later.wait_for("a"), ctx.later.wait_for("b"))
+            return [first, ctx.any(ctx.later.wait_for("c"), ctx.later.sleep("1h"))[0]]
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    for name in "bac":
+        await road.engine.signal(run_id, name, name)
+    assert await road.result(run_id) == [["a", "b"], 0]
+
+
 async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_path: Path) -> None:
     run_id = await road.start(
         """
@@ -127,7 +165,7 @@ async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_p
     )
     await road.until(run_id, "emit")
     pid = road.worker(run_id)
-    await road.engine.cancel(run_id, "enough")
+    await road.engine.cancel(run_id, "enough", clean_up_s=0)
     run = road.engine._runs[run_id]
     assert await run.until(lambda: run.record.released, 20)
     assert not Path(f"/proc/{pid}").exists() and not (road.home.root / "workers" / run_id).exists()

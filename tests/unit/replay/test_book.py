@@ -10,11 +10,11 @@ from perdure.replay.book import Book, Line, Mismatch, named
 
 
 def step(name: str, seq: int, *, lane: str = "main", nth: int = 0, answer: Any = "x") -> Line:
-    return [f"{lane}/step:{name}/{nth}", "step", name, seq, "", answer]
+    return [f"{lane}/step:{name}/{nth}", name, seq, "", answer]
 
 
 def wait(name: str, seq: int, *, lane: str = "main", answer: Any = "x") -> Line:
-    return [f"{lane}/wait:{name}/0", "wait", name, seq, "", answer]
+    return [f"{lane}/wait:{name}/0", name, seq, "", answer]
 
 
 LOG = [step("a", 1), step("b", 2), step("a", 3, nth=1), wait("signal:go", 4), step("c", 5), step("d", 6, answer=None)]
@@ -86,7 +86,7 @@ def test_what_was_given_up_need_not_be_asked_again() -> None:
 
 
 def test_a_model_is_asked_the_very_same() -> None:
-    book = Book([["main/chat/0", "chat", "", 1, "hash", None]])
+    book = Book([["main/chat/0", "", 1, "hash", None]])
     with pytest.raises(Mismatch, match="hash"):
         book.ask("main", 0, "chat", "", "other")
 
