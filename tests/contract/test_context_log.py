@@ -318,3 +318,47 @@ async def test_blobs(log: ContextLog) -> None:
         digest = await log.put_blob(content)
         assert await log.put_blob(content) == digest
         assert await log.get_blob(digest) == content
+
+
+async def test_runs_are_listed_by_what_their_summaries_say(log: ContextLog) -> None:
+    def summary(state: str, name: str = "", *, parent: str = "", released: bool = False, **tags: str) -> Any:
+        return {
+            "state": state,
+            "request": {"name": name, "tags": tags},
+            "parent": parent or None,
+            "released": released,
+        }
+
+    await log.create("aa1", summary("queued", "owls", team="birds", size="big"))
+    await log.create("aa2", summary("running", "owls", team="birds"))
+    await log.create("ab3", summary("running", parent="aa1"))
+    note = [NewEntry(kind="note")]
+    await log.append("aa1", note, epoch=1)
+    await log.branch_off("b4", summary("queued", team="fish"), note, parent_run="aa1", parent=1, fork_seq=1, epoch=1)
+    await log.create("c5", "no summary that says anything")
+
+    async def ids(**asked: Any) -> list[str]:
+        return [head.run_id for head in await log.heads(**asked)]
+
+    assert await ids() == ["aa1", "aa2", "ab3", "b4", "c5"]
+    assert await ids(newest=True) == ["c5", "b4", "ab3", "aa2", "aa1"]
+    assert await ids(states=["queued"]) == ["aa1", "b4"]
+    assert await ids(states=["queued", "running"], newest=True, limit=2) == ["b4", "ab3"]
+    assert await ids(states=[]) == []
+    assert await ids(name="owls") == ["aa1", "aa2"]
+    assert await ids(parent="aa1") == ["ab3"]
+    assert await ids(prefix="a", limit=2) == ["aa1", "aa2"]
+    assert await ids(prefix="aa") == ["aa1", "aa2"]
+    assert await ids(tags={"team": "birds"}) == ["aa1", "aa2"]
+    assert await ids(tags={"team": "birds", "size": "big"}) == ["aa1"]
+    assert await ids(tags={"team": "fish"}) == ["b4"]
+    assert await ids(limit=2, beyond="aa2") == ["ab3", "b4"]
+    assert await ids(limit=2, beyond="ab3", newest=True) == ["aa2", "aa1"]
+    assert await log.states() == {"queued": 2, "running": 2, "": 1}
+
+    ended = NewHead(expected_version=1, value=summary("completed", "owls", released=True, team="birds"))
+    await log.append("aa1", [], epoch=2, head=ended)
+    assert await ids(states=["completed"]) == ["aa1"]
+    assert await ids(states=["queued"]) == ["b4"]
+    assert await ids(released=False) == ["aa2", "ab3", "b4", "c5"]
+    assert await ids(tags={"team": "birds"}, released=True) == ["aa1"]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from perdure.context.chain import entry_hash, root_hash
+from perdure.context.listing import Listed, listed, tags
 from perdure.context.log import ROOT_BRANCH, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import as_entry, blob_row, no_run
 from perdure.context.values import Blobs, encode, pack, plain
@@ -47,6 +48,7 @@ class RunRow:
     branch: int
     version: int
     value: bytes | None = None  # None: as it was
+    listed: Listed | None = None
 
     def fence(self, run_id: str, epoch: int | None) -> int:
         """The epoch to write in."""
@@ -72,6 +74,7 @@ class State:
 
     released_keys: set[str] = field(default_factory=set)  # of runs
     new_runs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    new_tags: list[tuple[str, str, str]] = field(default_factory=list)
     changed_runs: set[str] = field(default_factory=set)
     new_branches: list[tuple[Any, ...]] = field(default_factory=list)
     changed_tips: set[tuple[str, int]] = field(default_factory=set)
@@ -90,6 +93,7 @@ class State:
             "row.run": self.new_runs,
             "row.summary": self.changed_runs,
             "row.key": self.released_keys,
+            "row.tag": self.new_tags,
             "row.branch": self.new_branches,
             "row.tip": self.changed_tips,
             "row.blob": self.blobs,
@@ -107,10 +111,12 @@ class State:
             raise NotFound(f"run {run_id} has no branch {branch}")
         return self.tips[run_id, branch]
 
-    def add_run(self, run_id: str, key: str | None, created: float, epoch: int, value: bytes) -> None:
+    def add_run(self, run_id: str, key: str | None, created: float, epoch: int, value: Any, content: bytes) -> None:
+        """content: the value's JSON."""
         if run_id in self.runs:
             raise Conflict(f"there is a run {run_id} already")
-        self.new_runs[run_id] = (run_id, key, created, epoch, ROOT_BRANCH, 1, value)
+        self.new_runs[run_id] = (run_id, key, created, epoch, ROOT_BRANCH, 1, content, *listed(value))
+        self.new_tags += [(run_id, name, what) for name, what in tags(value).items()]
         self.runs[run_id] = RunRow(epoch=epoch, branch=ROOT_BRANCH, version=1)
         if key is not None:
             self.keys[key] = run_id
@@ -144,6 +150,7 @@ class State:
         run, (seq, before) = self.runs[run_id], self.tips[run_id, branch]
         if packed.head:
             run.value, run.version = packed.value, run.version + 1
+            run.listed = listed(packed.head.value)
         if packed.head or epoch != run.epoch:
             run.epoch = epoch
             self.changed_runs.add(run_id)
@@ -221,7 +228,7 @@ class Create:
         older = state.keys.get(self.key) if self.key is not None else None
         if older is not None and older != self.replacing:
             return older
-        state.add_run(self.run_id, self.key, self.created, 0, self.content)
+        state.add_run(self.run_id, self.key, self.created, 0, self.value, self.content)
         if older is not None:
             state.release_key(older)
         state.add_branch(self.run_id, ROOT_BRANCH, None, 0, root_hash(self.run_id))
@@ -312,7 +319,7 @@ class BranchOff:
     def apply(self, state: State) -> Head:
         state.run(self.parent_run)
         before = state.fork_at(self.parent_run, self.parent, self.fork_seq)
-        state.add_run(self.run_id, None, self.created, self.epoch, self.content)
+        state.add_run(self.run_id, None, self.created, self.epoch, self.value, self.content)
         state.add_branch(self.run_id, ROOT_BRANCH, self.parent, self.fork_seq, before, self.parent_run)
         written = state.write(self.run_id, ROOT_BRANCH, self.epoch, self.packed)
         return new_head(self.run_id, None, self.created, self.epoch, written[-1].seq, self.value)

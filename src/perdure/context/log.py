@@ -24,7 +24,8 @@ appended with ``epoch=None``: in whatever epoch the run now is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +33,7 @@ import msgspec
 from perdure.model import Call, Entry, Frozen
 
 ROOT_BRANCH = 1
+NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class NewEntry(Frozen, frozen=True, kw_only=True):
@@ -112,8 +114,28 @@ class ContextLog(Protocol):
         """``NotFound`` names the run."""
         ...
 
-    async def heads(self) -> list[Head]:
-        """All runs, oldest first."""
+    async def heads(
+        self,
+        *,
+        states: Collection[str] | None = None,
+        name: str | None = None,
+        parent: str | None = None,
+        tags: Mapping[str, str] = NO_TAGS,
+        prefix: str = "",
+        released: bool | None = None,
+        beyond: str | None = None,
+        newest: bool = False,
+        limit: int | None = None,
+    ) -> list[Head]:
+        """Runs, oldest first (``newest``: last first): those that have all of what is asked for.
+
+        prefix: of the id. The other words are those of the summary (``context.listing``). beyond: the id of the run
+        that the page before ended with.
+        """
+        ...
+
+    async def states(self) -> dict[str, int]:
+        """How many runs are in each state."""
         ...
 
     async def append(

@@ -10,8 +10,6 @@ FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 
 HEAD_OF = HEAD + "WHERE r.run_id = :run_id"
 
-HEADS = HEAD + "ORDER BY r.created, r.run_id"
-
 BRANCHES = "SELECT branch, parent, fork_seq, seq, parent_run FROM branches WHERE run_id = :run_id ORDER BY branch"
 
 # The way from a branch (NULL: the current one) up to the root, through other runs where it is a fork's: (run_id,

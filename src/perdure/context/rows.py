@@ -67,7 +67,7 @@ def digest_at(key: bytes) -> str:
 
 def blob_row(digest: str, content: bytes) -> tuple[bytes, int, bytes, bytes]:
     """digest, whether content is a zstd frame, content, and the digests that it refers to, one after the other."""
-    key, references = key_of(digest), b"".join(key_of(found) for found in link_references(content))
+    key, references = key_of(digest), refs_of(content)
     if len(content) >= COMPRESS_FROM:
         frame = zstandard.ZstdCompressor(level=3).compress(content)
         if len(frame) < len(content):
@@ -75,11 +75,20 @@ def blob_row(digest: str, content: bytes) -> tuple[bytes, int, bytes, bytes]:
     return key, 0, content, references
 
 
+def refs_of(content: bytes) -> bytes:
+    """The digests that a blob refers to, one after the other."""
+    return b"".join(key_of(found) for found in link_references(content))
+
+
+def unzipped(zstd: int, content: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompress(content) if zstd else bytes(content)
+
+
 def blob_of(key: bytes, zstd: int, content: bytes) -> bytes:
     """The bytes of a blob, if they are still those that its digest is of."""
     digest = digest_at(key)
     try:
-        found = zstandard.ZstdDecompressor().decompress(content) if zstd else bytes(content)
+        found = unzipped(zstd, content)
     except zstandard.ZstdError as error:
         raise ProtocolError(f"blob {digest} does not unpack: {error}") from error
     if digest_of(found) != digest:

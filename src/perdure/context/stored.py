@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from perdure.context import queries
+from perdure.context import listing, queries
 from perdure.context.chain import Place, Verifier
 from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
-from perdure.context.log import ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Stretch, Verification
+from perdure.context.log import NO_TAGS, ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Stretch, Verification
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run
 from perdure.context.values import link_references, references
 from perdure.errors import NotFound
@@ -141,9 +141,34 @@ class StoredLog:
             raise no_run(run_id)
         return head_of(rows[0])
 
-    async def heads(self) -> list[Head]:
-        rows = await self._database.rows(queries.HEADS, {})
-        return await _decoded(rows, head_of)
+    async def heads(
+        self,
+        *,
+        states: Collection[str] | None = None,
+        name: str | None = None,
+        parent: str | None = None,
+        tags: Mapping[str, str] = NO_TAGS,
+        prefix: str = "",
+        released: bool | None = None,
+        beyond: str | None = None,
+        newest: bool = False,
+        limit: int | None = None,
+    ) -> list[Head]:
+        query, values = listing.heads_query(
+            states=states,
+            name=name,
+            parent=parent,
+            tags=tags,
+            prefix=prefix,
+            released=released,
+            beyond=beyond,
+            newest=newest,
+            limit=limit,
+        )
+        return await _decoded(await self._database.rows(query, values), head_of)
+
+    async def states(self) -> dict[str, int]:
+        return {state: int(count) for state, count in await self._database.rows(listing.STATES, {})}
 
     async def branches(self, run_id: str) -> list[Branch]:
         rows = await self._database.rows(queries.BRANCHES, {"run_id": run_id})

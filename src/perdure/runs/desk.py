@@ -20,6 +20,8 @@ from perdure.runs.roads import Roads
 from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
 
+FEW = 20  # as many as a reference that means several is looked for
+
 
 class Desk:
     """Questions are answered from the log, what is told goes to the live run."""
@@ -34,15 +36,15 @@ class Desk:
 
     async def find(self, ref: str) -> str:
         """The id of the run that ``ref`` (an id, a unique prefix of one, or a name) means."""
-        heads = await self._context.heads()
-        if any(head.run_id == ref for head in heads):
+        found = [head.run_id for head in await self._context.heads(prefix=ref, limit=FEW)] if ref else []
+        if ref in found:
             return ref
-        named = [head.run_id for head in heads if from_head(head).request.name == ref]
-        found = named or [head.run_id for head in heads if ref and head.run_id.startswith(ref)]
+        found = [head.run_id for head in await self._context.heads(name=ref, limit=FEW)] or found if ref else []
         if not found:
             raise NotFound(f"no such run: {ref}", hint="`perdure runs` lists them.")
         if len(found) > 1:
-            raise Conflict(f"{ref} means {len(found)} runs", hint="Use more of the id: " + ", ".join(found[:5]))
+            how_many = len(found) if len(found) < FEW else f"{FEW} or more"
+            raise Conflict(f"{ref} means {how_many} runs", hint="Use more of the id: " + ", ".join(found[:5]))
         return found[0]
 
     async def info(self, run_id: str) -> RunInfo:
@@ -53,16 +55,12 @@ class Desk:
 
     async def runs(self, states: Iterable[str] = (), limit: int = 1000) -> list[RunInfo]:
         """Newest first."""
-        wanted = set(states)
-        heads = [head for head in await self._context.heads() if not wanted or head.value["state"] in wanted]
-        return [await self.info(head.run_id) for head in heads[::-1][:limit]]
+        heads = await self._context.heads(states=list(states) or None, newest=True, limit=limit)
+        return [await self.info(head.run_id) for head in heads]
 
     async def states(self) -> dict[str, int]:
         """How many runs are in each state."""
-        counts: dict[str, int] = {}
-        for head in await self._context.heads():
-            counts[head.value["state"]] = counts.get(head.value["state"], 0) + 1
-        return counts
+        return await self._context.states()
 
     async def ended(self, run_id: str, timeout_s: float) -> RunInfo:
         """The run once it has ended, or as it is after ``timeout_s``."""

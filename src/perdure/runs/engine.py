@@ -70,9 +70,8 @@ class Engine(Desk):
 
     async def open(self) -> None:
         """Take up every run that has not ended."""
-        for head in await self._context.heads():
-            if not from_head(head).released:
-                await self._adopt(self._take_up(head))
+        for head in await self._context.heads(released=False):
+            await self._adopt(self._take_up(head))
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")

@@ -84,6 +84,7 @@ def test_every_kind_of_row_has_a_point() -> None:
     """A field that is added to what a transaction writes is here, or is known to be none."""
     written: dict[str, Any] = {
         "released_keys": {"run"},
+        "new_tags": [()],
         "new_runs": {"run": ()},
         "changed_runs": {"run"},
         "new_branches": [()],

@@ -24,17 +24,33 @@ CREATE TABLE meta (
 INSERT INTO meta VALUES (TRUE, 4, replace(gen_random_uuid()::text, '-', ''), 0);
 
 CREATE TABLE runs (
-    run_id  TEXT PRIMARY KEY,
+    run_id  TEXT COLLATE "C" PRIMARY KEY,
     key     TEXT UNIQUE,
     created DOUBLE PRECISION NOT NULL,
     epoch   BIGINT NOT NULL,
     branch  BIGINT NOT NULL,
     version BIGINT NOT NULL,
-    value   BYTEA NOT NULL
+    value   BYTEA NOT NULL,
+    state    TEXT COLLATE "C" NOT NULL,
+    name     TEXT COLLATE "C" NOT NULL,
+    parent   TEXT COLLATE "C",
+    released INTEGER NOT NULL,
+    pruned   INTEGER NOT NULL DEFAULT 0
+);
+CREATE INDEX runs_by_created ON runs (created, run_id);
+CREATE INDEX runs_by_state   ON runs (state, created, run_id);
+CREATE INDEX runs_by_name    ON runs (name) WHERE name <> '';
+CREATE INDEX runs_by_parent  ON runs (parent) WHERE parent IS NOT NULL;
+CREATE INDEX runs_in_use     ON runs (created, run_id) WHERE released = 0;
+CREATE TABLE tags (
+    run_id TEXT COLLATE "C" NOT NULL REFERENCES runs,
+    name   TEXT COLLATE "C" NOT NULL,
+    value  TEXT COLLATE "C" NOT NULL,
+    PRIMARY KEY (name, value, run_id)
 );
 
 CREATE TABLE branches (
-    run_id     TEXT NOT NULL REFERENCES runs,
+    run_id     TEXT COLLATE "C" NOT NULL REFERENCES runs,
     branch     BIGINT NOT NULL,
     parent     BIGINT,
     fork_seq   BIGINT NOT NULL,
@@ -45,12 +61,12 @@ CREATE TABLE branches (
 );
 
 CREATE TABLE entries (
-    run_id  TEXT NOT NULL,
+    run_id  TEXT COLLATE "C" NOT NULL,
     branch  BIGINT NOT NULL,
     seq     BIGINT NOT NULL,
     epoch   BIGINT NOT NULL,
     time    DOUBLE PRECISION NOT NULL,
-    kind    TEXT NOT NULL,
+    kind    TEXT COLLATE "C" NOT NULL,
     key     TEXT,
     payload BYTEA NOT NULL,
     hash    BYTEA NOT NULL,
@@ -68,8 +84,8 @@ CREATE TABLE blobs (
 ALTER TABLE blobs ALTER content SET STORAGE EXTERNAL; -- it is packed already
 
 CREATE TABLE kept (
-    kind    TEXT NOT NULL,
-    name    TEXT NOT NULL,
+    kind    TEXT COLLATE "C" NOT NULL,
+    name    TEXT COLLATE "C" NOT NULL,
     version BIGINT NOT NULL,
     value   BYTEA NOT NULL,
     PRIMARY KEY (kind, name)
@@ -80,8 +96,11 @@ CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 END $$;
 CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries
     FOR EACH ROW EXECUTE FUNCTION refuse('entries are immutable');
-CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
-    FOR EACH ROW EXECUTE FUNCTION refuse('entries are immutable');
+CREATE FUNCTION refuse_unless_pruned() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF (SELECT pruned FROM runs WHERE run_id = OLD.run_id) = 1 THEN RETURN OLD; END IF;
+    RAISE EXCEPTION 'entries are immutable' USING ERRCODE = 'integrity_constraint_violation';
+END $$;
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries FOR EACH ROW EXECUTE FUNCTION refuse_unless_pruned();
 CREATE TRIGGER entries_are_never_emptied BEFORE TRUNCATE ON entries
     FOR EACH STATEMENT EXECUTE FUNCTION refuse('entries are immutable');
 CREATE TRIGGER blobs_never_change BEFORE UPDATE OF digest, zstd, content, refs ON blobs
@@ -94,7 +113,7 @@ CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs
 
 def adapted(query: str) -> str:
     """A query with parameters as psycopg has them."""
-    return re.sub(r"(?<![:\w]):([a-z_]+)", r"%(\1)s", query)
+    return re.sub(r"(?<![:\w]):([a-z_][a-z_0-9]*)", r"%(\1)s", query)
 
 
 # -- what is known. The rows of runs are locked first, always in the same order; what is read after that holds.
@@ -127,13 +146,20 @@ ORDER BY kind, name FOR UPDATE
 
 RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s)"
 INSERT_RUNS = """
-INSERT INTO runs (run_id, key, created, epoch, branch, version, value)
-SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[])
+INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)
+SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[],
+    %s::text[], %s::text[], %s::text[], %s::int[])
+"""
+INSERT_TAGS = "INSERT INTO tags (run_id, name, value) SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
+MOVE_RUNS = """
+UPDATE runs r SET epoch = w.epoch, branch = w.branch
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS w (run_id, epoch, branch) WHERE r.run_id = w.run_id
 """
 UPDATE_RUNS = """
-UPDATE runs r SET epoch = w.epoch, branch = w.branch, version = w.version, value = COALESCE(w.value, r.value)
-FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[])
-    AS w (run_id, epoch, branch, version, value)
+UPDATE runs r SET epoch = w.epoch, branch = w.branch, version = w.version, value = w.value,
+    state = w.state, name = w.name, parent = w.parent, released = w.released
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::text[], %s::text[], %s::text[],
+    %s::int[]) AS w (run_id, epoch, branch, version, value, state, name, parent, released)
 WHERE r.run_id = w.run_id
 """
 INSERT_BRANCHES = """

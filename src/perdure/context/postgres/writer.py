@@ -199,12 +199,17 @@ async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple
 async def _write(
     connection: Connection, state: State, was_kept: set[tuple[str, str]], channel: str, notice: str
 ) -> None:
-    runs = [(run_id, r.epoch, r.branch, r.version, r.value) for run_id, r in state.runs.items()]
+    runs = [(run_id, state.runs[run_id]) for run_id in state.changed_runs]
     keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
     statements: list[tuple[str, list[tuple[Any, ...]]]] = [
         (schema.INSERT_RUNS, list(state.new_runs.values())),
+        (schema.INSERT_TAGS, state.new_tags),
         (schema.INSERT_BRANCHES, state.new_branches),
-        (schema.UPDATE_RUNS, [row for row in runs if row[0] in state.changed_runs]),
+        (schema.MOVE_RUNS, [(run_id, r.epoch, r.branch) for run_id, r in runs if r.listed is None]),
+        (
+            schema.UPDATE_RUNS,
+            [(run_id, r.epoch, r.branch, r.version, r.value, *r.listed) for run_id, r in runs if r.listed is not None],
+        ),
         (schema.INSERT_BLOBS, [row for _, row in sorted(state.blobs.items())]),  # in one order: no two wait for another
         (schema.INSERT_ENTRIES, state.entries),
         (schema.UPDATE_TIPS, [(*tip, *state.tips[tip]) for tip in state.changed_tips]),

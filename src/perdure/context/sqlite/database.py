@@ -13,12 +13,14 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
+
 from perdure.context.changes import Job
 from perdure.context.faults import Faults
-from perdure.context.rows import blob_of, key_of
+from perdure.context.listing import listed
+from perdure.context.rows import blob_of, refs_of, unzipped
 from perdure.context.sqlite import schema
 from perdure.context.sqlite.writer import Writer, connect, explain
-from perdure.context.values import link_references
 from perdure.errors import AlreadyRunning, NoRights, ProtocolError
 
 READERS = 2
@@ -73,9 +75,9 @@ class SqliteDatabase:
                 key = wanted.pop()
                 row = db.execute(schema.BLOB, (key,)).fetchone() if key not in found else None
                 if row:
-                    found[key] = blob_of(key, *row)
+                    found[key] = blob_of(key, row[0], row[1])
                     if deep:
-                        wanted += map(key_of, link_references(found[key]))
+                        wanted += [row[2][at : at + 32] for at in range(0, len(row[2]), 32)]
             return found
 
         return await self._read(job)
@@ -131,9 +133,7 @@ def _prepare(path: Path) -> sqlite3.Connection:
         elif version > schema.VERSION:
             hint = "Install the newer perdure again; older ones do not read it."
             raise ProtocolError(f"the context log {path} has version {version}, this is {schema.VERSION}", hint=hint)
-        for new in range(max(version, 1) + 1, schema.VERSION + 1):
-            step = schema.MIGRATIONS[new] + f"PRAGMA user_version = {new};"
-            connection.executescript("BEGIN IMMEDIATE;" + step + "COMMIT;")
+        _migrate(connection, max(version, 1))
         with closing(connection.execute("BEGIN IMMEDIATE")):
             connection.execute("ROLLBACK")  # fails now, not at the first entry, where the file is read-only
     except sqlite3.Error as error:
@@ -144,3 +144,14 @@ def _prepare(path: Path) -> sqlite3.Connection:
         raise
     path.chmod(0o600)
     return connection
+
+
+def _migrate(connection: sqlite3.Connection, version: int) -> None:
+    """From one version to the next, each in a transaction: what is interrupted leaves the older one."""
+    if version == schema.VERSION:
+        return
+    connection.create_function("perdure_listed", 2, lambda value, column: listed(msgspec.json.decode(value))[column])
+    connection.create_function("perdure_references", 2, lambda zstd, content: refs_of(unzipped(zstd, content)))
+    for new in range(version + 1, schema.VERSION + 1):
+        step = schema.MIGRATIONS[new] + f"PRAGMA user_version = {new};"
+        connection.executescript("BEGIN IMMEDIATE;" + step + "COMMIT;")

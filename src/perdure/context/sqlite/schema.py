@@ -5,7 +5,7 @@ from __future__ import annotations
 from perdure.context.queries import PATH
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 3  # PRAGMA user_version
+VERSION = 4  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -73,6 +73,44 @@ CREATE TABLE kept (
 ) STRICT, WITHOUT ROWID;
 """,
     3: "ALTER TABLE branches ADD COLUMN parent_run TEXT;",  # NULL: parent is a branch of this run
+    4: """
+CREATE TABLE meta (
+    one     INTEGER PRIMARY KEY CHECK (one = 1),
+    lineage TEXT NOT NULL,              -- made with the log: a copy of it has the same
+    sweep   INTEGER NOT NULL            -- how often blobs that nothing refers to were looked for
+) STRICT;
+INSERT INTO meta VALUES (1, lower(hex(randomblob(16))), 0);
+
+-- Copies of what is in value, to list runs by.
+ALTER TABLE runs ADD COLUMN state    TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN name     TEXT NOT NULL DEFAULT '';
+ALTER TABLE runs ADD COLUMN parent   TEXT;
+ALTER TABLE runs ADD COLUMN released INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE runs ADD COLUMN pruned   INTEGER NOT NULL DEFAULT 0; -- 1: its entries were dropped
+UPDATE runs SET state = perdure_listed(value, 0), name = perdure_listed(value, 1), released = perdure_listed(value, 3);
+CREATE INDEX runs_by_created ON runs (created, run_id);
+CREATE INDEX runs_by_state   ON runs (state, created, run_id);
+CREATE INDEX runs_by_name    ON runs (name) WHERE name <> '';
+CREATE INDEX runs_by_parent  ON runs (parent) WHERE parent IS NOT NULL;
+CREATE INDEX runs_in_use     ON runs (created, run_id) WHERE released = 0;
+CREATE TABLE tags (
+    run_id TEXT NOT NULL REFERENCES runs,
+    name   TEXT NOT NULL,
+    value  TEXT NOT NULL,
+    PRIMARY KEY (name, value, run_id)
+) STRICT, WITHOUT ROWID;
+
+ALTER TABLE blobs ADD COLUMN refs  BLOB NOT NULL DEFAULT x''; -- the digests that it refers to, 32 bytes each
+ALTER TABLE blobs ADD COLUMN sweep INTEGER NOT NULL DEFAULT 0; -- the last one before something referred to it anew
+DROP TRIGGER blobs_never_change;
+UPDATE blobs SET refs = perdure_references(zstd, content);
+CREATE TRIGGER blobs_never_change BEFORE UPDATE OF digest, zstd, content, refs ON blobs
+    BEGIN SELECT RAISE(ABORT, 'blobs are immutable'); END;
+DROP TRIGGER entries_never_go;
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
+    WHEN NOT (SELECT pruned FROM runs WHERE run_id = OLD.run_id)
+    BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+""",
 }
 
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
@@ -88,16 +126,27 @@ SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.b
 """
 )
 
-INSERT_RUN = "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)"
+INSERT_RUN = """
+INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+INSERT_TAG = "INSERT INTO tags (run_id, name, value) VALUES (?, ?, ?)"
 RELEASE_KEY = "UPDATE runs SET key = NULL WHERE run_id = ?"
-UPDATE_RUN = "UPDATE runs SET epoch = ?, branch = ?, version = ?, value = COALESCE(?, value) WHERE run_id = ?"
+MOVE_RUN = "UPDATE runs SET epoch = ?, branch = ? WHERE run_id = ?"
+UPDATE_RUN = """
+UPDATE runs SET epoch = ?, branch = ?, version = ?, value = ?, state = ?, name = ?, parent = ?, released = ?
+WHERE run_id = ?
+"""
 INSERT_BRANCH = """
 INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 UPDATE_TIP = "UPDATE branches SET seq = ?, hash = ? WHERE run_id = ? AND branch = ?"
 INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
-INSERT_BLOB = "INSERT OR IGNORE INTO blobs VALUES (?, ?, ?)"
-BLOB = "SELECT zstd, content FROM blobs WHERE digest = ?"
+INSERT_BLOB = """
+INSERT INTO blobs (digest, zstd, content, refs, sweep) VALUES (?, ?, ?, ?, (SELECT sweep FROM meta))
+ON CONFLICT (digest) DO UPDATE SET sweep = excluded.sweep WHERE sweep < excluded.sweep
+"""
+BLOB = "SELECT zstd, content, refs FROM blobs WHERE digest = ?"
 KEPT = "SELECT version FROM kept WHERE kind = ? AND name = ?"
 KEEP = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 DROP = "DELETE FROM kept WHERE kind = ? AND name = ?"

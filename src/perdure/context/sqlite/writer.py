@@ -180,11 +180,16 @@ def known(db: sqlite3.Connection, needs: Needs) -> State:
 def write(db: sqlite3.Connection, state: State) -> None:
     db.executemany(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
     db.executemany(schema.INSERT_RUN, state.new_runs.values())
+    db.executemany(schema.INSERT_TAG, state.new_tags)
     db.executemany(schema.INSERT_BRANCH, state.new_branches)
     for run_id in state.changed_runs:
         run = state.runs[run_id]
-        db.execute(schema.UPDATE_RUN, (run.epoch, run.branch, run.version, run.value, run_id))
-    db.executemany(schema.INSERT_BLOB, [row[:3] for row in state.blobs.values()])
+        if run.listed is None:
+            db.execute(schema.MOVE_RUN, (run.epoch, run.branch, run_id))
+        else:
+            row = (run.epoch, run.branch, run.version, run.value, *run.listed, run_id)
+            db.execute(schema.UPDATE_RUN, row)
+    db.executemany(schema.INSERT_BLOB, state.blobs.values())
     db.executemany(schema.INSERT_ENTRY, state.entries)
     db.executemany(schema.UPDATE_TIP, [(*state.tips[tip], *tip) for tip in state.changed_tips])
     for kept, value in state.keeps.items():

@@ -1,0 +1,112 @@
+"""Logs of versions that are in use are brought forward: whole, or not at all."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from perdure.context import sqlite
+from perdure.context.log import NewEntry
+from perdure.context.sqlite import schema
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "context-log-1"
+
+# Opens a log and is killed right before its Nth statement; says how many there were when it lives to the end.
+OPENER = """
+import asyncio, os, signal, sqlite3, sys
+from pathlib import Path
+from perdure.context import sqlite
+from perdure.context.sqlite import writer
+
+left = int(sys.argv[2])
+connect = writer.connect
+
+def counted(path, **options):
+    connection = connect(path, **options)
+    def count(statement):
+        global left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    connection.set_trace_callback(count)
+    return connection
+
+from perdure.context.sqlite import database
+database.connect = counted
+
+async def main():
+    log = await sqlite.open(Path(sys.argv[1]))
+    print(int(sys.argv[2]) - left)
+    await log.close()
+
+asyncio.run(main())
+"""
+
+
+def golden(name: str, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript((GOLDEN / name).read_text())
+
+
+def opened(path: Path, killed_at: int) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", OPENER, str(path), str(killed_at)]
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=False, env=dict(os.environ))
+
+
+def version(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as db:
+        return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
+async def check(path: Path) -> None:
+    """What was in conversation.sql."""
+    log = await sqlite.open(path)
+    ended, going = await log.heads()
+    assert (ended.run_id, ended.key, ended.seq) == ("0123456789ab", "owls-1", 9)
+    assert [head.run_id for head in await log.heads(states=["completed"])] == [ended.run_id]
+    assert [head.run_id for head in await log.heads(name="the-owls")] == [ended.run_id]
+    assert [head.run_id for head in await log.heads(released=False)] == [going.run_id]
+    assert len((await log.read(ended.run_id))[7].payload["messages"]) == 8
+    assert (await log.verify(ended.run_id)).entries == 9
+    assert (await log.append(going.run_id, [NewEntry(kind="note", payload="x" * 600)], epoch=1))[0].seq == 1
+    await log.close()
+
+
+async def test_a_log_of_version_1_is_listed_and_read(tmp_path: Path) -> None:
+    golden("conversation.sql", tmp_path / "log.db")
+    await check(tmp_path / "log.db")
+    assert version(tmp_path / "log.db") == schema.VERSION
+    with closing(sqlite3.connect(tmp_path / "log.db")) as db:
+        rows = db.execute("SELECT length(refs) FROM blobs WHERE refs <> x''").fetchall()
+    assert sorted(length for (length,) in rows) == [32] + [64] * 7  # a link: its item's text, and its parent
+
+
+async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None:
+    golden("conversation.sql", tmp_path / "whole.db")
+    statements = int(opened(tmp_path / "whole.db", 1_000_000).stdout)
+    seen = set()
+    for killed_at in range(1, statements + 1):
+        path = tmp_path / f"log-{killed_at}.db"
+        golden("conversation.sql", path)
+        assert opened(path, killed_at).returncode < 0
+        seen.add(version(path))
+        if killed_at % 4 == 0 or killed_at > statements - 4:  # the others are in the same state
+            await check(path)
+    assert seen == set(range(1, schema.VERSION + 1))
+
+
+@pytest.mark.parametrize("name", ["log.sql", "conversation.sql"])
+async def test_what_was_brought_forward_has_the_tables_of_a_new_one(tmp_path: Path, name: str) -> None:
+    golden(name, tmp_path / "old.db")
+    tables = []
+    for path in (tmp_path / "old.db", tmp_path / "new.db"):
+        await (await sqlite.open(path)).close()
+        with closing(sqlite3.connect(path)) as db:
+            tables.append(set(db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()))
+    assert tables[0] == tables[1]
