@@ -538,6 +538,7 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     turns_asked: int = 0  # model calls that a provider was asked
     turns_replayed: int = 0  # model calls answered again from the log
     recoveries: int = 0
+    attempt: int = 1
     policy: dict[str, Any] = {}  # when its machine sleeps and is captured (docs/design/0024-programs-and-policy.md)
     suspends: int = 0
     suspended_s: float = 0.0

@@ -71,10 +71,12 @@ def text(value: Any, what: str) -> str:
     return checked
 
 
-def step(name: str, on_doubt: str) -> dict[str, Any]:
+def step(name: str, on_doubt: str, of: str = "") -> dict[str, Any]:
+    """of: the key of its first attempt, for those after it."""
     if on_doubt not in DOUBTS:
         raise InvalidValue(f"ctx.step: on_doubt={on_doubt!r} is unknown", hint=f"known are {', '.join(DOUBTS)}")
-    return {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
+    body = {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
+    return {**body, "of": of} if of else body
 
 
 def recorded(name: str, state: dict[str, Any]) -> Any:
@@ -83,7 +85,8 @@ def recorded(name: str, state: dict[str, Any]) -> Any:
     if error is None:
         return state.get("result")
     message = f"step {name!r} failed: {error.get('type', 'error')}: {error.get('message', '')}"
-    raise StepFailed(message, type=error.get("type", ""), traceback=error.get("traceback", ""))
+    bases = error.get("bases") or []
+    raise StepFailed(message, type=error.get("type", ""), bases=bases, traceback=error.get("traceback", ""))
 
 
 def error(problem: BaseException) -> dict[str, Any]:
@@ -92,7 +95,8 @@ def error(problem: BaseException) -> dict[str, Any]:
 
     lines = traceback.format_exception(type(problem), problem, problem.__traceback__)
     told = {"type": type(problem).__name__, "message": str(problem), "traceback": "".join(lines)}
-    return {name: text.encode("utf-8", "replace").decode() for name, text in told.items()}
+    shown: dict[str, Any] = {name: text.encode("utf-8", "replace").decode() for name, text in told.items()}
+    return {**shown, "bases": [base.__name__ for base in type(problem).__mro__[1:-2]]}  # without BaseException, object
 
 
 def sleep(duration: Duration) -> dict[str, Any]:

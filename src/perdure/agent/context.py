@@ -7,9 +7,9 @@ import time
 from perdure.agent import calls, completion, later
 from perdure.agent.door import Door, retry_s
 from perdure.agent.http1 import AnswerReader
-from perdure.agent.steps import arguments, outcome
+from perdure.agent.steps import Attempts, arguments, outcome
 from perdure.agent.values import to_json
-from perdure.errors import ProviderFailed
+from perdure.errors import ProviderFailed, StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,23 +108,44 @@ class Context:
                 failures += 1
                 time.sleep(retry_s(failures))
 
-    def step(self, name: str, function: Callable[..., Any], *args: Any, on_doubt: str = "retry", **kwargs: Any) -> Any:
+    def step(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        on_doubt: str = "retry",
+        retries: int = 0,
+        backoff: Duration = "1s",
+        backoff_max: Duration = "10m",
+        retry_on: Any = Exception,
+        **kwargs: Any,
+    ) -> Any:
         """Run ``function`` once for all: its result is recorded, and answered from the log afterwards.
 
         on_doubt says what happens where a crash came between its effect and its record: "retry" (the function is safe
         to repeat; a parameter ``idempotency_key`` gets a key that stays the same), "ask" a person, or "fail". Results
         are JSON values or dataclasses. ``StepFailed`` when it raised, now or before.
+
+        retries: attempts after the first, each recorded, where it raised one of ``retry_on`` (a type or its name, or
+        several). They wait for ``backoff``, then twice as long each time, at most ``backoff_max``, as ``sleep`` does.
         """
-        body, ordinal = calls.step(name, on_doubt), self._lane.take()
-        state = self._door.call(self._lane, "step", body, ordinal)
-        if state["status"] == "run":
+        attempts = Attempts(retries, backoff, backoff_max, retry_on)
+        while True:
+            ordinal = self._lane.take()
+            body = calls.step(name, on_doubt, attempts.begin(self._lane, ordinal))
+            state = self._door.call(self._lane, "step", body, ordinal)
+            if state["status"] == "run":
+                try:
+                    result = function(*args, **arguments(function, kwargs, state))
+                    end = {"result": to_json(result, f"step {name!r}: its result")}
+                except Exception as problem:
+                    end = {"error": calls.error(problem)}
+                state = self._door.call(self._lane, "step/end", end, ordinal)
             try:
-                result = function(*args, **arguments(function, kwargs, state))
-                end = {"result": to_json(result, f"step {name!r}: its result")}
-            except Exception as problem:
-                end = {"error": calls.error(problem)}
-            state = self._door.call(self._lane, "step/end", end, ordinal)
-        return outcome(name, function, state)
+                return outcome(name, function, state)
+            except StepFailed as failure:
+                pause_s = attempts.pause_s(failure)
+            self.sleep(pause_s)
 
     def sleep(self, duration: Duration) -> None:
         """Wait for seconds, or ``"90s"``, ``"15m"``, ``"3d"``."""

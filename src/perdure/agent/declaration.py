@@ -25,6 +25,7 @@ class Agent:
         durability: str,
         policy: dict[str, float],
         version: str = "",
+        retry: dict[str, Any] | None = None,
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidValue(f"durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}")
@@ -35,6 +36,7 @@ class Agent:
         self.durability = durability
         self.policy = policy
         self.version = version
+        self.retry = retry or {}
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
@@ -57,6 +59,7 @@ def agent(
     checkpoint_turns: int | None = None,
     checkpoint_s: float | None = None,
     version: str = "",
+    retry: dict[str, Any] | None = None,
 ) -> Callable[[Callable[..., Any]], Agent]:
     """Mark a function as an agent.
 
@@ -65,7 +68,8 @@ def agent(
     host runs the function, and runs it again from its start after each sleep or loss, with what went through ``ctx``
     answered from the log. version: the author's own name for it, kept with each run. idle_grace_s, think_grace_s: its
     machine sleeps when it only waited, or a model only thought, for so long. checkpoint_turns, checkpoint_s: it is
-    captured after so many turns, or seconds of running. All are literals: they are read before anything runs.
+    captured after so many turns, or seconds of running. retry: attempts in all, by kind of failure:
+    ``{"agent-failed": {"attempts": 3}}``. All are literals: they are read before anything runs.
     """
 
     given = {
@@ -85,6 +89,7 @@ def agent(
             durability=durability,
             policy=policy,
             version=version,
+            retry=retry,
         )
 
     return mark

@@ -3,14 +3,47 @@
 from __future__ import annotations
 
 from perdure.agent import calls
-from perdure.agent.values import from_json
+from perdure.agent.values import from_json, seconds
+from perdure.errors import InvalidValue, StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from perdure.agent.values import Duration
+
 KEY = "idempotency_key"
+FACTOR = 2  # by which each pause between attempts is longer than the one before
+
+
+class Attempts:
+    """The attempts at one step, and the pauses between them. What it decides by is in the log, so that whoever lives
+    through it again decides the same."""
+
+    def __init__(self, retries: int, backoff: Duration, backoff_max: Duration, retry_on: Any) -> None:
+        if not isinstance(retries, int) or retries < 0:
+            raise InvalidValue(f"ctx.step: retries is {retries!r}", hint="it is a number from 0 on")
+        self.first = ""  # the key of the first attempt
+        self._left = retries
+        self._pause_s = seconds(backoff, "ctx.step: backoff")
+        self._max_s = seconds(backoff_max, "ctx.step: backoff_max")
+        wanted = retry_on if isinstance(retry_on, (tuple, list)) else (retry_on,)
+        self._names = {one if isinstance(one, str) else one.__name__ for one in wanted}
+
+    def begin(self, lane: calls.Lane, ordinal: int) -> str:
+        """The key of the first attempt, for those after it."""
+        first, self.first = self.first, self.first or f"{lane.name}/{ordinal}"
+        return first
+
+    def pause_s(self, failure: StepFailed) -> float:
+        """How long to wait before the next attempt. Raises the failure where there is none."""
+        types = {failure.details.get("type", ""), *failure.details.get("bases", ())}
+        if not self._left or not types & self._names:
+            raise failure
+        self._left -= 1
+        pause, self._pause_s = min(self._pause_s, self._max_s), self._pause_s * FACTOR
+        return pause
 
 
 def arguments(function: Callable[..., Any], given: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,9 @@ import contextvars
 from perdure.agent import calls, completion, http1, later
 from perdure.agent.asyncdoor import AsyncDoor
 from perdure.agent.door import retry_s
-from perdure.agent.steps import arguments, outcome
+from perdure.agent.steps import Attempts, arguments, outcome
 from perdure.agent.values import Turn, to_json
+from perdure.errors import StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -108,25 +109,40 @@ class AsyncContext:
                 await asyncio.sleep(retry_s(failures))
 
     async def step(
-        self, name: str, function: Callable[..., Any], *args: Any, on_doubt: str = "retry", **kwargs: Any
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *args: Any,
+        on_doubt: str = "retry",
+        retries: int = 0,
+        backoff: Duration = "1s",
+        backoff_max: Duration = "10m",
+        retry_on: Any = Exception,
+        **kwargs: Any,
     ) -> Any:
         """Run a function or a coroutine function once for all. See ``Context.step``."""
-        body, lane = calls.step(name, on_doubt), _lane.get()
-        ordinal = lane.take()
-        state = await _call(lane, "step", body, ordinal)
-        if state["status"] == "run":
+        attempts, lane = Attempts(retries, backoff, backoff_max, retry_on), _lane.get()
+        while True:
+            ordinal = lane.take()
+            body = calls.step(name, on_doubt, attempts.begin(lane, ordinal))
+            state = await _call(lane, "step", body, ordinal)
+            if state["status"] == "run":
+                try:
+                    result = function(*args, **arguments(function, kwargs, state))
+                    if asyncio.iscoroutine(result):
+                        result = await result
+                    end = {"result": to_json(result, f"step {name!r}: its result")}
+                except asyncio.CancelledError as problem:  # its end is recorded all the same: nothing waits for it
+                    await _whole(_call(lane, "step/end", {"error": calls.error(problem)}, ordinal))
+                    raise
+                except Exception as problem:
+                    end = {"error": calls.error(problem)}
+                state = await _call(lane, "step/end", end, ordinal)
             try:
-                result = function(*args, **arguments(function, kwargs, state))
-                if asyncio.iscoroutine(result):
-                    result = await result
-                end = {"result": to_json(result, f"step {name!r}: its result")}
-            except asyncio.CancelledError as problem:  # its end is recorded all the same: nothing waits for it
-                await _whole(_call(lane, "step/end", {"error": calls.error(problem)}, ordinal))
-                raise
-            except Exception as problem:
-                end = {"error": calls.error(problem)}
-            state = await _call(lane, "step/end", end, ordinal)
-        return outcome(name, function, state)
+                return outcome(name, function, state)
+            except StepFailed as failure:
+                pause_s = attempts.pause_s(failure)
+            await self.sleep(pause_s)
 
     async def sleep(self, duration: Duration) -> None:
         """See ``Context.sleep``."""

@@ -57,13 +57,16 @@ class ServerClient:
         active_timeout_s: float | None = None,
         durability: str = "snapshot",
         version: str = "",
+        retry: Mapping[str, Any] | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
         input: a JSON value. key: the same key starts a run only once, and gives the older run. 0: the default size.
         policy: when its machine sleeps and is captured (``idle_grace_s`` …); fittings: how else it is to find its
         machine (``cwd``, ``user``, ``networks`` …): fields of a ``StartRequest``, docs/any-language.md.
-        timeout_s: of wall time, active_timeout_s: with a machine; then it fails (``timed-out``).
+        timeout_s: of wall time, active_timeout_s: with a machine; then it fails (``timed-out``). retry: by
+        kind of failure (agent-failed, program-failed, machine-failed, timed-out, or any) ``{"attempts", "delay_s",
+        "factor", "max_delay_s", "jitter"}``.
         """
         request = {
             "source": source,
@@ -84,6 +87,7 @@ class ServerClient:
             "active_timeout_s": active_timeout_s,
             "durability": durability,
             "version": version,
+            "retry": dict(retry or {}),
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)

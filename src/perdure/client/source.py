@@ -9,7 +9,14 @@ from typing import Any
 
 from perdure.errors import AgentInvalid
 
-_OPTIONS: dict[str, type] = {"image": str, "memory_mib": int, "vcpus": int, "durability": str, "version": str}
+_OPTIONS: dict[str, type] = {
+    "image": str,
+    "memory_mib": int,
+    "vcpus": int,
+    "durability": str,
+    "version": str,
+    "retry": dict,
+}
 NEVER_S = 1e10  # as a grace: 300 years
 _POLICY = ("idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s")  # numbers from 0 on
 DURABILITIES = ("snapshot", "replay")
@@ -25,6 +32,7 @@ class AgentSource:
     image: str = ""
     memory_mib: int = 0
     vcpus: int = 0
+    retry: dict[str, Any] = field(default_factory=dict)
     policy: dict[str, float] = field(default_factory=dict)  # what it says of when its machine sleeps and is captured
     durability: str = "snapshot"
     version: str = ""

@@ -7,7 +7,7 @@ The wire between the agent SDK and the server (``docs/formats/agent-calls.md`` s
 POST /perdure/v1/begin         {}                                     {"run_id", "input", "agent"}
 POST /perdure/v1/step          {"name", "on_doubt": "retry" (default  {"status": "run", "attempt": n,
                                for steps) | "ask" (default: tools)    "idempotency_key": K} or {"status": "done",
-                               | "fail", "args"?: JSON}               "result"} or {"status": "failed", "error"}
+                               | "fail", "args"?: JSON, "of"?}        "result"} or {"status": "failed", "error"}
 POST /perdure/v1/step/end      {"result"} or {"error": {..}}, under   {"result"} or {"error"}: what is recorded (the
                                the SAME lane and ordinal as its step  first acknowledged end wins: use this one)
 POST /perdure/v1/wait          {"kind": "time", "seconds"}, or        {"kind": "time"}
@@ -219,7 +219,7 @@ async def _fail(asked: Asked) -> Body:
 
     async def act() -> Body:
         await asked.known()
-        await asked.run.conclude(RunState.FAILED, epoch=asked.call.epoch, error=error)
+        await asked.run.conclude(RunState.FAILED, epoch=asked.call.epoch, error=error, kind="agent-failed")
         return {}
 
     return await asked.warm(act)

@@ -113,9 +113,9 @@ class Driver:
 
         return await self.run.atomically(act)
 
-    async def _fail(self, seen: Record, error: dict[str, Any]) -> None:
+    async def _fail(self, seen: Record, error: dict[str, Any], kind: str = "") -> None:
         # In a new epoch: the fence. Whatever is left of its machine can do nothing any more.
-        await self._conclude(seen, RunState.FAILED, epoch=seen.epoch + 1, error=error)
+        await self._conclude(seen, RunState.FAILED, epoch=seen.epoch + 1, error=error, kind=kind)
 
     async def _conclude(self, seen: Record, to: RunState, **how: Any) -> None:
         async def act() -> None:
@@ -274,7 +274,7 @@ class Driver:
         what = "the program" if seen.request.command else f"the agent {seen.request.agent} gave no result: its process"
         message = f"{what} ended with exit status {info.exit_status}"
         error = {"code": "program-failed", "message": message, "hint": "Its last output is in the details."}
-        await self._fail(seen, {**error, "details": end})
+        await self._fail(seen, {**error, "details": end}, "program-failed")
 
     async def _lost(self, seen: Record, cause: str, detail: str, *, counts: bool = True) -> None:
         """The machine of this epoch is gone: recover in a new one, or give up.
@@ -288,7 +288,7 @@ class Driver:
             message = f"gave up after {failures} failures in a row: {cause}" + (f" ({detail})" if detail else "")
             hint = "The node's log (run/fcrund.log in the state folder) says more."
             error = {"code": "machine-failed", "message": message, "hint": hint, "details": {"cause": cause}}
-            await self._fail(seen, error)
+            await self._fail(seen, error, "machine-failed")
             return
         epoch = seen.epoch + 1
         await self._go(
@@ -304,6 +304,10 @@ class Driver:
 
     async def _recovering(self) -> None:
         seen = self.run.record
+        if (pause_s := seen.retry_at - self.run.clock.time()) > 0:
+            await self._machines.remove(self.run.id)  # it is of no use, and the pause may be long
+            if await self.run.until(lambda: self.run.state is not seen.state, pause_s):
+                return
         if (tries := max(seen.failures, self._away)) > 1:
             pause_s = min(self._settings.backoff_s * 2 ** min(tries - 2, 32), self._settings.backoff_max_s)
             if await self.run.until(lambda: self.run.record is not seen and self.run.state is not seen.state, pause_s):

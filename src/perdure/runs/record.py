@@ -13,6 +13,7 @@ from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.policy import Policy
+from perdure.runs.retries import Retry
 from perdure.runs.states import TERMINAL
 from perdure.runs.waits import Waits
 
@@ -40,6 +41,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     active_timeout_s: float | None = None  # with a machine
     durability: Literal["snapshot", "replay"] = "snapshot"
     version: str = ""  # of the agent, as its author counts
+    retry: dict[str, Retry] = msgspec.field(default_factory=dict)  # by kind of failure (runs.retries)
 
     @property
     def agent(self) -> str:
@@ -81,6 +83,8 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             limit_s = getattr(self, name)
             if limit_s is not None and not 0 < limit_s <= LONGEST_S:
                 raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
+        for kind, retry in self.retry.items():
+            retry.check(kind)
 
 
 class Kept(Frozen, frozen=True, kw_only=True):
@@ -133,6 +137,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
+    attempt: int = 1
+    retry_at: float = 0.0  # when this attempt may begin
     began: float = 0.0  # when this attempt left the queue
     active_s: float = 0.0  # how long it had a machine, before the one it has
     active_since: float = 0.0  # since when it has that; 0: it has none
@@ -178,6 +184,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             turns_asked=asked,
             turns_replayed=replayed,
             recoveries=self.recoveries,
+            attempt=self.attempt,
             policy=self.request.policy.to_json(),
             suspends=self.suspends,
             suspended_s=self.suspended_s + max(now_s, 0.0),

@@ -16,6 +16,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
 from perdure.errors import Conflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
+from perdure.runs import retries
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
@@ -257,19 +258,65 @@ class Run:
         self._owed.update(wait.id for wait in waits)
 
     async def conclude(
-        self, to: RunState, *, epoch: int, error: dict[str, Any] | None = None, result: Any = None
+        self,
+        to: RunState,
+        *,
+        epoch: int,
+        error: dict[str, Any] | None = None,
+        result: Any = None,
+        kind: str = "",
     ) -> None:
-        """It ends: as its program or its machine has it, or as it was to end anyhow. Under the lock.
+        """It ends: as its program or its machine has it, or as it was to end anyhow; or its next attempt begins, where
+        its failure (of this ``kind`` of ``runs.retries``) is one to try again after. Under the lock.
 
         epoch: a new one where something of its machine may be left: the fence, it can do nothing any more.
         """
-        ending = self.record.ending
+        ending, record = self.record.ending, self.record
         if ending is not None:
-            to, error, result = RunState(ending.to), ending.error, None
+            to, error, result, kind = RunState(ending.to), ending.error, None, ending.error["code"]
+        if to is RunState.FAILED and error is not None:
+            code = str(error.get("code"))
+            pause_s = retries.pause_s(record.request.retry, kind, code, self.id, record.attempt)
+            if pause_s is not None:
+                await self._retry(retries.told(kind, record.attempt + 1, error), pause_s)
+                return
         why: dict[str, Any] = {"result": result} if to is RunState.COMPLETED else {"error": error}
         if to is RunState.CANCELLED:
             why["reason"] = (error or {}).get("message", "")
         await self.write(to=to, epoch=epoch, why=why, result=result, error=error)
+
+    async def _retry(self, why: dict[str, Any], pause_s: float) -> None:
+        """Begin another attempt, from the start. Under the lock."""
+        record, after = self.record, 0
+        carried = retries.Carried(whole_lanes=record.request.on_divergence == "fail")
+        while page := await self.context.read(self.id, branch=self.branch, after=after):
+            for entry in page:
+                carried.feed(entry)
+            after = page[-1].seq
+        fork = carried.fork()
+        at, epoch = self.clock.time() + pause_s, record.epoch + 1
+        await self.write(
+            *(fork[2] if fork else ()),
+            to=RunState.RECOVERING,
+            epoch=epoch,
+            why={**why, "epoch": epoch, "at": at},
+            fork=(self.branch, fork[0]) if fork else None,
+            waits=fork[1] if fork else None,
+            attempt=record.attempt + 1,
+            retry_at=at,
+            began=at,
+            active_s=0.0,
+            active_since=0.0,
+            ending=None,
+            sandbox_id="",
+            snapshot=None,
+            snapshots=[],
+            thinking=[],
+            wake=False,
+            failure="",
+            failures=0,
+            lost_epochs=[*record.lost_epochs, record.epoch],
+        )
 
     def _check_going(self) -> None:
         if self.ended:

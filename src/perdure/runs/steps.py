@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from perdure.context.log import NewEntry, canonical, digest_of
+from perdure.context.log import NewEntry, canonical, digest_of, request_hash
 from perdure.errors import Conflict, InvalidValue
 from perdure.model import Entry, Frozen, new_id
 from perdure.runs import parking
@@ -20,6 +21,7 @@ class Step(Frozen, frozen=True, kw_only=True):
 
     name: str
     on_doubt: str = "ask"
+    of: str = ""  # the key of its first attempt; its error is recorded, and this is another one
     args: Any = None  # what it is called with: part of what is asked, as its hash is
 
 
@@ -62,8 +64,14 @@ async def _answer(asked: Asked, step: Step) -> Body | Wait:
         payload["request"] = asked.request
         await asked.note(NewEntry(kind="step.intent", key=asked.key, payload=payload))
     # The same for every attempt at this step, another one on a branch where another step has this key.
-    identity = digest_of(canonical([asked.run.id, asked.key, asked.request])).removeprefix("sha256:")[:32]
+    identity = digest_of(canonical([asked.run.id, step.of or asked.key, _first(asked)])).removeprefix("sha256:")[:32]
     return {"status": "run", "attempt": attempt, "idempotency_key": identity}
+
+
+def _first(asked: Asked) -> str:
+    """The hash of what the step's first attempt asked."""
+    body = {name: value for name, value in asked.body().items() if name != "of"}
+    return request_hash(replace(asked.call, body=canonical(body)))
 
 
 def _epoch(intent: Entry) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from perdure.cli.perdure import _machine
+from perdure.cli.perdure import _lifecycle, _machine
 from perdure.cli.perdure._image import DEFAULT_IMAGE, ensure_default, is_default
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-e", "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable")
     parser.add_argument("--name", default="", help="a name to call the run by")
     parser.add_argument("--key", help="start only once: the same key gives the same run")
-    parser.add_argument("--timeout", metavar="TIME", help="it fails when it has not ended after so long: 90s, 2h, 3d")
-    parser.add_argument("--active-timeout", metavar="TIME", help="the same, of the time that it has a machine")
+    _lifecycle.add_options(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
     parser.add_argument("--json", action="store_true", help="print the run as JSON, at its end (with -d: at once)")
 
@@ -69,15 +68,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _request(options: argparse.Namespace) -> dict[str, Any]:
-    from perdure.cli.perdure import _json, _words
+    from perdure.cli.perdure import _json
     from perdure.client import source
     from perdure.errors import InvalidValue
 
     request: dict[str, Any] = {"name": options.name, "key": options.key, "env": _environment(options.env)}
     request |= _machine.wishes(options)
-    for field in ("timeout", "active_timeout"):
-        if (limit := getattr(options, field)) is not None:
-            request[f"{field}_s"] = _words.seconds(limit, "--" + field.replace("_", "-"))
+    request |= _lifecycle.wishes(options)
     words: list[str] = options.words
     if not words:
         raise InvalidValue("nothing to run", hint="write FILE.py:FUNCTION, or --image IMAGE -- COMMAND")
@@ -88,6 +85,7 @@ def _request(options: argparse.Namespace) -> dict[str, Any]:
         request |= {"durability": durability, "version": agent.version}
         request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
         request |= {"image": options.image, "policy": {**agent.policy, **request["policy"]}}
+        request["retry"] = {**agent.retry, **request.get("retry", {})}
         if durability == "replay":  # what @agent says of a machine is for the other road; what is said here is refused
             return request
         request["image"] = options.image or agent.image

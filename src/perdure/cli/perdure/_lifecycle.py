@@ -1,0 +1,47 @@
+"""What ``perdure run`` may say of a run's life: how long it may take, and when it is tried again."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from perdure.errors import InvalidValue
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    life = parser.add_argument_group("how it lives")
+    life.add_argument("--timeout", metavar="TIME", help="it fails when it has not ended after so long: 90s, 2h, 3d")
+    life.add_argument("--active-timeout", metavar="TIME", help="the same, of the time that it has a machine")
+    life.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="[KIND=]ATTEMPTS[:TIME]",
+        help="attempts in all, and the first pause, after a failure: of any kind, or agent-failed, program-failed, "
+        "machine-failed, timed-out (can be repeated)",
+    )
+
+
+def wishes(options: argparse.Namespace) -> dict[str, Any]:
+    """Those parts of a ``StartRequest``. InvalidValue names the option."""
+    from perdure.cli.perdure import _words
+
+    wished: dict[str, Any] = {}
+    for field in ("timeout", "active_timeout"):
+        if (limit := getattr(options, field)) is not None:
+            wished[f"{field}_s"] = _words.seconds(limit, "--" + field.replace("_", "-"))
+    if options.retry:
+        wished["retry"] = dict(_retry(text) for text in options.retry)
+    return wished
+
+
+def _retry(text: str) -> tuple[str, dict[str, Any]]:
+    from perdure.cli.perdure import _words
+
+    kind, _, rule = text.rpartition("=")
+    attempts, colon, pause = rule.partition(":")
+    if not attempts.isdigit():
+        hint = "write --retry 3, or --retry timed-out=3:10s: three attempts, and 10 s before the second"
+        raise InvalidValue(f"--retry {text!r} has no number of attempts", hint=hint)
+    delay = {"delay_s": _words.seconds(pause, f"--retry {text!r}: the pause")} if colon else {}
+    return kind or "any", {"attempts": int(attempts), **delay}

@@ -1,0 +1,113 @@
+"""Another attempt of a run that failed: which failures, when, and what the new attempt has of the log. Pure.
+
+An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done
+or paid again. What failed is not in its branch: a step that raised, a model call that was refused, a wait that ended
+with its run. So those are asked anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from perdure.context.log import NewEntry
+from perdure.errors import InvalidValue
+from perdure.model import Entry, Frozen
+from perdure.runs.waits import Waits
+
+KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
+ANY = "any"
+LONGEST_S = 366 * 86400.0
+_NEVER = ("agent-invalid", "diverged")  # of any kind: the next attempt would be no other
+_UNCARRIED = ("model.started", "model.replayed", "ending.told")
+
+
+class Retry(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How often, and after which pauses: ``delay_s``, then ``factor`` times as long, at most ``max_delay_s``."""
+
+    attempts: int  # in all, the first one counts
+    delay_s: float = 1.0
+    factor: float = 2.0
+    max_delay_s: float = 300.0
+    jitter: float = 0.1  # each pause is longer by up to this part of it
+
+    def check(self, kind: str) -> None:
+        """Raises InvalidValue naming the field."""
+        if kind not in (*KINDS, ANY):
+            raise InvalidValue(
+                f"retry: no such kind of failure: {kind!r}", hint=f"Known are {', '.join(KINDS)}, {ANY}."
+            )
+        bounds = {"attempts": (1, 1000), "delay_s": (0, LONGEST_S), "factor": (1, 100), "max_delay_s": (0, LONGEST_S)}
+        for name, (least, most) in {**bounds, "jitter": (0, 10)}.items():
+            if not least <= getattr(self, name) <= most:
+                message = f"retry: {kind}: {name} is {getattr(self, name):g}"
+                raise InvalidValue(message, hint=f"It is from {least:g} to {most:g}.")
+
+
+def pause_s(policies: dict[str, Retry], kind: str, code: str, run_id: str, attempt: int) -> float | None:
+    """How long to wait after attempt number ``attempt`` failed; None: it was the last one."""
+    policy = policies.get(kind) or policies.get(ANY)
+    if kind not in KINDS or policy is None or code in _NEVER or attempt >= policy.attempts:
+        return None
+    pause = min(policy.delay_s * policy.factor ** min(attempt - 1, 1000), policy.max_delay_s)
+    # Drawn from what it is for, so that it is the same whoever computes it.
+    drawn = int.from_bytes(hashlib.sha256(f"{run_id}/{attempt}".encode()).digest()[:8], "big") / 2**64
+    return pause * (1 + policy.jitter * drawn)
+
+
+def _failed(entry: Entry) -> bool:
+    """Whether the call of this entry is to be asked anew."""
+    payload = entry.payload if isinstance(entry.payload, dict) else {}
+    if entry.kind == "step.result":
+        return "error" in payload
+    if entry.kind == "wait.completed":
+        return payload.get("outcome") == "cancelled"
+    return entry.kind == "ending.told" or (entry.kind == "model.aborted" and "answer" in payload)
+
+
+class Carried:
+    """What a new attempt has of an old one. Feed it the branch's entries in order, then ask."""
+
+    def __init__(self, *, whole_lanes: bool) -> None:
+        """whole_lanes: what a lane did after something that failed is asked anew, too (it may not go another way)."""
+        self._whole_lanes = whole_lanes
+        self._first: dict[str, int] = {}  # key -> its first entry
+        self._failed: set[str] = set()
+        self._entries: list[Entry] = []
+
+    def feed(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        if entry.key:
+            self._first.setdefault(entry.key, entry.seq)
+            if _failed(entry):
+                self._failed.add(entry.key)
+
+    def fork(self) -> tuple[int, Waits, list[NewEntry]] | None:
+        """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it."""
+        if not self._failed:
+            return None
+        failed = self._failed
+        if self._whole_lanes:
+            begun: dict[str, int] = {}
+            for key in failed:
+                lane, ordinal = _place(key)
+                begun[lane] = min(begun.get(lane, ordinal), ordinal)
+            failed = {key for key in self._first if (at := _place(key))[0] in begun and at[1] >= begun[at[0]]}
+        fork_seq, waits, carried = min(self._first[key] for key in failed) - 1, Waits(), list[NewEntry]()
+        for entry in self._entries:
+            if entry.seq <= fork_seq:
+                waits = waits.after(entry.kind, entry.payload)
+            elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
+                carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
+        return fork_seq, waits, carried
+
+
+def _place(key: str) -> tuple[str, int]:
+    lane, _, ordinal = key.rpartition("/")
+    return lane, int(ordinal) if ordinal.isdigit() else 0
+
+
+def told(kind: str, attempt: int, error: dict[str, Any]) -> dict[str, Any]:
+    """What the log says of it."""
+    detail = f"attempt {attempt} is next, after {kind}: {error.get('message', '')}"
+    return {"cause": "retry", "detail": detail, "attempt": attempt, "error": error}

@@ -1,0 +1,213 @@
+"""A run that failed is tried again: when, how often, and what the new attempt does not do a second time."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Any
+
+import pytest
+
+from perdure.context.log import NewEntry
+from perdure.errors import InvalidValue, MachineFailed
+from perdure.model import Entry, RunState
+from perdure.runs import retries
+from perdure.runs.retries import Carried, Retry
+from perdure.testing.clock import FakeClock
+from perdure.testing.house import QUICK, nothing
+from perdure.testing.machines import Ask, Effect
+from perdure.testing.programs import Steps, chat
+
+AT_ONCE = {"any": Retry(attempts=3, delay_s=0)}
+
+
+def breaks(code: str = "agent-failed") -> Ask:
+    return Ask("fail", {"error": {"code": code, "message": "no such owl"}})
+
+
+@pytest.mark.parametrize(
+    ("retry", "words"),
+    [
+        ({"fire": Retry(attempts=2)}, "no such kind of failure: 'fire'"),
+        ({"any": Retry(attempts=0)}, "any: attempts is 0"),
+        ({"any": Retry(attempts=2, factor=0.5)}, "factor is 0.5"),
+        ({"timed-out": Retry(attempts=2, delay_s=-1)}, "timed-out: delay_s is -1"),
+        ({"any": Retry(attempts=2, jitter=float("nan"))}, "jitter is nan"),
+    ],
+)
+async def test_wrong_policies_are_refused(house: Any, retry: Any, words: str) -> None:
+    with pytest.raises(InvalidValue, match=words):
+        await house.start(nothing, retry=retry)
+
+
+async def test_what_succeeded_is_not_done_again_and_what_failed_is(house: Any, provider: Any) -> None:
+    done: list[Any] = []
+
+    def program() -> Steps:
+        turn = yield chat("one")
+        first = yield Ask("step", {"name": "pay", "on_doubt": "retry"})
+        if first.value["status"] == "run":
+            yield Effect(lambda: done.append("pay"))
+            yield Ask("step/end", {"result": "paid"}, at=0)
+        yield Ask("emit", {"name": "said", "value": turn.value["choices"][0]["message"]["content"]}, at=20)
+        second = yield Ask("step", {"name": "ship", "on_doubt": "ask"}, at=21)
+        done.append((second.value["status"], second.value["idempotency_key"]))
+        if len(done) < 4:
+            yield Ask("step/end", {"error": {"type": "OSError", "message": "no ship"}}, at=21)
+            yield breaks()
+            return
+        yield Ask("step/end", {"result": "shipped"}, at=21)
+        yield Ask("complete", {"result": "done"})
+
+    def counted() -> Steps:  # the model is asked in a lane of its own, so that its key is none of a step
+        program_ = program()
+        wanted = next(program_)
+        while True:
+            if isinstance(wanted, Ask) and wanted.path.endswith("completions"):
+                wanted = dataclasses.replace(wanted, lane="model")
+            try:
+                wanted = program_.send((yield wanted))
+            except StopIteration:
+                return
+
+    run_id = await house.start(counted, retry=AT_ONCE)
+    info = await house.ends(run_id)
+    assert (info.state, info.result, info.attempt) == (RunState.COMPLETED, "done", 3)
+    assert provider.requests == 1
+    assert done[0] == "pay" and done.count("pay") == 1
+    # each attempt began it, none asked a person, and the world can tell that it is the same step
+    assert [status for status, _ in done[1:]] == ["run"] * 3 and len({key for _, key in done[1:]}) == 1
+    assert info.branch == 3 and info.turns_asked == 1
+    assert len(await house.entries(run_id, "emit")) == 1
+    why = [entry.payload for entry in await house.entries(run_id, "run.recovering")]
+    assert why[-1]["cause"] == "retry" and "attempt 3 is next, after agent-failed: no such owl" in why[-1]["detail"]
+    assert (await house.context.verify(run_id)).branches == 3
+
+
+async def test_after_the_last_attempt_it_has_failed(house: Any) -> None:
+    lives = 0
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        yield Ask("begin", {})
+        yield breaks()
+
+    info = await house.ends(await house.start(program, retry={"agent-failed": Retry(attempts=2, delay_s=0)}))
+    assert (info.state, info.error["message"], info.attempt, lives) == (RunState.FAILED, "no such owl", 2, 2)
+
+
+@pytest.mark.parametrize("code", ["agent-invalid", "diverged"])
+async def test_what_would_fail_again_is_not_tried_again(house: Any, code: str) -> None:
+    def program() -> Steps:
+        yield breaks(code)
+
+    info = await house.ends(await house.start(program, retry=AT_ONCE))
+    assert (info.state, info.attempt) == (RunState.FAILED, 1)
+
+
+async def test_a_kind_has_its_own_policy(house: Any) -> None:
+    async def refuse() -> None:
+        raise MachineFailed("on fire")
+
+    house.machines.before["start"] = refuse
+    info = await house.ends(await house.start(nothing, retry={"agent-failed": Retry(attempts=5, delay_s=0)}))
+    assert (info.error["code"], info.attempt) == ("machine-failed", 1)
+    info = await house.ends(await house.start(nothing, retry={"machine-failed": Retry(attempts=2, delay_s=0)}))
+    assert (info.error["code"], info.attempt) == ("machine-failed", 2)
+
+    def exits() -> Steps:
+        yield Ask("begin", {})
+        return 3
+
+    house.machines.before.clear()
+    info = await house.ends(await house.start(exits, retry={"program-failed": Retry(attempts=2, delay_s=0)}))
+    assert (info.error["code"], info.attempt) == ("program-failed", 2)
+
+
+async def test_the_pause_is_durable_has_no_machine_and_may_be_cancelled(house: Any) -> None:
+    clock = await house.at(FakeClock())
+
+    def program() -> Steps:
+        yield Ask("begin", {})
+        yield breaks()
+
+    removed = asyncio.Event()
+
+    async def notice() -> None:
+        if house.machines.done:
+            removed.set()
+
+    house.machines.before["remove"] = notice
+    pauses = Retry(attempts=5, delay_s=3600, max_delay_s=1e5, jitter=0)
+    run_id = await house.start(program, retry={"any": pauses})
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.attempt == 2, 20)
+    await asyncio.wait_for(removed.wait(), 20)
+    clock.move(3000)
+    await house.restart()
+    assert (await house.engine.info(run_id)).state is RunState.RECOVERING
+    assert house.machines.done.count("start") == 1
+    clock.move(601)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.attempt == 3, 20)
+    assert run.record.retry_at == clock.time() + 7200
+    await house.engine.cancel(run_id)
+    assert (await house.engine.info(run_id)).state is RunState.CANCELLED
+
+
+async def test_a_time_limit_is_that_of_an_attempt(house: Any) -> None:
+    house.settings = dataclasses.replace(QUICK, idle_grace_s=0)
+    clock = await house.at(FakeClock())
+    told = []
+
+    def program() -> Steps:
+        told.append((yield Ask("wait", {"kind": "signal", "name": "go"})))
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program, timeout_s=60, retry={"timed-out": Retry(attempts=2, delay_s=0)})
+    await house.reaches(run_id, RunState.SUSPENDED)
+    clock.move(61)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.attempt == 2 and run.record.waits.open, 20)
+    assert run.record.ending is None and told[0].status == 409
+    await house.engine.signal(run_id, "go", None)  # the wait is asked anew: it was not over
+    assert (await house.ends(run_id)).result == 1
+
+
+def test_pauses_grow_to_their_maximum_and_are_the_same_for_whoever_asks() -> None:
+    policy = {"any": Retry(attempts=6, delay_s=1, factor=3, max_delay_s=10, jitter=0)}
+    pauses = [retries.pause_s(policy, "agent-failed", "agent-failed", "run", n) for n in range(1, 7)]
+    assert pauses == [1, 3, 9, 10, 10, None]
+    policy = {"timed-out": Retry(attempts=2, delay_s=10, jitter=0.5)}
+    drawn = {retries.pause_s(policy, "timed-out", "timed-out", f"run{n}", 1) for n in range(50)}
+    assert len(drawn) == 50 and all(pause is not None and 10 <= pause <= 15 for pause in drawn)
+    assert retries.pause_s(policy, "timed-out", "timed-out", "run1", 1) in drawn
+    assert retries.pause_s(policy, "agent-failed", "x", "run", 1) is None
+    assert retries.pause_s({"any": Retry(attempts=9)}, "", "not-found", "run", 1) is None
+
+
+def test_an_attempt_that_may_not_go_another_way_asks_the_rest_of_a_lane_anew() -> None:
+    def entry(seq: int, kind: str, key: str | None, **payload: Any) -> Entry:
+        return Entry(run_id="r", branch=1, seq=seq, epoch=1, time=0, kind=kind, key=key, payload=payload)
+
+    entries = [
+        entry(1, "run.queued", None),
+        entry(2, "step.intent", "main/1"),
+        entry(3, "emit", "other/0"),
+        entry(4, "step.result", "main/1", error={}),
+        entry(5, "emit", "main/2"),
+        entry(6, "signal", None, signal={"id": "s", "name": "n", "at": 1.0}),
+        entry(7, "run.recovering", None),
+    ]
+    found = {}
+    for whole in (False, True):
+        carried = Carried(whole_lanes=whole)
+        for one in entries:
+            carried.feed(one)
+        fork = carried.fork()
+        assert fork is not None
+        assert fork[0] == 1
+        found[whole] = [(new.kind, new.key) for new in fork[2] if isinstance(new, NewEntry)]
+    assert found[False] == [("emit", "other/0"), ("emit", "main/2"), ("signal", None)]
+    assert found[True] == [("emit", "other/0"), ("signal", None)]
