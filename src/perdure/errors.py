@@ -29,6 +29,7 @@
     ├── GuestFailed                  guestd refused or does not answer
     ├── ProviderFailed               a model provider refused or broke
     ├── StepFailed                   a step of an agent raised, now or before it was answered from the log
+    ├── ChildFailed                  a run that an agent started failed, or was cancelled
     └── ProtocolError                bytes on a wire or on disk that break their format
 
 The code of an error is the same in HTTP bodies, in ``--format json`` and in Python. ``exit_status`` is that of the
@@ -198,6 +199,10 @@ class ProviderFailed(PerdureError):
 
 class StepFailed(PerdureError):
     code = "step-failed"
+
+
+class ChildFailed(PerdureError):
+    code = "child-failed"
 
 
 class ProtocolError(PerdureError):

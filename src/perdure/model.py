@@ -546,6 +546,8 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     snapshots: list[dict[str, Any]] = []  # those that it can go on from: {digest, branch, seq, at, stored_bytes, keep}
     name: str = ""
     origin: RunOrigin | None = None  # of a fork
+    parent: str = ""  # the run that started it
+    children: list[str] = []  # runs that it started, oldest first
     ending: dict[str, Any] | None = None  # it is to end and cleans up: {to, error, until, told}
 
 

@@ -11,16 +11,18 @@ import json
 
 from perdure.agent import values
 from perdure.agent.values import Cancelled, Verdict, seconds, to_json
-from perdure.errors import InvalidValue, ProtocolError, StepFailed, from_json
+from perdure.errors import ChildFailed, InvalidValue, ProtocolError, StepFailed, from_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from perdure.agent.declaration import Agent
     from perdure.agent.values import Duration, Field, Moment
 
 BASE = "/perdure/v1/"
 CANCELLED = "cancelled"  # the host's code
+MODULE = "__perdure_agent__"  # what the agent's file is loaded as
 DOUBTS = ("retry", "ask", "fail")
 
 
@@ -145,6 +147,32 @@ def verdict(value: dict[str, Any]) -> Verdict:
         bool(value.get("timed_out")),
         value.get("values"),
     )
+
+
+def child(agent: Agent, given: dict[str, Any]) -> dict[str, Any]:
+    """Start a run of ``agent``, an agent of the same file, and wait for its end."""
+    name = getattr(agent, "__name__", repr(agent))
+    function = getattr(agent, "function", None)
+    if function is None or function.__globals__.get(name) is not agent:
+        hint = "a function with @agent() above it, at the top level of its file"
+        raise InvalidValue(f"ctx.run: {name} is not an agent", hint=hint)
+    if function.__globals__.get("__name__") != MODULE:
+        raise InvalidValue(f"ctx.run: {name} is of another file", hint="agents that run each other stand in one file")
+    asked = {"kind": "child", "function": name, "input": to_json(given, f"ctx.run: the input of {name}")}
+    wished = {"image": agent.image, "memory_mib": agent.memory_mib, "vcpus": agent.vcpus}
+    return {**asked, **{field: value for field, value in wished.items() if value}}
+
+
+def returned(agent: Agent, value: dict[str, Any]) -> Any:
+    """What a child returned, in the type that its function says. ``ChildFailed``."""
+    error = value.get("error")
+    function, name = agent.function, agent.__name__
+    if error is None:
+        wanted = function.__annotations__.get("return")
+        return values.from_json(value.get("result"), wanted, f"what {name} returned", function.__globals__)
+    run_id = value.get("run_id", "")
+    message = f"child run {run_id} ({name}) failed: {error.get('message', '')}"
+    raise ChildFailed(message, hint=f"perdure show {run_id}", run_id=run_id, error=error)
 
 
 def emit(name: str, value: Any) -> dict[str, Any]:

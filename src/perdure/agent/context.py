@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+    from perdure.agent.declaration import Agent
     from perdure.agent.later import Wait
     from perdure.agent.values import Duration, Field, Moment, Turn, Verdict
 
@@ -167,6 +168,13 @@ class Context:
         form: ``[Field("amount", "number"), ...]``, filled in with ``--set amount=3``; checked, then in ``.values``.
         """
         return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, form, timeout)))
+
+    def run(self, agent: Agent, /, **input: Any) -> Any:
+        """Run another agent of this file as a run of its own, on the image that it declares, and return its result.
+
+        It is started once, whatever becomes of this run's machine, and cancelled with this run. ``ChildFailed``.
+        """
+        return calls.returned(agent, self._door.call(self._lane, "wait", calls.child(agent, input)))
 
     def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """Wait for all of ``waits`` at once, ``ctx.later.wait_for("go")`` and the like; their values, in this order.

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from perdure.agent.declaration import Agent
     from perdure.agent.values import Duration, Field, Moment
 
 
@@ -47,6 +48,10 @@ class Later:
     def approval(self, prompt: str, *, show: Any = None, form: list[Field] | None = None) -> Wait:
         """A person's answer; its value is the ``Verdict``."""
         return Wait(calls.approval(prompt, show, form, None), calls.verdict)
+
+    def run(self, agent: Agent, /, **input: Any) -> Wait:
+        """A run of another agent of this file; its value is what that returned."""
+        return Wait(calls.child(agent, input), lambda answer: calls.returned(agent, answer))
 
 
 def request(mode: str, waits: tuple[Any, ...], timeout: Duration | None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ _IS_COROUTINE = 0x80  # CO_COROUTINE of code objects (the documentation of inspe
 
 def load(path: str, name: str) -> Callable[..., Any]:
     """The function that is the agent. ``AgentInvalid`` shows the line of the file that failed."""
-    module = type(sys)("__perdure_agent__")
+    module = type(sys)(calls.MODULE)
     module.__file__ = path
     sys.modules[module.__name__] = module  # dataclasses and pickle look there
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))

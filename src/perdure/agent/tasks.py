@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.agent.context import Messages
+    from perdure.agent.declaration import Agent
     from perdure.agent.later import Wait
     from perdure.agent.values import Duration, Field, Moment, Verdict
 
@@ -161,6 +162,10 @@ class AsyncContext:
     ) -> Verdict:
         """See ``Context.approval``."""
         return calls.verdict(await _wait(calls.approval(prompt, show, form, timeout)))
+
+    async def run(self, agent: Agent, /, **input: Any) -> Any:
+        """See ``Context.run``."""
+        return calls.returned(agent, await _wait(calls.child(agent, input)))
 
     async def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """See ``Context.all``."""

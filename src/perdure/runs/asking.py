@@ -14,7 +14,7 @@ from perdure.runs.waits import Wait
 
 LONGEST_S = 1e10  # 300 years
 SET_MAX = 1000
-KINDS = ("time", "signal", "approval")
+KINDS = ("time", "signal", "approval", "child")
 
 
 class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +28,11 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     timeout_s: float | None = None
     show: Any = None
     form: list[Field] = msgspec.field(default_factory=list)
+    function: str = ""  # of a child: the agent, in the same file
+    input: Any = None
+    image: str = ""  # its parent's
+    memory_mib: int = 0
+    vcpus: int = 0
 
     def check(self) -> None:
         """Raises InvalidValue naming the field."""
@@ -37,6 +42,8 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise InvalidValue('a wait for a time needs "seconds", or "until"')
         if self.kind == "signal" and not self.name:
             raise InvalidValue('a wait for a signal needs its "name"')
+        if self.kind == "child":
+            self._check_child()
         if self.form and self.kind != "approval":
             raise InvalidValue(f"a wait for a {self.kind} has no form")
         check_form(self.form)
@@ -46,6 +53,17 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.until is not None:
             moment(self.until, "until")
 
+    def _check_child(self) -> None:
+        if not self.function.isidentifier():
+            raise InvalidValue(f"not the name of a function: {self.function!r}", hint='"function" is the agent.')
+        for name in ("memory_mib", "vcpus"):
+            if getattr(self, name) < 0:
+                raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
+
+    def start(self) -> dict[str, Any]:
+        """What a child is started with."""
+        return {name: getattr(self, name) for name in ("function", "input", "image", "memory_mib", "vcpus")}
+
     def wait(self, key: str, now: float, *, of: str = "", index: int = 0) -> Wait:
         """The wait of the call ``key``, begun ``now``; or part ``index`` of the set ``of``."""
         seconds = self.seconds if self.kind == "time" else self.timeout_s
@@ -54,7 +72,8 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             id=new_id(),
             key=key,
             kind=self.kind,  # type: ignore[arg-type]  # check knows the kinds
-            name=self.name or self.prompt,
+            name=self.name or self.prompt or self.function,
+            child=new_id() if self.kind == "child" else "",
             since=now,
             until=until if seconds is None else now + seconds,
             absolute=until is not None,

@@ -51,7 +51,17 @@ class Desk:
         head = await self._context.head(run_id)
         asked = await self._context.count(run_id, "model.started")
         replayed = await self._context.count(run_id, "model.replayed")
-        return from_head(head).info(head, asked, replayed)
+        record = from_head(head)
+        return record.info(head, asked, replayed, await self._children_of(run_id) if record.is_parent else [])
+
+    async def _children_of(self, run_id: str) -> list[str]:
+        found, after = list[str](), 0
+        while page := await self._context.read(run_id, after=after, kind="wait.started"):
+            for entry in page:
+                waits = [entry.payload["wait"], *entry.payload.get("parts", [])]
+                found += [wait["child"] for wait in waits if wait.get("child")]
+            after = page[-1].seq
+        return found
 
     async def runs(self, states: Iterable[str] = (), limit: int = 1000) -> list[RunInfo]:
         """Newest first."""

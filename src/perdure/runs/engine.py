@@ -22,6 +22,7 @@ from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunSt
 from perdure.runs import limits, travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
+from perdure.runs.children import Children
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
@@ -65,6 +66,7 @@ class Engine(Desk):
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers = Timers(self._deadline, clock)
+        self._children = Children(context, self, self._spawn)
 
     # -- life
 
@@ -77,6 +79,7 @@ class Engine(Desk):
             self._spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():
             self._drive(run)
+        self._children.open([run.id for run in self._runs.values() if run.record.parent])
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -142,10 +145,13 @@ class Engine(Desk):
                     run.look()
 
     def _on_wait(self, run_id: str, wait: Wait) -> None:
+        if wait.child:
+            self._children.awaited(run_id, wait)
         if wait.until is not None:
             self._timers.add(wait.until, run_id, wait.id)
 
     def _on_change(self, run: Run) -> None:
+        self._children.changed(run)
         until = limits.deadline(run.record)
         if until is not None and (run.limited_until is None or until < run.limited_until):
             run.limited_until = until
@@ -189,6 +195,16 @@ class Engine(Desk):
             await self._queued(run)
             self._drive(run)
         return await self.info(head.run_id), head.run_id == run_id
+
+    async def adopt_child(self, head: Head) -> None:
+        """Move a child along that was made just now."""
+        run = self._take_up(head)
+        await self._queued(run)
+        self._drive(run)
+
+    async def live(self, run_id: str) -> Run | None:
+        """The run, if it has not ended, or something is left of its machine."""
+        return self._runs.get(run_id)
 
     # -- back in time
 

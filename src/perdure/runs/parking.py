@@ -9,6 +9,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import Unavailable
 from perdure.model import Entry, RunState, new_id
+from perdure.runs import children
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.asking import Asking, SetAsking
 from perdure.runs.completions import completion, taking
@@ -21,8 +22,9 @@ async def wait(asked: Asked) -> Body:
     """The answer, once the wait is completed; at once where the log has it."""
     asking = asked.convert(Asking)
     asking.check()
+    children.check(asked.run.record, asking)
     wait = asking.wait(asked.key, asked.run.clock.time())
-    done = await _over(asked, lambda: _begin(asked, wait, []))
+    done = await _over(asked, lambda: _begin(asked, [asking], wait, []))
     return answer(asking.kind, done.payload)
 
 
@@ -30,8 +32,10 @@ async def wait_set(asked: Asked) -> Body:
     """The answers of the waits that are over, and in which order they came, once the set is completed."""
     asking = asked.convert(SetAsking)
     asking.check()
+    for one in asking.waits:
+        children.check(asked.run.record, one)
     whole, parts = asking.wait(asked.key, asked.run.clock.time())
-    done = await _over(asked, lambda: _begin(asked, whole, parts))
+    done = await _over(asked, lambda: _begin(asked, asking.waits, whole, parts))
     if done.payload["outcome"] == "withdrawn":
         return answer(asking.mode, done.payload)
     ended = [entry for entry in await asked.entries() if entry.kind == "wait.completed" and "of" in entry.payload]
@@ -55,7 +59,7 @@ async def _over(asked: Asked, begin: Callable[[], Awaitable[Entry | Wait]]) -> E
         await park(asked, found)
 
 
-async def _begin(asked: Asked, wait: Wait, parts: list[Wait]) -> Entry | Wait:
+async def _begin(asked: Asked, askings: list[Asking], wait: Wait, parts: list[Wait]) -> Entry | Wait:
     """The entry that completed this wait, or the wait, open. Under the run's lock."""
     done = _whole(await asked.known())
     if done:
@@ -63,10 +67,12 @@ async def _begin(asked: Asked, wait: Wait, parts: list[Wait]) -> Entry | Wait:
     known = await opened(asked)
     if known is not None:
         return known
+    pairs = zip(askings, parts or [wait], strict=True)
+    starts = {one.id: asking.start() for asking, one in pairs if one.child}
     kept, over = _taken(asked.run.record.waits, wait, parts)
     if not over:
-        return await open_wait(asked, wait, parts, kept)
-    written = await asked.note(_started(asked, wait, parts), *kept)
+        return await open_wait(asked, wait, parts, kept, starts)
+    written = await asked.note(_started(asked, wait, parts, starts), *kept)
     return written[-1]
 
 
@@ -114,12 +120,18 @@ async def withdraw(asked: Asked) -> Body:
     return await asked.warm(act)
 
 
-async def open_wait(asked: Asked, wait: Wait, parts: Sequence[Wait] = (), kept: Sequence[NewEntry] = ()) -> Wait:
+async def open_wait(
+    asked: Asked,
+    wait: Wait,
+    parts: Sequence[Wait] = (),
+    kept: Sequence[NewEntry] = (),
+    starts: Body | None = None,
+) -> Wait:
     """Record the wait, with the parts of a set and what ``kept`` signals completed of them, and that the run is parked
-    on it. Under the run's lock."""
+    on it. starts: of children, by id of their wait. Under the run's lock."""
     run = asked.run
     to = RunState.WAITING if run.state is RunState.RUNNING else None
-    await run.write(_started(asked, wait, parts), *kept, to=to, epoch=asked.call.epoch, why={"wait": wait.id})
+    await run.write(_started(asked, wait, parts, starts), *kept, to=to, epoch=asked.call.epoch, why={"wait": wait.id})
     run.progressed = True
     return wait
 
@@ -139,8 +151,9 @@ async def park(asked: Asked, wait: Wait) -> None:
         raise Unavailable(f"run {run.id} went on in another epoch")
 
 
-def _started(asked: Asked, wait: Wait, parts: Sequence[Wait]) -> NewEntry:
-    return NewEntry(kind="wait.started", key=asked.key, payload={**_payload(wait, parts), "request": asked.request})
+def _started(asked: Asked, wait: Wait, parts: Sequence[Wait], starts: Body | None = None) -> NewEntry:
+    payload = {**_payload(wait, parts), "request": asked.request}
+    return NewEntry(kind="wait.started", key=asked.key, payload={**payload, "starts": starts} if starts else payload)
 
 
 def _payload(wait: Wait, parts: Sequence[Wait]) -> Body:
@@ -162,5 +175,7 @@ def answer(kind: str, done: Body) -> Body:
         return {"kind": kind}
     if kind == "signal":
         return {"kind": kind, "value": done.get("value"), "timed_out": timed_out}
+    if kind == "child":
+        return {"kind": kind, **(done.get("value") or {}), "timed_out": timed_out}
     verdict = done.get("value") or {"approved": False, "comment": "", "values": {}}
     return {"kind": kind, **verdict, "by": done.get("by", ""), "at": done.get("at", 0.0), "timed_out": timed_out}

@@ -143,6 +143,9 @@ class Record(Frozen, frozen=True, kw_only=True):
     active_s: float = 0.0  # how long it had a machine, before the one it has
     active_since: float = 0.0  # since when it has that; 0: it has none
     ending: Ending | None = None
+    parent: str = ""  # the run that started it, and waits for it
+    depth: int = 0  # how many runs are above it
+    is_parent: bool = False  # it has started children: its entries say which
     result: Any = None
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
@@ -162,7 +165,7 @@ class Record(Frozen, frozen=True, kw_only=True):
         """Whether what a machine of this epoch began may have taken effect unseen."""
         return epoch <= self.lost_upto or epoch in self.lost_epochs
 
-    def info(self, head: Head, asked: int, replayed: int) -> RunInfo:
+    def info(self, head: Head, asked: int, replayed: int, children: list[str]) -> RunInfo:
         """The run as the API shows it. asked, replayed: model calls."""
         now_s = time.time() - self.suspended_at if self.state is RunState.SUSPENDED else 0.0
         return RunInfo(
@@ -191,6 +194,8 @@ class Record(Frozen, frozen=True, kw_only=True):
             stored_bytes=self.stored_bytes,
             snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
             name=self.request.name,
+            parent=self.parent,
+            children=children,
             origin=self.origin,
             ending=None if self.ending is None or self.state in TERMINAL else msgspec.to_builtins(self.ending),
         )

@@ -150,6 +150,8 @@ class Run:
             check(self.id, self.state, to, rewinds=rewinds)
             changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
+        if not self.record.is_parent and any(wait.child for wait in waits.open):
+            changes["is_parent"] = True
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
         if fork is None:

@@ -12,7 +12,7 @@ from perdure.errors import InvalidValue
 from perdure.model import Frozen
 from perdure.runs.forms import Field
 
-WaitKind = Literal["time", "signal", "approval", "doubt", "all", "any"]
+WaitKind = Literal["time", "signal", "approval", "doubt", "child", "all", "any"]
 SETS = ("all", "any")
 
 # The kinds of entries that the fold looks at: others are not even read for it.
@@ -34,6 +34,7 @@ class Wait(Frozen, frozen=True, kw_only=True):
     absolute: bool = False  # until: is a moment that the program named, not a length of time from since on
     show: Any = None
     form: list[Field] = msgspec.field(default_factory=list)  # what the person fills in
+    child: str = ""  # the run that it waits for
     of: str = ""  # id of the set that it is a part of
     index: int = 0  # its place in there
     order: list[int] = msgspec.field(default_factory=list)  # of a set: the parts that are over, as they came
@@ -45,7 +46,7 @@ class Wait(Frozen, frozen=True, kw_only=True):
         )
 
     def to_info(self) -> dict[str, Any]:
-        shown = ("id", "kind", "name", "since", "until", "show", "form", "of")
+        shown = ("id", "kind", "name", "since", "until", "show", "form", "child", "of")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in shown}
 
 

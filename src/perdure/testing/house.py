@@ -115,6 +115,14 @@ class House:
         assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
         return info
 
+    async def appears(self, run_id: str) -> RunInfo:
+        """A run that something else than a test starts, once it is there: nobody is told of that."""
+        for _ in range(int(DEADLINE_S / 0.01)):
+            if run_id in self.engine._runs:
+                break
+            await asyncio.sleep(0.01)
+        return await self.engine.info(run_id)
+
     async def released(self, run_id: str) -> None:
         """Wait until nothing is left of an ended run's machine."""
         run = self.engine._runs.get(run_id)

@@ -90,6 +90,10 @@ async def start(house: House, agent: source.AgentSource, given: Any) -> str:
 async def until(house: House, run_id: str, kind: str, count: int = 1) -> Entry:
     """The ``count``-th entry of a kind, within 30 s."""
     seen = []
+    for _ in range(1000):  # a child is started after the entry that names it
+        if run_id in house.engine._runs:
+            break
+        await asyncio.sleep(0.01)
     try:
         async with asyncio.timeout(30), aclosing(house.log.follow(run_id)) as entries:
             async for entry in entries:
@@ -187,3 +191,52 @@ async def test_what_a_cancelled_task_waited_for_or_did_is_over(house: House) -> 
     assert (gone["outcome"], ended["error"]["type"]) == ("withdrawn", "CancelledError")
     await house.engine.approve(run_id, None, approved=True, by="ann")
     assert (await house.engine.ended(run_id, 30)).result == ["ann", True]
+
+
+CHILDREN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from perdure import Context, agent
+from perdure.errors import ChildFailed
+
+@dataclass
+class Note:
+    text: str
+
+@agent(image="any")
+def note(ctx: Context, topic: str) -> Note:
+    if topic == "ghosts":
+        raise ValueError("there are none")
+    return Note(f"{topic} by {ctx.approval('Who?').by}")
+
+@agent(image="any")
+def f(ctx: Context):
+    one = ctx.run(note, topic="owls")
+    try:
+        ctx.run(note, topic="ghosts")
+    except ChildFailed as error:
+        told = error
+    which, value = ctx.any(ctx.later.sleep("1h"), ctx.later.wait_for("go"), ctx.later.run(note, topic="cats"))
+    both = ctx.all(ctx.later.wait_for("a"), ctx.later.wait_for("b"))
+    return [one.text, told.message, told.details["error"]["code"], which, value, both]
+"""
+
+
+async def test_children_and_sets_in_an_agent_that_is_killed(house: House) -> None:
+    run_id = await start(house, source.AgentSource("x.py", "f", CHILDREN), None)
+    started = await until(house, run_id, "wait.started")
+    kid = started.payload["wait"]["child"]
+    await until(house, kid, "wait.started")
+    await house.machines.kill(run_id)
+    await house.engine.approve(kid, None, approved=True, by="ann")
+    await until(house, run_id, "wait.started", 3)
+    await house.engine.signal(run_id, "go", 7)
+    await until(house, run_id, "wait.started", 4)
+    await house.engine.signal(run_id, "b", 2)
+    await house.engine.signal(run_id, "a", 1)
+    info = await house.engine.ended(run_id, 30)
+    assert info.state is RunState.COMPLETED, info.error
+    text, failed, code, *rest = info.result
+    assert (text, code, rest) == ("owls by ann", "agent-failed", [1, 7, [1, 2]])
+    assert "(note) failed: there are none" in failed and len(info.children) == 3
+    assert (await house.engine.ended(info.children[2], 30)).state is RunState.CANCELLED

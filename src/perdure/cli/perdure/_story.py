@@ -113,6 +113,10 @@ class Story:
             verdict = "approved" if found.get("approved") else "denied"
             comment = found.get("comment")
             return str(payload.get("by") or "person"), verdict + (f": {comment}" if comment else ""), waited
+        if payload.get("kind") == "child":
+            failed = _dict(found).get("error")
+            said = f"failed: {_dict(failed).get('message', '')}" if failed else value(_dict(found).get("result"), 60)
+            return "child", f"run {_dict(found).get('run_id', '')}: {said}", waited
         if payload.get("kind") == "time":
             return "clock", "it is time", waited
         return "run", "the signal was taken", waited
@@ -157,6 +161,8 @@ def _waiting(wait: dict[str, Any], parts: Any) -> str:
     if kind in ("all", "any"):
         waits = [_dict(part) for part in parts] if isinstance(parts, list) else []
         return f"waits for {kind} of {len(waits)}: " + ", ".join(_waiting(part, None) for part in waits)
+    if kind == "child":
+        return f"runs {name} as run {wait.get('child', '')}"
     if kind == "time":
         until = _number(wait.get("until"))
         return f"sleeps until {clock(until, day=True)}" if wait.get("absolute") else "sleeps"

@@ -31,7 +31,12 @@ def run(options: argparse.Namespace) -> int:
         for line in story.lines(entry):
             print(line)
     for wait in info.waits:
-        print(f"waits for: {wait['kind']} {wait.get('name') or ''} (wait {wait['id']})")
+        what = f"{wait['kind']} {wait.get('name') or ''}".rstrip()
+        print(f"waits for: {what} ({'in' if wait.get('of') else 'wait'} {wait.get('of') or wait['id']})")
+    if info.parent:
+        print(f"parent: {info.parent}")
+    if info.children:
+        print(f"children: {' '.join(info.children)}")
     turns = f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"
     if slept := _words.sleeps(info):
         print(f"sleeps: {slept}")

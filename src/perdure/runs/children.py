@@ -1,0 +1,190 @@
+"""Child runs: started by the wait that another run has for them, told to it at their end, cancelled when nobody waits.
+
+The id of a child is in the entry that opens the wait, before the child is there. So whoever asks again waits for the
+same child, a server that ended in between starts it, and no call starts two. A child lives as long as some run waits
+for it: when its parent ends, or its wait is withdrawn, loses in a set or is left behind by another way that the program
+went, it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Protocol
+
+import msgspec
+
+from perdure.context.log import ContextLog, Head
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
+from perdure.model import RunState
+from perdure.runs.asking import Asking
+from perdure.runs.record import Record, from_head, to_value
+from perdure.runs.run import Run
+from perdure.runs.states import TERMINAL
+from perdure.runs.waits import Wait
+
+log = logging.getLogger(__name__)
+
+DEEPEST = 16  # runs below each other: an agent that runs itself for ever is stopped somewhere
+AGAIN_S = 1.0  # after a failure: the database is away, perhaps
+
+
+class Live(Protocol):
+    """The engine, as far as children need it."""
+
+    async def adopt_child(self, head: Head) -> None: ...
+
+    async def live(self, run_id: str) -> Run | None: ...
+
+    async def cancel(self, run_id: str, reason: str = "") -> None: ...
+
+
+class Children:
+    """Who waits for which child. ``spawn``: runs a task of the engine's."""
+
+    def __init__(
+        self, context: ContextLog, live: Live, spawn: Callable[[Coroutine[Any, Any, None], str], None]
+    ) -> None:
+        self._context = context
+        self._live = live
+        self._spawn = spawn
+        self._is_open = False
+        self._waiting: dict[str, set[str]] = {}  # child -> the runs that wait for it: a parent, and forks of it
+        self._awaited: dict[str, dict[str, Wait]] = {}  # run -> the children that it waits for
+
+    def open(self, orphans: Iterable[str]) -> None:
+        """All runs are taken up. Go on with what a former server was doing; ``orphans``: children that go on."""
+        self._is_open = True
+        for run_id, waits in self._awaited.items():
+            for wait in waits.values():
+                self._again(lambda run_id=run_id, wait=wait: self._ensure(run_id, wait), wait.child)  # type: ignore[misc]
+        for child in orphans:
+            if child not in self._waiting:
+                self._again(lambda child=child: self._cancel(child), child)  # type: ignore[misc]
+
+    def awaited(self, run_id: str, wait: Wait) -> None:
+        """A wait for a child is open."""
+        if wait.child not in self._awaited.setdefault(run_id, {}):
+            self._awaited[run_id][wait.child] = wait
+            self._waiting.setdefault(wait.child, set()).add(run_id)
+            if self._is_open:
+                self._again(lambda: self._ensure(run_id, wait), wait.child)
+
+    def changed(self, run: Run) -> None:
+        """Something was written to a run: perhaps it ended, or does not wait for a child any more."""
+        if run.ended and run.id in self._waiting:
+            self._again(lambda: self._tell(run.id), run.id)
+        if run.id not in self._awaited:
+            return
+        left = set() if run.ended else {wait.child for wait in run.record.waits.open}
+        for child in self._awaited[run.id].keys() - left:
+            self._forget(run.id, child)
+
+    def _forget(self, run_id: str, child: str) -> None:
+        del self._awaited[run_id][child]
+        if not self._awaited[run_id]:
+            del self._awaited[run_id]
+        waiting = self._waiting[child]
+        waiting.discard(run_id)
+        if not waiting:
+            del self._waiting[child]
+            self._again(lambda: self._cancel(child), child)
+
+    def _again(self, act: Callable[[], Awaitable[None]], child: str) -> None:
+        """In a task of its own, until it is done."""
+
+        async def work() -> None:
+            while True:
+                try:
+                    return await act()
+                except (PerdureError, OSError) as error:
+                    log.warning("child run %s: %s (again in %.1f s)", child, error, AGAIN_S)
+                    await asyncio.sleep(AGAIN_S)
+
+        self._spawn(work(), f"child-{child}")
+
+    async def _ensure(self, run_id: str, wait: Wait) -> None:
+        """The child is there; where it has ended already its parent knows."""
+        try:
+            head = await self._context.head(wait.child)
+        except NotFound:
+            parent = await self._context.head(run_id)
+            record = await self._record(parent, wait)
+            if wait.child not in self._waiting:
+                return
+            try:
+                head = await self._context.create(wait.child, to_value(record))
+            except Conflict:  # it was made meanwhile
+                return
+            await self._live.adopt_child(head)
+            if wait.child not in self._waiting:  # its parent did not wait for it to be there
+                await self._cancel(wait.child)
+            return
+        if from_head(head).state in TERMINAL:
+            await self._tell(wait.child)
+
+    async def _record(self, parent: Head, wait: Wait) -> Record:
+        entries = await self._context.find(parent.run_id, parent.branch, wait.key)
+        starts = [entry.payload["starts"][wait.id] for entry in entries if wait.id in entry.payload.get("starts", {})]
+        if not starts:
+            raise NotFound(f"run {parent.run_id} has no entry of the start of its child {wait.child}")
+        start, of = starts[0], from_head(parent)
+        request = msgspec.structs.replace(
+            of.request,
+            function=start["function"],
+            input=start["input"],
+            image=start["image"] or of.request.image,
+            memory_mib=0 if of.request.is_replay else start["memory_mib"],
+            vcpus=0 if of.request.is_replay else start["vcpus"],
+            key=None,
+            name="",
+            timeout_s=None,
+            active_timeout_s=None,
+        )
+        return Record(
+            state=RunState.QUEUED,
+            request=request,
+            source=of.source,
+            parent=parent.run_id,
+            depth=of.depth + 1,
+            made_by=of.made_by,
+            calls_version=of.calls_version,
+        )
+
+    async def _tell(self, child: str) -> None:
+        """Complete every wait for a child that has ended."""
+        record = from_head(await self._context.head(child))
+        told: dict[str, Any] = {"run_id": child}
+        told |= {"result": record.result} if record.state is RunState.COMPLETED else {"error": record.error}
+        for run_id in list(self._waiting.get(child, ())):
+            run = await self._live.live(run_id)
+            if run is not None:
+                await _complete(run, child, told)
+
+    async def _cancel(self, child: str) -> None:
+        try:
+            if from_head(await self._context.head(child)).state not in TERMINAL:
+                await self._live.cancel(child, "its parent does not wait for it any more")
+        except (NotFound, Conflict):
+            pass  # it was never started, or it has ended meanwhile
+
+
+async def _complete(run: Run, child: str, told: dict[str, Any]) -> None:
+    async def act() -> None:
+        wait = next((wait for wait in run.record.waits.open if wait.child == child), None)
+        if wait is not None and not run.ended:
+            await run.complete_wait(wait, {"outcome": "completed", "value": told, "at": run.clock.time()})
+
+    await run.atomically(act)
+
+
+def check(record: Record, asking: Asking) -> None:
+    """Raises InvalidValue where this run can have no such child."""
+    if asking.kind != "child":
+        return
+    if record.source is None:
+        raise InvalidValue("this run is of a program: it has no agents to run", hint="Start it through the server.")
+    if record.depth >= DEEPEST:
+        hint = "An agent that runs itself needs an end."
+        raise InvalidValue(f"this is a child run {record.depth} levels deep: it has no children", hint=hint)

@@ -1,0 +1,168 @@
+"""Child runs: started once, told once, and cancelled when nobody waits for them any more."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from perdure.model import RunInfo, RunState
+from perdure.testing.machines import Ask
+from perdure.testing.programs import Steps, approval
+
+
+def child(function: str = "child", **more: Any) -> dict[str, Any]:
+    return {"kind": "child", "function": function, **more}
+
+
+def family(parent: Any, kid: Any) -> Any:
+    """A program for all: which agent it is is what it was started as."""
+
+    def program() -> Steps:
+        begun = yield Ask("begin", {})
+        is_parent = begun.value["agent"].endswith(":main")
+        return (yield from (parent() if is_parent else kid(begun.value)))
+
+    return program
+
+
+def asks() -> Steps:
+    said = yield Ask("wait", child(input={"topic": "owls"}, image="other", memory_mib=64))
+    yield Ask("complete", {"result": said.value})
+
+
+def answers(begun: Any) -> Steps:
+    verdict = yield approval()
+    yield Ask("complete", {"result": [begun["input"], verdict.value.get("by")]})
+
+
+async def child_of(house: Any, run_id: str, index: int = 0) -> RunInfo:
+    """Once the parent waits for it."""
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: len([wait for wait in run.record.waits.open if wait.child]) > index, 10)
+    found = [wait.child for wait in run.record.waits.open if wait.child][index]
+    info: RunInfo = await house.appears(found)
+    return info
+
+
+async def test_a_child_is_a_run_of_its_own_and_its_result_is_the_value(house: Any) -> None:
+    run_id = await house.start(family(asks, answers), env={"A": "b"})
+    kid = await child_of(house, run_id)
+    assert (kid.parent, kid.agent, kid.image, kid.input) == (run_id, "agent.py:child", "other", {"topic": "owls"})
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(kid.id, None, approved=True, by="ann")
+    info = await house.ends(run_id)
+    result = {"kind": "child", "run_id": kid.id, "result": [{"topic": "owls"}, "ann"], "timed_out": False}
+    assert (info.result, info.children) == (result, [kid.id])
+    (queued,) = await house.entries(kid.id, "run.queued")
+    assert queued.payload["request"]["memory_mib"] == 64 and queued.payload["request"]["env"] == {"A": "b"}
+
+
+async def test_a_parent_that_lives_again_starts_no_second_child(house: Any) -> None:
+    run_id = await house.start(family(asks, answers))
+    kid = await child_of(house, run_id)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    house.machines.sandboxes = {i: s for i, s in house.machines.sandboxes.items() if s.spec.labels["run"] == kid.id}
+    await house.down()
+    await house.up()
+    await house.reaches(kid.id, RunState.WAITING, RunState.SUSPENDED)
+    await house.engine.approve(kid.id, None, approved=True, by="ann")
+    assert (await house.ends(run_id)).result["run_id"] == kid.id
+    assert len(await house.engine.runs()) == 2
+
+
+async def test_a_child_that_fails_is_told_with_its_error(house: Any) -> None:
+    def fails(begun: Any) -> Steps:
+        yield Ask("fail", {"error": {"code": "agent-failed", "message": "no owls"}})
+
+    run_id = await house.start(family(asks, fails))
+    assert (await house.ends(run_id)).result["error"]["message"] == "no owls"
+
+
+async def test_children_are_cancelled_with_their_parents(house: Any) -> None:
+    run_id = await house.start(family(asks, answers))
+    kid = await child_of(house, run_id)
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    await house.engine.cancel(run_id, "enough")
+    assert (await house.ends(run_id)).state is RunState.CANCELLED
+    assert (await house.ends(kid.id)).state is RunState.CANCELLED
+
+
+async def test_a_child_whose_parent_was_cancelled_in_a_dying_server_is_cancelled_by_the_next(house: Any) -> None:
+    run_id = await house.start(family(asks, answers))
+    kid = await child_of(house, run_id)
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    house.engine._children._cancel = lambda child: asyncio.sleep(0)  # the server ends before it comes to that
+    await house.engine.cancel(run_id, clean_up_s=0)
+    await house.down()
+    await house.up()
+    assert (await house.ends(kid.id)).state is RunState.CANCELLED
+
+
+async def test_a_child_that_a_server_had_not_started_is_started_by_the_next(house: Any) -> None:
+    house.engine._children._ensure = lambda run_id, wait: asyncio.sleep(0)
+    run_id = await house.start(family(asks, answers))
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.down()
+    await house.up()
+    kid = await child_of(house, run_id)
+    await house.reaches(kid.id, RunState.WAITING, RunState.SUSPENDED)
+    await house.engine.approve(kid.id, None, approved=True, by="ann")
+    assert (await house.ends(run_id)).result["result"][1] == "ann"
+
+
+async def test_a_child_whose_end_a_server_had_not_told_is_told_by_the_next(house: Any) -> None:
+    run_id = await house.start(family(asks, answers))
+    kid = await child_of(house, run_id)
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    house.engine._children._tell = lambda child: asyncio.sleep(0)
+    await house.engine.approve(kid.id, None, approved=True, by="ann")
+    await house.ends(kid.id)
+    assert (await house.engine.info(run_id)).state is not RunState.COMPLETED
+    await house.down()
+    await house.up()
+    assert (await house.ends(run_id)).result["result"][1] == "ann"
+
+
+async def test_the_losing_children_of_a_set_are_cancelled(house: Any) -> None:
+    def races() -> Steps:
+        said = yield Ask("wait/set", {"mode": "any", "waits": [child(input=0), child(input=1)]})
+        yield Ask("complete", {"result": [said.value["order"], said.value["waits"][1]["result"]]})
+
+    run_id = await house.start(family(races, answers))
+    slow, quick = [await child_of(house, run_id, index) for index in (0, 1)]
+    await house.reaches(quick.id, RunState.WAITING, RunState.SUSPENDED)
+    await house.engine.approve(quick.id, None, approved=True, by="ann")
+    info = await house.ends(run_id)
+    assert (info.result, info.children) == ([[1], [1, "ann"]], [slow.id, quick.id])
+    assert (await house.ends(slow.id)).state is RunState.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (child("a b"), "not the name of a function: 'a b'"),
+        (child(memory_mib=-1), "memory_mib is negative"),
+        (child(timeout=1), "unknown field 'timeout'"),
+    ],
+)
+async def test_a_child_that_cannot_be(house: Any, asked: dict[str, Any], words: str) -> None:
+    def program() -> Steps:
+        said = yield Ask("wait", asked)
+        yield Ask("complete", {"result": said.value["error"]["message"]})
+
+    assert words in (await house.ends(await house.start(program))).result
+
+
+async def test_an_agent_that_runs_itself_for_ever_is_stopped(house: Any) -> None:
+    def program() -> Steps:
+        said = yield Ask("wait", child("main"))
+        if said.status >= 400:
+            yield Ask("fail", {"error": {"message": said.value["error"]["message"]}})
+        yield Ask("complete", {"result": said.value.get("result") or said.value["error"]["message"]})
+
+    info = await house.ends(await house.start(program))
+    assert "16 levels deep" in info.result
+    assert len(await house.engine.runs()) == 17
