@@ -46,9 +46,11 @@ def pages() -> dict[Path, str]:
     from perdure.cli import fcrun, perdure
     from perdure.execution.machine import states as machine_states
     from perdure.execution.sandboxes import states as sandbox_states
+    from perdure.model import RunState
     from perdure.runs import states as run_states
 
     runs = [(str(state), "", str(new)) for state, targets in run_states.ARROWS.items() for new in targets]
+    runs += [(str(state), "rewind", str(RunState.RECOVERING)) for state in sorted(run_states.REWINDS)]
     sandboxes = [(str(state), event, str(new)) for (state, event), new in sandbox_states.TRANSITIONS.items()]
     machines = [(str(state), str(event), str(new)) for (state, event), new in machine_states.ARROWS.items()]
     tables = [

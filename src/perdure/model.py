@@ -338,6 +338,15 @@ class Change(Frozen, frozen=True, kw_only=True):
     path: str
 
 
+class FileChange(Change, frozen=True, kw_only=True):
+    """The same with what it is now; of what was deleted nothing."""
+
+    type: str = ""  # file, folder, link or other
+    mode: int = 0  # permission bits
+    size_bytes: int = 0
+    digest: str = ""  # sha256:HEX of a file's content, or of where a link leads
+
+
 class Recipe(Frozen, frozen=True, kw_only=True):
     """How the template of a workload is made: what to run, and when it counts as ready. All that is given must hold."""
 

@@ -114,12 +114,20 @@ class ServerClient:
                 raise Unavailable(f"run {info.id} has not ended: it is {info.state}", hint="wait longer")
 
     def entries(
-        self, run: str, *, after: int = 0, limit: int | None = None, follow: bool = False, compact: bool = False
+        self,
+        run: str,
+        *,
+        after: int = 0,
+        limit: int | None = None,
+        follow: bool = False,
+        compact: bool = False,
+        branch: int | None = None,
     ) -> Iterator[Entry]:
         """The run's context log from ``after`` (a seq) on. With ``follow`` up to the entry that ends the run, and on
-        through a restart of the server. ``compact`` leaves large values as references."""
+        through a restart of the server. ``compact`` leaves large values as references. ``branch``: of an older one."""
         while True:
             query = {"after": after, "limit": limit, "follow": int(follow) or None, "compact": int(compact) or None}
+            query["branch"] = branch
             try:
                 with self._transport.open("GET", _path(run, "entries"), query=query) as answer:
                     for value in answer.lines():
@@ -183,6 +191,40 @@ class ServerClient:
         up; with ``force`` none. ``Conflict`` when it has ended."""
         body = {"reason": reason, "clean_up_s": clean_up_s, "force": force}
         return self._info("POST", _path(run, "cancel"), body)
+
+    # -- back in time
+
+    def fork(self, run: str, *, at: int | None = None, count: int = 1, name: str = "") -> _Runs:
+        """New runs that go on from an entry of this one (None: the newest), each by itself. ``InvalidValue``: there is
+        no such entry, or it ended the run."""
+        body = {"at": at, "count": count, "name": name}
+        answer = self._transport.call("POST", _path(run, "fork"), json_body=body)
+        return msgspec.convert(answer["runs"], list[RunInfo])
+
+    def rewind(self, run: str, to: int) -> RunInfo:
+        """Take the run itself back to an entry, also after its end: it goes on from there on a new branch."""
+        return self._info("POST", _path(run, "rewind"), {"to": to})
+
+    def tree(self, run: str) -> dict[str, Any]:
+        """The run with its branches and forks, and theirs (docs/time-travel.md)."""
+        answer: dict[str, Any] = self._transport.call("GET", _path(run, "tree"))
+        return answer
+
+    def trees(self) -> list[dict[str, Any]]:
+        """The same of every run that is no fork."""
+        answer: list[dict[str, Any]] = self._transport.call("GET", "/v1/tree")["trees"]
+        return answer
+
+    def diff(self, a: str, b: str, *, files: bool = False) -> dict[str, Any]:
+        """Where the logs of two runs (RUN, or RUN:BRANCH) part; ``files``: and what differs in their files."""
+        query = {"a": a, "b": b, "files": int(files) or None}
+        answer: dict[str, Any] = self._transport.call("GET", "/v1/diff", query=query)
+        return answer
+
+    def file(self, run: str, path: str) -> bytes:
+        """A file of the run's sandbox that it has changed since its image, 1 MiB at most."""
+        with self._transport.open("GET", _path(run, "file"), query={"path": path}) as answer:
+            return answer.read()
 
     def output(self, run: str) -> bytes:
         """What the program has printed so far."""

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.client.transport import Progress, Transport
-from perdure.model import Change, ImageInfo, SandboxInfo, SandboxProcess, SandboxUsage
+from perdure.model import Change, FileChange, ImageInfo, SandboxInfo, SandboxProcess, SandboxUsage
 
 
 class ViewsClient:
@@ -37,6 +37,16 @@ class ViewsClient:
     def changes(self, ref: str) -> list[Change]:
         """What its files differ in from its image, by path."""
         return msgspec.convert(self._http.call("GET", f"{_path(ref)}/changes"), list[Change])
+
+    def detailed_changes(self, ref: str) -> list[FileChange]:
+        """The same with type, mode, size and digest of what each path is now: every changed file is read."""
+        answer = self._http.call("GET", f"{_path(ref)}/changes", query={"details": 1})
+        return msgspec.convert(answer, list[FileChange])
+
+    def changed_file(self, ref: str, path: str) -> bytes:
+        """A file that the sandbox changed since its image. NotFound: it did not; InvalidValue: above 1 MiB."""
+        with self._http.open("GET", f"{_path(ref)}/changes/content", query={"path": path}) as answer:
+            return answer.read()
 
     def export(self, ref: str) -> Iterator[bytes]:
         """The tar of its whole root."""

@@ -84,6 +84,7 @@ RULES = MappingProxyType(
         "GET /v1/stats": Rule(Access.LOOK),
         f"GET {_SANDBOX}/top": Rule(Access.READ),
         f"GET {_SANDBOX}/changes": Rule(Access.READ),
+        f"GET {_SANDBOX}/changes/content": Rule(Access.READ),
         f"GET {_SANDBOX}/export": Rule(Access.READ),
         f"POST {_SANDBOX}/pause": Rule(Access.USE),
         f"POST {_SANDBOX}/unpause": Rule(Access.USE),

@@ -16,6 +16,7 @@ from perdure.model import Frozen, ImageInfo, SandboxState
 from perdure.node.answers import body, long, ok, sent
 
 _SHOWN = (SandboxState.RUNNING, SandboxState.PAUSED, SandboxState.SUSPENDED)  # what `stats` shows without -a
+CONTENT_MAX_BYTES = 1 << 20
 
 
 class _Commit(Frozen, frozen=True, kw_only=True):
@@ -39,6 +40,7 @@ class Views:
             web.post(one + "/unpause", self.unpause),
             web.get(one + "/top", self.top),
             web.get(one + "/changes", self.changes),
+            web.get(one + "/changes/content", self.content),
             web.get(one + "/export", self.export),
             web.post(one + "/commit", self.commit),
             web.get("/v1/stats", self.stats),
@@ -70,8 +72,16 @@ class Views:
         return ok(await asyncio.gather(*(measuring.usage_of(sandbox) for sandbox in found)))
 
     async def changes(self, request: web.Request) -> web.StreamResponse:
+        is_detailed = request.query.get("details") == "1"
         async with reading.tree_of(self._find(request)) as tree:
-            return ok(await trees.changes(tree.changes(content=False)))
+            found = tree.changes(content=is_detailed)
+            return ok(await (trees.detailed(found) if is_detailed else trees.changes(found)))
+
+    async def content(self, request: web.Request) -> web.StreamResponse:
+        path = request.query.get("path", "")
+        async with reading.tree_of(self._find(request)) as tree:
+            content = await trees.content_of(tree.changes(content=True), path, CONTENT_MAX_BYTES)
+        return web.Response(body=content, content_type="application/octet-stream")
 
     async def export(self, request: web.Request) -> web.StreamResponse:
         return await sent(request, exporting.export(self._find(request)))

@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, Iterable
 from contextlib import suppress
 from typing import Any
 
+import msgspec
+
 from perdure.context.log import ContextLog
-from perdure.errors import Conflict, NotFound
+from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
-from perdure.runs import checkpoints
+from perdure.runs import checkpoints, comparing, family
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
@@ -182,6 +184,30 @@ class Desk:
             hint = "Nothing reaches it any more: start another run."
             raise Conflict(f"run {run_id} has ended: it is {state}", hint=hint, state=state)
         return run
+
+    # -- what was, and what else there is
+
+    async def trees(self, run_id: str | None = None) -> list[dict[str, Any]]:
+        """See ``family.trees``."""
+        return await family.trees(self._context, run_id)
+
+    async def diff(self, a: tuple[str, str], b: tuple[str, str], *, files: bool) -> dict[str, Any]:
+        """Two runs (each an id, and a branch or nothing): where their logs part, and what differs in their files. Where
+        they have none, ``files`` is None, and ``problem`` says why."""
+        sides = [await comparing.side(self._context, *one) for one in (a, b)]
+        shown = {name: msgspec.to_builtins(side) for name, side in zip("ab", sides, strict=True)}
+        found = {**shown, "parted": await comparing.parting(self._context, *sides), "files": None, "problem": None}
+        if files:
+            try:
+                found["files"] = await comparing.files(self._context, self._roads, a[0], b[0])
+            except PerdureError as error:
+                found["problem"] = error.to_json()
+        return found
+
+    async def file(self, run_id: str, path: str) -> bytes:
+        """A file of the run's sandbox that it has changed since its image."""
+        record = from_head(await self._context.head(run_id))
+        return await self._roads.of(record.request).file(comparing.sandbox_of(record, run_id), path)
 
     async def output(self, run_id: str, tail_bytes: int) -> bytes:
         """The end of what the run's program wrote; after the run's end the last 16 KiB of it are kept."""

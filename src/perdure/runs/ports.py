@@ -7,7 +7,17 @@ from typing import Protocol
 
 import msgspec
 
-from perdure.model import Answer, Call, CallsEndpoint, Frozen, LogPosition, NodeEvent, SandboxInfo, SnapshotInfo
+from perdure.model import (
+    Answer,
+    Call,
+    CallsEndpoint,
+    FileChange,
+    Frozen,
+    LogPosition,
+    NodeEvent,
+    SandboxInfo,
+    SnapshotInfo,
+)
 from perdure.runs.fittings import Fittings
 
 
@@ -62,6 +72,14 @@ class Machines(Protocol):
 
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         """Send the program its stop signal, after ``timeout_s`` SIGKILL; returns when it has ended."""
+        ...
+
+    async def changes(self, sandbox_id: str) -> list[FileChange]:
+        """What its files differ in from its image, by path. NotFound; Conflict: it is just moving."""
+        ...
+
+    async def file(self, sandbox_id: str, path: str) -> bytes:
+        """What is in a file that it changed since its image. NotFound; InvalidValue: it is large, or no file."""
         ...
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:

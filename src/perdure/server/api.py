@@ -27,6 +27,7 @@ POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entrie
 GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
                                             "runs": {STATE: n}, "node"}``
 GET  /v1/blobs/{digest}                     bytes
+…                                           the past: ``server.travel``
 POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
 ==========================================  =====================================================================
 
@@ -70,6 +71,7 @@ from perdure.runs.asking import LONGEST_S
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.server.travel import Travel
 
 log = logging.getLogger(__name__)
 Wanted = TypeVar("Wanted")
@@ -153,6 +155,7 @@ class Api:
                 web.post(one + "/verify", self._verify),
                 web.get("/v1/blobs/{digest}", self._blob),
                 web.post("/v1/calls", self._call),
+                *Travel(self._engine).routes(),
             ]
         )
         return app

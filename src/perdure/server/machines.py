@@ -21,6 +21,7 @@ from perdure.model import (
     DEFAULT_MEMORY_MIB,
     DEFAULT_VCPUS,
     CallsEndpoint,
+    FileChange,
     Fork,
     LogPosition,
     NodeEvent,
@@ -90,6 +91,12 @@ class NodeMachines:
 
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         await self._in_thread(lambda: self._node.stop(sandbox_id, timeout_s=timeout_s))
+
+    async def changes(self, sandbox_id: str) -> list[FileChange]:
+        return await self._in_thread(lambda: self._node.detailed_changes(sandbox_id))
+
+    async def file(self, sandbox_id: str, path: str) -> bytes:
+        return await self._in_thread(lambda: self._node.changed_file(sandbox_id, path))
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         def work() -> bytes:

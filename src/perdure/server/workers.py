@@ -24,7 +24,16 @@ import msgspec
 
 from perdure.errors import InvalidValue, MachineFailed, NotFound, Unavailable, Unsupported
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, LogPosition, NodeEvent, SandboxInfo, SandboxSpec, SandboxState, SnapshotInfo
+from perdure.model import (
+    CallsEndpoint,
+    FileChange,
+    LogPosition,
+    NodeEvent,
+    SandboxInfo,
+    SandboxSpec,
+    SandboxState,
+    SnapshotInfo,
+)
 from perdure.runs.ports import MachinePlan
 
 log = logging.getLogger(__name__)
@@ -145,6 +154,12 @@ class Workers:
 
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def changes(self, sandbox_id: str) -> list[FileChange]:
+        raise Unsupported("a worker has no files of its own: what it made is made anew at each start")
+
+    async def file(self, sandbox_id: str, path: str) -> bytes:
+        raise Unsupported("a worker has no files of its own: what it made is made anew at each start")
 
     async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
         raise NotFound(f"a worker has no snapshot {snapshot}")

@@ -22,6 +22,7 @@ from perdure.model import (
     Answer,
     Call,
     CallsEndpoint,
+    FileChange,
     LogPosition,
     NodeEvent,
     SandboxInfo,
@@ -80,6 +81,7 @@ class _Sandbox:
     exit_status: int | None = None
     snapshot: SnapshotInfo | None = None
     captures: dict[str, list[Any]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)  # as tests put them there
 
 
 class LocalMachines:
@@ -185,6 +187,18 @@ class LocalMachines:
         sandbox.state, sandbox.cause, sandbox.exit_status = SandboxState.EXITED, "stopped", 143
         self._tell("sandbox.exited", sandbox_id)
         self.done.append("stop")
+
+    async def changes(self, sandbox_id: str) -> list[FileChange]:
+        files = self._get(sandbox_id).files
+        return [
+            FileChange(kind="A", path=path, type="file", size_bytes=len(files[path]), digest=files[path].hex())
+            for path in sorted(files)
+        ]
+
+    async def file(self, sandbox_id: str, path: str) -> bytes:
+        if path not in self._get(sandbox_id).files:
+            raise NotFound(f"{path} is as in the image")
+        return self._get(sandbox_id).files[path]
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return b"output\n"[-tail_bytes:]

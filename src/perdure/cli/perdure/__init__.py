@@ -11,7 +11,7 @@ PROGRAM = Program(
     __name__,
     os.path.dirname(__file__),
     "Durable agents: what they said is kept in a log, what they run on in snapshots.",
-    ("This machine", "Runs", "People"),
+    ("This machine", "Runs", "Time travel", "People"),
 )
 command_names = PROGRAM.command_names
 command_module = PROGRAM.command_module

@@ -152,7 +152,9 @@ class Story:
 
     def forked(self, entry: Entry, payload: dict[str, Any]) -> Line:
         if entry.kind == "forked":
-            return "run", f"forked: branch {payload.get('branch', entry.branch)}", ""
+            return "run", f"forked from run {payload.get('run')} at entry {payload.get('at')}", ""
+        if entry.kind == "rewound":
+            return "run", f"rewound to entry {payload.get('at')}, from {payload.get('from')}", ""
         return "run", f"went another way than the log at {payload.get('at')}: policy {payload.get('policy')}", ""
 
 
@@ -214,5 +216,6 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
     "message": Story.message,
     "snapshot": Story.snapshot,
     "forked": Story.forked,
+    "rewound": Story.forked,
     "diverged": Story.forked,
 }  # fmt: skip

@@ -81,8 +81,10 @@ def checkpoint(one: dict[str, Any]) -> str:
     return f"entry {one['seq']} of branch {one['branch']}, {clock(one['at'])}, {one['digest'][7:19]}{kept}"
 
 
-def shorten(text: str, limit: int) -> str:
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+def shorten(text: str, limit: int, *, spaces: bool = False) -> str:
+    """On one line, in at most ``limit`` characters. ``spaces``: those between words stay as they are."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text)
+    line = line if spaces else " ".join(line.split())
     return line if len(line) <= limit else line[: max(0, limit - 1)] + "…"
 
 

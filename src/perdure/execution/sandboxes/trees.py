@@ -6,15 +6,16 @@ that it mounts on. (docker mounts those from outside, with the same effect.)
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import tarfile
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 
-from perdure.errors import InvalidValue
+from perdure.errors import InvalidValue, NotFound
 from perdure.execution.guest.tree import WAS_NOT, WAS_SAME, Tree, TreeEntry
-from perdure.model import Change
+from perdure.model import Change, FileChange
 
 OWN_FILES = frozenset({"etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/machine-id"})
 OWN_FOLDERS = frozenset({"proc", "sys", "dev", "run", "tmp"})
@@ -22,6 +23,7 @@ WHITEOUT, OPAQUE = ".wh.", ".wh..wh..opq"  # OCI image specification, layer.md
 BLOCK_BYTES = 512
 SMALL_HOLES = 64 << 10  # a file with no more than that in holes is written out
 
+_NAMES = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "link"}
 _TYPES = {
     stat.S_IFREG: tarfile.REGTYPE,
     stat.S_IFDIR: tarfile.DIRTYPE,
@@ -58,6 +60,70 @@ async def changes(tree: Tree) -> list[Change]:
             kind = "D" if gone else "A" if entry.was == WAS_NOT else "C"
             found.append(Change(kind=kind, path=f"/{entry.path}"))
     return sorted(found, key=lambda change: change.path)
+
+
+async def detailed(tree: Tree) -> list[FileChange]:
+    """The same with what each path is now; the tree is read with its content."""
+    found = []
+    async with aclosing(changed(tree)) as entries:
+        async for entry, content in entries:
+            path, kind = f"/{entry.path}", stat.S_IFMT(entry.mode)
+            if entry.is_whiteout or not entry.mode:
+                found.append(FileChange(kind="D", path=path))
+                continue
+            digest = await _digest(entry, content)
+            found.append(
+                FileChange(
+                    kind="A" if entry.was == WAS_NOT else "C",
+                    path=path,
+                    type=_NAMES.get(kind, "other"),
+                    mode=stat.S_IMODE(entry.mode),
+                    size_bytes=entry.size if kind == stat.S_IFREG else 0,
+                    digest="" if kind == stat.S_IFDIR else digest,
+                )
+            )
+    return sorted(found, key=lambda change: change.path)
+
+
+async def content_of(tree: Tree, path: str, limit_bytes: int) -> bytes:
+    """What a file has in it that is in the overlay; the tree is read with its content. NotFound; InvalidValue: it is no
+    file, or a larger one."""
+    async with aclosing(tree) as entries:
+        async for entry, content in entries:
+            if f"/{entry.path}" != path:
+                continue
+            if not stat.S_ISREG(entry.mode) or entry.size > limit_bytes:
+                what = f"is larger than {limit_bytes} bytes" if stat.S_ISREG(entry.mode) else "is no file"
+                raise InvalidValue(f"{path} {what}")
+            return b"".join([data async for data in _filled(entry, content)])
+    raise NotFound(f"{path} is as in the image, or not there", hint="Only what a sandbox changed is read like this.")
+
+
+async def _digest(entry: TreeEntry, content: AsyncIterator[bytes]) -> str:
+    digest = hashlib.sha256(f"{entry.link}\n{entry.node}\n".encode("utf-8", "surrogateescape"))
+    if stat.S_ISREG(entry.mode):
+        async for data in _filled(entry, content):
+            digest.update(data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+async def _filled(entry: TreeEntry, content: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """A file's bytes, those of its holes too."""
+    at = 0
+    async for offset, data in _placed(entry.extents, content):
+        for piece in _zeros(offset - at):
+            yield piece
+        yield data
+        at = offset + len(data)
+    for piece in _zeros(entry.size - at):
+        yield piece
+
+
+def _zeros(count: int) -> Iterator[bytes]:
+    piece = bytes(min(count, 1 << 20))
+    while count > 0:
+        yield piece[:count]
+        count -= len(piece)
 
 
 async def layer(tree: Tree) -> AsyncGenerator[bytes, None]:

@@ -1,0 +1,59 @@
+"""How runs descend from each other: a run with its branches and forks, and theirs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perdure.context.log import ContextLog, Head
+from perdure.runs.record import Record, from_head
+
+Tree = dict[str, Any]  # docs/time-travel.md has its fields
+
+
+async def trees(context: ContextLog, run_id: str | None = None) -> list[Tree]:
+    """The run with all that descend from it; without one every run that descends from none, oldest first."""
+    heads = {head.run_id: head for head in await context.heads()}
+    records = {name: from_head(head) for name, head in heads.items()}
+    forks: dict[str, list[str]] = {}
+    for name, record in records.items():
+        if record.origin is not None and record.origin.run_id in heads:
+            forks.setdefault(record.origin.run_id, []).append(name)
+    forked = {name for names in forks.values() for name in names}
+    roots = [name for name in heads if name not in forked] if run_id is None else [run_id]
+    made: dict[str, Tree] = {}
+    # no recursion: forks of forks may be many
+    waiting, order = list(roots), list[str]()
+    while waiting:
+        name = waiting.pop()
+        order.append(name)
+        waiting += forks.get(name, [])
+    for name in reversed(order):
+        made[name] = await _tree(context, heads[name], records[name], [made[fork] for fork in forks.get(name, [])])
+    return [made[name] for name in roots]
+
+
+async def _tree(context: ContextLog, head: Head, record: Record, forks: list[Tree]) -> Tree:
+    info = record.info(head, 0, 0)
+    return {
+        "id": head.run_id,
+        "name": info.name,
+        "state": str(info.state),
+        "agent": info.agent,
+        "created": head.created,
+        "seq": head.seq,
+        "waits": [wait["name"] or wait["kind"] for wait in info.waits],
+        "origin": None if info.origin is None else {"branch": info.origin.branch, "seq": info.origin.seq},
+        "branches": await _branches(context, head),
+        "forks": forks,
+    }
+
+
+async def _branches(context: ContextLog, head: Head) -> list[dict[str, Any]]:
+    found = []
+    for one in await context.branches(head.run_id):
+        first = await context.read(head.run_id, branch=one.branch, after=one.fork_seq, limit=1, expand=False)
+        why = first[0].kind if first and one.fork_seq else ""
+        is_current = one.branch == head.branch
+        shown = {"branch": one.branch, "parent": one.parent, "fork_seq": one.fork_seq, "seq": one.seq}
+        found.append({**shown, "why": why, "current": is_current})
+    return found

@@ -1,0 +1,98 @@
+"""The part of the server's API that goes back in time (docs/time-travel.md).
+
+==========================================  =====================================================================
+POST /v1/runs/{id}/fork                     ``{"at"?: SEQ, "count"?: N, "name"?}`` -> 201 ``{"runs": [RunInfo, ...]}``
+POST /v1/runs/{id}/rewind                   ``{"to": SEQ}`` -> ``RunInfo``
+GET  /v1/runs/{id}/tree                     the run with its branches and forks, and theirs
+GET  /v1/tree                               ``{"trees": [...]}``, of every run that is no fork
+GET  /v1/runs/{id}/file                     ``?path=PATH``: bytes of a file that its sandbox changed, 1 MiB at most
+GET  /v1/diff                               ``?a=RUN[:BRANCH]&b=RUN[:BRANCH]&files=1``: where two logs part, and what
+                                            differs in the files of the runs' sandboxes
+==========================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from perdure.errors import InvalidValue
+from perdure.model import Frozen
+from perdure.runs.engine import Engine
+
+BODY_HINT = "See docs/time-travel.md."
+
+
+class Fork(Frozen, frozen=True, kw_only=True):
+    at: int | None = None
+    count: int = 1
+    name: str = ""
+
+
+class Rewind(Frozen, frozen=True, kw_only=True):
+    to: int
+
+
+class Travel:
+    """Handlers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        one = "/v1/runs/{ref}"
+        return [
+            web.post(one + "/fork", self._fork),
+            web.post(one + "/rewind", self._rewind),
+            web.get(one + "/tree", self._tree),
+            web.get(one + "/file", self._file),
+            web.get("/v1/tree", self._trees),
+            web.get("/v1/diff", self._diff),
+        ]
+
+    async def _fork(self, request: web.Request) -> web.Response:
+        run_id, wanted = await self._run(request), await _body(request, Fork)
+        runs = await self._engine.fork(run_id, at=wanted.at, count=wanted.count, name=wanted.name)
+        return _json({"runs": runs}, 201)
+
+    async def _rewind(self, request: web.Request) -> web.Response:
+        run_id, wanted = await self._run(request), await _body(request, Rewind)
+        return _json(await self._engine.rewind(run_id, wanted.to))
+
+    async def _tree(self, request: web.Request) -> web.Response:
+        return _json((await self._engine.trees(await self._run(request)))[0])
+
+    async def _trees(self, request: web.Request) -> web.Response:
+        return _json({"trees": await self._engine.trees()})
+
+    async def _file(self, request: web.Request) -> web.Response:
+        run_id, path = await self._run(request), request.query.get("path", "")
+        if not path.startswith("/"):
+            raise InvalidValue(f"not an absolute path: {path!r}")
+        return web.Response(body=await self._engine.file(run_id, path), content_type="application/octet-stream")
+
+    async def _diff(self, request: web.Request) -> web.Response:
+        sides = []
+        for name in ("a", "b"):
+            ref, _, branch = request.query.get(name, "").partition(":")
+            if not ref:
+                raise InvalidValue(f"no run was named as {name}", hint="?a=RUN&b=RUN")
+            sides.append((await self._engine.find(ref), branch))
+        return _json(await self._engine.diff(*sides, files=request.query.get("files") == "1"))
+
+    async def _run(self, request: web.Request) -> str:
+        return await self._engine.find(request.match_info["ref"])
+
+
+async def _body(request: web.Request, kind: type[Any]) -> Any:
+    try:
+        return msgspec.json.decode(await request.read() or b"{}", type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidValue(f"the body of this request: {error}", hint=BODY_HINT) from error
+
+
+def _json(value: Any, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
