@@ -1,4 +1,4 @@
-"""How runs descend from each other: a run with its branches and forks, and theirs."""
+"""How runs descend from each other: a run with its branches, forks and children, and theirs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,30 @@ async def trees(context: ContextLog, run_id: str | None = None) -> list[Tree]:
     """The run with all that descend from it; without one every run that descends from none, oldest first."""
     heads = {head.run_id: head for head in await context.heads()}
     records = {name: from_head(head) for name, head in heads.items()}
-    forks: dict[str, list[str]] = {}
+    forks, children = dict[str, list[str]](), dict[str, list[str]]()
     for name, record in records.items():
         if record.origin is not None and record.origin.run_id in heads:
             forks.setdefault(record.origin.run_id, []).append(name)
-    forked = {name for names in forks.values() for name in names}
-    roots = [name for name in heads if name not in forked] if run_id is None else [run_id]
+        elif record.parent in heads:
+            children.setdefault(record.parent, []).append(name)
+    below = {name for named in (forks, children) for names in named.values() for name in names}
+    roots = [name for name in heads if name not in below] if run_id is None else [run_id]
     made: dict[str, Tree] = {}
     # no recursion: forks of forks may be many
     waiting, order = list(roots), list[str]()
     while waiting:
         name = waiting.pop()
         order.append(name)
-        waiting += forks.get(name, [])
+        waiting += forks.get(name, []) + children.get(name, [])
     for name in reversed(order):
-        made[name] = await _tree(context, heads[name], records[name], [made[fork] for fork in forks.get(name, [])])
+        made[name] = await _tree(context, heads[name], records[name])
+        made[name]["forks"] = [made[fork] for fork in forks.get(name, [])]
+        made[name]["children"] = [made[child] for child in children.get(name, [])]
     return [made[name] for name in roots]
 
 
-async def _tree(context: ContextLog, head: Head, record: Record, forks: list[Tree]) -> Tree:
-    info = record.info(head, 0, 0)
+async def _tree(context: ContextLog, head: Head, record: Record) -> Tree:
+    info = record.info(head, 0, 0, [])
     return {
         "id": head.run_id,
         "name": info.name,
@@ -44,7 +48,6 @@ async def _tree(context: ContextLog, head: Head, record: Record, forks: list[Tre
         "waits": [wait["name"] or wait["kind"] for wait in info.waits],
         "origin": None if info.origin is None else {"branch": info.origin.branch, "seq": info.origin.seq},
         "branches": await _branches(context, head),
-        "forks": forks,
     }
 
 

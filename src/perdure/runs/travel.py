@@ -105,6 +105,8 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
         lost_upto=at.epoch,
         waits=at.waits.after(entry.kind, entry.payload),
         origin=origin,
+        depth=parent.depth,
+        is_parent=any(wait.child for wait in at.waits.open),
     )
     return record, [entry, NewEntry(kind="run.queued", payload=queued)]
 

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 
 from perdure.errors import InvalidValue, NotFound
 from perdure.host.paths import Home
 from perdure.model import FileChange, RunState
 from perdure.runs.comparing import compared
-from perdure.testing.house import House
+from perdure.runs.record import Record, to_value
+from perdure.testing.house import AGENT, House
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 from perdure.testing.served import Served
 
+RECORD = Record(state=RunState.COMPLETED, request=AGENT, released=True)
 RIGHT = {"authorization": "Bearer right"}
 
 
@@ -63,6 +66,13 @@ async def test_forks_and_a_rewind_through_the_client(served: Served) -> None:
     ]
     assert await served.ask(lambda client: client.trees()) == [tree]
     assert (await served.ask(lambda client: client.tree(one.id)))["forks"] == []
+
+
+async def test_a_tree_has_children(served: Served) -> None:
+    head = await served.house.context.create("parent", to_value(RECORD))
+    await served.house.context.create("child", to_value(msgspec.structs.replace(RECORD, parent=head.run_id)))
+    (tree,) = await served.ask(lambda client: client.trees())
+    assert [(tree["id"], child["id"]) for child in tree["children"]] == [("parent", "child")]
 
 
 async def test_where_logs_part(served: Served) -> None:

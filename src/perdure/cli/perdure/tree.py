@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 NAME = "tree"
-HELP = "Show how runs, their branches and forks descend from each other"
+HELP = "Show how runs, their branches, forks and children descend from each other"
 GROUP = "Time travel"
 
 WHY = {"diverged": "went another way", "rewound": "rewound"}
@@ -15,7 +15,9 @@ WHY = {"diverged": "went another way", "rewound": "rewound"}
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", nargs="?", metavar="RUN", help="id, unique prefix of it, or name (all runs)")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line, for each run that is no fork")
+    parser.add_argument(
+        "--json", action="store_true", help="one JSON object a line, for each run that descends from none"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -38,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def lines(tree: dict[str, Any]) -> Iterator[str]:
-    """The tree as text: a run, below it its branches and forks by the entry where they leave it."""
+    """The tree as text: a run, below it its branches and forks by the entry where they leave it, then its children."""
     # (what leads to it, what leads to what is below it, run); no recursion: forks of forks may be many
     waiting: list[tuple[str, str, dict[str, Any] | str]] = [("", "", tree)]
     while waiting:
@@ -48,6 +50,7 @@ def lines(tree: dict[str, Any]) -> Iterator[str]:
             continue
         yield lead + _run(one)
         parts = sorted([*_branches(one), *_forks(one)], key=lambda part: part[0])
+        parts += [(0, {**child, "is_child": True}) for child in one["children"]]
         for index, (_, part) in reversed(list(enumerate(parts))):
             is_last = index == len(parts) - 1
             waiting.append((below + ("└─ " if is_last else "├─ "), below + ("   " if is_last else "│  "), part))
@@ -57,7 +60,8 @@ def _run(run: dict[str, Any]) -> str:
     from perdure.cli.perdure import _words
 
     origin, waits = run.get("origin"), ", ".join(run.get("waits") or [])
-    told = [f"at {origin['seq']}: " if origin else "", run["id"], f" {run['name']!r}" if run.get("name") else ""]
+    lead = "child " if run.get("is_child") else f"at {origin['seq']}: " if origin else ""
+    told = [lead, run["id"], f" {run['name']!r}" if run.get("name") else ""]
     told += [f"  {_words.shorten(run['agent'], 32)}  {run['state']}", f"  {run['seq']} entries"]
     return "".join(told) + (f"  waits: {waits}" if waits else "")
 
