@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import signal
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from perdure.context import postgres as postgres_log
 from perdure.context.log import ContextLog, NewEntry
 from perdure.context.postgres import connections
-from perdure.errors import InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
+from perdure.errors import Conflict, InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
 from perdure.testing.postgres import PostgresServer, postgres_server
 
 NOTE = [NewEntry(kind="note", payload={"n": 1, "text": "x" * 600})]
@@ -216,3 +217,28 @@ async def test_it_goes_away_and_comes_back_and_nothing_acknowledged_is_lost(
         assert [digest for digest in found if digest in set(acknowledged[run])] == acknowledged[run]
         assert (await log.verify(run)).entries == len(found)
     await log.close()
+
+
+async def test_an_older_backup_is_refused(brittle: PostgresServer, tmp_path: Path) -> None:
+    with psycopg.connect(brittle.url, autocommit=True) as shell:
+        shell.execute("CREATE DATABASE now")
+    url = brittle.url.replace("/postgres?", "/now?")
+
+    async def wrote(url: str, number: int) -> None:
+        log = await postgres_log.open(url)
+        try:
+            await log.remember(tmp_path / "acknowledged")
+            if not await log.heads():
+                await log.create("run", {})
+            for _ in range(number):
+                await log.append("run", NOTE, epoch=1)
+        finally:
+            await log.close()
+
+    await wrote(url, 2)
+    with psycopg.connect(brittle.url, autocommit=True) as shell:
+        shell.execute("CREATE DATABASE backup TEMPLATE now")
+    await wrote(url, 2)
+    with pytest.raises(Conflict, match="ends at entry 2"):
+        await wrote(brittle.url.replace("/postgres?", "/backup?"), 1)
+    await wrote(url, 1)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -247,6 +248,16 @@ class ContextLog(Protocol):
 
     async def get_blob(self, digest: str) -> bytes:
         """``NotFound`` names the digest; ``ProtocolError`` when the bytes are not what they were."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: a path, or a url without its password."""
+        ...
+
+    async def remember(self, path: Path) -> None:
+        """From now on keep in the file ``path`` what was acknowledged last. ``Conflict``: what the file says was
+        acknowledged before is not there: an older backup of the database was restored."""
         ...
 
     async def verify(self, run_id: str) -> Verification:

@@ -62,3 +62,11 @@ KEPT = """
 SELECT kind, name, version, value FROM kept
 WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name
 """
+
+LINEAGE_ID = "SELECT lineage FROM meta"
+
+# How far a branch is, and the hash of one of its entries.
+STILL_THERE = """
+SELECT b.seq, (SELECT e.hash FROM entries e WHERE e.run_id = b.run_id AND e.branch = b.branch AND e.seq = :seq)
+FROM branches b WHERE b.run_id = :run_id AND b.branch = :branch
+"""

@@ -7,8 +7,10 @@ notifications only say "look again": what followers see is what the database has
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -17,15 +19,17 @@ from perdure.context import listing, queries
 from perdure.context.chain import Place, Verifier
 from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
 from perdure.context.log import NO_TAGS, ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Stretch, Verification
+from perdure.context.mark import Acknowledged, Mark
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run
 from perdure.context.values import link_references, references
-from perdure.errors import NotFound
+from perdure.errors import Conflict, NotFound
 from perdure.model import Entry
 
 PAGE = 1000
 INLINE = 16  # so many entries are decoded at once without a thread
 SHALLOW = 4  # so often blobs are fetched level by level, before what is below is fetched as one
 
+log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 Row = tuple[Any, ...]
 
@@ -60,12 +64,48 @@ class StoredLog:
         self._database = database
         self._followers: dict[str, set[asyncio.Event]] = {}
         self._closed = False
+        self._mark: Mark | None = None
+        self._lineage = ""
         database.watch(lambda: self._followers, self._wake)
 
     async def close(self) -> None:
         self._closed = True
         self._wake(None)
         await self._database.close()
+        if self._mark is not None:
+            self._mark.close()
+
+    @property
+    def name(self) -> str:
+        return self._database.name
+
+    async def remember(self, path: Path) -> None:
+        mark, [(self._lineage,)] = Mark(path), await self._database.rows(queries.LINEAGE_ID, {})
+        last = mark.read()
+        if last is not None and last.lineage == self._lineage:
+            where = {"run_id": last.run_id, "branch": last.branch, "seq": last.seq}
+            rows = await self._database.rows(queries.STILL_THERE, where)
+            # No hash: the entry was pruned since, with its run.
+            if not rows or rows[0][0] < last.seq or rows[0][1] not in (None, bytes.fromhex(last.hash)):
+                raise self._older(last, rows[0][0] if rows else None, path)
+        elif last is not None:
+            log.warning("%s is another log than the one that this server had before", self.name)
+        self._mark = mark
+
+    def _older(self, last: Acknowledged, seq: int | None, path: Path) -> Conflict:
+        if seq is None:
+            found = "does not have that run"
+        else:
+            found = f"ends at entry {seq}" if seq < last.seq else "has another one there"
+        message = f"""the context log {self.name} is older than what this server has acknowledged: \
+entry {last.seq} of run {last.run_id}, branch {last.branch} was written, and the log {found}"""
+        hint = f"""An older backup was restored, it seems: restore a newer one. \
+To go on with this one, and lose what it does not have, remove {path}."""
+        return Conflict(message, hint=hint)
+
+    def _acknowledge(self, entries: Sequence[Entry]) -> None:
+        if self._mark is not None and entries:
+            self._mark.write(self._lineage, entries[-1])
 
     def _wake(self, run_id: str | None) -> None:
         for followed in list(self._followers) if run_id is None else [run_id]:
@@ -121,6 +161,7 @@ class StoredLog:
 
     async def _write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
         entries = await self._database.submit(job)
+        self._acknowledge(entries)
         self._wake(run_id)
         return entries
 

@@ -24,7 +24,7 @@ POST /v1/runs/{id}/checkpoint               ``{"keep"?}`` -> ``SnapshotInfo``, o
 POST /v1/runs/{id}/cancel                   ``{"reason"?, "clean_up_s"?, "force"?}`` -> ``RunInfo``: its program hears,
                                             and ends after it has cleaned up, or ``clean_up_s``; ``force``: at once
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
-GET  /v1/status                             ``{"pid", "url", "version", "home", "started", "providers",
+GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
                                             "runs": {STATE: n}, "node"}``
 GET  /v1/blobs/{digest}                     bytes
 …                                           the past: ``server.travel``
@@ -132,6 +132,7 @@ class Api:
             "url": url,
             "version": __version__,
             "home": str(home.root),
+            "database": context.name,
             "started": started,
             "providers": providers,
         }

@@ -19,13 +19,13 @@ from pathlib import Path
 from aiohttp import web
 
 from perdure.context.faults import Faults
-from perdure.context.sqlite import open as open_log
 from perdure.errors import AlreadyRunning
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import load as load_providers
 from perdure.host.paths import Home
 from perdure.runs.engine import Engine
 from perdure.server.api import Api
+from perdure.server.database import ServerLog
 from perdure.server.machines import NodeMachines
 from perdure.server.settings import load as load_settings
 from perdure.server.workerlimit import limit as workers_limit
@@ -44,10 +44,10 @@ async def serve(home: Home) -> None:
     providers, settings = load_providers(home), load_settings(home)
     faults = Faults.wanted(os.environ)
     try:
-        home.database.touch(mode=0o600)  # what agents say is for nobody else (where a group may use the node's socket)
-        context = await open_log(home.database, faults=faults)
+        kept = await ServerLog.open(home, faults)
     except AlreadyRunning as error:
         raise _already_running(home, error) from error
+    context = kept.context
     path, record = home.socket("perdured"), home.run / "server.json"
     machines, workers = NodeMachines(home), Workers(home, workers_limit(home))
     gateway = Gateway(context, providers)
@@ -76,7 +76,7 @@ async def serve(home: Home) -> None:
         await runner.cleanup()
         await gateway.close()
         machines.close()
-        await context.close()
+        await kept.close()
 
 
 def _already_running(home: Home, error: AlreadyRunning) -> AlreadyRunning:
@@ -112,7 +112,7 @@ def _write_private(path: Path, text: str, faults: Faults | None) -> None:
 
 
 def _listen_unix(path: Path) -> socket.socket:
-    path.unlink(missing_ok=True)  # of a server that was killed: the log's lock says that none lives
+    path.unlink(missing_ok=True)  # of a server that was killed: the home's lock says that none lives
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listening.bind(str(path))
     path.chmod(0o600)

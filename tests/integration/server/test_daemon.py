@@ -17,6 +17,10 @@ from perdure.client.node import NodeClient, ensure_running
 from perdure.client.server import ServerClient
 from perdure.errors import NoRights, Unavailable
 from perdure.host.paths import Home
+from perdure.testing.postgres import PostgresServer
+from perdure.testing.postgres_fixtures import postgres
+
+__all__ = ["postgres"]
 
 DEADLINE_S = 60.0
 
@@ -29,16 +33,17 @@ class Daemons:
         self.client = ServerClient(home)
         self._started: list[subprocess.Popen[str]] = []
 
-    def start(self) -> subprocess.Popen[str]:
-        environ = {**os.environ, "PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
+    def start(self, **environment: str) -> subprocess.Popen[str]:
+        home = {"PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
+        environ = {**os.environ, **home, **environment}
         process = subprocess.Popen(
             [sys.executable, "-m", "perdure.server"], env=environ, stderr=subprocess.PIPE, text=True
         )
         self._started.append(process)
         return process
 
-    def up(self) -> subprocess.Popen[str]:
-        process = self.start()
+    def up(self, **environment: str) -> subprocess.Popen[str]:
+        process = self.start(**environment)
         self.until(lambda: self.client.status()["pid"] == process.pid)
         return process
 
@@ -113,3 +118,37 @@ def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons) -> None:
     assert process.returncode == 2
     assert "settings.toml" in told
     assert "unknown setting 'url'" in told
+
+
+@pytest.mark.parametrize("where", ["environment", "settings"])
+def test_a_server_keeps_its_runs_in_postgresql(daemons: Daemons, postgres: PostgresServer, where: str) -> None:
+    environment = {"PERDURE_DATABASE": postgres.url} if where == "environment" else {}
+    if where == "settings":
+        (daemons.home.root / "settings.toml").write_text(f'[server]\ndatabase = "{postgres.url}"\n')
+    first = daemons.up(**environment)
+    status = daemons.client.status()
+    assert status["database"].startswith("postgresql://")
+    assert status["runs"] == {}
+    assert not daemons.home.database.exists()
+    second = daemons.start(**environment)
+    _, told = second.communicate(timeout=DEADLINE_S)
+    assert second.returncode == 1
+    assert f"a server (pid {first.pid}" in told  # of this home; another home's may share the database
+    first.kill()
+    first.wait()
+    daemons.up(**environment)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("mysql://owls", "names no PostgreSQL database"),
+        ("postgresql://[", "this names no PostgreSQL database"),
+        ("postgresql://127.0.0.1:1/owls", "postgresql://127.0.0.1:1/owls does not answer"),
+    ],
+)
+def test_a_database_that_is_not_there_is_told_at_the_start(daemons: Daemons, url: str, told: str) -> None:
+    process = daemons.start(PERDURE_DATABASE=url)
+    _, output = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode in (1, 2)
+    assert told in output

@@ -48,6 +48,7 @@ def _server(status: dict[str, Any]) -> str:
             ("server", f"pid {status['pid']}, version {status.get('version', '?')}"),
             ("address", status.get("url")),
             ("state in", status.get("home")),
+            ("database", status.get("database")),
             ("started", clock(status["started"], day=True) if status.get("started") else ""),
             ("runs", runs or "none"),
         ]

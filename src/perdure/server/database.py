@@ -1,0 +1,90 @@
+"""Where a server keeps its runs: ``HOME/settings.toml``, its table ``[server]``; the environment comes first.
+
+[server]
+database = ""   # PERDURE_DATABASE: postgresql://USER:PASSWORD@HOST:PORT/DATABASE; nothing: the file HOME/perdure.db
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tomllib
+from collections.abc import Mapping
+
+from perdure.context import postgres, sqlite
+from perdure.context.faults import Faults
+from perdure.context.log import ContextLog
+from perdure.errors import AlreadyRunning, InvalidValue
+from perdure.host.paths import Home
+
+SCHEMES = ("postgresql://", "postgres://")
+
+
+def wanted(home: Home, environ: Mapping[str, str] | None = None) -> str:
+    """The url of a PostgreSQL database, or "" for the file of this home. InvalidValue names the wrong line."""
+    env = os.environ if environ is None else environ
+    place = home.root / "settings.toml"
+    try:
+        document = tomllib.loads(place.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        document = {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidValue(f"{place} is not TOML: {error}", hint="correct it, or remove it") from error
+    table = document.get("server", {})
+    if not isinstance(table, dict):
+        raise InvalidValue(f"{place}: server is not a table", hint="write a [server] section")
+    if unknown := sorted(set(table) - {"database"}):
+        raise InvalidValue(f"{place}: [server]: unknown setting {unknown[0]!r}", hint="known is database")
+    where, url = "PERDURE_DATABASE", env.get("PERDURE_DATABASE") or ""
+    if not url:
+        where, url = f"{place}: [server]: database", table.get("database", "")
+    if not isinstance(url, str) or (url and not url.startswith(SCHEMES)):
+        hint = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE; leave it out for the file in the home"
+        raise InvalidValue(f"{where} names no PostgreSQL database", hint=hint)
+    return url
+
+
+class ServerLog:
+    """The log of one home: no other server of this home has it, and what it had acknowledged is there."""
+
+    def __init__(self, context: ContextLog, lock: int) -> None:
+        self.context = context
+        self._lock = lock
+
+    @staticmethod
+    async def open(home: Home, faults: Faults | None = None) -> ServerLog:
+        """AlreadyRunning: another server serves this home. Conflict: an older backup was restored."""
+        url = wanted(home)
+        lock = _acquire(home)
+        try:
+            if url:
+                context = await postgres.open(url, faults=faults)
+            else:
+                # What agents say is for nobody else (where a group may use the node's socket).
+                home.database.touch(mode=0o600)
+                context = await sqlite.open(home.database, faults=faults)
+            try:
+                await context.remember(home.root / "acknowledged")
+            except BaseException:
+                await context.close()
+                raise
+        except BaseException:
+            os.close(lock)
+            raise
+        return ServerLog(context, lock)
+
+    async def close(self) -> None:
+        await self.context.close()
+        os.close(self._lock)
+
+
+def _acquire(home: Home) -> int:
+    """One server per home, wherever its database is: sockets, machines and tokens are the home's."""
+    lock = os.open(home.run / "perdured.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        message = f"another server serves {home.root}"
+        raise AlreadyRunning(message, hint="Use it, or end it with `perdure down`.") from error
+    return lock
