@@ -548,6 +548,9 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     turns_replayed: int = 0  # model calls answered again from the log
     recoveries: int = 0
     attempt: int = 1
+    key: str | None = None
+    tags: dict[str, str] = {}
+    metadata: Any = None
     policy: dict[str, Any] = {}  # when its machine sleeps and is captured (docs/design/0024-programs-and-policy.md)
     suspends: int = 0
     suspended_s: float = 0.0

@@ -362,3 +362,23 @@ async def test_runs_are_listed_by_what_their_summaries_say(log: ContextLog) -> N
     assert await ids(states=["queued"]) == ["b4"]
     assert await ids(released=False) == ["aa2", "ab3", "b4", "c5"]
     assert await ids(tags={"team": "birds"}, released=True) == ["aa1"]
+
+
+async def test_tags_that_were_changed_are_listed_from_then_on(log: ContextLog) -> None:
+    def summary(**tags: str) -> Any:
+        return {"state": "queued", "request": {"tags": tags}}
+
+    async def ids(**tags: str) -> list[str]:
+        return [head.run_id for head in await log.heads(tags=tags)]
+
+    await log.create("one", summary(team="birds", size="big"))
+    await log.create("two", summary(team="birds"))
+    changed = [NewEntry(kind="tagged", payload={})]
+    writes = [
+        log.append("one", changed, epoch=None, head=NewHead(expected_version=1, value=summary(team="fish"))),
+        log.append("one", changed, epoch=None, head=NewHead(expected_version=2, value=summary(team="bats", new="x"))),
+        log.append("two", changed, epoch=None, head=NewHead(expected_version=1, value=summary())),
+    ]
+    await asyncio.gather(*writes)
+    assert (await ids(team="bats"), await ids(new="x")) == (["one"], ["one"])
+    assert await ids(team="birds") + await ids(size="big") + await ids(team="fish") == []

@@ -58,10 +58,15 @@ class ServerClient:
         durability: str = "snapshot",
         version: str = "",
         retry: Mapping[str, Any] | None = None,
+        key_scope: str | None = None,
+        key_ttl_s: float | None = None,
+        tags: Mapping[str, str] | None = None,
+        metadata: Any = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
-        input: a JSON value. key: the same key starts a run only once, and gives the older run. 0: the default size.
+        input: a JSON value. key: the same key starts a run only once, and gives the older run; in
+        ``key_scope`` (None: the agent's name), until ``key_ttl_s`` has passed. 0: the default size.
         policy: when its machine sleeps and is captured (``idle_grace_s`` …); fittings: how else it is to find its
         machine (``cwd``, ``user``, ``networks`` …): fields of a ``StartRequest``, docs/any-language.md.
         timeout_s: of wall time, active_timeout_s: with a machine; then it fails (``timed-out``). retry: by
@@ -88,13 +93,19 @@ class ServerClient:
             "durability": durability,
             "version": version,
             "retry": dict(retry or {}),
+            "key_scope": key_scope,
+            "key_ttl_s": key_ttl_s,
+            "tags": dict(tags or {}),
+            "metadata": metadata,
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)
 
-    def runs(self, *, states: Sequence[str] = ()) -> _Runs:
-        """All runs, newest first; with ``states`` only those that are in one of them."""
-        answer = self._transport.call("GET", "/v1/runs", query={"state": ",".join(states)})
+    def runs(self, *, states: Sequence[str] = (), tags: Mapping[str, str] | None = None) -> _Runs:
+        """All runs, newest first; with ``states`` only those that are in one of them, with ``tags`` those that have
+        them all."""
+        wanted = [f"{name}={value}" for name, value in (tags or {}).items()]
+        answer = self._transport.call("GET", "/v1/runs", query={"state": ",".join(states), "tag": wanted})
         return msgspec.convert(answer["runs"], list[RunInfo])
 
     def get(self, run: str, *, wait_s: float | None = None) -> RunInfo:
@@ -185,6 +196,10 @@ class ServerClient:
         ``Conflict`` when the run has ended, or a step or an answer puts the checkpoint off for too long."""
         answer = self._transport.call("POST", _path(run, "checkpoint"), json_body={"keep": keep})
         return msgspec.convert(answer, SnapshotInfo)
+
+    def tag(self, run: str, tags: Mapping[str, str | None], **metadata: Any) -> RunInfo:
+        """Set some tags (None: take one away), and ``metadata=`` a JSON value; in any state, also after the end."""
+        return self._info("POST", _path(run, "tags"), {"tags": dict(tags), **metadata})
 
     def cancel(self, run: str, *, reason: str = "", clean_up_s: float | None = None, force: bool = False) -> RunInfo:
         """End the run, its children and their machines. Its program is told, and has ``clean_up_s`` (None: 30) to clean

@@ -60,6 +60,9 @@ class RunRow:
         return self.epoch if epoch is None else epoch
 
 
+TAGGED = "tagged"  # the kind of entry beside a summary with other tags
+
+
 @dataclass
 class State:
     """What is known, as the jobs before left it, and the rows to write."""
@@ -75,6 +78,7 @@ class State:
     released_keys: set[str] = field(default_factory=set)  # of runs
     new_runs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     new_tags: list[tuple[str, str, str]] = field(default_factory=list)
+    retagged: set[str] = field(default_factory=set)  # runs that lose the tags that they had
     changed_runs: set[str] = field(default_factory=set)
     new_branches: list[tuple[Any, ...]] = field(default_factory=list)
     changed_tips: set[tuple[str, int]] = field(default_factory=set)
@@ -93,7 +97,7 @@ class State:
             "row.run": self.new_runs,
             "row.summary": self.changed_runs,
             "row.key": self.released_keys,
-            "row.tag": self.new_tags,
+            "row.tag": self.new_tags or self.retagged,
             "row.branch": self.new_branches,
             "row.tip": self.changed_tips,
             "row.blob": self.blobs,
@@ -154,6 +158,10 @@ class State:
         if packed.head or epoch != run.epoch:
             run.epoch = epoch
             self.changed_runs.add(run_id)
+        if packed.head and any(new.kind == TAGGED for new in packed.entries):
+            self.retagged.add(run_id)
+            others = [row for row in self.new_tags if row[0] != run_id]
+            self.new_tags = others + [(run_id, name, what) for name, what in tags(packed.head.value).items()]
         self.blobs.update(packed.blobs)
         now = time.time()
         written = []

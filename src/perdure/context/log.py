@@ -9,6 +9,7 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
     model.aborted    {...}                   key; the provider refused or broke; ``answer``: what was told instead
     model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
+    tagged               tags and metadata were changed
     ending ending.told   the run is to end, and its program was told
     step.intent step.result  wait.started wait.completed  signal emit message  snapshot forked diverged note
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import msgspec
 
-from perdure.context.log import ContextLog
+from perdure.context.log import ContextLog, NewEntry
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
-from perdure.runs import checkpoints, comparing, family
+from perdure.runs import checkpoints, comparing, family, keys
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
@@ -65,9 +65,11 @@ class Desk:
             after = page[-1].seq
         return found
 
-    async def runs(self, states: Iterable[str] = (), limit: int = 1000) -> list[RunInfo]:
-        """Newest first."""
-        heads = await self._context.heads(states=list(states) or None, newest=True, limit=limit)
+    async def runs(
+        self, states: Iterable[str] = (), limit: int = 1000, tags: Mapping[str, str] | None = None
+    ) -> list[RunInfo]:
+        """Newest first; with ``tags`` only those that have all of them."""
+        heads = await self._context.heads(states=list(states) or None, tags=tags or {}, newest=True, limit=limit)
         return [await self.info(head.run_id) for head in heads]
 
     async def states(self) -> dict[str, int]:
@@ -103,6 +105,21 @@ class Desk:
     async def checkpoint(self, run_id: str, *, keep: bool = False) -> SnapshotInfo:
         """A snapshot of the run at its position, now. keep: it is not given up for newer ones. Conflict."""
         return await checkpoints.of_person(await self._going(run_id), keep=keep)
+
+    async def tag(self, run_id: str, tags: Mapping[str, str | None], **metadata: Any) -> RunInfo:
+        """Set some tags (None: take one away), and ``metadata=`` a JSON value; in any state, also after the end."""
+        if "metadata" in metadata:
+            check_value(metadata["metadata"], "metadata")
+        run = self._runs.get(run_id) or Run(await self._context.head(run_id), self._context, lambda run_id, wait: None)
+
+        async def act() -> None:
+            request = run.record.request
+            after = msgspec.structs.replace(request, tags=keys.tagged(request.tags, tags), **metadata)
+            entry = NewEntry(kind="tagged", payload={"tags": dict(tags), **metadata})
+            await run.write(entry, request=after)
+
+        await run.atomically(act)
+        return await self.info(run_id)
 
     async def cancel(self, run_id: str, reason: str = "", *, clean_up_s: float | None = None) -> None:
         """End a run and its children. Its program has ``clean_up_s`` (None: the usual time, 0: none) to clean up."""

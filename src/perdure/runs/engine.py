@@ -19,7 +19,7 @@ from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import InvalidValue, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
-from perdure.runs import limits, travel
+from perdure.runs import keys, limits, travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
@@ -179,22 +179,39 @@ class Engine(Desk):
     # -- starting
 
     async def start(self, request: StartRequest) -> tuple[RunInfo, bool]:
-        """Start a run; with a ``key`` that was used before: that run, and False."""
+        """Start a run; with a ``key`` that was used before: that run, and False. Conflict: it is of something else."""
         request.check()
         check_value(request.input, "the input")
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
         kept = msgspec.structs.replace(request, source="", policy=policy)
         record = Record(
-            state=RunState.QUEUED, request=kept, source=source, made_by=__version__, calls_version=CALLS_VERSION
+            state=RunState.QUEUED,
+            request=kept,
+            source=source,
+            made_by=__version__,
+            calls_version=CALLS_VERSION,
         )
-        run_id = new_id()
-        head = await self._context.create(run_id, to_value(record), key=request.key)
-        if head.run_id == run_id:
+        head, is_new = await self._create(to_value(record), request)
+        if is_new:
             run = self._take_up(head)
             await self._queued(run)
             self._drive(run)
-        return await self.info(head.run_id), head.run_id == run_id
+        return await self.info(head.run_id), is_new
+
+    async def _create(self, value: Any, request: StartRequest) -> tuple[Head, bool]:
+        """The new run of this request, or the one that has its key."""
+        run_id, replacing = new_id(), None
+        while True:
+            key = keys.scoped(request)
+            head = await self._context.create(run_id, value, key=key, replacing=replacing)
+            if head.run_id == run_id:
+                return head, True
+            older = from_head(head).request
+            if not keys.is_over(older, head.created, self._clock.time()):
+                keys.check_same(head, older, request)
+                return head, False
+            replacing = head.run_id
 
     async def adopt_child(self, head: Head) -> None:
         """Move a child along that was made just now."""

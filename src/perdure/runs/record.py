@@ -10,6 +10,7 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.policy import Policy
@@ -20,7 +21,7 @@ from perdure.runs.waits import Waits
 
 class StartRequest(Frozen, frozen=True, kw_only=True):
     """Body of ``POST /v1/runs``. Either an agent (``source``: the text of ``file``, a NAME.py, which has ``function``),
-    or a ``command``. ``key``: the same key starts a run only once."""
+    or a ``command``. ``key``: the same key starts a run only once (``runs.keys``)."""
 
     image: str = ""
     source: str = ""
@@ -29,6 +30,10 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     command: list[str] = msgspec.field(default_factory=list)
     input: Any = None
     key: str | None = None
+    key_scope: str | None = None  # what the key is unique in: None is the agent's name
+    key_ttl_s: float | None = None  # after it the key may start another run
+    tags: dict[str, str] = msgspec.field(default_factory=dict)  # as they are now, like the metadata
+    metadata: Any = None
     name: str = ""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0
@@ -83,6 +88,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             limit_s = getattr(self, name)
             if limit_s is not None and not 0 < limit_s <= LONGEST_S:
                 raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
+        keys.check(self)
         for kind, retry in self.retry.items():
             retry.check(kind)
 
@@ -188,6 +194,9 @@ class Record(Frozen, frozen=True, kw_only=True):
             turns_replayed=replayed,
             recoveries=self.recoveries,
             attempt=self.attempt,
+            key=self.request.key,
+            tags=self.request.tags,
+            metadata=self.request.metadata,
             policy=self.request.policy.to_json(),
             suspends=self.suspends,
             suspended_s=self.suspended_s + max(now_s, 0.0),

@@ -7,7 +7,8 @@ the socket (mode 0600) the file's rights decide. Bodies are JSON. Errors: ``{"er
 ==========================================  =====================================================================
 POST /v1/runs                               start: ``StartRequest`` -> 201 ``RunInfo`` (200 and the older run when
                                             ``key`` was used before)
-GET  /v1/runs                               ``{"runs": [RunInfo, ...]}``, newest first; ``?state=running,waiting``
+GET  /v1/runs                               ``{"runs": [RunInfo, ...]}``, newest first; ``?state=running,waiting``,
+                                            ``&tag=NAME=VALUE`` (all of several)
 GET  /v1/runs/{id}                          ``RunInfo``; ``?wait_s=N``: answers when the run has ended, or after N s
 GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&limit=N&branch=B&follow=1&compact=1``:
                                             ``follow`` ends after the entry that ends the run,
@@ -23,6 +24,7 @@ POST /v1/runs/{id}/checkpoint               ``{"keep"?}`` -> ``SnapshotInfo``, o
                                             sleeps the one that it sleeps in. keep: not given up for newer ones
 POST /v1/runs/{id}/cancel                   ``{"reason"?, "clean_up_s"?, "force"?}`` -> ``RunInfo``: its program hears,
                                             and ends after it has cleaned up, or ``clean_up_s``; ``force``: at once
+POST /v1/runs/{id}/tags                     ``{"tags": {NAME: VALUE or null}, "metadata"?}`` -> ``RunInfo``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
                                             "runs": {STATE: n}, "node"}``
@@ -36,7 +38,7 @@ POST /v1/calls                              from a node (docs/design/0001-contra
 ``policy`` (``runs.policy``: ``{"idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s",
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
-``timeout_s``, ``active_timeout_s``.
+``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``timeout_s``, ``active_timeout_s``.
 """
 
 from __future__ import annotations
@@ -103,6 +105,11 @@ class Approval(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     values: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
+class Tags(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tags: dict[str, str | None] = msgspec.field(default_factory=dict)
+    metadata: Any = msgspec.UNSET
+
+
 class Cancel(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str = ""
     clean_up_s: float | None = None  # the usual time
@@ -153,6 +160,7 @@ class Api:
                 web.post(one + "/approve", self._approve),
                 web.post(one + "/checkpoint", self._checkpoint),
                 web.post(one + "/cancel", self._cancel),
+                web.post(one + "/tags", self._tags),
                 web.post(one + "/verify", self._verify),
                 web.get("/v1/blobs/{digest}", self._blob),
                 web.post("/v1/calls", self._call),
@@ -203,7 +211,8 @@ class Api:
         for state in states:
             if state not in set(RunState):
                 raise InvalidValue(f"no such state: {state!r}", hint="States are " + ", ".join(RunState) + ".")
-        return _json({"runs": await self._engine.runs(states, _number(request, "limit", PAGE))})
+        tags = dict(text.partition("=")[::2] for text in request.query.getall("tag", []))
+        return _json({"runs": await self._engine.runs(states, _number(request, "limit", PAGE), tags)})
 
     async def _get(self, request: web.Request) -> web.Response:
         run_id = await self._run(request)
@@ -281,6 +290,11 @@ class Api:
             raise InvalidValue(f"clean_up_s is {given.clean_up_s:g}", hint="It is a number of seconds from 0 on.")
         await self._engine.cancel(run_id, given.reason, clean_up_s=0.0 if given.force else given.clean_up_s)
         return _json(await self._engine.info(run_id))
+
+    async def _tags(self, request: web.Request) -> web.Response:
+        run_id, given = await self._run(request), await _body(request, Tags)
+        new = {} if given.metadata is msgspec.UNSET else {"metadata": given.metadata}
+        return _json(await self._engine.tag(run_id, given.tags, **new))
 
     async def _verify(self, request: web.Request) -> web.Response:
         return _json(await self._context.verify(await self._run(request)))

@@ -8,10 +8,9 @@ import pytest
 
 from perdure.errors import InvalidValue, MachineFailed, NotFound, Unavailable
 from perdure.model import RunState
-from perdure.runs.record import StartRequest
 from perdure.testing.house import nothing
 from perdure.testing.machines import Ask
-from perdure.testing.programs import Steps, approval
+from perdure.testing.programs import Steps
 
 
 @pytest.mark.parametrize(
@@ -29,17 +28,6 @@ async def test_wrong_requests_start_nothing(house: Any, changes: dict[str, Any],
     with pytest.raises(InvalidValue, match=words):
         await house.start(nothing, **changes)
     assert await house.engine.runs() == []
-
-
-async def test_the_same_key_starts_once(house: Any) -> None:
-    def waits() -> Steps:
-        yield approval()
-
-    run_id = await house.start(waits, key="owls-1")
-    again = StartRequest(image="image", command=["x"], key="owls-1")
-    info, is_new = await house.engine.start(again)
-    assert (info.id, is_new) == (run_id, False)
-    await house.engine.cancel(run_id)
 
 
 async def test_wrong_input_of_a_start_fails_at_once_with_its_error(house: Any) -> None:

@@ -47,8 +47,14 @@ def start(client: ServerClient, **changes: Any) -> Any:
 async def test_a_run_through_the_client(served: Served) -> None:
     served.house.machines.program = waiting
     info = await served.ask(lambda client: start(client, input=[1], key="once", name="first"))
-    again = await served.ask(lambda client: start(client, input=[2], key="once"))
+    again = await served.ask(lambda client: start(client, input=[1], key="once"))
     assert again.id == info.id
+    with pytest.raises(Conflict, match="with another input"):
+        await served.ask(lambda client: start(client, input=[2], key="once"))
+    tagged = await served.ask(lambda client: client.tag("first", {"a": "b=c", "d": "e"}, metadata=[None]))
+    assert (tagged.tags, tagged.metadata) == ({"a": "b=c", "d": "e"}, [None])
+    assert [run.id for run in await served.ask(lambda client: client.runs(tags=tagged.tags))] == [info.id]
+    assert await served.ask(lambda client: client.runs(tags={"a": "c"})) == []
     await served.house.reaches(info.id, RunState.SUSPENDED)
     followed = asyncio.ensure_future(served.ask(lambda client: list(client.entries(info.id, follow=True))))
     wait = await served.ask(lambda client: client.approve("first", approved=True, by="ann"))

@@ -24,15 +24,28 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
     """Those parts of a ``StartRequest``. InvalidValue names the option."""
-    from perdure.cli.perdure import _words
+    from perdure.cli.perdure import _json, _words
 
     wished: dict[str, Any] = {}
     for field in ("timeout", "active_timeout"):
         if (limit := getattr(options, field)) is not None:
             wished[f"{field}_s"] = _words.seconds(limit, "--" + field.replace("_", "-"))
+    wished |= {"key_scope": options.key_scope, "tags": tags(options.tag)}
+    if options.key_ttl is not None:
+        wished["key_ttl_s"] = _words.seconds(options.key_ttl, "--key-ttl")
+    if options.metadata is not None:
+        wished["metadata"] = _json.argument(options.metadata, "--metadata")
     if options.retry:
         wished["retry"] = dict(_retry(text) for text in options.retry)
     return wished
+
+
+def tags(given: list[str]) -> dict[str, str]:
+    """Those of options ``--tag NAME=VALUE``. InvalidValue."""
+    for text in given:
+        if text.find("=") < 1:
+            raise InvalidValue(f"--tag {text!r} is not NAME=VALUE")
+    return dict(text.split("=", 1) for text in given)
 
 
 def _retry(text: str) -> tuple[str, dict[str, Any]]:

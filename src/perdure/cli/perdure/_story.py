@@ -70,6 +70,11 @@ class Story:
             return "run", f"failed: {_dict(payload.get('error')).get('message') or cause}", ""
         return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
 
+    def tagged(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        tags = _dict(payload.get("tags"))
+        told = [f"{name}={text}" if text is not None else f"without {name}" for name, text in tags.items()]
+        return "outside", "tags: " + ", ".join(told) if told else "metadata was replaced", ""
+
     def ending(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if entry.kind == "ending.told":
             return "run", "the program was told that it is to end", ""
@@ -200,6 +205,7 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
         ],
         Story.state,
     ),
+    "tagged": Story.tagged,
     "ending": Story.ending,
     "ending.told": Story.ending,
     "model.intent": Story.model,

@@ -11,6 +11,7 @@ GROUP = "Runs"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", action="append", default=[], help="only runs in this state (can be repeated)")
+    parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="only runs with this tag")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
 
@@ -18,7 +19,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     import msgspec
 
-    from perdure.cli.perdure import _words
+    from perdure.cli.perdure import _lifecycle, _words
     from perdure.client.server import ServerClient
     from perdure.errors import InvalidValue
     from perdure.model import RunState
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     for state in options.state:
         if state not in states:
             raise InvalidValue(f"--state {state!r} is unknown", hint=f"known are {', '.join(states)}")
-    found = ServerClient().runs(states=options.state)
+    found = ServerClient().runs(states=options.state, tags=_lifecycle.tags(options.tag))
     if options.json or options.quiet:
         for info in found:
             print(msgspec.json.encode(info).decode() if options.json else info.id)

@@ -150,6 +150,7 @@ INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, na
 SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[],
     %s::text[], %s::text[], %s::text[], %s::int[])
 """
+DELETE_TAGS = "DELETE FROM tags WHERE run_id IN (SELECT * FROM unnest(%s::text[]))"
 INSERT_TAGS = "INSERT INTO tags (run_id, name, value) SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
 MOVE_RUNS = """
 UPDATE runs r SET epoch = w.epoch, branch = w.branch

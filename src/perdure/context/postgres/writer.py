@@ -203,6 +203,7 @@ async def _write(
     keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
     statements: list[tuple[str, list[tuple[Any, ...]]]] = [
         (schema.INSERT_RUNS, list(state.new_runs.values())),
+        (schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged]),
         (schema.INSERT_TAGS, state.new_tags),
         (schema.INSERT_BRANCHES, state.new_branches),
         (schema.MOVE_RUNS, [(run_id, r.epoch, r.branch) for run_id, r in runs if r.listed is None]),

@@ -130,6 +130,7 @@ INSERT_RUN = """
 INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+DELETE_TAGS = "DELETE FROM tags WHERE run_id = ?"
 INSERT_TAG = "INSERT INTO tags (run_id, name, value) VALUES (?, ?, ?)"
 RELEASE_KEY = "UPDATE runs SET key = NULL WHERE run_id = ?"
 MOVE_RUN = "UPDATE runs SET epoch = ?, branch = ? WHERE run_id = ?"

@@ -180,6 +180,7 @@ def known(db: sqlite3.Connection, needs: Needs) -> State:
 def write(db: sqlite3.Connection, state: State) -> None:
     db.executemany(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
     db.executemany(schema.INSERT_RUN, state.new_runs.values())
+    db.executemany(schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged])
     db.executemany(schema.INSERT_TAG, state.new_tags)
     db.executemany(schema.INSERT_BRANCH, state.new_branches)
     for run_id in state.changed_runs:

@@ -48,6 +48,10 @@ async def test_from_its_start_to_its_result(desk: Desk) -> None:
     run_id = (await asyncio.wait_for(running.stderr.readline(), 60)).decode().split()[1]
     await desk.house.reaches(run_id, RunState.SUSPENDED)
 
+    assert (await desk("tag", "first", "team=owls", "gone=x"))[0] == "gone=x\nteam=owls\n"
+    assert (await desk("tag", "first", "gone", "--metadata", '{"ticket": 7}'))[0] == "team=owls\n"
+    assert (await desk("runs", "-q", "--tag", "team=owls"))[0].split() == [run_id]
+    assert (await desk("runs", "-q", "--tag", "team=bats"))[0] == ""
     listed, _ = await desk("runs")
     assert run_id in listed and "suspended" in listed
     shown, _ = await desk("show", "first")
