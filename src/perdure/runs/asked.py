@@ -85,6 +85,10 @@ class Asked:
 
     async def entries(self) -> list[Entry]:
         """What the branch has under this key, whatever was asked."""
+        if self.run.keyed is not None and self.call.path.startswith(CALLS):
+            known = self.run.keyed.of(self.key)
+            if known is not None:
+                return known
         return await self.run.context.find(self.run.id, self.run.branch, self.key)
 
     async def known(self) -> list[Entry]:

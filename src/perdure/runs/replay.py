@@ -10,6 +10,7 @@ from perdure.errors import InvalidValue, VersionMismatch
 from perdure.model import Entry, RunState
 from perdure.runs import parking, steps
 from perdure.runs.asked import Asked, Body
+from perdure.runs.keyed import Keyed
 from perdure.runs.record import Record
 from perdure.runs.waits import SETS
 
@@ -38,7 +39,17 @@ async def history(asked: Asked) -> Body:
     if not isinstance(after, int):
         raise InvalidValue(f'"after" is not a seq: {after!r}')
     run = asked.run
-    page = await run.context.read(run.id, branch=run.branch, after=after, limit=PAGE)
+
+    async def act() -> list[Entry]:
+        if after == 0:
+            run.keyed = Keyed()
+        page = await run.context.read(run.id, branch=run.branch, after=after, limit=PAGE)
+        if run.keyed is not None:
+            run.keyed.add(page)
+            run.keyed.complete = len(page) < PAGE
+        return page
+
+    page = await asked.warm(act)
     run.told(*(entry.payload["wait"] for entry in page if entry.kind == "wait.completed"))
     lines = [line for entry in page if entry.key and (line := _line(entry)) is not None]
     return {"lines": lines, "next": page[-1].seq if len(page) == PAGE else None}

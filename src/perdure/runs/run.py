@@ -20,6 +20,7 @@ from perdure.runs import retries
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
+from perdure.runs.keyed import Keyed
 from perdure.runs.limits import clocked
 from perdure.runs.record import Ending, Record, from_head, to_value
 from perdure.runs.states import TERMINAL, check
@@ -29,6 +30,7 @@ from perdure.runs.wishes import Wish
 Result = TypeVar("Result")
 
 WARM = frozenset((RunState.RUNNING, RunState.WAITING))
+GONE = frozenset((RunState.SUSPENDED, RunState.RECOVERING))  # whoever asks next is another machine
 
 
 class Run:
@@ -53,6 +55,7 @@ class Run:
         self.progressed = False  # the guest wrote something new in this epoch
         self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
         self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
+        self.keyed: Keyed | None = None  # the calls that its log has, while a worker of the replay road lives
         self._version = head.version
         self._on_wait = on_wait
         self._on_change = on_change
@@ -154,8 +157,12 @@ class Run:
             changes["is_parent"] = True
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
+        keyed, self.keyed = self.keyed, None  # a write that is not acknowledged may have been done all the same
         if fork is None:
             written = await self.context.append(self.id, entries, epoch=epoch, head=head)
+            if keyed is not None and to not in GONE:
+                keyed.add(written)
+                self.keyed = keyed
         else:
             written = await self.context.fork(
                 self.id, entries, parent=fork[0], fork_seq=fork[1], epoch=epoch, head=head

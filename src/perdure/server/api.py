@@ -70,6 +70,7 @@ from perdure.errors import (
 from perdure.host.paths import Home
 from perdure.model import Call, Frozen, RunState
 from perdure.runs.asking import LONGEST_S
+from perdure.runs.calls import PREFIX as CALLS
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
@@ -318,6 +319,9 @@ class Api:
             again = _failure(Unavailable(error.message, hint=error.hint))
             again.headers["Perdure-Retry"] = "1"
             return again
+        if call.path.startswith(CALLS):  # no model's: it is there as a whole
+            whole = b"".join([piece async for piece in answer.body])
+            return web.Response(status=answer.status, headers=_end_to_end(answer.headers), body=whole)
         response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
         async with aclosing(answer.body) as body:  # type: ignore[type-var]
             await response.prepare(request)
