@@ -98,6 +98,8 @@ class Asked:
             (e.payload["request"] for e in entries if isinstance(e.payload, dict) and "request" in e.payload), ""
         )
         if not entries or recorded in ("", asked) or self._goes_by_name():
+            if entries and self.run.replay is not None:
+                self.run.replay.saw(self.key, entries, self.call.epoch)
             return entries
         await self._diverge(entries[0], str(recorded))
         return []

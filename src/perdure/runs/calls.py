@@ -150,6 +150,8 @@ async def _look(asked: Asked) -> int:
     done, noted = last(known, "model.committed"), last(known, "model.replayed")
     if done is None:
         asked.run.progressed = True
+        if asked.run.replay is not None and asked.run.replay.entries():
+            await asked.run.write(epoch=epoch)  # what was answered since a loss, before the gateway's own entries
     elif done.epoch < epoch and (noted is None or noted.epoch < epoch):
         entry = NewEntry(kind="model.replayed", key=asked.key, payload={"seq": done.seq})
         await asked.run.write(entry, epoch=epoch)

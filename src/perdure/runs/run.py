@@ -23,6 +23,7 @@ from perdure.runs.completions import completion, taking
 from perdure.runs.keyed import Keyed
 from perdure.runs.limits import clocked
 from perdure.runs.record import Ending, Record, from_head, to_value
+from perdure.runs.replays import Replay
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
 from perdure.runs.wishes import Wish
@@ -51,6 +52,7 @@ class Run:
         self.context = context
         self.clock = clock
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
+        self.replay: Replay | None = None  # since a loss, or of a fork
         self.driven = False  # a driver moves it along
         self.progressed = False  # the guest wrote something new in this epoch
         self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
@@ -153,13 +155,14 @@ class Run:
             check(self.id, self.state, to, rewinds=rewinds)
             changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
+        lead = self._replayed(entries, to, epoch) if fork is None else []
         if not self.record.is_parent and any(wait.child for wait in waits.open):
             changes["is_parent"] = True
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
         keyed, self.keyed = self.keyed, None  # a write that is not acknowledged may have been done all the same
         if fork is None:
-            written = await self.context.append(self.id, entries, epoch=epoch, head=head)
+            written = await self.context.append(self.id, [*lead, *entries], epoch=epoch, head=head)
             if keyed is not None and to not in GONE:
                 keyed.add(written)
                 self.keyed = keyed
@@ -179,9 +182,20 @@ class Run:
         for wait in waits.open if waits is not older.waits else ():
             if wait.id not in known or known[wait.id] != wait.until:
                 self._on_wait(self.id, wait)
+        if lead and self.replay is not None:
+            self.replay.told()
+        if to is RunState.RECOVERING or (to is RunState.STARTING and record.origin and self.replay is None):
+            self.replay = Replay()
         self._on_change(self)
         self.notify()
-        return written
+        return written[len(lead) :]
+
+    def _replayed(self, entries: list[NewEntry], to: RunState | None, epoch: int | None) -> list[NewEntry]:
+        """What was answered from the log since a loss, once something new is written: nothing is written for it."""
+        if self.replay is None or to is RunState.RECOVERING or (epoch is None and to is None):
+            return []
+        is_new = to is not None or not entries or any(entry.kind != "model.replayed" for entry in entries)
+        return self.replay.entries() if is_new else []
 
     async def complete_wait(self, wait: Wait, outcome: dict[str, Any], *before: NewEntry) -> None:
         """Complete an open wait, exactly once. Under the lock; the caller has seen that it is open.

@@ -152,6 +152,7 @@ async def rewind(run: Run, seq: int) -> None:
             failure="",
             failures=0,
             ending=None,
+            retry_at=0.0,
             began=run.clock.time(),  # its time limits begin again
             active_s=0.0,
         )

@@ -41,6 +41,8 @@ class Story:
             yield self._gap(entry.time - self._slept_since)
             self._slept_since = None
         yield self._line(clock(entry.time), *told)
+        for more in _details(payload) if entry.kind == "replayed" else ():
+            yield self._line(" " * 8, "", more, "")
 
     def _gap(self, seconds: float) -> str:
         stored = f", {size(self._stored)} stored" if self._stored else ""
@@ -56,6 +58,8 @@ class Story:
     def state(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         name = entry.kind.removeprefix("run.")
         cause = _cause(payload)
+        if payload.get("from"):  # a recovery, or a fork
+            return "run", _beginning(payload), f"epoch {entry.epoch}"
         if name in ("waiting", "suspending", "resuming") or (name == "running" and not cause):
             return None if name != "resuming" else ("run", "waking up", "")
         if name == "suspended":
@@ -155,6 +159,11 @@ class Story:
         text = ("checkpoint" if payload.get("checkpoint") else "snapshot") + (f", in {duration(took)}" if took else "")
         return "machine", text, size(self._stored)
 
+    def replayed(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        counts = {name: int(_number(payload.get(name))) for name in ("turns", "steps", "waits", "others")}
+        answered = ", ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in counts.items() if n) or "nothing"
+        return "log", f"answered since: {answered}", ""
+
     def forked(self, entry: Entry, payload: dict[str, Any]) -> Line:
         if entry.kind == "forked":
             return "run", f"forked from run {payload.get('run')} at entry {payload.get('at')}", ""
@@ -176,6 +185,25 @@ def _waiting(wait: dict[str, Any], parts: Any) -> str:
     return f"waits for the signal {name!r}" if kind == "signal" else f"asks for approval: {name}"
 
 
+def _details(payload: dict[str, Any]) -> Iterator[str]:
+    """Which calls a recovery had from the log, and which it had not."""
+    answered = list(map(_dict, payload.get("answered") or ()))
+    if answered:
+        yield "which: " + ", ".join(f"{_call(one)} (entry {one.get('seq')})" for one in answered)
+    for one in map(_dict, payload.get("again") or ()):
+        yield f"no answer for {_call(one)}: {one.get('why')}"
+
+
+def _call(one: dict[str, Any]) -> str:
+    return f"{one.get('call')} {one.get('name') or one.get('key')}"
+
+
+def _beginning(payload: dict[str, Any]) -> str:
+    if payload["from"] == "start":
+        return "begins again: no snapshot is left on its way"
+    return f"goes on from the snapshot of entry {payload.get('seq')} ({str(payload['from'])[7:19]})"
+
+
 def _cause(payload: dict[str, Any]) -> str:
     cause, detail = payload.get("cause") or payload.get("reason") or "", payload.get("detail")
     return f"{cause} ({detail})" if cause and detail else str(cause)
@@ -191,6 +219,9 @@ def _number(found: Any) -> float:
 
 
 def _other(story: Story, entry: Entry, payload: dict[str, Any]) -> Line | None:
+    if "snapshot_lost" in payload:
+        why = _dict(payload.get("error")).get("message", "")
+        return "machine", f"the snapshot of entry {payload.get('seq')} cannot be used: {why}", ""
     return None if entry.kind == "note" else ("log", f"{entry.kind} {value(entry.payload, WIDTH)}", "")
 
 
@@ -223,5 +254,6 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
     "snapshot": Story.snapshot,
     "forked": Story.forked,
     "rewound": Story.forked,
+    "replayed": Story.replayed,
     "diverged": Story.forked,
 }  # fmt: skip
