@@ -34,7 +34,7 @@ struct call {
     bool continued;
     uint64_t id, ordinal;
     struct slice lane;
-    bool auto_lane;
+    bool auto_lane, numbered_here;  // the client named neither; a lane alone, and hears the number
     bool opened;           // CALL_OPEN went out on this connection to the host
     uint64_t body_sent;    // of the request's, on this connection to the host
     bool head_received, chunked, no_body, last_chunk_sent;
@@ -115,38 +115,48 @@ static const char *phrase(unsigned status) {
 }
 
 // guestd's own answer, then the end of the connection.
-static void refuse(struct call *call, unsigned status, const char *reason) {
-    char answer[512], body[256];
-    int size = snprintf(body, sizeof body, "{\"error\": {\"code\": \"invalid-value\", \"message\": \"guestd: %s\"}}\n", reason);
-    snprintf(answer, sizeof answer,
-             "HTTP/1.1 %u %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", status,
-             phrase(status), size);
-    put_string(&call->out, answer);
+static void answer_here(struct call *call, unsigned status, const char *body) {
+    char head[256];
+    snprintf(head, sizeof head,
+             "HTTP/1.1 %u %s\r\nContent-Type: application/json\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n", status,
+             phrase(status), strlen(body));
+    put_string(&call->out, head);
     put_string(&call->out, body);
     call->state = REFUSED;
     http_free(&call->http);
     bytes_free(&call->in);
 }
 
+static void refuse(struct call *call, unsigned status, const char *reason) {
+    char body[256];
+    snprintf(body, sizeof body, "{\"error\": {\"code\": \"invalid-value\", \"message\": \"guestd: %s\"}}\n", reason);
+    answer_here(call, status, body);
+}
+
 // From the client ---------------------------------------------------------------------------------------------------
 
-// The lane and ordinal that the client named, or the next of lane "auto". False: what it named is not valid.
+// The lane and ordinal that the client named; of a lane alone the next, of neither the next of lane "auto". False: what it
+// named is not valid.
 static bool take_key(struct call *call) {
     const struct http_header *lane = http_header(&call->http, "perdure-lane");
     const struct http_header *ordinal = http_header(&call->http, "perdure-ordinal");
     call->auto_lane = !lane && !ordinal;
+    call->numbered_here = false;
     if (call->auto_lane) {
         call->ordinal = ++auto_ordinal;
         call->lane = (struct slice){(const uint8_t *)"auto", 4};
         return true;
     }
-    if (!lane || !ordinal || !lane->value.size || lane->value.size > LANE_MAX || slice_is(lane->value, "auto") ||
-        !ordinal->value.size || ordinal->value.size > 18)
+    if (!lane || !lane->value.size || lane->value.size > LANE_MAX || slice_is(lane->value, "auto") ||
+        (ordinal && (!ordinal->value.size || ordinal->value.size > 18)))
         return false;
     for (size_t i = 0; i < lane->value.size; i++)
         if (lane->value.data[i] <= ' ')
             return false;
     call->lane = lane->value;
+    call->numbered_here = !ordinal;
+    if (!ordinal)
+        return lane_take(lane->value, &call->ordinal);
     call->ordinal = 0;
     for (size_t i = 0; i < ordinal->value.size; i++) {
         if (ordinal->value.data[i] < '0' || ordinal->value.data[i] > '9')
@@ -158,7 +168,14 @@ static bool take_key(struct call *call) {
 
 static void request_complete(struct call *call) {
     if (!take_key(call)) {
-        refuse(call, 400, "Perdure-Lane (1 to 128 characters, not 'auto') and Perdure-Ordinal (a number) go together");
+        refuse(call, 400, "Perdure-Lane has 1 to 128 characters, is not 'auto', and is one of 65,536; "
+                          "Perdure-Ordinal is a number, and goes with a lane");
+        return;
+    }
+    if (slice_is(call->http.path, "/perdure/v1/ordinal")) {  // a number to ask with, as often as it takes
+        char body[64];
+        snprintf(body, sizeof body, "{\"ordinal\": %llu}\n", (unsigned long long)call->ordinal);
+        answer_here(call, 200, body);
         return;
     }
     call->id = ++last_id;
@@ -417,6 +434,12 @@ static void put_head(struct call *call, unsigned status, struct reader *headers)
         bytes_append(&call->out, name.data, name.size);
         put_string(&call->out, ": ");
         bytes_append(&call->out, value.data, value.size);
+        put_string(&call->out, "\r\n");
+    }
+    if (call->numbered_here) {
+        snprintf(line, sizeof line, "Perdure-Ordinal: %llu\r\nPerdure-Lane: ", (unsigned long long)call->ordinal);
+        put_string(&call->out, line);
+        bytes_append(&call->out, call->lane.data, call->lane.size);
         put_string(&call->out, "\r\n");
     }
     call->no_body = slice_is(call->http.method, "HEAD") || status == 204 || status == 304;

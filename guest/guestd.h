@@ -8,6 +8,8 @@
 //   network.c   interfaces, name files              usage.c    what the workload uses
 //   files.c tree.c top.c   file tools, run as children         attach.c   mounts that a sandbox wishes for, volumes
 //   fit.c       how else a sandbox wishes to find its machine
+//   lanes.c     lanes that programs name
+//   client.c say.c step.c door.c json.c   perdure-guest: the door's calls for shells
 //   frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>
@@ -101,7 +103,14 @@ bool calls_data(struct reader *frame);
 bool calls_end(struct reader *frame);
 bool calls_abort(struct reader *frame);
 
+// lanes.c
+bool lane_take(struct slice name, uint64_t *ordinal);  // the next of the lane, from 0 on; false: there are too many lanes
+
+// client.c: perdure-guest, which is this program under another name
+int client_main(int argc, char **argv);
+
 // mounts.c
+#define TOOLS "/run/perdure"  // in the workload's root: the folder that has perdure-guest
 void mounts_boot(void);
 const char *mounts_image(void);  // NULL, or what failed
 bool drives_ready(void);

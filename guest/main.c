@@ -63,6 +63,9 @@ static void draw_boot_id(void) {
 
 int main(int argc, char **argv) {
     int http_port = HTTP_PORT;
+    const char *slash = argc ? strrchr(argv[0], '/') : NULL;
+    if (argc && !strcmp(slash ? slash + 1 : argv[0], "perdure-guest"))
+        return client_main(argc, argv);
     for (int i = 1; i < argc; i++) {
         if (getpid() != 1 && i + 1 < argc && !strcmp(argv[i], "--test-socket")) {
             guestd.test = true;

@@ -207,6 +207,14 @@ static void become(const struct account *account) {
         fail(REPLY_FAILED, "cannot become user %u: %s", account->uid, strerror(errno));
 }
 
+// perdure-guest is found by the programs of a run, behind whatever they have themselves.
+static void add_tools(void) {
+    char path[PATH_MAX];
+    int length = snprintf(path, sizeof path, "%s:" TOOLS, getenv("PATH"));
+    if (length < (int)sizeof path)
+        setenv("PATH", path, 1);
+}
+
 static void set_environment(const struct spawn *spawn, const struct account *account) {
     char host[256] = "";
     clearenv();
@@ -215,6 +223,8 @@ static void set_environment(const struct spawn *spawn, const struct account *acc
             putenv(*variable);
     gethostname(host, sizeof host - 1);
     setenv("PATH", default_path, 0);
+    if (getenv("PERDURE_DOOR"))
+        add_tools();
     setenv("HOME", account->home, 0);
     setenv("HOSTNAME", host, 0);
     if (spawn->tty)

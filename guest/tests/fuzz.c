@@ -1,4 +1,4 @@
-// fuzz SECONDS SEED: mutated and random input for the frame parser and the HTTP parser, cut at random places. What it
+// fuzz SECONDS SEED: mutated and random input for the parsers of frames, HTTP and JSON, cut at random places. What it
 // looks for: reports of the sanitizers, and what must hold for any input (a parser takes no more than it was given, says
 // the same however the input was cut, and never gives out a slice that is not in its own memory).
 #define _GNU_SOURCE
@@ -9,6 +9,7 @@
 
 #include "../frames.h"
 #include "../http.h"
+#include "../json.h"
 
 static uint64_t state;
 
@@ -170,6 +171,41 @@ static void fuzz_frames(void) {
     bytes_free(&in);
 }
 
+// What is JSON can be looked into, and a text that is written is read back.
+static void fuzz_json(void) {
+    static const char *const values[] = {
+        "{\"a\": [1, -2.5e+3, true, null], \"b\\u0041\": \"\\ud83e\\udd89 \\n\"}", "[[{}], \"x\", {\"\": {\"a\": false}}]",
+        "{\"error\": {\"message\": \"\xc3\xa9\xe2\x82\xac\xf0\x9f\xa6\x89\"}, \"a\":0}", " \"\\u00e9\\ud800x\" ",
+    };
+    const char *value = values[below(sizeof values / sizeof *values)];
+    size_t size = strlen(value), capacity = size + 256;
+    uint8_t *data = allocate(capacity);
+    memcpy(data, value, size);
+    mutate(data, &size, capacity);
+    uint8_t *exact = allocate(size + !size);  // so that a byte too many is seen
+    memcpy(exact, data, size);
+    struct slice text = {exact, size};
+    struct bytes written = {0}, read = {0};
+    if (json_check(text)) {
+        struct slice found = json_member(text, below(2) ? "a" : "error");
+        if (found.data)
+            MUST(found.data > exact && found.data + found.size < exact + size && json_check(found));
+        if (json_is_text(found))
+            json_decode(&read, found);
+    }
+    bytes_free(&read);
+    json_put(&written, exact, size);
+    struct slice string = {bytes_head(&written), bytes_length(&written)};
+    MUST(json_check(string) && json_is_text(string));
+    json_decode(&read, string);
+    if (utf8_check(exact, size))
+        MUST(bytes_length(&read) == size && (!size || !memcmp(bytes_head(&read), exact, size)));
+    bytes_free(&read);
+    bytes_free(&written);
+    free(exact);
+    free(data);
+}
+
 int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 5;
     state = argc > 2 ? strtoull(argv[2], NULL, 0) | 1 : (uint64_t)time(NULL) | 1;
@@ -179,6 +215,7 @@ int main(int argc, char **argv) {
     for (clock_t end = clock() + (clock_t)(seconds * CLOCKS_PER_SEC); clock() < end; rounds++) {
         fuzz_http();
         fuzz_frames();
+        fuzz_json();
     }
     printf("%llu rounds\n", (unsigned long long)rounds);
     return 0;

@@ -201,7 +201,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             suspends=self.suspends,
             suspended_s=self.suspended_s + max(now_s, 0.0),
             stored_bytes=self.stored_bytes,
-            snapshots=[msgspec.to_builtins(one) for one in self.snapshots],
+            snapshots=[msgspec.structs.asdict(one) for one in self.snapshots],
             name=self.request.name,
             parent=self.parent,
             children=children,

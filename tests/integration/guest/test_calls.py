@@ -160,9 +160,10 @@ async def test_expect_100_continue(guest: Guest) -> None:
         (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2000001\r\n", 413, "32 MiB"),
         (b"GET / HTTP/1.1\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", 431, "64 KiB"),
         (b"GET / HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431, "128 lines"),
-        (b"GET / HTTP/1.1\r\nPerdure-Lane: a\r\n\r\n", 400, "go together"),
-        (b"GET / HTTP/1.1\r\nPerdure-Lane: auto\r\nPerdure-Ordinal: 1\r\n\r\n", 400, "go together"),
-        (b"GET / HTTP/1.1\r\nPerdure-Lane: a\r\nPerdure-Ordinal: one\r\n\r\n", 400, "go together"),
+        (b"GET / HTTP/1.1\r\nPerdure-Ordinal: 1\r\n\r\n", 400, "goes with a lane"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: auto\r\nPerdure-Ordinal: 1\r\n\r\n", 400, "is not 'auto'"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: auto\r\n\r\n", 400, "is not 'auto'"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: a\r\nPerdure-Ordinal: one\r\n\r\n", 400, "is a number"),
     ],
 )
 async def test_what_is_not_a_request_gets_a_clear_answer(
@@ -175,6 +176,22 @@ async def test_what_is_not_a_request_gets_a_clear_answer(
         assert words in json.loads(body)["error"]["message"]
         assert await client.reader.read() == b""
     assert guest.calls.empty()
+
+
+async def test_guestd_numbers_a_lane_that_is_named_alone(guest: Guest) -> None:
+    guest.answer = echo
+    async with client_of(guest) as client:
+        for lane, ordinal in (("a", 0), ("b", 0), ("a", 1), ("b", 1)):
+            await client.send(b"POST /x HTTP/1.1\r\nPerdure-Lane: %s\r\nContent-Length: 0\r\n\r\n" % lane.encode())
+            status, headers = await client.head()
+            assert (status, headers["perdure-lane"], headers["perdure-ordinal"]) == (200, lane, str(ordinal))
+            await client.body(headers)
+        await client.send(b"POST /x HTTP/1.1\r\nPerdure-Lane: a\r\nPerdure-Ordinal: 1\r\nContent-Length: 0\r\n\r\n")
+        assert (await client.answer())[1] == b"a/1 POST /x "  # as it was told: the end of a step, for example
+        await client.send(b"POST /perdure/v1/ordinal HTTP/1.1\r\nPerdure-Lane: a\r\nContent-Length: 0\r\n\r\n")
+        assert await client.answer() == (200, b'{"ordinal": 2}\n')  # to ask with, as often as it takes
+    calls = [guest.calls.get_nowait() for _ in range(guest.calls.qsize())]
+    assert [(call.lane, call.ordinal) for call in calls] == [("a", 0), ("b", 0), ("a", 1), ("b", 1), ("a", 1)]
 
 
 async def test_an_open_call_is_asked_again_with_the_offset_reached(guest: Guest) -> None:

@@ -1,0 +1,13 @@
+// The client's side of the door: what perdure-guest asks guestd, one connection for each call.
+#pragma once
+#include "bytes.h"
+
+struct key {
+    char lane[129];
+    uint64_t ordinal;
+};
+
+// The next number of the lane, from guestd. Ends the program where nobody listens.
+void door_take(struct key *key);
+// Asks until it is answered; the answer's status, and its body, which is JSON where the status is below 400.
+unsigned door_call(const char *name, const struct key *key, const struct bytes *body, struct bytes *answer);

@@ -1,0 +1,174 @@
+// A step of a shell: its intent is recorded before the command runs, its stdout and exit status after it. Asked again (by
+// a script that runs again, or a machine that was restored), both are told from the log, and nothing runs.
+#define _GNU_SOURCE
+#include "step.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "json.h"
+#include "say.h"
+
+enum { OUTPUT_MAX = 1 << 20, READ = 64 << 10, NOT_FOUND = 127, NOT_EXECUTABLE = 126, BY_SIGNAL = 128 };
+
+static pid_t child;
+
+static void pass_on(int number) { kill(child, number); }
+
+static void put(struct bytes *out, const char *text) { bytes_append(out, text, strlen(text)); }
+
+static _Noreturn void run_command(char **argv, int out, const char *identity) {
+    dup2(out, STDOUT_FILENO);
+    close(out);
+    setenv("PERDURE_IDEMPOTENCY_KEY", identity, 1);
+    execvp(argv[0], argv);
+    int status = errno == ENOENT ? NOT_FOUND : NOT_EXECUTABLE;
+    fprintf(stderr, "perdure-guest: %s: %s\n", argv[0], strerror(errno));
+    _exit(status);
+}
+
+// Its stdout, which is passed on as it comes; what is beyond the limit is passed on, and not kept. The exit status.
+static int listen_to(int from, struct bytes *output, bool *too_much) {
+    uint8_t piece[READ];
+    int status;
+    for (ssize_t count; (count = read(from, piece, sizeof piece)) > 0 || (count < 0 && errno == EINTR);) {
+        if (count < 0)
+            continue;
+        say(piece, (size_t)count);
+        *too_much = *too_much || bytes_length(output) + (size_t)count > OUTPUT_MAX;
+        if (!*too_much)
+            bytes_append(output, piece, (size_t)count);
+    }
+    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : BY_SIGNAL + WTERMSIG(status);
+}
+
+static int run(char **argv, const char *identity, struct bytes *output, bool *too_much) {
+    int ends[2];
+    if (pipe(ends))
+        die(FAILED, NULL, "pipe: %s", strerror(errno));
+    child = fork();
+    if (child < 0)
+        die(FAILED, NULL, "fork: %s", strerror(errno));
+    if (!child) {
+        close(ends[0]);
+        run_command(argv, ends[1], identity);
+    }
+    close(ends[1]);
+    // A step that has begun is to end, and its end to be recorded: signals are its command's.
+    struct sigaction passing = {.sa_handler = pass_on};
+    sigaction(SIGTERM, &passing, NULL);
+    sigaction(SIGHUP, &passing, NULL);
+    signal(SIGINT, SIG_IGN);  // a terminal sends it to the command, too
+    int status = listen_to(ends[0], output, too_much);
+    close(ends[0]);
+    return status;
+}
+
+static void put_base64(struct bytes *out, const struct bytes *data) {
+    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    const uint8_t *at = bytes_head(data);
+    put(out, "\"");
+    for (size_t left = bytes_length(data); left; at += left < 3 ? left : 3, left -= left < 3 ? left : 3) {
+        uint32_t group = (uint32_t)at[0] << 16 | (left > 1 ? (uint32_t)at[1] << 8 : 0) | (left > 2 ? at[2] : 0);
+        char four[] = {digits[group >> 18], digits[group >> 12 & 63], left > 1 ? digits[group >> 6 & 63] : '=',
+                       left > 2 ? digits[group & 63] : '='};
+        bytes_append(out, four, sizeof four);
+    }
+    put(out, "\"");
+}
+
+static uint32_t digit64(uint8_t c) {
+    return c >= 'a' ? c - 'a' + 26u : c >= 'A' ? c - 'A' + 0u : c >= '0' ? c - '0' + 52u : c == '+' ? 62u : 63u;
+}
+
+static void say_base64(struct slice value) {
+    struct bytes text = {0}, data = {0};
+    json_decode(&text, value);
+    const uint8_t *at = bytes_head(&text);
+    for (size_t left = bytes_length(&text); left >= 4; at += 4, left -= 4) {
+        uint32_t group = digit64(at[0]) << 18 | digit64(at[1]) << 12 | digit64(at[2]) << 6 | digit64(at[3]);
+        uint8_t three[] = {(uint8_t)(group >> 16), (uint8_t)(group >> 8), (uint8_t)group};
+        bytes_append(&data, three, at[2] == '=' ? 1 : at[3] == '=' ? 2 : 3);
+    }
+    say(bytes_head(&data), bytes_length(&data));
+    bytes_free(&text);
+    bytes_free(&data);
+}
+
+// What is recorded, as if the command had run just now.
+static int replay(struct slice state) {
+    struct slice result = json_member(state, "result"), output = json_member(result, "output");
+    struct slice binary = json_member(result, "output_base64"), status = json_member(result, "exit_status");
+    if (json_member(state, "error").data)
+        refused(200, state);
+    if (json_is_text(output)) {
+        struct bytes text = {0};
+        json_decode(&text, output);
+        say(bytes_head(&text), bytes_length(&text));
+        bytes_free(&text);
+    } else if (json_is_text(binary)) {
+        say_base64(binary);
+    }
+    return status.data ? atoi((const char *)status.data) : 0;
+}
+
+static void put_end(struct bytes *end, int status, const struct bytes *output, bool too_much) {
+    char text[64];
+    if (too_much) {
+        put(end, "{\"error\": {\"type\": \"TooLarge\", \"message\": \"the command wrote more than 1 MiB to stdout: let it write "
+                 "into a file\"}}");
+        return;
+    }
+    snprintf(text, sizeof text, "{\"result\": {\"exit_status\": %d, ", status);
+    put(end, text);
+    if (utf8_check(bytes_head(output), bytes_length(output))) {
+        put(end, "\"output\": ");
+        json_put(end, bytes_head(output), bytes_length(output));
+    } else {
+        put(end, "\"output_base64\": ");
+        put_base64(end, output);
+    }
+    put(end, "}}");
+}
+
+int step_run(const struct key *key, const char *name, const char *on_doubt, char **argv) {
+    struct bytes body = {0}, answer = {0}, output = {0}, end = {0};
+    bool too_much = false;
+    put(&body, "{\"name\": ");
+    json_put(&body, name, strlen(name));
+    put(&body, ", \"on_doubt\": ");
+    json_put(&body, on_doubt, strlen(on_doubt));
+    put(&body, "}");
+    unsigned status = door_call("step", key, &body, &answer);
+    struct slice state = {bytes_head(&answer), bytes_length(&answer)};
+    if (status >= 400 || !json_check(state))
+        refused(status, state);
+    if (!slice_is(json_member(state, "status"), "\"run\""))
+        return replay(state);
+    struct bytes identity = {0};
+    struct slice known = json_member(state, "idempotency_key");
+    if (json_is_text(known))
+        json_decode(&identity, known);
+    put_u8(&identity, 0);
+    int ended = run(argv, (const char *)bytes_head(&identity), &output, &too_much);
+    put_end(&end, ended, &output, too_much);
+    status = door_call("step/end", key, &end, &answer);
+    if (status == 413 || status == 400) {  // it cannot be kept as it is; that it has ended can
+        bytes_free(&end);
+        put_end(&end, ended, &output, too_much = true);
+        status = door_call("step/end", key, &end, &answer);
+    }
+    state = (struct slice){bytes_head(&answer), bytes_length(&answer)};
+    if (status >= 400 || !json_check(state))
+        refused(status, state);
+    if (json_member(state, "error").data)
+        refused(status, state);
+    return ended;
+}

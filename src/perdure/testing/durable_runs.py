@@ -1,0 +1,93 @@
+"""Runs in real microVMs for tests: a server of their own on a node's home, with the offline model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.cli.perdure import _daemons
+from perdure.cli.perdure._image import ensure_default
+from perdure.client.node import NodeClient
+from perdure.client.server import ServerClient
+from perdure.gateway.offline_process import OfflineProcess
+from perdure.host.paths import Home
+from perdure.model import Entry, RunInfo, RunState
+
+DEADLINE_S = 180.0
+
+
+class Run:
+    """A run, its server and its node."""
+
+    def __init__(self, home: Home, info: RunInfo) -> None:
+        self.home = home
+        self.id = info.id
+        self.server = ServerClient(home)
+        self.node = NodeClient(home)
+
+    def wait_for(self, kind: str, count: int = 1, *, after: int = 0) -> Entry:
+        """The ``count``-th entry of a kind beyond position ``after``."""
+        seen = 0
+        for entry in self.server.entries(self.id, after=after, follow=True):
+            seen += entry.kind == kind
+            if seen == count:
+                return entry
+        raise AssertionError(f"no {kind} number {count}; the run is {self.info()}")
+
+    def info(self) -> RunInfo:
+        return self.server.get(self.id)
+
+    def kinds(self) -> list[str]:
+        return [entry.kind for entry in self.server.entries(self.id)]
+
+    def ends(self) -> RunInfo:
+        info = self.server.get(self.id, wait_s=DEADLINE_S)
+        assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
+        return info
+
+    def is_gone(self) -> bool:
+        """Its sandbox was removed."""
+        deadline = time.monotonic() + DEADLINE_S
+        while any(info.spec.labels.get("perdure.run") == self.id for info in self.node.list()):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.1)
+        return True
+
+
+@pytest.fixture
+def server(home: Home, client: NodeClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[ServerClient]:
+    """A server on the node's home, with an empty log and the offline model, whatever keys this shell has."""
+    monkeypatch.setenv("PERDURE_PROVIDER", "offline")
+    for name in [name for name in os.environ if name.startswith("OPENAI_")]:
+        monkeypatch.delenv(name)
+    for path in home.root.glob("perdure.db*"):
+        path.unlink()
+    image = ensure_default()
+    assert image
+    _daemons.start_server(home)
+    yield ServerClient(home)
+    _daemons._stop_server(home)
+    OfflineProcess(home).stop()
+
+
+@pytest.fixture
+def start_run(home: Home, server: ServerClient) -> Callable[..., Run]:
+    def start(**asked: Any) -> Run:
+        return Run(home, server.start(image=ensure_default(), **asked))
+
+    return start
+
+
+def kill_server(home: Home) -> None:
+    pid = int(ServerClient(home).status()["pid"])
+    os.kill(pid, signal.SIGKILL)
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        time.sleep(0.01)
+    _daemons.start_server(home)

@@ -1,0 +1,300 @@
+"""``perdure-guest`` (guestd under another name) and its calls, as a shell types them; the test is the host."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from perdure.execution.guest.session import GuestCall
+
+from .conftest import DEADLINE_S, Guest
+
+Answer = Callable[[GuestCall, Any], Any]
+
+
+class Shell:
+    """A shell in the guest, and what it asks: (lane, ordinal, call, body) each."""
+
+    def __init__(self, guest: Guest, folder: Path) -> None:
+        self.guest, self.folder = guest, folder
+        self.asked: list[tuple[str, int, str, Any]] = []
+        self.says: Answer = lambda call, body: {}
+        self.status = 200
+        guest.answer = self.answer
+
+    async def answer(self, call: GuestCall) -> None:
+        body = json.loads(call.body)
+        self.asked.append((call.lane, call.ordinal, call.path.removeprefix("/perdure/v1/"), body))
+        said = self.says(call, body)
+        if isinstance(said, Awaitable):
+            said = await said
+        await call.respond(self.status, {"content-type": "application/json"})
+        await call.write(json.dumps(said).encode())
+        await call.end()
+
+    async def start(self, *words: str, **environ: str) -> asyncio.subprocess.Process:
+        door = {"PERDURE_DOOR": f"127.0.0.1:{self.guest.http_port}"}
+        door["ASAN_OPTIONS"] = "detect_leaks=0"  # it gives its memory back by ending
+        return await asyncio.create_subprocess_exec(
+            self.folder / "perdure-guest", *words, cwd=self.folder, env={**os.environ, **door, **environ},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async def __call__(self, *words: str, status: int = 0, given: bytes = b"", **environ: str) -> tuple[bytes, str]:
+        """What it wrote to stdout and stderr; it must end with ``status``, and without a sanitizer's report."""
+        process = await self.start(*words, **environ)
+        said, told = await asyncio.wait_for(process.communicate(given), DEADLINE_S)
+        assert process.returncode == status, (words, process.returncode, said, told)
+        assert b"Sanitizer" not in told and b"runtime error" not in told
+        return said, told.decode()
+
+
+@pytest_asyncio.fixture
+async def shell(guest: Guest, guest_build: Path, tmp_path: Path) -> AsyncIterator[Shell]:
+    (tmp_path / "perdure-guest").symlink_to(guest_build / "guestd-test")
+    yield Shell(guest, tmp_path)
+
+
+async def test_an_approval_and_its_three_ends(shell: Shell) -> None:
+    (shell.folder / "draft.md").write_text('# "Owls" \\ \tbirds\n')
+    shell.says = lambda call, body: {"kind": "approval", "approved": True, "comment": "go\u00a0on", "by": "ann"}
+    said, _ = await shell("wait", "approval", "Publish?", "--show", "draft.md", "--timeout=1d12h")
+    assert said.decode() == "go\u00a0on\n"
+    lane, ordinal, call, body = shell.asked[0]
+    assert (lane, ordinal, call) == ("sh:approval:Publish%3F", 0, "wait")
+    shown = '# "Owls" \\ \tbirds\n'
+    assert body == {"kind": "approval", "prompt": "Publish?", "show": shown, "timeout_s": 129600.0}
+    said, _ = await shell("wait", "approval", "Publish?", "--json")
+    assert json.loads(said)["by"] == "ann"
+    shell.says = lambda call, body: {"kind": "approval", "approved": False, "comment": "", "timed_out": False}
+    assert await shell("wait", "approval", "Publish?", status=1) == (b"", "")
+    shell.says = lambda call, body: {"kind": "approval", "approved": False, "comment": "", "timed_out": True}
+    assert await shell("wait", "approval", "Publish?", status=2) == (b"", "")
+    assert [ordinal for _, ordinal, _, _ in shell.asked] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("value", "printed"),
+    [
+        ("text", "text\n"),
+        ("\u20ac \U0001f989 \\n", "\u20ac \U0001f989 \\n\n"),
+        ({"a": [1, None]}, '{"a": [1, null]}\n'),
+        (None, "null\n"),
+    ],
+)
+async def test_a_signals_value(shell: Shell, value: Any, printed: str) -> None:
+    shell.says = lambda call, body: {"kind": "signal", "value": value, "timed_out": False}
+    said, _ = await shell("wait", "signal", "go")
+    assert said.decode() == printed
+    assert shell.asked[0][3] == {"kind": "signal", "name": "go"}
+
+
+async def test_a_signal_that_does_not_come_and_times(shell: Shell) -> None:
+    shell.says = lambda call, body: {"kind": body["kind"], "value": None, "timed_out": True}
+    assert await shell("wait", "signal", "go", "--timeout", "90", status=2) == (b"", "")
+    assert await shell("wait", "time", "1m30s") == (b"", "")
+    assert [body for _, _, _, body in shell.asked] == [
+        {"kind": "signal", "name": "go", "timeout_s": 90.0},
+        {"kind": "time", "seconds": 90.0},
+    ]
+
+
+async def test_a_step_runs_once_and_is_told_from_the_log_afterwards(shell: Shell) -> None:
+    recorded: dict[str, Any] = {}
+
+    def says(call: GuestCall, body: Any) -> Any:
+        if call.path.endswith("/end"):
+            recorded.update(body)
+            return body
+        return {"status": "done", **recorded} if recorded else {"status": "run", "attempt": 1, "idempotency_key": "k1"}
+
+    shell.says = says
+    command = ("sh", "-c", 'echo "$PERDURE_IDEMPOTENCY_KEY"; echo x >> effects; echo loud >&2; exit 3')
+    said, told = await shell("step", "pay the owl", "--", *command, status=3)
+    assert (said, told) == (b"k1\n", "loud\n")
+    assert recorded == {"result": {"exit_status": 3, "output": "k1\n"}}
+    assert [(lane, ordinal) for lane, ordinal, _, _ in shell.asked] == [("sh:step:pay%20the%20owl", 0)] * 2
+    assert shell.asked[0][3] == {"name": "pay the owl", "on_doubt": "ask"}
+    assert await shell("step", "pay the owl", "--", *command, status=3) == (b"k1\n", "")
+    assert (shell.folder / "effects").read_text() == "x\n"
+    assert shell.asked[-1][1] == 1  # the next of its lane: the host decides what that is
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 1000])
+async def test_output_that_is_no_text(shell: Shell, size: int) -> None:
+    content = b"\xff" * size + b"\x00\xfe"
+    (shell.folder / "content").write_bytes(content)
+    ends: list[Any] = []
+
+    def says(call: GuestCall, body: Any) -> Any:
+        if call.path.endswith("/end"):
+            ends.append(body)
+            return body
+        return {"status": "done", **ends[0]} if ends else {"status": "run", "idempotency_key": "k"}
+
+    shell.says = says
+    assert (await shell("step", "s", "--on-doubt", "retry", "--", "cat", "content"))[0] == content
+    assert base64.b64decode(ends[0]["result"]["output_base64"]) == content
+    assert (await shell("step", "s", "--", "cat", "content"))[0] == content
+    assert len(ends) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [(("sh", "-c", "kill -9 $$"), 137), (("no-such-program",), 127), (("/",), 126)],
+)
+async def test_steps_that_end_badly(shell: Shell, command: tuple[str, ...], status: int) -> None:
+    shell.says = lambda call, body: body if call.path.endswith("/end") else {"status": "run"}
+    await shell("step", "s", "--", *command, status=status)
+    assert shell.asked[-1][3]["result"]["exit_status"] == status
+
+
+async def test_a_step_with_too_much_output_has_an_end_all_the_same(shell: Shell) -> None:
+    shell.says = lambda call, body: body if call.path.endswith("/end") else {"status": "run"}
+    said, told = await shell("step", "s", "--", "head", "-c", "2000000", "/dev/zero", status=125)
+    assert len(said) == 2000000
+    assert "more than 1 MiB" in told
+    assert shell.asked[-1][3]["error"]["type"] == "TooLarge"
+
+
+async def test_a_signal_ends_the_command_and_the_step_is_recorded(shell: Shell) -> None:
+    shell.says = lambda call, body: body if call.path.endswith("/end") else {"status": "run"}
+    process = await shell.start("step", "s", "--", "sh", "-c", "echo begun; exec sleep 60")
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), DEADLINE_S) == b"begun\n"
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 143
+    assert shell.asked[-1][3]["result"] == {"exit_status": 143, "output": "begun\n"}
+
+
+async def test_emit_messages_and_a_checkpoint(shell: Shell) -> None:
+    shell.says = lambda call, body: {"messages": [{"role": "user"}], "snapshot": "sha256:1"}
+    await shell("emit", "draft", 'a "text"')
+    await shell("emit", "draft", "-", "--json", given=b' {"a": [1, 2.5e3, "\\u00e9\\ud83e\\udd89"]}\n')
+    await shell("emit", "draft")
+    await shell("message", "user", "-", given="h\u00e9".encode())
+    assert (await shell("messages"))[0] == b'[{"role": "user"}]\n'
+    assert (await shell("checkpoint", "--keep"))[0] == b"sha256:1\n"
+    assert [(call, body) for _, _, call, body in shell.asked] == [
+        ("emit", {"name": "draft", "value": 'a "text"'}),
+        ("emit", {"name": "draft", "value": {"a": [1, 2500.0, "\u00e9\U0001f989"]}}),
+        ("emit", {"name": "draft", "value": None}),
+        ("message", {"message": {"role": "user", "content": "h\u00e9"}}),
+        ("messages", {}),
+        ("checkpoint", {"keep": True}),
+    ]
+
+
+async def test_commands_that_run_at_the_same_time_have_lanes_of_their_own(shell: Shell) -> None:
+    names, all_there = [f"go {n}" for n in range(5)], asyncio.Event()
+
+    async def later(call: GuestCall, body: Any) -> Any:
+        if len(shell.asked) == len(names):
+            all_there.set()
+        await all_there.wait()
+        return {"kind": "signal", "value": body["name"]}
+
+    shell.says = later
+    jobs = [asyncio.create_task(shell("wait", "signal", name)) for name in names]
+    assert [said for said, _ in await asyncio.gather(*jobs)] == [f"{name}\n".encode() for name in names]
+    assert {(lane, ordinal) for lane, ordinal, _, _ in shell.asked} == {(f"sh:signal:go%20{n}", 0) for n in range(5)}
+
+
+async def test_lanes_that_are_named_and_names_that_are_long(shell: Shell) -> None:
+    await shell("emit", "a", "--lane", "mine")
+    await shell("emit", "b", PERDURE_LANE="mine")
+    await shell("emit", "x" * 500)
+    await shell("emit", "x" * 499 + "y")
+    keys = [(lane, ordinal) for lane, ordinal, _, _ in shell.asked]
+    assert keys[:2] == [("mine", 0), ("mine", 1)]
+    assert keys[2][0] != keys[3][0] and all(len(lane) < 128 for lane, _ in keys)
+
+
+async def test_the_answer_survives_what_happens_to_the_connection(shell: Shell) -> None:
+    """A snapshot is a cut connection: the call is asked again, under its own key, and the shell sees one answer."""
+    reached = asyncio.Event()
+
+    async def hangs(call: GuestCall, body: Any) -> Any:
+        reached.set()
+        await asyncio.Event().wait()
+
+    shell.says = hangs
+    waiting = asyncio.create_task(shell("wait", "signal", "go"))
+    await asyncio.wait_for(reached.wait(), DEADLINE_S)
+    shell.says = lambda call, body: {"kind": "signal", "value": "came"}
+    await shell.guest.cut()
+    assert (await waiting)[0] == b"came\n"
+    assert [(lane, ordinal) for lane, ordinal, _, _ in shell.asked] == [("sh:signal:go", 0)] * 2
+
+
+async def test_the_hosts_refusal_is_told_with_its_hint(shell: Shell) -> None:
+    shell.status = 409
+    shell.says = lambda call, body: {
+        "error": {"code": "conflict", "message": "a checkpoint within a step", "hint": "Later."}
+    }
+    _, told = await shell("checkpoint", status=125)
+    assert told == "perdure-guest: a checkpoint within a step\n  Later.\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "perdure-guest: what a program asks"),
+        (["wiat"], "there is no command wiat"),
+        (["wait"], "not for nothing"),
+        (["wait", "child"], "not for child"),
+        (["wait", "signal"], "wait signal NAME"),
+        (["wait", "time", "soon"], "soon is no time"),
+        (["wait", "time", "3y"], "3y is no time"),
+        (["wait", "time", "5m3"], "5m3 is no time"),
+        (["wait", "time", ""], "nothing is no time"),
+        (["wait", "approval", "a", "--show"], "--show needs a value"),
+        (["wait", "approval", "a", "--show", "none.md"], "none.md: No such file"),
+        (["wait", "approval", "a", "--show", "."], ".: Is a directory"),
+        (["wait", "approval", "a", "--colour"], "there is no option --colour"),
+        (["emit", "a", "b", "c", "d", "e"], "e is one word too many"),
+        (["emit", "a", "{", "--json"], "this is not JSON: {"),
+        (["emit", "a", "--", "b"], "-- and a command are for step, not for emit"),
+        (["emit", "a", "--lane", "auto"], "auto is no name of a lane"),
+        (["step", "a"], "step NAME"),
+        (["step", "a", "--"], "step NAME"),
+    ],
+)
+async def test_what_is_wrong_is_said(shell: Shell, words: list[str], said: str) -> None:
+    out, told = await shell(*words, status=125)
+    assert said in told and out == b""
+    assert shell.asked == []
+
+
+async def test_help_and_nobody_at_the_door(shell: Shell) -> None:
+    assert b"wait approval QUESTION" in (await shell("wait", "--help"))[0]
+    _, told = await shell("checkpoint", PERDURE_DOOR="127.0.0.1:1", status=125)
+    assert "nobody answers at 127.0.0.1:1" in told and "perdure run --image" in told
+    _, told = await shell("checkpoint", PERDURE_DOOR="nonsense", status=125)
+    assert "PERDURE_DOOR is nonsense" in told
+
+
+NO_JSON = rb"""{|[1,]|{"a" 1}|{"a":}|01|1.|-|1e|tru|"\x"|"\u12g4"|"a|1 2""".split(b"|")
+
+
+@pytest.mark.parametrize("value", [b"", *NO_JSON, b'"\x01"', b"\xff", b'"\xed\xa0\x80"', b"[" * 2000 + b"]" * 2000])
+async def test_what_is_no_json(shell: Shell, value: bytes) -> None:
+    _, told = await shell("emit", "a", "-", "--json", given=value, status=125)
+    assert "not JSON" in told or "not UTF-8" in told
+    assert shell.asked == []
+
+
+@pytest.mark.parametrize(
+    "value", [b"0", b"-0.5E+3", b'"\\"\\/\\b"', b"[[],{}]", b"[" * 900 + b"]" * 900, b' {"a" : null } ']
+)
+async def test_what_is_json(shell: Shell, value: bytes) -> None:
+    await shell("emit", "a", "-", "--json", given=value)
+    assert shell.asked[0][3]["value"] == json.loads(value)
