@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -35,19 +36,22 @@ class Live(Protocol):
 
     async def adopt_child(self, head: Head) -> None: ...
 
-    async def live(self, run_id: str) -> Run | None: ...
-
     async def cancel(self, run_id: str, reason: str = "") -> None: ...
 
 
 class Children:
-    """Who waits for which child. ``spawn``: runs a task of the engine's."""
+    """Who waits for which child. ``held``: the shelf's; ``spawn``: runs a task of the engine's."""
 
     def __init__(
-        self, context: ContextLog, live: Live, spawn: Callable[[Coroutine[Any, Any, None], str], None]
+        self,
+        context: ContextLog,
+        live: Live,
+        held: Callable[[str], AbstractAsyncContextManager[Run | None]],
+        spawn: Callable[[Coroutine[Any, Any, None], str], None],
     ) -> None:
         self._context = context
         self._live = live
+        self._held = held
         self._spawn = spawn
         self._is_open = False
         self._waiting: dict[str, set[str]] = {}  # child -> the runs that wait for it: a parent, and forks of it
@@ -158,9 +162,9 @@ class Children:
         told: dict[str, Any] = {"run_id": child}
         told |= {"result": record.result} if record.state is RunState.COMPLETED else {"error": record.error}
         for run_id in list(self._waiting.get(child, ())):
-            run = await self._live.live(run_id)
-            if run is not None:
-                await _complete(run, child, told)
+            async with self._held(run_id) as run:
+                if run is not None:
+                    await _complete(run, child, told)
 
     async def _cancel(self, child: str) -> None:
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -20,6 +20,7 @@ from perdure.runs.ports import ModelCalls
 from perdure.runs.record import from_head
 from perdure.runs.roads import Roads
 from perdure.runs.run import Run
+from perdure.runs.shelf import Shelf
 from perdure.runs.states import TERMINAL
 
 FEW = 20  # as many as a reference that means several is looked for
@@ -34,7 +35,8 @@ class Desk:
         self._roads = roads
         self._models = models
         self._clean_up_s = clean_up_s
-        self._runs: dict[str, Run] = {}  # those that have not ended, or whose machine is not removed yet
+        self._shelf = Shelf(self._take_down)
+        self._runs = self._shelf.live
 
     async def find(self, ref: str) -> str:
         """The id of the run that ``ref`` (an id, a unique prefix of one, or a name) means."""
@@ -78,12 +80,15 @@ class Desk:
 
     async def ended(self, run_id: str, timeout_s: float) -> RunInfo:
         """The run once it has ended, or as it is after ``timeout_s``."""
-        run = self._runs.get(run_id)
-        if run is not None:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):  # who asks lives by the host's clock, not by the runs'
-                    await run.until(lambda: run.ended)
+        async with self._shelf.held(run_id) as run:
+            if run is not None:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(timeout_s):  # who asks lives by the host's clock, not by the runs'
+                        await run.until(lambda: run.ended)
         return await self.info(run_id)
+
+    async def _take_down(self, run_id: str) -> None:
+        raise NotImplementedError  # the engine drives runs
 
     async def follow(self, run_id: str, after: int, *, expand: bool = True) -> AsyncGenerator[Entry]:
         """Entries as they come, until the one that ends the run."""
@@ -100,32 +105,35 @@ class Desk:
     async def signal(self, run_id: str, name: str, value: Any, signal_id: str | None = None) -> None:
         """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again."""
         check_value(value, f"the value of signal {name!r}")
-        await (await self._going(run_id)).signal(name, value, signal_id)
+        async with self._going(run_id) as run:
+            await run.signal(name, value, signal_id)
 
     async def checkpoint(self, run_id: str, *, keep: bool = False) -> SnapshotInfo:
         """A snapshot of the run at its position, now. keep: it is not given up for newer ones. Conflict."""
-        return await checkpoints.of_person(await self._going(run_id), keep=keep)
+        async with self._going(run_id) as run:
+            return await checkpoints.of_person(run, keep=keep)
 
     async def tag(self, run_id: str, tags: Mapping[str, str | None], **metadata: Any) -> RunInfo:
         """Set some tags (None: take one away), and ``metadata=`` a JSON value; in any state, also after the end."""
         if "metadata" in metadata:
             check_value(metadata["metadata"], "metadata")
-        run = self._runs.get(run_id) or Run(await self._context.head(run_id), self._context, lambda run_id, wait: None)
+        async with self._shelf.held(run_id) as live:
+            run = live or Run(await self._context.head(run_id), self._context, lambda run_id, wait: None)
 
-        async def act() -> None:
-            request = run.record.request
-            after = msgspec.structs.replace(request, tags=keys.tagged(request.tags, tags), **metadata)
-            entry = NewEntry(kind="tagged", payload={"tags": dict(tags), **metadata})
-            await run.write(entry, request=after)
+            async def act() -> None:
+                request = run.record.request
+                after = msgspec.structs.replace(request, tags=keys.tagged(request.tags, tags), **metadata)
+                entry = NewEntry(kind="tagged", payload={"tags": dict(tags), **metadata})
+                await run.write(entry, request=after)
 
-        await run.atomically(act)
+            await run.atomically(act)
         return await self.info(run_id)
 
     async def cancel(self, run_id: str, reason: str = "", *, clean_up_s: float | None = None) -> None:
         """End a run and its children. Its program has ``clean_up_s`` (None: the usual time, 0: none) to clean up."""
         error = {"code": "cancelled", "message": reason or "cancelled", "hint": "", "details": {}}
-        run = await self._going(run_id)
-        await self._end(run, RunState.CANCELLED, error, self._clean_up_s if clean_up_s is None else clean_up_s)
+        async with self._going(run_id) as run:
+            await self._end(run, RunState.CANCELLED, error, self._clean_up_s if clean_up_s is None else clean_up_s)
 
     async def _end(self, run: Run, to: RunState, error: dict[str, Any], clean_up_s: float) -> None:
         if await run.end(to, error, clean_up_s):
@@ -146,9 +154,14 @@ class Desk:
         (details: by, at), it has expired, or the run waits for none. values: by name of a field of its form;
         InvalidValue names the field."""
         check_value(values, "what was filled in")
-        run = self._runs.get(run_id)
-        if run is None:
-            raise await self._no_approval(run_id, wait_id)
+        async with self._shelf.held(run_id) as run:
+            if run is None:
+                raise await self._no_approval(run_id, wait_id)
+            given = {"approved": approved, "comment": comment, "values": values or {}}
+            return await self._answer(run, wait_id, given, by)
+
+    async def _answer(self, run: Run, wait_id: str | None, given: dict[str, Any], by: str) -> dict[str, Any]:
+        run_id = run.id
 
         async def act() -> dict[str, Any]:
             askable = run.record.waits.askable
@@ -162,8 +175,8 @@ class Desk:
             if wait.until is not None and wait.until <= run.clock.time():  # its timer is on its way
                 await run.complete_wait(wait, {"outcome": "timed-out", "at": run.clock.time()})
                 raise await self._no_approval(run_id, wait.id)
-            filled = check_values(wait.form, values or {}, complete=approved)
-            value = {"approved": approved, "comment": comment, "values": filled}
+            filled = check_values(wait.form, given["values"], complete=given["approved"])
+            value = {**given, "values": filled}
             await run.complete_wait(wait, {"outcome": "completed", "value": value, "by": by, "at": run.clock.time()})
             return wait.to_info()
 
@@ -194,13 +207,14 @@ class Desk:
             message = f"the approval {last['wait']} of run {run_id} was answered already: {verdict} by {by} at {moment}"
         return Conflict(message, hint=hint, wait=last["wait"], by=last.get("by", ""), at=at, outcome=last["outcome"])
 
-    async def _going(self, run_id: str) -> Run:
-        run = self._runs.get(run_id)
-        if run is None or run.ended:
-            state = from_head(await self._context.head(run_id)).state
-            hint = "Nothing reaches it any more: start another run."
-            raise Conflict(f"run {run_id} has ended: it is {state}", hint=hint, state=state)
-        return run
+    @asynccontextmanager
+    async def _going(self, run_id: str) -> AsyncIterator[Run]:
+        async with self._shelf.held(run_id) as run:
+            if run is None or run.ended:
+                state = from_head(await self._context.head(run_id)).state
+                hint = "Nothing reaches it any more: start another run."
+                raise Conflict(f"run {run_id} has ended: it is {state}", hint=hint, state=state)
+            yield run
 
     # -- what was, and what else there is
 

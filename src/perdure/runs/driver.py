@@ -44,6 +44,7 @@ class Settings:
     backoff_s: float = 0.5  # before the second recovery in a row, doubled for each more
     backoff_max_s: float = 30.0
     clean_up_s: float = 30.0  # for a program that is told that its run is to end
+    shelve_after_s: float | None = 5.0  # asleep for so long: only its deadline is kept in memory; None: never
     failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
 
     @property
@@ -53,7 +54,7 @@ class Settings:
 
 
 class Driver:
-    """``drive`` returns when the run has ended and its machine is removed."""
+    """``drive`` returns when the run has ended and its machine is removed, or sleeps and nobody has it in hand."""
 
     def __init__(
         self,
@@ -74,10 +75,11 @@ class Driver:
             policy = msgspec.structs.replace(policy, checkpoint_turns=0, checkpoint_s=0.0)
         self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s)
         self._stopped_in = 0  # the epoch whose program was stopped
+        self.shelved = False
         self._away = 0  # times in a row that the node was not there
 
     async def drive(self) -> None:
-        """Move the run along until it has ended and its machine is removed."""
+        """Move the run along until it has ended and its machine is removed, or only time can wake it (``shelved``)."""
         acts: dict[RunState, Callable[[], Awaitable[None]]] = {
             RunState.QUEUED: self._queued,
             RunState.STARTING: self._starting,
@@ -89,7 +91,7 @@ class Driver:
             RunState.RECOVERING: self._recovering,
         }
         pause_s = self._settings.backoff_s
-        while not self.run.record.released:
+        while not self.run.record.released and not self.shelved:
             try:
                 await (self._release() if self.run.ended else acts[self.run.state]())
                 pause_s = self._settings.backoff_s
@@ -204,7 +206,23 @@ class Driver:
         self.run.look_wanted = True
         return True
 
+    async def _rests(self) -> bool:
+        """Whether it is to be put on the shelf. From this answer on nothing may be awaited until it is there."""
+        run, after_s = self.run, self._settings.shelve_after_s
+        if after_s is None or run.record.thinking:  # a model's first byte wakes it
+            return False
+
+        def awake() -> bool:
+            return run.record.wake or run.state is not RunState.SUSPENDED
+
+        if not await run.until(awake, after_s):
+            await run.until(lambda: awake() or not run.users)
+        self.shelved = not awake()
+        return self.shelved
+
     async def _suspended(self) -> None:
+        if await self._rests():
+            return
         await self._captures.sleep()
         if self.run.state is RunState.SUSPENDED:
             seen, epoch = self.run.record, self.run.record.epoch + 1

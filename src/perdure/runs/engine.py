@@ -37,7 +37,7 @@ from perdure.runs.waits import Wait
 log = logging.getLogger(__name__)
 
 FORKS_MAX = 100  # by one request
-LIMIT = "limit"  # what a deadline is of that is no wait's
+LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
 
 
 class Engine(Desk):
@@ -66,30 +66,50 @@ class Engine(Desk):
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers = Timers(self._deadline, clock)
-        self._children = Children(context, self, self._spawn)
+        self._children = Children(context, self, self._shelf.held, self._spawn)
 
     # -- life
 
     async def open(self) -> None:
-        """Take up every run that has not ended."""
+        """Take up every run that has not ended; those that sleep are on the shelf."""
+        children = []
         for head in await self._context.heads(released=False):
-            await self._adopt(self._take_up(head))
+            record = from_head(head)
+            if record.parent:
+                children.append(head.run_id)
+            if record.sleeps and self._settings.shelve_after_s is not None:
+                self._put_up(head.run_id, record)
+            else:
+                await self._adopt(self._take_up(head))
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():
             self._drive(run)
-        self._children.open([run.id for run in self._runs.values() if run.record.parent])
+        self._children.open(children)
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._shelf.close()
 
     def _take_up(self, head: Head) -> Run:
         run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._on_change, self._clock)
         self._on_change(run)
         return run
+
+    def _put_up(self, run_id: str, record: Record) -> None:
+        """On the shelf, as a former server had it."""
+        for wait in record.waits.open:
+            self._on_wait(run_id, wait)
+        until = limits.deadline(record)
+        if until is not None:
+            self._timers.add(until, run_id, LIMIT + run_id)
+        self._shelf.put(run_id)
+
+    async def _take_down(self, run_id: str) -> None:
+        self._drive(self._take_up(await self._context.head(run_id)))
 
     async def _adopt(self, run: Run) -> None:
         """What a former server was doing with this run's machine when it ended."""
@@ -121,9 +141,13 @@ class Engine(Desk):
 
         async def drive() -> None:
             machines = self._roads.of(run.record.request)
-            await Driver(run, machines, self._models, self.endpoint, self._settings).drive()
+            driver = Driver(run, machines, self._models, self.endpoint, self._settings)
+            await driver.drive()
             run.driven = False
-            self._runs.pop(run.id, None)
+            if driver.shelved:
+                self._shelf.put(run.id)
+            else:
+                self._runs.pop(run.id, None)
 
         self._spawn(drive(), f"run-{run.id}")
 
@@ -148,21 +172,21 @@ class Engine(Desk):
         if wait.child:
             self._children.awaited(run_id, wait)
         if wait.until is not None:
-            self._timers.add(wait.until, run_id, wait.id)
+            self._timers.add(wait.until, run_id, wait.id, absolute=wait.absolute)
 
     def _on_change(self, run: Run) -> None:
         self._children.changed(run)
         until = limits.deadline(run.record)
         if until is not None and (run.limited_until is None or until < run.limited_until):
             run.limited_until = until
-            self._timers.add(until, run.id, LIMIT)
+            self._timers.add(until, run.id, LIMIT + run.id)
 
     async def _deadline(self, run_id: str, wait_id: str) -> None:
-        run = self._runs.get(run_id)
-        if run is not None and wait_id == LIMIT:
-            await self._limit(run)
-        elif run is not None:
-            await run.timeout(wait_id)
+        async with self._shelf.held(run_id) as run:
+            if run is not None and wait_id == LIMIT + run_id:
+                await self._limit(run)
+            elif run is not None:
+                await run.timeout(wait_id)
 
     async def _limit(self, run: Run) -> None:
         """A time limit of the run has passed, or would have, had it gone on with its machine."""
@@ -219,10 +243,6 @@ class Engine(Desk):
         await self._queued(run)
         self._drive(run)
 
-    async def live(self, run_id: str) -> Run | None:
-        """The run, if it has not ended, or something is left of its machine."""
-        return self._runs.get(run_id)
-
     # -- back in time
 
     async def fork(self, run_id: str, *, at: int | None = None, count: int = 1, name: str = "") -> list[RunInfo]:
@@ -254,8 +274,11 @@ class Engine(Desk):
     async def rewind(self, run_id: str, to: int) -> RunInfo:
         """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new
         branch, and the old tail stays readable. InvalidValue, Conflict: see ``travel``."""
-        head = await self._context.head(run_id)
-        run = self._runs.get(run_id) or self._take_up(head)
+        async with self._shelf.held(run_id) as run:
+            return await self._rewind(run or self._take_up(await self._context.head(run_id)), to)
+
+    async def _rewind(self, run: Run, to: int) -> RunInfo:
+        run_id = run.id
         try:
             await travel.rewind(run, to)
         finally:
@@ -280,7 +303,7 @@ class Engine(Desk):
         """See ``Calls.answer``. StaleEpoch too: a wrong token, a run that has ended."""
         if not hmac.compare_digest(token, self._token(call.run_id, call.epoch)):
             raise StaleEpoch(f"a call for run {call.run_id} has a wrong token", hint="This machine is to end.")
-        run = self._runs.get(call.run_id)
-        if run is None:
-            raise StaleEpoch(f"run {call.run_id} has ended or never was", hint="This machine is to end.")
-        return await self._calls.answer(run, call)
+        async with self._shelf.held(call.run_id) as run:
+            if run is None:
+                raise StaleEpoch(f"run {call.run_id} has ended or never was", hint="This machine is to end.")
+            return await self._calls.answer(run, call)

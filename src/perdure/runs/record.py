@@ -167,6 +167,11 @@ class Record(Frozen, frozen=True, kw_only=True):
         branch, seq = (at.branch, at.seq) if at else (0, 0)
         return [Kept(digest=one.digest, branch=branch, seq=seq, at=one.created, stored_bytes=one.stored_bytes)]
 
+    @property
+    def sleeps(self) -> bool:
+        """Only a deadline, or somebody outside, can wake it."""
+        return self.state is RunState.SUSPENDED and not self.wake and not self.thinking
+
     def is_lost(self, epoch: int) -> bool:
         """Whether what a machine of this epoch began may have taken effect unseen."""
         return epoch <= self.lost_upto or epoch in self.lost_epochs

@@ -53,6 +53,7 @@ class Run:
         self.clock = clock
         self.look_wanted = False  # something may have happened to the sandbox: the driver is to inspect it
         self.replay: Replay | None = None  # since a loss, or of a fork
+        self.users = 0  # who have it in hand
         self.driven = False  # a driver moves it along
         self.progressed = False  # the guest wrote something new in this epoch
         self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
@@ -118,7 +119,22 @@ class Run:
             async with self._lock:
                 return await act()
 
-        return await asyncio.shield(asyncio.ensure_future(locked()))
+        task = asyncio.ensure_future(locked())
+        hand = self.held()
+        hand.__enter__()
+        task.add_done_callback(lambda _: hand.__exit__(None, None, None))
+        return await asyncio.shield(task)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Somebody has this run in hand: it is not put on the shelf meanwhile."""
+        self.users += 1
+        try:
+            yield
+        finally:
+            self.users -= 1
+            if not self.users:
+                self.notify()
 
     async def write(
         self,

@@ -13,36 +13,75 @@ _log = logging.getLogger(__name__)
 # The wall clock may be set meanwhile, and loops sleep by the monotonic one: look again at least this often.
 LOOK_S = 60.0
 AGAIN_S = 1.0  # after a failure: the disk was full, perhaps, and will not be
+SET_BACK_S = 1.0  # what a clock goes back by when it is set, and not only drawn
+
+# when, by the clock as it is now; the deadline as it was given; run; what of it; a moment that was named
+Entry = tuple[float, float, str, str, bool]
 
 
 class Timers:
-    """Calls ``fire(run_id, wait_id)`` once the wall clock has passed a deadline. Deadlines are never taken out: whoever
-    is called looks whether the wait is still open."""
+    """Calls ``fire(run_id, name)`` once the wall clock has passed a deadline, in a task of its own: a slow one holds up
+    no other. Deadlines are never taken out: whoever is called looks whether there is something to be done.
+
+    A deadline is a moment that somebody named (``absolute``), which is the clock's business alone, or the end of a
+    length of time: such a one does not take longer because the clock was set back. One that was set forward is like
+    a host that slept: the time is over.
+    """
 
     def __init__(self, fire: Callable[[str, str], Awaitable[None]], clock: Clock = SYSTEM) -> None:
         self._fire = fire
         self._clock = clock
-        self._heap: list[tuple[float, str, str]] = []
+        self._heap: list[Entry] = []
+        self._due: dict[str, float] = {}  # by name: the newest deadline
         self._earlier = asyncio.Event()
+        self._ahead_s = clock.time() - clock.monotonic()
+        self._firing: set[asyncio.Task[None]] = set()
 
-    def add(self, until: float, run_id: str, wait_id: str) -> None:
-        heapq.heappush(self._heap, (until, run_id, wait_id))
-        if self._heap[0][2] == wait_id:
+    def add(self, until: float, run_id: str, name: str, *, absolute: bool = False) -> None:
+        """name: a wait's id, or whatever else is unique for all runs. Nothing happens where it has this deadline."""
+        if self._due.get(name) == until:
+            return
+        self._due[name] = until
+        heapq.heappush(self._heap, (until, until, run_id, name, absolute))
+        if self._heap[0][3] == name:
             self._earlier.set()
 
     async def run(self) -> None:
-        while True:
-            self._earlier.clear()
-            while self._heap and self._heap[0][0] <= self._clock.time():
-                _, run_id, wait_id = heapq.heappop(self._heap)
+        """Until it is cancelled."""
+        try:
+            while True:
+                self._earlier.clear()
+                self._look()
+                pause_s = min(self._heap[0][0] - self._clock.time(), LOOK_S) if self._heap else LOOK_S
                 try:
-                    await self._fire(run_id, wait_id)
-                except Exception as error:  # of one run: the others' deadlines pass all the same
-                    _log.error("wait %s of run %s: %r; tried again", wait_id, run_id, error)
-                    heapq.heappush(self._heap, (self._clock.time() + AGAIN_S, run_id, wait_id))
-            pause_s = min(self._heap[0][0] - self._clock.time(), LOOK_S) if self._heap else None
-            try:
-                async with self._clock.timeout_at(None if pause_s is None else self._clock.monotonic() + pause_s):
-                    await self._earlier.wait()
-            except TimeoutError:
-                pass  # the next deadline is near, or it is time to look at the clock
+                    async with self._clock.timeout_at(self._clock.monotonic() + pause_s):
+                        await self._earlier.wait()
+                except TimeoutError:
+                    pass  # the next deadline is near, or it is time to look at the clock
+        finally:
+            for task in self._firing:
+                task.cancel()
+            await asyncio.gather(*self._firing, return_exceptions=True)
+
+    def _look(self) -> None:
+        """Fire what is due."""
+        ahead_s = self._clock.time() - self._clock.monotonic()
+        if ahead_s < self._ahead_s - SET_BACK_S:
+            back_s = self._ahead_s - ahead_s
+            self._heap = [(e[0] if e[4] else e[0] - back_s, *e[1:]) for e in self._heap]
+            heapq.heapify(self._heap)
+        self._ahead_s = ahead_s
+        while self._heap and self._heap[0][0] <= self._clock.time():
+            _, until, run_id, name, _ = heapq.heappop(self._heap)
+            if self._due.get(name) == until:  # else it has another one since
+                del self._due[name]
+                task = asyncio.create_task(self._pass(run_id, name), name=f"deadline-{run_id}")
+                self._firing.add(task)
+                task.add_done_callback(self._firing.discard)
+
+    async def _pass(self, run_id: str, name: str) -> None:
+        try:
+            await self._fire(run_id, name)
+        except Exception as error:  # of one run: the others' deadlines pass all the same
+            _log.error("deadline %s of run %s: %r; tried again", name, run_id, error)
+            self.add(self._clock.time() + AGAIN_S, run_id, name)

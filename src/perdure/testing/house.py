@@ -24,7 +24,7 @@ from perdure.testing.machines import LocalMachines, Program
 Moved = TypeVar("Moved", bound=Clock)
 
 DEADLINE_S = 20.0
-QUICK = Settings(idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
+QUICK = Settings(shelve_after_s=None, idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
 AGENT = StartRequest(image="image", source="def main(ctx): ...", file="agent.py", function="main")
 
 
@@ -91,22 +91,22 @@ class House:
 
     async def reaches(self, run_id: str, *states: RunState) -> RunInfo:
         """The run once it is in one of the states."""
-        run = self.engine._runs.get(run_id)
-        if run is not None and run.state not in states:
-            async with asyncio.timeout(DEADLINE_S):  # of the host's clock: the runs' may stand still
-                await run.until(lambda: run.state in states or run.ended)
+        async with self.engine._shelf.held(run_id) as run:
+            if run is not None and run.state not in states:
+                async with asyncio.timeout(DEADLINE_S):  # of the host's clock: the runs' may stand still
+                    await run.until(lambda: run.state in states or run.ended)
         info = await self.engine.info(run_id)
         assert info.state in states, info
         return info
 
     async def waits(self, run_id: str, kind: str) -> None:
         """Wait until the program is parked on such a wait, and asks for it."""
-        run = self.engine._runs[run_id]
+        async with self.engine._shelf.held(run_id) as run, asyncio.timeout(DEADLINE_S):
+            assert run is not None
 
-        def parked() -> bool:
-            return any(wait.kind == kind and run._asking.get(wait.id) for wait in run.record.waits.open)
+            def parked() -> bool:
+                return any(wait.kind == kind and run._asking.get(wait.id) for wait in run.record.waits.open)
 
-        async with asyncio.timeout(DEADLINE_S):
             await run.until(parked)
 
     async def ends(self, run_id: str) -> RunInfo:

@@ -114,7 +114,7 @@ async def test_an_expired_approval_is_refused_though_its_timer_is_late(house: An
         verdict = yield approval(timeout_s=0.05)
         yield Ask("complete", {"result": verdict.value["timed_out"]})
 
-    house.engine._timers.add = lambda *_: None  # no clock will say so
+    house.engine._timers.add = lambda *_, **__: None  # no clock will say so
     run_id = await house.start(program)
     info = await house.reaches(run_id, RunState.WAITING, RunState.SUSPENDED)
     assert not await house.engine._runs[run_id].until(lambda: False, info.waits[0]["until"] - time.time() + 0.01)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from perdure.runs.clock import SYSTEM
-from perdure.runs.timers import LOOK_S, Timers
+from perdure.runs.timers import AGAIN_S, LOOK_S, Timers
 from perdure.testing.clock import FakeClock
 
 DAY_S = 86400.0
@@ -71,6 +71,71 @@ async def test_timers_go_by_the_wall_clock(way: str) -> None:
             clock.move(LOOK_S)  # it is not told, and looks again
             assert await fired.get() == "sooner"
         assert await fired.get() == "later"
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_one_slow_deadline_holds_up_no_other() -> None:
+    clock, fired, never, room = FakeClock(), asyncio.Queue[str](), asyncio.Event(), asyncio.Event()
+
+    async def fire(run_id: str, name: str) -> None:
+        if name == "slow":
+            await never.wait()
+        if name == "broken" and not room.is_set():
+            raise OSError("the disk is full")
+        fired.put_nowait(name)
+
+    timers = Timers(fire, clock)
+    for name in ("slow", "broken", "quick"):
+        timers.add(clock.time() + 1, "run", name)
+    running = asyncio.create_task(timers.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        clock.move(1)
+        assert await fired.get() == "quick"
+        room.set()
+        clock.move(AGAIN_S)
+        assert await fired.get() == "broken"
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_a_clock_that_is_set_back_makes_no_sleep_longer() -> None:
+    clock, fired = FakeClock(), asyncio.Queue[str]()
+
+    async def fire(run_id: str, name: str) -> None:
+        fired.put_nowait(name)
+
+    timers = Timers(fire, clock)
+    timers.add(clock.time() + 3600, "run", "length")
+    timers.add(clock.time() + 3000, "run", "moment", absolute=True)
+    running = asyncio.create_task(timers.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        clock.set(clock.time() - DAY_S)
+        clock.move(3600)
+        assert await fired.get() == "length"
+        clock.move(DAY_S)
+        assert await fired.get() == "moment"
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_a_deadline_that_is_given_twice_fires_once_and_a_newer_one_instead() -> None:
+    clock, fired = FakeClock(), asyncio.Queue[str]()
+
+    async def fire(run_id: str, name: str) -> None:
+        fired.put_nowait(name)
+
+    timers, now = Timers(fire, clock), clock.time()
+    for until in (now + 5, now + 5, now + 9):
+        timers.add(until, "run", "a")
+    timers.add(now + 10, "run", "end")
+    running = asyncio.create_task(timers.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        clock.move(60)
+        assert [await fired.get(), await fired.get()] == ["a", "end"]
     running.cancel()
     await asyncio.wait({running})
 
