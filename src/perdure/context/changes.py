@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from perdure.context.chain import entry_hash, root_hash
 from perdure.context.listing import Listed, listed, tags
 from perdure.context.log import ROOT_BRANCH, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import as_entry, blob_row, no_run
 from perdure.context.values import Blobs, encode, pack, plain
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, ProtocolError, StaleEpoch
+from perdure.formats.chain import entry_hash, root_hash
 from perdure.model import Entry
 
 Result = TypeVar("Result", covariant=True)
@@ -31,6 +31,8 @@ class Needs:
     tips: set[tuple[str, int | None]] = field(default_factory=set)  # (run, branch; None: its current one)
     fork: tuple[str, int, int] | None = None  # (run, branch, seq): see State.fork_hash and so on
     kept: set[tuple[str, str]] = field(default_factory=set)
+    shared: str | None = None  # a run: who shares its entries
+    sweep: bool = False
 
     @staticmethod
     def of(jobs: Iterable[Job[Any]]) -> Needs:
@@ -75,6 +77,9 @@ class State:
     newest_branch: int = ROOT_BRANCH  # of the run that is forked
     kept: dict[tuple[str, str], int] = field(default_factory=dict)  # (kind, name) -> version
 
+    sharers: list[str] = field(default_factory=list)  # runs
+    sweep: int = 0  # how often blobs were swept
+
     released_keys: set[str] = field(default_factory=set)  # of runs
     new_runs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     new_tags: list[tuple[str, str, str]] = field(default_factory=list)
@@ -85,10 +90,14 @@ class State:
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
+    dropped_logs: set[str] = field(default_factory=set)  # of runs
+    removed_blobs: list[tuple[bytes, int]] = field(default_factory=list)  # unless its sweep is this one or a later one
+    is_sweep: bool = False  # ``sweep`` was counted up
 
     @property
     def is_changed(self) -> bool:
-        return bool(self.new_runs or self.changed_runs or self.entries or self.blobs or self.keeps)
+        written = (self.entries, self.changed_runs, self.blobs, self.new_runs, self.keeps, self.released_keys)
+        return any(written) or bool(self.dropped_logs or self.removed_blobs or self.is_sweep)
 
     @property
     def points(self) -> set[str]:
@@ -101,6 +110,9 @@ class State:
             "row.branch": self.new_branches,
             "row.tip": self.changed_tips,
             "row.blob": self.blobs,
+            "row.pruned": self.dropped_logs,
+            "row.swept": self.removed_blobs,
+            "row.sweep": self.is_sweep,
         }
         kept = {f"row.{kind}" + (".dropped" if value is None else "") for (kind, _), value in self.keeps.items()}
         return {entry[5] for entry in self.entries} | {name for name, written in rows.items() if written} | kept

@@ -26,13 +26,15 @@ appended with ``epoch=None``: in whatever epoch the run now is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import msgspec
 
+from perdure.formats.chain import canonical as canonical
+from perdure.formats.chain import digest_of as digest_of
 from perdure.model import Call, Entry, Frozen
 
 ROOT_BRANCH = 1
@@ -78,6 +80,7 @@ class Head(Frozen, frozen=True, kw_only=True):
     seq: int  # of the last entry of the current branch
     version: int
     value: Any
+    pruned: bool = False  # its entries were dropped
 
 
 class NewHead(Frozen, frozen=True, kw_only=True):
@@ -102,6 +105,14 @@ class Verification(Frozen, frozen=True, kw_only=True):
     entries: int
     branches: int
     blobs: int
+
+
+class Swept(Frozen, frozen=True, kw_only=True):
+    """What a sweep removed, and what it will remove next time if nothing refers to it until then."""
+
+    blobs: int
+    stored_bytes: int
+    next_blobs: int
 
 
 class ContextLog(Protocol):
@@ -262,23 +273,34 @@ class ContextLog(Protocol):
         acknowledged before is not there: an older backup of the database was restored."""
         ...
 
+    def export(self, run_id: str) -> AsyncIterator[bytes]:
+        """The whole log as lines of JSON (``formats.logfile``): all branches, what is shared with other runs, and the
+        blobs."""
+        ...
+
+    async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
+        """A run from the lines of an exported log, under its own id; nothing is seen of it before its last line.
+
+        prepare: given its summary, returns the one to keep, or raises. ``ProtocolError`` names the line that does not
+        verify. ``Conflict``: there is a run of this id; or the run whose entries it shares is not here.
+        """
+        ...
+
+    async def prune(self, run_id: str) -> None:
+        """Drop the entries of a run; its summary stays, ``Head.pruned`` says so. ``Conflict``: forks share them.
+        Whether its machine or a snapshot still needs them is for the caller to know."""
+        ...
+
+    async def sweep(self) -> Swept:
+        """Remove blobs that nothing refers to, and nothing did since the sweep before: what is being written now is
+        never in danger."""
+        ...
+
     async def verify(self, run_id: str) -> Verification:
         """Recompute the chain of all its branches, and of what they share with other runs."""
         ...
 
     async def close(self) -> None: ...
-
-
-_encoder = msgspec.json.Encoder(order="deterministic")
-
-
-def canonical(value: Any) -> bytes:
-    """Canonical JSON: UTF-8, sorted keys, no spaces. Equal values give equal bytes."""
-    return _encoder.encode(value)
-
-
-def digest_of(content: bytes) -> str:
-    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def request_hash(call: Call) -> str:

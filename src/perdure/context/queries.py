@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # The head of a run with the last seq of its current branch.
 HEAD = """
-SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value
+SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value, r.pruned
 FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 """
 
@@ -70,3 +70,13 @@ STILL_THERE = """
 SELECT b.seq, (SELECT e.hash FROM entries e WHERE e.run_id = b.run_id AND e.branch = b.branch AND e.seq = :seq)
 FROM branches b WHERE b.run_id = :run_id AND b.branch = :branch
 """
+
+# For a sweep: what may refer to blobs, page by page; the digests in it are looked for where it is read.
+SUMMARIES = "SELECT run_id, value FROM runs WHERE run_id > :after ORDER BY run_id LIMIT :limit"
+ALL_KEPT = "SELECT value FROM kept"
+PAYLOADS = """
+SELECT run_id, branch, seq, payload FROM entries
+WHERE (run_id, branch, seq) > (:run_id, :branch, :seq) ORDER BY run_id, branch, seq LIMIT :limit
+"""
+BLOB_ROWS = "SELECT digest, refs, sweep, length(content) FROM blobs WHERE digest > :after ORDER BY digest LIMIT :limit"
+HASH_AT = "SELECT hash FROM entries WHERE run_id = :run_id AND branch = :branch AND seq = :seq"

@@ -9,8 +9,9 @@ import msgspec
 import zstandard
 
 from perdure.context.log import Head, digest_of
-from perdure.context.values import link_references, unpack
+from perdure.context.values import unpack
 from perdure.errors import NotFound, ProtocolError
+from perdure.formats.chain import link_references
 from perdure.model import Entry
 
 COMPRESS_FROM = 256  # bytes
@@ -25,10 +26,18 @@ def no_blob(digest: str) -> NotFound:
 
 
 def head_of(row: tuple[Any, ...]) -> Head:
-    run_id, key, created, epoch, branch, seq, version, value = row
+    run_id, key, created, epoch, branch, seq, version, value, pruned = row
     decoded = msgspec.json.decode(value)
     return Head(
-        run_id=run_id, key=key, created=created, epoch=epoch, branch=branch, seq=seq, version=version, value=decoded
+        run_id=run_id,
+        key=key,
+        created=created,
+        epoch=epoch,
+        branch=branch,
+        seq=seq,
+        version=version,
+        value=decoded,
+        pruned=bool(pruned),
     )
 
 

@@ -15,14 +15,24 @@ from typing import Any, Protocol, TypeVar
 
 import msgspec
 
-from perdure.context import listing, queries
-from perdure.context.chain import Place, Verifier
+from perdure.context import exporting, listing, moving, queries, sweeping
 from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
-from perdure.context.log import NO_TAGS, ROOT_BRANCH, Branch, Head, Kept, NewEntry, NewHead, Stretch, Verification
+from perdure.context.log import (
+    NO_TAGS,
+    ROOT_BRANCH,
+    Branch,
+    Head,
+    Kept,
+    NewEntry,
+    NewHead,
+    Stretch,
+    Swept,
+    Verification,
+)
 from perdure.context.mark import Acknowledged, Mark
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run
-from perdure.context.values import link_references, references
 from perdure.errors import Conflict, NotFound
+from perdure.formats.chain import Place, Verifier, link_references, references
 from perdure.model import Entry
 
 PAGE = 1000
@@ -241,7 +251,9 @@ To go on with this one, and lose what it does not have, remove {path}."""
         where = {"run_id": run_id, "branch": branch, "after": after, "limit": limit, "kind": kind}
         rows = await self._database.rows(queries.READ, where)
         if not rows and branch is None:
-            await self.head(run_id)
+            head = await self.head(run_id)
+            if head.pruned and after < head.seq:
+                raise NotFound(f"the log of run {run_id} was pruned", hint="What it returned is kept: `perdure show`.")
         return await self._entries(rows, expand=expand)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
@@ -306,19 +318,41 @@ To go on with this one, and lose what it does not have, remove {path}."""
         return found[key]
 
     async def verify(self, run_id: str) -> Verification:
-        stretches, parents = await self._whole(run_id)
+        if (await self.head(run_id)).pruned:
+            raise NotFound(f"the log of run {run_id} was pruned", hint="What it returned is kept: `perdure show`.")
+        stretches, parents = await self.whole(run_id)
         verifier = Verifier(stretches, parents)
         for stretch in stretches:
             verifier.begin(stretch)
             after = stretch.fork_seq
-            while page := await self._own(stretch, after):
+            while page := await self.own(stretch, after):
                 after = page[-1][2]
                 needed = {digest for found in await _decoded(page, verifier.entry) for digest in found}
-                verifier.blobs(needed, await self._below(needed, verifier.seen))
+                verifier.blobs(needed, await self.below(needed, verifier.seen))
             verifier.end()
-        return verifier.result()
+        return Verification(**verifier.result()._asdict())
 
-    async def _whole(self, run_id: str) -> tuple[list[Stretch], dict[Place, Place]]:
+    def export(self, run_id: str) -> AsyncIterator[bytes]:
+        return exporting.export(self, run_id)
+
+    async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
+        return await exporting.take_up(self, lines, prepare)
+
+    async def prune(self, run_id: str) -> None:
+        await self.submit(moving.Drop(run_id))
+
+    async def sweep(self) -> Swept:
+        return await sweeping.sweep(self)
+
+    # -- for those of this room
+
+    async def submit(self, job: Job[Result]) -> Result:
+        return await self._database.submit(job)
+
+    async def rows(self, query: str, values: Mapping[str, Any]) -> list[Row]:
+        return await self._database.rows(query, values)
+
+    async def whole(self, run_id: str) -> tuple[list[Stretch], dict[Place, Place]]:
         """All branches of a run and what they share with other runs, parents before children; and each one's parent."""
         branches = await self.branches(run_id)
         shared = [above for above in (await self.lineage(run_id, ROOT_BRANCH))[::-1] if above.run_id != run_id]
@@ -327,7 +361,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         parents |= {(below.run_id, below.branch): (above.run_id, above.branch) for above, below in pairwise(shared)}
         return [*shared, *own], parents
 
-    async def _own(self, stretch: Stretch, after: int) -> list[Row]:
+    async def own(self, stretch: Stretch, after: int) -> list[Row]:
         where = {
             "run_id": stretch.run_id,
             "branch": stretch.branch,
@@ -337,7 +371,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         }
         return await self._database.rows(queries.OWN, where)
 
-    async def _below(self, digests: Collection[str], seen: Collection[str]) -> dict[str, bytes]:
+    async def below(self, digests: Collection[str], seen: Collection[str]) -> dict[str, bytes]:
         """These blobs and what they refer to, but for what was seen: a conversation is not read again with every page
         of it."""
         found: dict[str, bytes] = {}

@@ -16,12 +16,11 @@ from typing import Any
 
 import msgspec
 
-from perdure.context.log import canonical, digest_of
 from perdure.errors import InvalidValue, ProtocolError
+from perdure.formats.chain import canonical, digest_of
 
 BLOB_FROM = 512  # bytes of JSON; a blob's row costs about 100
 _MARKS = frozenset(("$blob", "$list", "$value"))
-_LINK = b'{"item":'  # how a link begins
 
 Blobs = dict[str, bytes]
 
@@ -117,37 +116,3 @@ def _link(digest: str, content: bytes) -> dict[str, Any]:
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         raise ProtocolError(f"blob {digest} is not a link of a list: {error}") from error
     return link
-
-
-def references(stored: Any) -> Iterator[str]:
-    """The digests that a stored value refers to by itself (what those refer to is not looked at)."""
-    if isinstance(stored, list):
-        for item in stored:
-            yield from references(item)
-    elif isinstance(stored, dict):
-        if stored.keys() == {"$blob"} or stored.keys() == {"$list"}:
-            yield from map(str, stored.values())
-        elif stored.keys() == {"$value"}:
-            yield from references(list(stored["$value"].values()))
-        else:
-            yield from references(list(stored.values()))
-
-
-def link_references(content: bytes) -> list[str]:
-    """The digests that a blob refers to. Its bytes alone say so: a text that reads like a link counts as one."""
-    if not content.startswith(_LINK):
-        return []
-    try:
-        link = msgspec.json.decode(content)
-    except msgspec.DecodeError:
-        return []
-    if not isinstance(link, dict) or link.keys() != {"item", "length", "parent"}:
-        return []
-    found = list(references(link["item"]))
-    if isinstance(link["parent"], str):
-        found.append(link["parent"])
-    return [digest for digest in dict.fromkeys(found) if _is_digest(digest)]
-
-
-def _is_digest(text: str) -> bool:
-    return len(text) == 71 and text.startswith("sha256:") and not set(text[7:]) - set("0123456789abcdef")

@@ -85,6 +85,9 @@ def test_every_kind_of_row_has_a_point() -> None:
     written: dict[str, Any] = {
         "released_keys": {"run"},
         "new_tags": [()],
+        "dropped_logs": {"run"},
+        "removed_blobs": [(b"", 1)],
+        "is_sweep": True,
         "new_runs": {"run": ()},
         "changed_runs": {"run"},
         "new_branches": [()],
@@ -93,7 +96,7 @@ def test_every_kind_of_row_has_a_point() -> None:
         "blobs": {b"": ()},
         "keeps": {("queue", "a"): b"{}", ("schedule", "b"): None},
     }
-    known = {"runs", "keys", "tips", "fork_hash", "fork_root", "newest_branch", "kept"}
+    known = {"runs", "keys", "tips", "fork_hash", "fork_root", "newest_branch", "kept", "sharers", "sweep", "retagged"}
     assert {field.name for field in dataclasses.fields(State)} == known | set(written)
     points = [State(**{name: value}).points for name, value in written.items()]
     assert all(points)

@@ -97,7 +97,8 @@ END $$;
 CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries
     FOR EACH ROW EXECUTE FUNCTION refuse('entries are immutable');
 CREATE FUNCTION refuse_unless_pruned() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-    IF (SELECT pruned FROM runs WHERE run_id = OLD.run_id) = 1 THEN RETURN OLD; END IF;
+    -- Without a run they are what an interrupted import left.
+    IF COALESCE((SELECT pruned FROM runs WHERE run_id = OLD.run_id), 1) = 1 THEN RETURN OLD; END IF;
     RAISE EXCEPTION 'entries are immutable' USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 CREATE TRIGGER entries_never_go BEFORE DELETE ON entries FOR EACH ROW EXECUTE FUNCTION refuse_unless_pruned();
@@ -142,8 +143,18 @@ SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest
 ORDER BY kind, name FOR UPDATE
 """
 
+SWEEP = "SELECT sweep FROM meta FOR UPDATE"
+SHARERS = "SELECT DISTINCT run_id FROM branches WHERE parent_run = %s ORDER BY run_id"
+
 # -- what is written: one statement per table, its columns as arrays
 
+COUNT_SWEEP = "UPDATE meta SET sweep = %s"
+REMOVE_BLOBS = """
+DELETE FROM blobs b USING unnest(%s::bytea[], %s::bigint[]) AS w (digest, sweep)
+WHERE b.digest = w.digest AND b.sweep < w.sweep
+"""
+PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ANY(%s)"
+DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ANY(%s)"
 RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s)"
 INSERT_RUNS = """
 INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)

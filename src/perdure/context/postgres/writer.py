@@ -178,6 +178,10 @@ async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple
         if needs.kept:
             where = {"kinds": [kind for kind, _ in needs.kept], "names": [name for _, name in needs.kept]}
             kept = await connection.execute(schema.KEPT, where, binary=True)
+        if needs.sweep:
+            sweep = await connection.execute(schema.SWEEP, binary=True)
+        if needs.shared:
+            sharers = await connection.execute(schema.SHARERS, (needs.shared,), binary=True)
         if needs.fork:
             where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
             fork = await connection.execute(schema.FORK, where, binary=True)
@@ -189,6 +193,10 @@ async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple
         state.tips = {(run_id, branch): (seq, digest) for run_id, branch, seq, digest in await tip_rows.fetchall()}
     if needs.kept:
         state.kept = {(kind, name): version for kind, name, version in await kept.fetchall()}
+    if needs.sweep:
+        [(state.sweep,)] = await sweep.fetchall()
+    if needs.shared:
+        state.sharers = [run_id for (run_id,) in await sharers.fetchall()]
     if needs.fork:
         [(state.fork_hash, root, newest)] = await fork.fetchall()
         state.fork_root, state.newest_branch = root or "", newest or 0
@@ -216,14 +224,19 @@ async def _write(
         (schema.UPDATE_TIPS, [(*tip, *state.tips[tip]) for tip in state.changed_tips]),
         (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
         (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
+        (schema.REMOVE_BLOBS, state.removed_blobs),
+        (schema.COUNT_SWEEP, [(state.sweep,)] if state.is_sweep else []),
         (schema.DROP, [kept for kept, value in state.keeps.items() if value is None]),
     ]
     async with connection.pipeline():
+        if state.dropped_logs:
+            await connection.execute(schema.PRUNE, (list(state.dropped_logs),))
+            await connection.execute(schema.DROP_ENTRIES, (list(state.dropped_logs),))
         if state.released_keys:
             await connection.execute(schema.RELEASE_KEYS, (list(state.released_keys),))
         for statement, rows in statements:
             if rows:
-                await connection.execute(statement, _columns(rows))
+                await connection.execute(statement, _columns(rows) if statement != schema.COUNT_SWEEP else rows[0])
         await connection.execute("COMMIT")
         if state.changed_tips:  # after it: a transaction that notifies holds up all others of the database
             await connection.execute("SELECT pg_notify(%s, %s)", (channel, notice))

@@ -170,6 +170,10 @@ def known(db: sqlite3.Connection, needs: Needs) -> State:
     for kind, name in needs.kept:
         for (version,) in db.execute(schema.KEPT, (kind, name)):
             state.kept[kind, name] = version
+    if needs.sweep:
+        state.sweep = db.execute(schema.SWEEP).fetchone()[0]
+    if needs.shared:
+        state.sharers = [run_id for (run_id,) in db.execute(schema.SHARERS, (needs.shared,))]
     if needs.fork:
         where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
         for state.fork_hash, root, newest in db.execute(schema.FORK, where):
@@ -178,6 +182,9 @@ def known(db: sqlite3.Connection, needs: Needs) -> State:
 
 
 def write(db: sqlite3.Connection, state: State) -> None:
+    for run_id in state.dropped_logs:
+        db.execute(schema.PRUNE, (run_id,))
+        db.execute(schema.DROP_ENTRIES, (run_id,))
     db.executemany(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
     db.executemany(schema.INSERT_RUN, state.new_runs.values())
     db.executemany(schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged])
@@ -198,3 +205,6 @@ def write(db: sqlite3.Connection, state: State) -> None:
             db.execute(schema.DROP, kept)
         else:
             db.execute(schema.KEEP, (*kept, state.kept[kept], value))
+    db.executemany(schema.REMOVE_BLOB, state.removed_blobs)
+    if state.is_sweep:
+        db.execute(schema.COUNT_SWEEP, (state.sweep,))

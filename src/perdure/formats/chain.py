@@ -1,19 +1,50 @@
-"""The hash chain over a run's entries: what is hashed, and its verification. Pure."""
+"""The hash chain over a run's entries: what is hashed, what values refer to, and its verification. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from perdure.context.log import Stretch, Verification, canonical
-from perdure.context.values import link_references, references
 from perdure.errors import ProtocolError
+
+_LINK = b'{"item":'  # how a link begins
+_encoder = msgspec.json.Encoder(order="deterministic")
 
 Place = tuple[str, int]  # run_id, branch
 Facts = tuple[Any, ...]  # run_id, branch, seq, epoch, time, kind, key, payload as stored (canonical JSON bytes)
+
+
+class Stretch(Protocol):
+    """What one branch gives to those below it: its own entries after ``fork_seq``, up to and including ``upto``."""
+
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def branch(self) -> int: ...
+    @property
+    def fork_seq(self) -> int: ...
+    @property
+    def upto(self) -> int: ...
+
+
+class Counted(NamedTuple):
+    """What a verification looked at."""
+
+    entries: int
+    branches: int
+    blobs: int
+
+
+def canonical(value: Any) -> bytes:
+    """Canonical JSON: UTF-8, sorted keys, no spaces. Equal values give equal bytes."""
+    return _encoder.encode(value)
+
+
+def digest_of(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def root_hash(run_id: str) -> bytes:
@@ -24,6 +55,40 @@ def root_hash(run_id: str) -> bytes:
 def entry_hash(before: bytes, facts: Facts) -> bytes:
     """SHA-256 of: the hash before, the canonical JSON of all facts but the payload, a line feed, the payload."""
     return hashlib.sha256(before + canonical(facts[:7]) + b"\n" + facts[7]).digest()
+
+
+def references(stored: Any) -> Iterator[str]:
+    """The digests that a stored value refers to by itself (what those refer to is not looked at)."""
+    if isinstance(stored, list):
+        for item in stored:
+            yield from references(item)
+    elif isinstance(stored, dict):
+        if stored.keys() == {"$blob"} or stored.keys() == {"$list"}:
+            yield from map(str, stored.values())
+        elif stored.keys() == {"$value"}:
+            yield from references(list(stored["$value"].values()))
+        else:
+            yield from references(list(stored.values()))
+
+
+def link_references(content: bytes) -> list[str]:
+    """The digests that a blob refers to. Its bytes alone say so: a text that reads like a link counts as one."""
+    if not content.startswith(_LINK):
+        return []
+    try:
+        link = msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return []
+    if not isinstance(link, dict) or link.keys() != {"item", "length", "parent"}:
+        return []
+    found = list(references(link["item"]))
+    if isinstance(link["parent"], str):
+        found.append(link["parent"])
+    return [digest for digest in dict.fromkeys(found) if _is_digest(digest)]
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == 71 and text.startswith("sha256:") and not set(text[7:]) - set("0123456789abcdef")
 
 
 class Verifier:
@@ -81,8 +146,8 @@ class Verifier:
         if self._seq != self._upto:
             raise ProtocolError(f"{self._where} ends at entry {self._seq}, not at {self._upto}")
 
-    def result(self) -> Verification:
-        return Verification(entries=self._entries, branches=len(self._stretches), blobs=len(self._blobs))
+    def result(self) -> Counted:
+        return Counted(self._entries, len(self._stretches), len(self._blobs))
 
     @property
     def _where(self) -> str:

@@ -1,0 +1,171 @@
+"""A log leaves one database as a file and goes on in another; logs are pruned, and what nothing refers to is swept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.context.log import ContextLog, NewEntry
+from perdure.errors import Conflict, NotFound, ProtocolError
+from perdure.formats import logfile
+from perdure.testing.postgres_fixtures import Opener
+
+NOTE = [NewEntry(kind="note", payload={"text": "x" * 600})]
+
+
+async def conversation(log: ContextLog, run: str = "run") -> None:
+    """A run with two branches, shared lists, a source, and a key."""
+    source = await log.put_blob(b"def main(ctx): ...\n\xff" * 30)
+    await log.create(run, {"state": "completed", "source": source, "request": {"tags": {"a": "b"}}}, key=f"key {run}")
+    messages: list[Any] = []
+    for turn in range(30):
+        messages.append({"role": "user", "content": f"{run} {turn} " + "who? " * 150})
+        await log.append(run, [NewEntry(kind="model.intent", key=f"main/{turn}", payload=list(messages))], epoch=1)
+    await log.fork(run, [NewEntry(kind="diverged"), *NOTE], parent=1, fork_seq=12, epoch=2)
+
+
+async def exported(log: ContextLog, run: str = "run") -> list[bytes]:
+    return [line async for line in log.export(run)]
+
+
+async def fed(lines: list[bytes]) -> AsyncIterator[bytes]:
+    for line in lines:
+        yield line
+
+
+@pytest.fixture
+async def other(new_log: Callable[[], Opener]) -> AsyncIterator[ContextLog]:
+    opened = await new_log()()
+    yield opened
+    await opened.close()
+
+
+async def test_a_log_goes_on_in_another_database(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+    assert logfile.verify(lines).entries == 32
+    head = await other.take_up(fed(lines), lambda value: {**value, "released": True})
+    assert (head.run_id, head.key, head.epoch, head.branch, head.seq) == ("run", "key run", 2, 2, 14)
+    assert (await other.head("run")).value == {**(await log.head("run")).value, "released": True}
+    assert await other.verify("run") == await log.verify("run")
+    for branch in (1, 2):
+        assert await other.read("run", branch=branch) == await log.read("run", branch=branch)
+    assert await other.get_blob(head.value["source"])
+    assert [found.run_id for found in await other.heads(tags={"a": "b"})] == ["run"]
+    assert (await exported(other))[1:] == lines[1:]
+    assert (await other.append("run", NOTE, epoch=3))[0].seq == 15
+    with pytest.raises(Conflict, match="a run run already"):
+        await other.take_up(fed(lines))
+
+
+async def test_an_empty_log_and_a_small_one(log: ContextLog, other: ContextLog) -> None:
+    await log.create("run", {})
+    await other.take_up(fed(await exported(log)))
+    assert (await other.append("run", NOTE, epoch=1))[0].seq == 1
+
+
+async def test_a_fork_is_taken_up_after_what_it_shares(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    await log.branch_off("two", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
+    lines = await exported(log, "two")
+    assert logfile.verify(lines).entries == 14
+    with pytest.raises(Conflict, match="is a fork") as refused:
+        await other.take_up(fed(lines))
+    assert "run run" in refused.value.hint
+    await other.take_up(fed(await exported(log)))
+    await other.take_up(fed(lines))
+    assert await other.read("two") == await log.read("two")
+    await other.verify("two")
+
+
+async def test_damage_is_named_and_nothing_is_taken(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+
+    def changed(number: int, **fields: Any) -> list[bytes]:
+        found = json.loads(lines[number])
+        return [*lines[:number], json.dumps({**found, **fields}).encode() + b"\n", *lines[number + 1 :]]
+
+    last = len(lines) - 2
+    of_entry = json.loads(lines[last])
+    blob = next(number for number, line in enumerate(lines) if b'"text"' in line)
+    damaged = {
+        "payload": changed(last, payload={"text": "y"}),
+        "time": changed(last, entry=[*of_entry["entry"][:4], 0.0, *of_entry["entry"][5:]]),
+        "hash": changed(last, hash="00"),
+        "bytes": changed(blob, text="owls"),
+        "blob": [*lines[:blob], *lines[blob + 1 :]],
+        "entry": [*lines[:last], lines[-1]],
+        "cut": lines[:-1],
+        "torn": [*lines[:-1], lines[-1][:10]],
+        "twice": [*lines, lines[-1]],
+        "order": [lines[0], lines[last], *lines[1:]],
+        "foreign": [b'{"role": "user"}\n'],
+        "text": [b"hello\n"],
+        "newer": changed(0, perdure_log=99),
+        "nothing": [],
+    }
+    for what, wrong in damaged.items():
+        with pytest.raises(ProtocolError) as refused:
+            logfile.verify(wrong)
+        assert refused.value.hint, what
+        if what != "twice":
+            with pytest.raises(ProtocolError):
+                await other.take_up(fed(wrong))
+            assert await other.heads() == [], what
+    await other.take_up(fed(lines))  # what the others had left is not in its way
+    await other.verify("run")
+
+
+async def test_a_pruned_log_is_gone_and_its_summary_stays(log: ContextLog) -> None:
+    await conversation(log)
+    await conversation(log, "two")
+    await log.branch_off("fork", {}, NOTE, parent_run="two", parent=1, fork_seq=3, epoch=1)
+    await log.prune("run")
+    head = await log.head("run")
+    assert (head.pruned, head.seq, head.value["state"]) == (True, 14, "completed")
+    for ask in (log.read("run"), log.verify("run"), exported(log)):
+        with pytest.raises(NotFound, match="pruned"):
+            await ask
+    assert await log.find("run", 1, "main/1") == []
+    with pytest.raises(Conflict, match="shared by its forks: fork"):
+        await log.prune("two")
+    with pytest.raises(NotFound):
+        await log.prune("nobody")
+    await log.verify("fork")
+
+
+async def test_what_nothing_refers_to_is_swept(log: ContextLog, tmp_path: Path) -> None:
+    await conversation(log)
+    await conversation(log, "two")
+    before = [await log.read("two", branch=branch) for branch in (1, 2)]
+    source = (await log.head("run")).value["source"]  # of both runs
+    lone = await log.put_blob(b"nobody's " * 100)
+    await log.keep("queue", "a", {"of": await log.put_blob(b"a queue's " * 100)})
+    await log.prune("run")
+    swept = [await log.sweep() for _ in range(3)]
+    assert [found.blobs > 50 for found in swept] == [False, True, False]
+    assert swept[0].next_blobs == swept[1].blobs
+    assert swept[1].stored_bytes > 5000
+    with pytest.raises(NotFound):
+        await log.get_blob(lone)
+    await log.get_blob(source)
+    await log.get_blob((await log.kept("queue"))[0].value["of"])
+    assert [await log.read("two", branch=branch) for branch in (1, 2)] == before
+    await log.verify("two")
+
+
+async def test_what_is_referred_to_anew_is_not_swept(log: ContextLog) -> None:
+    digest = await log.put_blob(b"x" * 600)
+    assert (await log.sweep()).blobs == 0
+    await log.put_blob(b"x" * 600)
+    assert (await log.sweep()).blobs == 0
+    await log.create("run", {})
+    await log.append("run", [NewEntry(kind="note", payload="x" * 600)], epoch=1)
+    for _ in range(3):
+        assert (await log.sweep()).blobs == 0
+    assert await log.get_blob(digest)
