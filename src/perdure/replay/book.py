@@ -146,6 +146,11 @@ class Book:
         elif not call.is_withdrawn:
             lane.left[lane.at] -= 1
 
+    def key(self, lane_name: str, ordinal: int) -> str:
+        """The key on this road of a call that was asked before."""
+        asked = self._keys[lane_name, ordinal]
+        return f"{asked.lane}/{asked.ordinal}"
+
     def end(self) -> None:
         """The function has ended: whatever the log has is to have been asked. Raises Mismatch."""
         for call in self._unasked():
@@ -172,7 +177,7 @@ def _told(call: Recorded | None) -> dict[str, Any] | None:
 
 
 def _awaited(wait: dict[str, Any]) -> str:
-    kind, what = str(wait.get("kind", "")), wait.get("name") or wait.get("prompt") or ""
+    kind, what = str(wait.get("kind", "")), wait.get("name") or wait.get("prompt") or wait.get("function") or ""
     return f"{kind}:{what}" if what else kind
 
 

@@ -138,7 +138,7 @@ class Children:
             of.request,
             function=start["function"],
             input=start["input"],
-            image=start["image"] or of.request.image,
+            image="" if of.request.is_replay else start["image"] or of.request.image,
             memory_mib=0 if of.request.is_replay else start["memory_mib"],
             vcpus=0 if of.request.is_replay else start["vcpus"],
             key=None,

@@ -18,7 +18,7 @@ from perdure.runs.waits import Waits
 KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
 ANY = "any"
 LONGEST_S = 366 * 86400.0
-_NEVER = ("agent-invalid", "diverged")  # of any kind: the next attempt would be no other
+_NEVER = ("agent-invalid", "diverged", "version-mismatch")  # of any kind: the next attempt would be no other
 _UNCARRIED = ("model.started", "model.replayed", "ending.told")
 
 
@@ -68,8 +68,10 @@ def _failed(entry: Entry) -> bool:
 class Carried:
     """What a new attempt has of an old one. Feed it the branch's entries in order, then ask."""
 
-    def __init__(self, *, whole_lanes: bool) -> None:
-        """whole_lanes: what a lane did after something that failed is asked anew, too (it may not go another way)."""
+    def __init__(self, *, whole_lanes: bool, by_name: bool = False) -> None:
+        """whole_lanes: what a lane did after something that failed is asked anew, too (it may not go another way).
+        by_name: keys are those of the replay road."""
+        self._by_name = by_name
         self._whole_lanes = whole_lanes
         self._first: dict[str, int] = {}  # key -> its first entry
         self._failed: set[str] = set()
@@ -82,17 +84,20 @@ class Carried:
             if _failed(entry):
                 self._failed.add(entry.key)
 
+    def _lane(self, key: str) -> str:
+        return key.partition("/")[0] if self._by_name else key.rpartition("/")[0]
+
     def fork(self) -> tuple[int, Waits, list[NewEntry]] | None:
         """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it."""
         if not self._failed:
             return None
         failed = self._failed
         if self._whole_lanes:
-            begun: dict[str, int] = {}
+            begun: dict[str, int] = {}  # lane -> the entry that the new attempt goes another way at
             for key in failed:
-                lane, ordinal = _place(key)
-                begun[lane] = min(begun.get(lane, ordinal), ordinal)
-            failed = {key for key in self._first if (at := _place(key))[0] in begun and at[1] >= begun[at[0]]}
+                lane, seq = self._lane(key), self._first[key]
+                begun[lane] = min(begun.get(lane, seq), seq)
+            failed = {key for key, seq in self._first.items() if seq >= begun.get(self._lane(key), seq + 1)}
         fork_seq, waits, carried = min(self._first[key] for key in failed) - 1, Waits(), list[NewEntry]()
         for entry in self._entries:
             if entry.seq <= fork_seq:
@@ -100,11 +105,6 @@ class Carried:
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
         return fork_seq, waits, carried
-
-
-def _place(key: str) -> tuple[str, int]:
-    lane, _, ordinal = key.rpartition("/")
-    return lane, int(ordinal) if ordinal.isdigit() else 0
 
 
 def told(kind: str, attempt: int, error: dict[str, Any]) -> dict[str, Any]:

@@ -327,7 +327,10 @@ class Run:
     async def _retry(self, why: dict[str, Any], pause_s: float) -> None:
         """Begin another attempt, from the start. Under the lock."""
         record, after = self.record, 0
-        carried = retries.Carried(whole_lanes=record.request.on_divergence == "fail")
+        carried = retries.Carried(
+            whole_lanes=record.request.on_divergence == "fail" or record.request.is_replay,
+            by_name=record.request.is_replay,
+        )
         while page := await self.context.read(self.id, branch=self.branch, after=after):
             for entry in page:
                 carried.feed(entry)

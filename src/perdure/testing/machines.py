@@ -235,7 +235,7 @@ class LocalMachines:
             attempt.cancel()
 
     async def close(self) -> None:
-        for sandbox in self.sandboxes.values():
+        for sandbox in list(self.sandboxes.values()):  # the engine lives, and may remove some meanwhile
             await self._freeze(sandbox)
 
     # -- inside

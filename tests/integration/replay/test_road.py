@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from perdure.model import RunState
+from perdure.runs.retries import Retry
 from perdure.testing.house import Provider
 from perdure.testing.workers import WorkerHouse
 
@@ -47,7 +49,7 @@ async def test_it_is_parked_with_nothing_running_and_goes_on(
 
 
 async def test_a_killed_worker_is_recovered_from_the_log(road: WorkerHouse, provider: Provider, tmp_path: Path) -> None:
-    road.settings = road.settings.__class__(idle_grace_s=60.0, backoff_s=0.02)
+    road.settings = replace(road.settings, idle_grace_s=60.0)
     await road.down()
     await road.up()
     run_id = await road.start(whole(tmp_path), {"topic": "owls"})
@@ -152,6 +154,78 @@ async def test_many_waits_at_once_are_one_call(road: WorkerHouse) -> None:
     for name in "bac":
         await road.engine.signal(run_id, name, name)
     assert await road.result(run_id) == [["a", "b"], 0]
+
+
+async def test_a_step_that_is_tried_again_keeps_its_idempotency_key(road: WorkerHouse, tmp_path: Path) -> None:
+    run_id = await road.start(
+        f"""
+        LEDGER = {str(tmp_path / "ledger")!r}
+        def f(ctx: Context):
+            ctx.step("other", int)
+            return ctx.step("flaky", flaky, retries=2, backoff=0.1)
+        def flaky(idempotency_key):
+            open(LEDGER, "a").write(idempotency_key + "\\n")
+            if len(open(LEDGER).readlines()) < 3:
+                raise OSError("not yet")
+            return "done"
+        """
+    )
+    assert await road.result(run_id) == "done"
+    keys = (tmp_path / "ledger").read_text().split()
+    assert len(keys) == 3 and len(set(keys)) == 1
+
+
+async def test_a_run_that_failed_is_tried_again_from_its_log(road: WorkerHouse, tmp_path: Path) -> None:
+    run_id = await road.start(
+        f"""
+        import os
+        LEDGER, MARK = {str(tmp_path / "ledger")!r}, {str(tmp_path / "mark")!r}
+        def f(ctx: Context):
+            ctx.step("once", lambda: open(LEDGER, "a").write("x"))
+            if not os.path.exists(MARK):
+                open(MARK, "w").close()
+                raise OSError("not yet")
+            return "done"
+        """,
+        retry={"agent-failed": Retry(attempts=2, delay_s=0.01)},
+    )
+    assert await road.result(run_id) == "done"
+    assert (tmp_path / "ledger").read_text() == "x"
+
+
+async def test_children_are_on_their_parent_s_road(road: WorkerHouse) -> None:
+    run_id = await road.start(
+        """
+        @agent(durability="replay")
+        def f(ctx: Context):
+            return [ctx.run(double, number=n) for n in (1, 2)]
+        @agent(durability="replay")
+        def double(ctx: Context, number: int):
+            return 2 * number
+        """
+    )
+    assert await road.result(run_id) == [2, 4]
+    infos = await road.engine.runs()
+    assert len(infos) == 3 and {info.durability for info in infos} == {"replay"}
+
+
+async def test_a_fork_goes_on_from_an_entry(road: WorkerHouse, tmp_path: Path) -> None:
+    run_id = await road.start(
+        f"""
+        LEDGER = {str(tmp_path / "ledger")!r}
+        def f(ctx: Context):
+            ctx.step("once", lambda: open(LEDGER, "a").write("x"))
+            return ctx.wait_for("go")
+        """
+    )
+    at = (await road.until(run_id, "step.result")).seq
+    await road.until(run_id, "run.suspended")
+    fork = (await road.engine.fork(run_id, at=at))[0].id
+    await road.until(fork, "run.suspended")
+    for one, value in ((run_id, 1), (fork, 2)):
+        await road.engine.signal(one, "go", value)
+        assert await road.result(one) == value
+    assert (tmp_path / "ledger").read_text() == "x"
 
 
 async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_path: Path) -> None:
