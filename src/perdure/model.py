@@ -549,6 +549,7 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     recoveries: int = 0
     attempt: int = 1
     key: str | None = None
+    queue: str | None = None
     tags: dict[str, str] = {}
     metadata: Any = None
     policy: dict[str, Any] = {}  # when its machine sleeps and is captured (docs/design/0024-programs-and-policy.md)

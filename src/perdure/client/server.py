@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client.queues import QueuesClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json
 from perdure.host.paths import Home
@@ -35,6 +36,7 @@ class ServerClient:
         self._transport = Transport(
             address, service="the server (perdured)", hint="start it with: perdure up", headers=headers
         )
+        self.queues = QueuesClient(self._transport)
 
     def start(
         self,
@@ -62,6 +64,9 @@ class ServerClient:
         key_ttl_s: float | None = None,
         tags: Mapping[str, str] | None = None,
         metadata: Any = None,
+        queue: str | None = None,
+        queue_key: str | None = None,
+        priority: int = 0,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
@@ -97,6 +102,9 @@ class ServerClient:
             "key_ttl_s": key_ttl_s,
             "tags": dict(tags or {}),
             "metadata": metadata,
+            "queue": queue,
+            "queue_key": queue_key,
+            "priority": priority,
         }
         wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
         return self._info("POST", "/v1/runs", wished)

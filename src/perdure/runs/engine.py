@@ -27,6 +27,7 @@ from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head, to_value
 from perdure.runs.replay import CALLS_VERSION
 from perdure.runs.roads import Roads
@@ -38,6 +39,7 @@ log = logging.getLogger(__name__)
 
 FORKS_MAX = 100  # by one request
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
+QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
 
 
 class Engine(Desk):
@@ -66,6 +68,7 @@ class Engine(Desk):
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
         self._timers = Timers(self._deadline, clock)
+        self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self._children = Children(context, self, self._shelf.held, self._spawn)
 
     # -- life
@@ -81,6 +84,7 @@ class Engine(Desk):
                 self._put_up(head.run_id, record)
             else:
                 await self._adopt(self._take_up(head))
+        await self.queues.open()
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
@@ -101,6 +105,7 @@ class Engine(Desk):
 
     def _put_up(self, run_id: str, record: Record) -> None:
         """On the shelf, as a former server had it."""
+        self.queues.asleep(run_id, record.request)
         for wait in record.waits.open:
             self._on_wait(run_id, wait)
         until = limits.deadline(record)
@@ -140,6 +145,7 @@ class Engine(Desk):
         run.driven = True
 
         async def drive() -> None:
+            await self.queues.wait_for_turn(run)
             machines = self._roads.of(run.record.request)
             driver = Driver(run, machines, self._models, self.endpoint, self._settings)
             await driver.drive()
@@ -176,12 +182,16 @@ class Engine(Desk):
 
     def _on_change(self, run: Run) -> None:
         self._children.changed(run)
+        self.queues.changed(run)
         until = limits.deadline(run.record)
         if until is not None and (run.limited_until is None or until < run.limited_until):
             run.limited_until = until
             self._timers.add(until, run.id, LIMIT + run.id)
 
     async def _deadline(self, run_id: str, wait_id: str) -> None:
+        if wait_id.startswith(QUEUE):
+            self.queues.turn(wait_id.removeprefix(QUEUE))
+            return
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:
                 await self._limit(run)
@@ -206,6 +216,7 @@ class Engine(Desk):
         """Start a run; with a ``key`` that was used before: that run, and False. Conflict: it is of something else."""
         request.check()
         check_value(request.input, "the input")
+        self.queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
         kept = msgspec.structs.replace(request, source="", policy=policy)

@@ -21,7 +21,7 @@ def clocked(record: Record, to: RunState, now: float) -> dict[str, float]:
     """What the arrow to ``to`` changes in the record's times."""
     changes: dict[str, float] = {}
     if record.state is RunState.QUEUED and to is RunState.STARTING:
-        changes["began"] = now
+        changes |= {"began": now, "dequeued": now}
     if to in WITH_MACHINE and not record.active_since:
         changes["active_since"] = now
     elif to not in WITH_MACHINE and record.active_since:

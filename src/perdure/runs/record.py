@@ -14,6 +14,7 @@ from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.policy import Policy
+from perdure.runs.queues import PRIORITY_MAX
 from perdure.runs.retries import Retry
 from perdure.runs.states import TERMINAL
 from perdure.runs.waits import Waits
@@ -34,6 +35,9 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     key_ttl_s: float | None = None  # after it the key may start another run
     tags: dict[str, str] = msgspec.field(default_factory=dict)  # as they are now, like the metadata
     metadata: Any = None
+    queue: str | None = None  # it begins when its turn comes (runs.queues)
+    queue_key: str | None = None
+    priority: int = 0  # in the queue: higher ones first
     name: str = ""
     env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0
@@ -89,6 +93,8 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             if limit_s is not None and not 0 < limit_s <= LONGEST_S:
                 raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
         keys.check(self)
+        if not -PRIORITY_MAX <= self.priority <= PRIORITY_MAX:
+            raise InvalidValue(f"priority is {self.priority}", hint=f"It is from {-PRIORITY_MAX} to {PRIORITY_MAX}.")
         for kind, retry in self.retry.items():
             retry.check(kind)
 
@@ -145,6 +151,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     failure: str = ""  # its cause
     attempt: int = 1
     retry_at: float = 0.0  # when this attempt may begin
+    dequeued: float = 0.0  # when it left the queue
     began: float = 0.0  # when this attempt left the queue
     active_s: float = 0.0  # how long it had a machine, before the one it has
     active_since: float = 0.0  # since when it has that; 0: it has none
@@ -200,6 +207,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             recoveries=self.recoveries,
             attempt=self.attempt,
             key=self.request.key,
+            queue=self.request.queue,
             tags=self.request.tags,
             metadata=self.request.metadata,
             policy=self.request.policy.to_json(),

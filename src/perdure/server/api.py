@@ -38,7 +38,8 @@ POST /v1/calls                              from a node (docs/design/0001-contra
 ``policy`` (``runs.policy``: ``{"idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s",
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
-``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``timeout_s``, ``active_timeout_s``.
+``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``,
+``timeout_s``, ``active_timeout_s``.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ from perdure.runs.calls import PREFIX as CALLS
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.server.queues import QueuesApi
 from perdure.server.travel import Travel
 
 log = logging.getLogger(__name__)
@@ -166,6 +168,7 @@ class Api:
                 web.get("/v1/blobs/{digest}", self._blob),
                 web.post("/v1/calls", self._call),
                 *Travel(self._engine).routes(),
+                *QueuesApi(self._engine).routes(),
             ]
         )
         return app

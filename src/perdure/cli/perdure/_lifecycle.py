@@ -12,6 +12,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     life = parser.add_argument_group("how it lives")
     life.add_argument("--timeout", metavar="TIME", help="it fails when it has not ended after so long: 90s, 2h, 3d")
     life.add_argument("--active-timeout", metavar="TIME", help="the same, of the time that it has a machine")
+    life.add_argument("--queue", metavar="NAME", help="it begins when its turn comes ('perdure queue ls')")
+    life.add_argument("--queue-key", metavar="KEY", help="what the queue's limit per key counts")
+    life.add_argument("--priority", type=int, default=0, metavar="N", help="in the queue: higher ones first (0)")
     life.add_argument(
         "--retry",
         action="append",
@@ -30,6 +33,7 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
     for field in ("timeout", "active_timeout"):
         if (limit := getattr(options, field)) is not None:
             wished[f"{field}_s"] = _words.seconds(limit, "--" + field.replace("_", "-"))
+    wished |= {"queue": options.queue, "queue_key": options.queue_key, "priority": options.priority}
     wished |= {"key_scope": options.key_scope, "tags": tags(options.tag)}
     if options.key_ttl is not None:
         wished["key_ttl_s"] = _words.seconds(options.key_ttl, "--key-ttl")

@@ -155,7 +155,7 @@ def test_what_is_wrong_is_said_and_nothing_starts(served: Shell, words: list[str
 def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert perdure.main([name, "--help"]) == 0
     assert name == perdure.command_module(name).NAME
-    assert f"usage: perdure {name}" in capsys.readouterr().out
+    assert f"usage: perdure {name}" in capsys.readouterr().out.replace("Usage", "usage")
 
 
 def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,6 +76,31 @@ async def test_from_its_start_to_its_result(desk: Desk) -> None:
     assert "it is completed" in refused
 
 
+async def test_queues_at_the_command_line(desk: Desk) -> None:
+    desk.house.machines.program = stays
+    assert (await desk("queue", "create", "nightly", "--concurrency", "1", "--rate", "10/m"))[0] == "nightly\n"
+    await desk("queue", "set", "nightly", "--key-concurrency", "1", "--rate", "none")
+    await desk("queue", "pause", "nightly")
+    first = (await desk("run", "x.py:f", "-d", "--queue", "nightly", "--queue-key", "ann"))[0].strip()
+    second = (await desk("run", "x.py:f", "-d", "--queue", "nightly", "--priority", "5"))[0].strip()
+    assert json.loads((await desk("queue", "inspect", "nightly"))[0])["next"] == [second, first]
+    assert "2 runs wait in the queue nightly" in (await desk("queue", "rm", "nightly", status=1))[1]
+    await desk("queue", "resume", "nightly")
+    await desk.house.reaches(second, RunState.WAITING, RunState.SUSPENDED)
+    listed = (await desk("queue", "ls"))[0].splitlines()
+    assert listed[1].split() == ["nightly", "open", "1", "1", "1", "1", "-"]
+    await desk("cancel", first)
+    await desk("cancel", second, "--force")
+    assert (await desk("queue", "rm", "nightly"))[0] == "nightly\n"
+    for words, said in (
+        (["create", "q", "--concurrency", "many"], "--concurrency 'many' is not a number"),
+        (["create", "q", "--rate", "5"], "--rate '5' names no time"),
+        (["set", "q"], "nothing to change"),
+    ):
+        assert said in (await desk("queue", *words, status=2))[1]
+    assert "no such queue: q" in (await desk("run", "x.py:f", "--queue", "q", status=1))[1]
+
+
 async def test_detached_and_as_json(desk: Desk) -> None:
     desk.house.machines.program = publishes
     run_id, told = await desk("run", "x.py:f", "--detach", "--key", "once")

@@ -1,0 +1,201 @@
+"""The queues of a server: which there are (kept in the log's database), who waits in them, and whose turn it is.
+
+Who waits is not kept: it is every run in the state ``queued`` that names a queue. So a server that starts again finds
+the same lines, and a run whose turn had come and that had not begun waits for it once more.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+
+from perdure.context.log import ContextLog
+from perdure.errors import Conflict, InvalidValue, NotFound
+from perdure.model import RunState
+from perdure.runs.clock import Clock
+from perdure.runs.queues import Place, Queue, plan
+from perdure.runs.record import StartRequest, from_head
+from perdure.runs.run import Run
+
+KIND = "queue"
+SHOWN_MAX = 100  # ids of those that wait
+PAGE = 1000
+
+
+class Line:
+    """One queue and the runs of it."""
+
+    def __init__(self, queue: Queue | None) -> None:
+        """None: it is not there (any more), and nothing of it begins."""
+        self.queue = queue
+        self.waiting: list[Place] = []  # in their order
+        self.active: dict[str, str | None] = {}  # run -> key
+        self.begun: list[float] = []  # oldest first, of the last period
+
+
+class Queues:
+    """``wake(moment, name)``: have ``turn`` called at that moment."""
+
+    def __init__(self, context: ContextLog, clock: Clock, wake: Callable[[float, str], None]) -> None:
+        self._context = context
+        self._clock = clock
+        self._wake = wake
+        self._lines: dict[str, Line] = {}
+        self._places: dict[str, Place] = {}  # of runs that wait
+        self._runs: dict[str, Run] = {}  # the same
+        self._number = 0
+        self._is_open = False
+
+    async def open(self) -> None:
+        """All runs were taken up."""
+        for kept in await self._context.kept(KIND):
+            self._line(kept.name).queue = msgspec.convert(kept.value, Queue)
+        rated = {name: line for name, line in self._lines.items() if line.queue and line.queue.rate}
+        if rated:
+            await self._find_begun(rated)
+        self._is_open = True
+        for name in self._lines:
+            self.turn(name)
+
+    async def _find_begun(self, lines: dict[str, Line]) -> None:
+        """When the runs of these queues began lately, also those that have ended since."""
+        now, beyond = self._clock.time(), None
+        while page := await self._context.heads(limit=PAGE, beyond=beyond):
+            for head in page:
+                record = from_head(head)
+                line = lines.get(record.request.queue or "")
+                if line and line.queue and record.dequeued > now - line.queue.period_s:
+                    line.begun.append(record.dequeued)
+            beyond = page[-1].run_id
+        for line in lines.values():
+            line.begun.sort()
+
+    def _line(self, name: str) -> Line:
+        if name not in self._lines:
+            self._lines[name] = Line(None)
+        return self._lines[name]
+
+    # -- runs
+
+    def check(self, request: StartRequest) -> None:
+        """NotFound: no such queue. InvalidValue: it names none, and has a place in it."""
+        if request.queue is not None:
+            self._get(request.queue)
+        elif request.queue_key is not None or request.priority:
+            field = "queue_key" if request.queue_key is not None else "priority"
+            raise InvalidValue(f"{field} is of a queue, and there is none", hint='Give "queue", too.')
+
+    def asleep(self, run_id: str, request: StartRequest) -> None:
+        """A run that sleeps, and is not in memory, is active as any."""
+        if request.queue is not None:
+            self._line(request.queue).active[run_id] = request.queue_key
+
+    def changed(self, run: Run) -> None:
+        """Something was written to a run."""
+        name = run.record.request.queue
+        if name is None:
+            return
+        line = self._line(name)
+        if run.state is RunState.QUEUED and run.id not in line.active:
+            self._enter(line, run)
+        elif run.ended:
+            was_there = run.id in self._places or run.id in line.active
+            self._leave(line, run.id)
+            line.active.pop(run.id, None)
+            if was_there:
+                self.turn(name)
+        elif run.state is not RunState.QUEUED:
+            self._leave(line, run.id)
+            line.active.setdefault(run.id, run.record.request.queue_key)
+
+    def _enter(self, line: Line, run: Run) -> None:
+        if run.id not in self._places:
+            request = run.record.request
+            self._number += 1
+            place = Place(run_id=run.id, key=request.queue_key, priority=request.priority, number=self._number)
+            self._places[run.id], self._runs[run.id] = place, run
+            bisect.insort(line.waiting, place, key=lambda one: one.order)
+
+    def _leave(self, line: Line, run_id: str) -> None:
+        if (place := self._places.pop(run_id, None)) is not None:
+            del self._runs[run_id]
+            del line.waiting[bisect.bisect_left(line.waiting, place.order, key=lambda one: one.order)]
+
+    async def wait_for_turn(self, run: Run) -> None:
+        """Until the run may begin, or has ended."""
+        name = run.record.request.queue
+        if name is not None:
+            self.turn(name)
+            await run.until(lambda: run.state is not RunState.QUEUED or run.id in self._line(name).active)
+
+    def turn(self, name: str) -> None:
+        """Look whose turn it is."""
+        line, now = self._line(name), self._clock.time()
+        if not self._is_open or line.queue is None:
+            return
+        line.begun = [at for at in line.begun if at > now - line.queue.period_s]
+        chosen, again_at = plan(line.queue, line.waiting, line.active, line.begun, now)
+        for place in chosen:
+            run = self._runs[place.run_id]
+            self._leave(line, place.run_id)
+            line.active[place.run_id] = place.key
+            if line.queue.rate is not None:
+                line.begun.append(now)
+            run.notify()
+        if again_at is not None:
+            self._wake(again_at, name)
+
+    # -- queues
+
+    def _get(self, name: str) -> Queue:
+        line = self._lines.get(name)
+        if line is None or line.queue is None:
+            raise NotFound(
+                f"no such queue: {name}", hint="`perdure queue ls` lists them, `perdure queue create` makes one."
+            )
+        return line.queue
+
+    def show(self, name: str) -> dict[str, Any]:
+        """The queue, how many runs wait in it and are active, and the next that wait."""
+        queue, line = self._get(name), self._lines[name]
+        runs = {"waiting": len(line.waiting), "active": len(line.active)}
+        return {**msgspec.structs.asdict(queue), **runs, "next": [place.run_id for place in line.waiting[:SHOWN_MAX]]}
+
+    def all(self) -> Iterable[dict[str, Any]]:
+        """By name."""
+        return [self.show(name) for name in sorted(self._lines) if self._lines[name].queue is not None]
+
+    async def create(self, queue: Queue) -> dict[str, Any]:
+        """InvalidValue names the field. Conflict: there is one of this name."""
+        queue.check()
+        queue = msgspec.structs.replace(queue, created=self._clock.time())
+        await self._context.keep(KIND, queue.name, msgspec.to_builtins(queue), expected_version=0)
+        return self._set(queue)
+
+    async def change(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
+        """Replace some fields; what waits is looked at again by the new limits."""
+        try:
+            queue = msgspec.convert({**msgspec.structs.asdict(self._get(name)), **changes, "name": name}, Queue)
+        except msgspec.ValidationError as error:
+            raise InvalidValue(f"queue {name}: {error}") from error
+        queue.check()
+        await self._context.keep(KIND, name, msgspec.to_builtins(queue))
+        return self._set(queue)
+
+    def _set(self, queue: Queue) -> dict[str, Any]:
+        self._line(queue.name).queue = queue
+        self.turn(queue.name)
+        return self.show(queue.name)
+
+    async def remove(self, name: str) -> None:
+        """Conflict: runs wait in it."""
+        self._get(name)
+        line = self._lines[name]
+        if line.waiting:
+            hint = "Pause it, and cancel them or wait until they have begun."
+            raise Conflict(f"{len(line.waiting)} runs wait in the queue {name}", hint=hint, waiting=len(line.waiting))
+        line.queue = None  # from now on no run is started in it
+        await self._context.drop(KIND, name)
