@@ -23,6 +23,7 @@
     ├── AssetTampered                a downloaded file does not have its pinned digest
     ├── TooSlow                      a request whose bytes did not come in time
     ├── Unavailable                  a daemon, node or provider does not answer
+    │   └── LeaseLost                this server does not own the run (any more): another one goes on with it
     ├── CommandNotFound              (127) no such program in the image
     ├── CommandNotExecutable         (126) it is there, but cannot be invoked
     ├── MachineFailed                Firecracker, keeper or emulated host died or refused
@@ -170,6 +171,10 @@ class TooSlow(PerdureError):
 class Unavailable(PerdureError):
     code = "unavailable"
     http_status = 503
+
+
+class LeaseLost(Unavailable):
+    code = "lease-lost"
 
 
 class CommandNotFound(PerdureError):

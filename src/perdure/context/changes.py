@@ -15,7 +15,7 @@ from perdure.context.listing import Listed, listed, tags
 from perdure.context.log import ROOT_BRANCH, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import as_entry, blob_row, no_run
 from perdure.context.values import Blobs, encode, pack, plain
-from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, ProtocolError, StaleEpoch
+from perdure.errors import Conflict, InvalidValue, LeaseLost, LogConflict, NotFound, ProtocolError, StaleEpoch
 from perdure.formats.chain import entry_hash, root_hash
 from perdure.model import Entry
 
@@ -49,11 +49,14 @@ class RunRow:
     epoch: int
     branch: int
     version: int
+    is_ours: bool = True  # False: another server owns it (``context.leases``)
     value: bytes | None = None  # None: as it was
     listed: Listed | None = None
 
     def fence(self, run_id: str, epoch: int | None) -> int:
         """The epoch to write in."""
+        if not self.is_ours:
+            raise LeaseLost(f"run {run_id} was taken over by another server", hint="Ask that one.")
         if epoch is not None and epoch < self.epoch:
             hint = "Another machine goes on with this run; this one is to end."
             raise StaleEpoch(

@@ -33,6 +33,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from perdure.context.leases import Leases
 from perdure.formats.chain import canonical as canonical
 from perdure.formats.chain import digest_of as digest_of
 from perdure.model import Call, Entry, Frozen
@@ -117,6 +118,11 @@ class Swept(Frozen, frozen=True, kw_only=True):
 
 class ContextLog(Protocol):
     """Durable when it returns: an acknowledged entry is never lost, changed or reordered."""
+
+    @property
+    def leases(self) -> Leases | None:
+        """Of the servers that have it open; None: this process is the only one."""
+        ...
 
     async def create(self, run_id: str, value: Any, *, key: str | None = None, replacing: str | None = None) -> Head:
         """A new run with an empty log (epoch 0, branch 1). With a ``key`` that exists: the head of that older run

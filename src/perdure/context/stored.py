@@ -17,6 +17,7 @@ import msgspec
 
 from perdure.context import exporting, listing, moving, queries, sweeping
 from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
+from perdure.context.leases import Leases
 from perdure.context.log import (
     NO_TAGS,
     ROOT_BRANCH,
@@ -49,6 +50,11 @@ class Database(Protocol):
 
     name: str  # for messages
 
+    @property
+    def leases(self) -> Leases | None:
+        """None: no other server has it open."""
+        ...
+
     async def submit(self, job: Job[Result]) -> Result:
         """Apply ``job`` in a transaction, with others; returns its result once that is durable."""
         ...
@@ -76,6 +82,7 @@ class StoredLog:
         self._closed = False
         self._mark: Mark | None = None
         self._lineage = ""
+        self.leases = database.leases
         database.watch(lambda: self._followers, self._wake)
 
     async def close(self) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any, Protocol
 
 import msgspec
@@ -47,7 +47,7 @@ class Children:
         context: ContextLog,
         live: Live,
         held: Callable[[str], AbstractAsyncContextManager[Run | None]],
-        spawn: Callable[[Coroutine[Any, Any, None], str], None],
+        spawn: Callable[[Coroutine[Any, Any, None], str], object],
     ) -> None:
         self._context = context
         self._live = live
@@ -84,6 +84,36 @@ class Children:
         left = set() if run.ended else {wait.child for wait in run.record.waits.open}
         for child in self._awaited[run.id].keys() - left:
             self._forget(run.id, child)
+
+    # -- beside other servers: a parent and its child may be at two of them
+
+    def taken(self, run_id: str, record: Record) -> None:
+        """A run was taken over. What its server, or its parent's, was to cancel may not have been."""
+        if record.state in TERMINAL and record.is_parent:
+            self._again(lambda: self._cancel_all(run_id), run_id)
+        elif record.parent:
+            self._again(lambda: self._cancel(run_id), run_id)
+
+    async def look(self, is_ours: Callable[[str], bool]) -> None:
+        """Children at other servers may have ended."""
+        for child in [child for child in self._waiting if not is_ours(child)]:
+            with suppress(NotFound):  # it is being made
+                if from_head(await self._context.head(child)).state in TERMINAL:
+                    await self._tell(child)
+
+    def let_go(self) -> None:
+        """No run is this server's any more."""
+        self._waiting.clear()
+        self._awaited.clear()
+
+    async def _cancel_all(self, parent: str) -> None:
+        for head in await self._context.heads(parent=parent, released=False):
+            await self._cancel(head.run_id)
+
+    async def _is_awaited(self, child: str) -> bool:
+        """By a run of any server: the parent, or a fork of it."""
+        heads = await self._context.heads(released=False)
+        return any(wait.child == child for head in heads for wait in from_head(head).waits.open)
 
     def _forget(self, run_id: str, child: str) -> None:
         del self._awaited[run_id][child]
@@ -168,7 +198,9 @@ class Children:
 
     async def _cancel(self, child: str) -> None:
         try:
-            if from_head(await self._context.head(child)).state not in TERMINAL:
+            if from_head(await self._context.head(child)).state in TERMINAL:
+                return
+            if self._context.leases is None or not await self._is_awaited(child):
                 await self._live.cancel(child, "its parent does not wait for it any more")
         except (NotFound, Conflict):
             pass  # it was never started, or it has ended meanwhile

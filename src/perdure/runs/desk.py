@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from perdure.context.log import ContextLog, NewEntry
-from perdure.errors import Conflict, NotFound, PerdureError
+from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints, comparing, family, keys
 from perdure.runs.bounds import check_value
@@ -81,11 +81,18 @@ class Desk:
     async def ended(self, run_id: str, timeout_s: float) -> RunInfo:
         """The run once it has ended, or as it is after ``timeout_s``."""
         async with self._shelf.held(run_id) as run:
-            if run is not None:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(timeout_s):  # who asks lives by the host's clock, not by the runs'
-                        await run.until(lambda: run.ended)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):  # who asks lives by the host's clock, not by the runs'
+                    if run is not None:
+                        with suppress(LeaseLost):
+                            await run.until(lambda: run.ended)
+                    if run is None or run.is_let_go:
+                        await self._ended_elsewhere(run_id)
         return await self.info(run_id)
+
+    async def _ended_elsewhere(self, run_id: str) -> None:
+        async for _ in self.follow(run_id, (await self._context.head(run_id)).seq, expand=False):
+            pass
 
     async def _take_down(self, run_id: str) -> None:
         raise NotImplementedError  # the engine drives runs
@@ -156,6 +163,7 @@ class Desk:
         check_value(values, "what was filled in")
         async with self._shelf.held(run_id) as run:
             if run is None:
+                await self._check_here(run_id)
                 raise await self._no_approval(run_id, wait_id)
             given = {"approved": approved, "comment": comment, "values": values or {}}
             return await self._answer(run, wait_id, given, by)
@@ -207,9 +215,16 @@ class Desk:
             message = f"the approval {last['wait']} of run {run_id} was answered already: {verdict} by {by} at {moment}"
         return Conflict(message, hint=hint, wait=last["wait"], by=last.get("by", ""), at=at, outcome=last["outcome"])
 
+    async def _check_here(self, run_id: str) -> None:
+        """LeaseLost: it has not ended, and is another server's, or about to be somebody's."""
+        if from_head(await self._context.head(run_id)).state not in TERMINAL:
+            raise LeaseLost(f"run {run_id} is at another server", hint="Ask again in a moment.")
+
     @asynccontextmanager
     async def _going(self, run_id: str) -> AsyncIterator[Run]:
         async with self._shelf.held(run_id) as run:
+            if run is None:
+                await self._check_here(run_id)
             if run is None or run.ended:
                 state = from_head(await self._context.head(run_id)).state
                 hint = "Nothing reaches it any more: start another run."

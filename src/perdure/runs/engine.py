@@ -1,7 +1,8 @@
 """All runs of one server: started, driven, found again after a restart, and their calls. What people ask of them is
 answered at the desk (``runs.desk``).
 
-Only one engine may drive the runs of a log (the log's file lock sees to that).
+Only one engine may drive a run: on SQLite the log's file lock sees to that, on a database of several servers their
+leases (``runs.tenure``).
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import InvalidValue, StaleEpoch
+from perdure.errors import InvalidValue, LeaseLost, LogConflict, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
 from perdure.runs import keys, limits, travel
 from perdure.runs.bounds import check_value
@@ -32,6 +34,7 @@ from perdure.runs.record import Record, StartRequest, from_head, to_value
 from perdure.runs.replay import CALLS_VERSION
 from perdure.runs.roads import Roads
 from perdure.runs.run import Run
+from perdure.runs.tenure import Tenure
 from perdure.runs.timers import Timers
 from perdure.runs.waits import Wait
 
@@ -67,6 +70,8 @@ class Engine(Desk):
         self._secret = secret
         self._settings = settings
         self._tasks: set[asyncio.Task[None]] = set()
+        self._driving: dict[str, asyncio.Task[None]] = {}  # by run
+        self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         self._timers = Timers(self._deadline, clock)
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self._children = Children(context, self, self._shelf.held, self._spawn)
@@ -74,22 +79,28 @@ class Engine(Desk):
     # -- life
 
     async def open(self) -> None:
-        """Take up every run that has not ended; those that sleep are on the shelf."""
+        """Take up every run that has not ended (beside other servers: those that are ours); those that sleep are on the
+        shelf."""
         children = []
-        for head in await self._context.heads(released=False):
-            record = from_head(head)
-            if record.parent:
-                children.append(head.run_id)
-            if record.sleeps and self._settings.shelve_after_s is not None:
-                self._put_up(head.run_id, record)
-            else:
-                await self._adopt(self._take_up(head))
+        if self.tenure is not None:
+            await self.tenure.begin()
+            self._spawn(self.tenure.run(), "heartbeat")
+        else:
+            for head in await self._context.heads(released=False):
+                record = from_head(head)
+                if record.parent:
+                    children.append(head.run_id)
+                if self._is_for_the_shelf(record):
+                    self._put_up(head.run_id, record)
+                else:
+                    await self._adopt(self._take_up(head))
         await self.queues.open()
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():
-            self._drive(run)
+            if run.id not in self._driving:
+                self._drive(run)
         self._children.open(children)
 
     async def close(self) -> None:
@@ -97,6 +108,52 @@ class Engine(Desk):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._shelf.close()
+        if self.tenure is not None:
+            await self.tenure.end()
+
+    # -- beside other servers (``tenure.Holder``)
+
+    @property
+    def held(self) -> int:
+        return len(self._shelf)
+
+    async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
+        if run_id in self._driving or run_id in self._shelf:
+            return
+        head = await self._context.head(run_id)
+        record = from_head(head)
+        if self._is_for_the_shelf(record):
+            self._put_up(run_id, record)
+        else:
+            run = self._take_up(head)
+            await (self._adopt(run) if is_ours or run.ended else self._take_over(run, of))
+            self._drive(run)
+        self._children.taken(run_id, record)
+
+    async def look(self) -> None:
+        await self._children.look(self._shelf.has)
+
+    async def let_go(self) -> None:
+        driving = list(self._driving.values())
+        self._driving.clear()
+        self._children.let_go()
+        runs = await self._shelf.let_go()
+        for task in driving:
+            task.cancel()
+        await asyncio.gather(*driving, return_exceptions=True)
+        for run in runs:
+            await self._models.forget(run.id)
+
+    async def _take_over(self, run: Run, of: str) -> None:
+        """Its machine, if it has one, is at the node of another server: it is as good as lost. What is asleep sleeps
+        on: when it is to wake, its snapshot is not found here, and it recovers without."""
+        if run.state is RunState.QUEUED:
+            await self._queued(run)
+        elif run.state is not RunState.SUSPENDED:
+            await self._recover(run, f"server {of} was lost while it was {run.state}")
+
+    def _is_for_the_shelf(self, record: Record) -> bool:
+        return record.sleeps and self._settings.shelve_after_s is not None
 
     def _take_up(self, head: Head) -> Run:
         run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._on_change, self._clock)
@@ -123,11 +180,17 @@ class Engine(Desk):
             await self._queued(run)
         elif run.state in (RunState.STARTING, RunState.RESUMING, RunState.RECOVERING):
             # A machine of this epoch may have begun: what it did is like what a lost one did.
+            await self._recover(run, f"the server ended while it was {run.state}")
+
+    async def _recover(self, run: Run, detail: str) -> None:
+        async def act() -> None:
             epoch = run.record.epoch + 1
             lost = [*run.record.lost_epochs, run.record.epoch]
-            why = {"cause": "server-lost", "detail": f"the server ended while it was {run.state}", "epoch": epoch}
+            why = {"cause": "server-lost", "detail": detail, "epoch": epoch}
             recoveries = run.record.recoveries + 1
             await run.write(to=RunState.RECOVERING, epoch=epoch, lost_epochs=lost, recoveries=recoveries, why=why)
+
+        await run.atomically(act)
 
     async def _queued(self, run: Run) -> None:
         """The first entry of a log: what was asked for."""
@@ -137,7 +200,8 @@ class Engine(Desk):
                 record = run.record
                 asked = {"request": msgspec.to_builtins(record.request), "source": record.source}
                 asked |= {"made_by": record.made_by, "calls_version": record.calls_version}
-                await run.write(NewEntry(kind="run.queued", payload=asked))
+                with suppress(LogConflict):  # a write of before, whose answer was lost, has come through meanwhile
+                    await run.write(NewEntry(kind="run.queued", payload=asked), expected_seq=0)
 
         await run.atomically(act)
 
@@ -150,14 +214,15 @@ class Engine(Desk):
             driver = Driver(run, machines, self._models, self.endpoint, self._settings)
             await driver.drive()
             run.driven = False
+            self._driving.pop(run.id, None)
             if driver.shelved:
                 self._shelf.put(run.id)
             else:
                 self._runs.pop(run.id, None)
 
-        self._spawn(drive(), f"run-{run.id}")
+        self._driving[run.id] = self._spawn(drive(), f"run-{run.id}")
 
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         task = asyncio.create_task(work, name=name)
         self._tasks.add(task)
 
@@ -167,6 +232,7 @@ class Engine(Desk):
                 log.error("%s ended: %r", name, task.exception(), exc_info=task.exception())
 
         task.add_done_callback(ended)
+        return task
 
     async def _listen(self, machines: Machines) -> None:
         async for event in machines.events():
@@ -315,6 +381,8 @@ class Engine(Desk):
         if not hmac.compare_digest(token, self._token(call.run_id, call.epoch)):
             raise StaleEpoch(f"a call for run {call.run_id} has a wrong token", hint="This machine is to end.")
         async with self._shelf.held(call.run_id) as run:
+            if run is None and self.tenure is not None and not self.tenure.is_held:
+                raise LeaseLost("this server is beginning anew", hint="Ask again in a moment.")
             if run is None:
                 raise StaleEpoch(f"run {call.run_id} has ended or never was", hint="This machine is to end.")
             return await self._calls.answer(run, call)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
-from perdure.errors import Conflict, StaleEpoch, Unavailable
+from perdure.errors import Conflict, LeaseLost, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs import retries
 from perdure.runs.activity import Activity
@@ -55,6 +55,7 @@ class Run:
         self.replay: Replay | None = None  # since a loss, or of a fork
         self.users = 0  # who have it in hand
         self.driven = False  # a driver moves it along
+        self.is_let_go = False  # this server does not own it any more: nothing here is written or answered
         self.progressed = False  # the guest wrote something new in this epoch
         self.limited_until: float | None = None  # the earliest deadline of its limits that a timer is set for
         self.quiet_since = self.clock.monotonic()  # when a call last came, or was answered
@@ -93,13 +94,14 @@ class Run:
         changed.set()
 
     async def until(self, true: Callable[[], bool], timeout_s: float | None = None) -> bool:
-        """Wait until ``true()``, looked at after every change; False when the time is over."""
+        """Wait until ``true()``, looked at after every change; False when the time is over. LeaseLost."""
 
         # A timeout, because wait_for of Python 3.11 loses a cancellation that comes together with the change.
         moment = None if timeout_s is None else self.clock.monotonic() + timeout_s
         try:
             async with self.clock.timeout_at(moment):
                 while not true():
+                    self._check_held()
                     await self._changed.wait()
         except TimeoutError:
             return False
@@ -109,6 +111,16 @@ class Run:
         """Something may have happened to the sandbox."""
         self.look_wanted = True
         self.notify()
+
+    def let_go(self) -> None:
+        """This server does not own it any more: whoever waits for something here hears of it."""
+        self.is_let_go = True
+        self.notify()
+
+    def _check_held(self) -> None:
+        if self.is_let_go:
+            hint = "Ask again: the server that has it answers, or is asked."
+            raise LeaseLost(f"run {self.id} was taken over by another server", hint=hint)
 
     # -- writing
 
@@ -146,13 +158,15 @@ class Run:
         waits: Waits | None = None,
         steps: list[str] | None = None,
         rewinds: bool = False,
+        expected_seq: int | None = None,
         **changes: Any,
     ) -> list[Entry]:
         """Append entries, take the arrow to ``to`` and replace fields of the record: one transaction. Under the lock.
 
         epoch: None is the host's own act. why: the payload of the transition's entry. fork: (parent branch, seq).
-        waits, steps: those that the new branch begins with at a fork.
+        waits, steps: those that the new branch begins with at a fork. expected_seq: of the branch, or LogConflict.
         """
+        self._check_held()
         waits = self.record.waits if waits is None else waits
         entries = list(new)
         steps = list(self.record.steps if steps is None else steps)
@@ -178,7 +192,9 @@ class Run:
         head = NewHead(expected_version=self._version, value=to_value(record)) if record != self.record else None
         keyed, self.keyed = self.keyed, None  # a write that is not acknowledged may have been done all the same
         if fork is None:
-            written = await self.context.append(self.id, [*lead, *entries], epoch=epoch, head=head)
+            written = await self.context.append(
+                self.id, [*lead, *entries], epoch=epoch, expected_seq=expected_seq, head=head
+            )
             if keyed is not None and to not in GONE:
                 keyed.add(written)
                 self.keyed = keyed
@@ -373,6 +389,7 @@ class Run:
         While the machine is being captured nothing is answered, so that the snapshot is of exactly one position.
         """
         while True:
+            self._check_held()
             if self.ended or epoch != self.record.epoch:
                 hint = "This machine is to end."
                 raise StaleEpoch(f"run {self.id} is {self.state} in epoch {self.record.epoch}, not {epoch}", hint=hint)

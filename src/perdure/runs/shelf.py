@@ -27,6 +27,23 @@ class Shelf:
         self.live.pop(run_id, None)
         self._asleep.add(run_id)
 
+    def has(self, run_id: str) -> bool:
+        """In memory, or asleep."""
+        return run_id in self.live or run_id in self._asleep
+
+    def __len__(self) -> int:
+        return len(self.live) + len(self._asleep)
+
+    async def let_go(self) -> list[Run]:
+        """Nothing is here any more; those that were in memory."""
+        await self.close()
+        runs = list(self.live.values())
+        self.live.clear()
+        self._asleep.clear()
+        for run in runs:
+            run.let_go()
+        return runs
+
     def __contains__(self, run_id: str) -> bool:
         return run_id in self._asleep
 

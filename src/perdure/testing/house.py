@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from perdure.context.leases import Leases
 from perdure.context.log import ContextLog
-from perdure.context.sqlite import open as open_log
+from perdure.context.sqlite import open as open_in_file
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.model import Answer, Call, Entry, RunInfo, RunState
@@ -19,11 +20,13 @@ from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.driver import Settings
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.runs.tenure import Tenure, Terms
 from perdure.testing.machines import LocalMachines, Program
 
 Moved = TypeVar("Moved", bound=Clock)
 
 DEADLINE_S = 20.0
+QUICK_TERMS = Terms(heartbeat_s=0.05, lost_s=0.25)
 QUICK = Settings(shelve_after_s=None, idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
 AGENT = StartRequest(image="image", source="def main(ctx): ...", file="agent.py", function="main")
 
@@ -34,10 +37,16 @@ def nothing() -> Generator[Any, Any, Any]:
 
 
 class House:
-    """One state folder with its server, which can be killed and started again."""
+    """One state folder with its server, which can be killed and started again. ``open_log``: where several houses share
+    a database."""
 
-    def __init__(self, folder: Path, provider_url: str) -> None:
+    def __init__(
+        self, folder: Path, provider_url: str, open_log: Callable[[], Awaitable[ContextLog]] | None = None
+    ) -> None:
         self.path = folder / "perdure.db"
+        self.terms = QUICK_TERMS
+        self.server = ""  # the newest id of its server, as its file has it
+        self._open_log = open_log or (lambda: open_in_file(self.path))
         self.machines = LocalMachines(nothing)
         self.settings = QUICK
         self.clock: Clock = SYSTEM
@@ -48,7 +57,7 @@ class House:
         self.engine: Engine
 
     async def up(self) -> None:
-        self.context = await open_log(self.path)
+        self.context = await self._open_log()
         self.log = self.wrap(self.context)
         provider = RemoteProvider("test", self._provider_url, "", "tiny")
         self.gateway = Gateway(self.log, Providers({"test": provider}, "test"))
@@ -61,17 +70,26 @@ class House:
             settings=self.settings,
             clock=self.clock,
         )
-        await self.engine.open()
         engine = self.engine
+        if self.context.leases is not None:
+            engine.tenure = self._tenure(self.context.leases)
+        await engine.open()
 
         async def door(call: Call, token: str) -> Answer:
             return await engine.answer(call, token)
 
         self.machines.door = door
 
+    def _tenure(self, leases: Leases) -> Tenure:
+        def remember(server: str) -> None:
+            self.server = server
+
+        return Tenure(leases, self.engine, {}, former=self.server, remember=remember, terms=self.terms)
+
     async def down(self) -> None:
         """As kill -9 leaves it: nothing is written any more, machines go on."""
         self.machines.hang_up()
+        self.engine.tenure = None  # its lease stays, and does not move any more
         await self.engine.close()
         await self.gateway.close()
         await self.context.close()

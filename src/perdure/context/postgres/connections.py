@@ -21,6 +21,7 @@ PATIENCE_S = 3.0  # so long a database that refuses connections (it is being sta
 RETRY_S = 0.1
 STATEMENT_S = 60  # a statement that takes longer is given up, there and here
 LOCK_S = 20
+IDLE_S = 5  # a server that is stopped in the middle of a transaction holds its locks no longer
 READERS = 4
 
 # A connection that is broken, or cannot be made; the statement may be sent again when it is.
@@ -42,7 +43,7 @@ class Address:
         self.schema = schema
         self.name = f"postgresql://{'' if host.startswith('/') else host}{port and ':' + port}/{database}"
         options = f"-c search_path={schema} -c statement_timeout={STATEMENT_S}s -c lock_timeout={LOCK_S}s"
-        options += f" -c idle_in_transaction_session_timeout={STATEMENT_S}s"
+        options += f" -c idle_in_transaction_session_timeout={IDLE_S}s"
         facts: dict[str, Any] = {
             "connect_timeout": CONNECT_S,
             "application_name": "perdure",
@@ -83,7 +84,8 @@ class Address:
                 "Give this user the right to create a schema in it (GRANT CREATE ON DATABASE …), or make it the owner."
             )
             return NoRights(f"{where} refuses: {what}", hint=hint)
-        if isinstance(error, errors.QueryCanceled | errors.LockNotAvailable | TimeoutError):
+        slow = errors.QueryCanceled | errors.LockNotAvailable | errors.IdleInTransactionSessionTimeout | TimeoutError
+        if isinstance(error, slow):
             hint = "It is overloaded, or another program holds a lock (pg_stat_activity says which)."
             return Unavailable(f"{where} is too slow: {what}", hint=hint)
         if isinstance(error, errors.RaiseException | errors.IntegrityConstraintViolation | errors.IntegrityError):

@@ -16,6 +16,7 @@ from perdure.context.changes import Job
 from perdure.context.faults import Faults
 from perdure.context.postgres import schema
 from perdure.context.postgres.connections import PATIENCE_S, Address, Connection, Readers
+from perdure.context.postgres.leases import PostgresLeases
 from perdure.context.postgres.writer import Writer
 from perdure.context.rows import blob_of
 from perdure.errors import PerdureError, ProtocolError, Unsupported
@@ -38,6 +39,7 @@ class PostgresDatabase:
         self._channel = f"perdure_{address.schema}"
         self._writer = Writer(address, connection, self._channel, self._server, faults)
         self._readers = Readers(address)
+        self.leases = PostgresLeases(address, self._writer)
         self._listening: asyncio.Task[None] | None = None
 
     @staticmethod
@@ -59,6 +61,7 @@ class PostgresDatabase:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
         await self._readers.close()
+        await self.leases.close()
 
     async def submit(self, job: Job[Result]) -> Result:
         return await self._writer.submit(job)

@@ -35,13 +35,24 @@ CREATE TABLE runs (
     name     TEXT COLLATE "C" NOT NULL,
     parent   TEXT COLLATE "C",
     released INTEGER NOT NULL,
-    pruned   INTEGER NOT NULL DEFAULT 0
+    pruned   INTEGER NOT NULL DEFAULT 0,
+    server   TEXT COLLATE "C" NOT NULL DEFAULT '' -- that owns it; '': none, it is released
 );
+CREATE INDEX runs_by_server ON runs (server) WHERE server > '';
 CREATE INDEX runs_by_created ON runs (created, run_id);
 CREATE INDEX runs_by_state   ON runs (state, created, run_id);
 CREATE INDEX runs_by_name    ON runs (name) WHERE name <> '';
 CREATE INDEX runs_by_parent  ON runs (parent) WHERE parent IS NOT NULL;
 CREATE INDEX runs_in_use     ON runs (created, run_id) WHERE released = 0;
+
+-- A lease each (context.leases).
+CREATE TABLE servers (
+    server     TEXT COLLATE "C" PRIMARY KEY,
+    generation BIGINT GENERATED ALWAYS AS IDENTITY,
+    beat       BIGINT NOT NULL DEFAULT 0,
+    facts      BYTEA NOT NULL           -- canonical JSON: what others are told of it
+);
+
 CREATE TABLE tags (
     run_id TEXT COLLATE "C" NOT NULL REFERENCES runs,
     name   TEXT COLLATE "C" NOT NULL,
@@ -120,8 +131,11 @@ def adapted(query: str) -> str:
 # -- what is known. The rows of runs are locked first, always in the same order; what is read after that holds.
 
 RUNS = """
-SELECT run_id, epoch, branch, version FROM runs WHERE run_id = ANY(%(runs)s) ORDER BY run_id FOR NO KEY UPDATE
+SELECT run_id, epoch, branch, version, %(server)s = '' OR server IN ('', %(server)s)
+FROM runs WHERE run_id = ANY(%(runs)s) ORDER BY run_id FOR NO KEY UPDATE
 """
+# Held until the transaction ends: nobody removes it meanwhile. The heartbeat is not in its way.
+LEASE = "SELECT 1 FROM servers WHERE server = %(server)s FOR KEY SHARE"
 KEYS = "SELECT key, run_id FROM runs WHERE key = ANY(%(keys)s)"
 TIPS = """
 SELECT DISTINCT b.run_id, b.branch, b.seq, b.hash
@@ -157,9 +171,9 @@ PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ANY(%s)"
 DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ANY(%s)"
 RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s)"
 INSERT_RUNS = """
-INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)
+INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released, server)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[],
-    %s::text[], %s::text[], %s::text[], %s::int[])
+    %s::text[], %s::text[], %s::text[], %s::int[], %s::text[])
 """
 DELETE_TAGS = "DELETE FROM tags WHERE run_id IN (SELECT * FROM unnest(%s::text[]))"
 INSERT_TAGS = "INSERT INTO tags (run_id, name, value) SELECT * FROM unnest(%s::text[], %s::text[], %s::text[])"
@@ -169,9 +183,11 @@ FROM unnest(%s::text[], %s::bigint[], %s::bigint[]) AS w (run_id, epoch, branch)
 """
 UPDATE_RUNS = """
 UPDATE runs r SET epoch = w.epoch, branch = w.branch, version = w.version, value = w.value,
-    state = w.state, name = w.name, parent = w.parent, released = w.released
+    state = w.state, name = w.name, parent = w.parent, released = w.released,
+    server = w.server
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::text[], %s::text[], %s::text[],
-    %s::int[]) AS w (run_id, epoch, branch, version, value, state, name, parent, released)
+    %s::int[], %s::text[])
+    AS w (run_id, epoch, branch, version, value, state, name, parent, released, server)
 WHERE r.run_id = w.run_id
 """
 INSERT_BRANCHES = """

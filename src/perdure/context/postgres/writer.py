@@ -22,10 +22,10 @@ from perdure.context.changes import Job, Needs, RunRow, State, apply
 from perdure.context.faults import Faults
 from perdure.context.postgres import schema
 from perdure.context.postgres.connections import CONNECT_S, LOST, PATIENCE_S, RETRY_S, STATEMENT_S, Address, Connection
-from perdure.errors import PerdureError, Unavailable
+from perdure.errors import LeaseLost, PerdureError, Unavailable
 
 Result = TypeVar("Result")
-Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
+Waiting = tuple[Job[Any], "asyncio.Future[Any]", str]  # and the lease under which it was asked for
 
 MAX_BATCH = 512
 TRIES = 10  # of a batch that another server's was in the way of
@@ -46,6 +46,7 @@ class Writer:
         self._faults = faults
         self._queue: asyncio.Queue[Waiting | None] = asyncio.Queue()
         self._closed = False
+        self.lease = ""  # the server whose lease everything is written under; "": none is needed
         self._xid = ""  # of the transaction whose commit is on its way
         self._task = asyncio.create_task(self._run(), name="context-log-writer")
 
@@ -54,7 +55,7 @@ class Writer:
         if self._closed:
             raise Unavailable(f"the context log {self._address.name} is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._queue.put_nowait((job, future))
+        self._queue.put_nowait((job, future, self.lease))
         # A caller that goes away does not undo a write that is on its way.
         return await asyncio.shield(future)
 
@@ -78,12 +79,12 @@ class Writer:
                 found = self._queue.get_nowait()
                 if found is None:
                     last = True
-                elif found[0].alone:
+                elif found[0].alone or found[2] != batch[0][2]:
                     kept = found
                 else:
                     batch.append(found)
-            results = await self._commit([job for job, _ in batch])
-            for (_, future), result in zip(batch, results, strict=True):
+            results = await self._commit([job for job, _, _ in batch], batch[0][2])
+            for (_, future, _), result in zip(batch, results, strict=True):
                 if future.done():
                     continue
                 if isinstance(result, BaseException):
@@ -94,14 +95,14 @@ class Writer:
             if last:
                 return
 
-    async def _commit(self, jobs: list[Job[Any]]) -> list[Any]:
+    async def _commit(self, jobs: list[Job[Any]], lease: str) -> list[Any]:
         """One result or error per job."""
         for tried in range(1, TRIES + 1):
             results: list[Any] = []
             self._xid = ""
             try:
                 async with asyncio.timeout(STATEMENT_S + CONNECT_S):
-                    await self._transaction(jobs, results)
+                    await self._transaction(jobs, lease, results)
                 return results
             except (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure) as error:
                 # Another server was first: what is known now is newer.
@@ -118,13 +119,13 @@ class Writer:
                 return [error] * len(jobs)
         raise AssertionError  # the last try has returned
 
-    async def _transaction(self, jobs: Sequence[Job[Any]], results: list[Any]) -> None:
+    async def _transaction(self, jobs: Sequence[Job[Any]], lease: str, results: list[Any]) -> None:
         if self._connection is not None and self._connection.closed:
             await self._drop()
         if self._connection is None:
             self._connection = await self._address.connect(patience_s=PATIENCE_S)
         connection = self._connection
-        state, was_kept, xid = await _known(connection, Needs.of(jobs))
+        state, was_kept, xid = await _known(connection, Needs.of(jobs), lease)
         results += apply(jobs, state)
         if not state.is_changed:
             await connection.execute("ROLLBACK")
@@ -132,7 +133,7 @@ class Writer:
         self._xid = xid
         if self._faults:
             self._faults.reach("before", state.points)
-        await _write(connection, state, was_kept, self._channel, self._notice(state))
+        await _write(connection, state, was_kept, lease, self._channel, self._notice(state))
         if self._faults:
             self._faults.reach("after", state.points)
 
@@ -161,19 +162,22 @@ class Writer:
         return False
 
 
-async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple[str, str]], str]:
-    """What the database knows of what is needed, which of it was kept already, and the transaction's id."""
+async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[State, set[tuple[str, str]], str]:
+    """What the database knows of what is needed, which of it was kept already, and the transaction's id. LeaseLost."""
     state = State()
     tips = list(needs.tips)
     async with connection.pipeline():
         await connection.execute("BEGIN")
         xid = await connection.execute("SELECT pg_current_xact_id()::text")
+        if lease:
+            leases = await connection.execute(schema.LEASE, {"server": lease})
         if needs.runs:
-            runs = await connection.execute(schema.RUNS, {"runs": list(needs.runs)}, binary=True)
+            where: dict[str, Any] = {"runs": list(needs.runs), "server": lease}
+            runs = await connection.execute(schema.RUNS, where, binary=True)
         if needs.keys:
             keys = await connection.execute(schema.KEYS, {"keys": list(needs.keys)}, binary=True)
         if tips:
-            where: dict[str, Any] = {"runs": [run for run, _ in tips], "branches": [branch for _, branch in tips]}
+            where = {"runs": [run for run, _ in tips], "branches": [branch for _, branch in tips]}
             tip_rows = await connection.execute(schema.TIPS, where, binary=True)
         if needs.kept:
             where = {"kinds": [kind for kind, _ in needs.kept], "names": [name for _, name in needs.kept]}
@@ -185,6 +189,9 @@ async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple
         if needs.fork:
             where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
             fork = await connection.execute(schema.FORK, where, binary=True)
+    if lease and not await leases.fetchall():
+        hint = "It begins anew; ask again."
+        raise LeaseLost(f"server {lease} has lost its lease: another one goes on with its runs", hint=hint)
     if needs.runs:
         state.runs = {run_id: RunRow(*row) for run_id, *row in await runs.fetchall()}
     if needs.keys:
@@ -205,19 +212,23 @@ async def _known(connection: Connection, needs: Needs) -> tuple[State, set[tuple
 
 
 async def _write(
-    connection: Connection, state: State, was_kept: set[tuple[str, str]], channel: str, notice: str
+    connection: Connection, state: State, was_kept: set[tuple[str, str]], lease: str, channel: str, notice: str
 ) -> None:
     runs = [(run_id, state.runs[run_id]) for run_id in state.changed_runs]
     keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
     statements: list[tuple[str, list[tuple[Any, ...]]]] = [
-        (schema.INSERT_RUNS, list(state.new_runs.values())),
+        (schema.INSERT_RUNS, [(*row, lease) for row in state.new_runs.values()]),
         (schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged]),
         (schema.INSERT_TAGS, state.new_tags),
         (schema.INSERT_BRANCHES, state.new_branches),
         (schema.MOVE_RUNS, [(run_id, r.epoch, r.branch) for run_id, r in runs if r.listed is None]),
         (
             schema.UPDATE_RUNS,
-            [(run_id, r.epoch, r.branch, r.version, r.value, *r.listed) for run_id, r in runs if r.listed is not None],
+            [
+                (run_id, r.epoch, r.branch, r.version, r.value, *r.listed, "" if r.listed.released else lease)
+                for run_id, r in runs
+                if r.listed is not None
+            ],
         ),
         (schema.INSERT_BLOBS, [row for _, row in sorted(state.blobs.items())]),  # in one order: no two wait for another
         (schema.INSERT_ENTRIES, state.entries),

@@ -31,6 +31,8 @@ Result = TypeVar("Result")
 class SqliteDatabase:
     """See ``context.stored.Database``. One process has the file: nobody else writes to it."""
 
+    leases = None
+
     def __init__(self, path: Path, lock: int, writer: Writer) -> None:
         self.name = str(path)
         self._lock = lock

@@ -1,0 +1,119 @@
+"""The leases of servers on PostgreSQL: a table, and connections of their own, which no write holds up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from perdure.context.leases import Lease, Owner
+from perdure.context.log import canonical
+from perdure.context.postgres.connections import Address, Readers
+from perdure.context.postgres.writer import Writer
+from perdure.context.rows import no_run
+from perdure.errors import Unavailable
+
+PATIENCE_S = 5.0  # of one question: a database that hangs is one that is away
+
+BEGIN = """
+INSERT INTO servers (server, facts) VALUES (%(server)s, %(facts)s)
+ON CONFLICT (server) DO UPDATE SET facts = EXCLUDED.facts -- asked again: the answer was lost
+RETURNING server, generation, beat, facts, 0
+"""
+BEAT = "UPDATE servers SET beat = beat + 1 WHERE server = %(server)s RETURNING beat"
+LEASES = """
+SELECT s.server, s.generation, s.beat, s.facts, (SELECT count(*) FROM runs r WHERE r.server = s.server)
+FROM servers s ORDER BY s.generation
+"""
+
+# A transaction of that server holds its lease until it ends (writer.LEASE), and this waits for it.
+REMOVE = """
+DELETE FROM servers WHERE server = %(server)s AND beat = COALESCE(%(beat)s::bigint, beat) RETURNING server
+"""
+
+# The distinct servers of runs, from one to the next in the index, without those that have a lease.
+GONE = """
+WITH RECURSIVE owners (server) AS (
+    SELECT min(server) FROM runs WHERE server > ''
+    UNION ALL
+    SELECT (SELECT min(r.server) FROM runs r WHERE r.server > owners.server) FROM owners WHERE owners.server IS NOT NULL
+)
+SELECT server FROM owners WHERE server IS NOT NULL AND server NOT IN (SELECT server FROM servers)
+"""
+ORPHANS = "SELECT server, run_id FROM runs WHERE server = ANY(%(gone)s) ORDER BY created, run_id"
+
+TAKE = """
+UPDATE runs SET server = %(me)s
+WHERE run_id = %(run_id)s AND server IN (%(server)s, %(me)s)
+    AND NOT EXISTS (SELECT 1 FROM servers WHERE server = %(server)s)
+    AND EXISTS (SELECT 1 FROM servers WHERE server = %(me)s)
+RETURNING run_id
+"""
+OWNER = """
+SELECT r.server, s.server, s.generation, s.beat, s.facts, 0
+FROM runs r LEFT JOIN servers s ON s.server = r.server WHERE r.run_id = %(run_id)s
+"""
+
+
+class PostgresLeases:
+    """See ``context.leases.Leases``."""
+
+    def __init__(self, address: Address, writer: Writer) -> None:
+        self._asked = Readers(address)
+        self._writer = writer
+
+    @property
+    def server(self) -> str:
+        return self._writer.lease
+
+    async def begin(self, server: str, facts: Mapping[str, Any]) -> Lease:
+        [row] = await self._ask(BEGIN, server=server, facts=canonical(dict(facts)))
+        self._writer.lease = server
+        return _lease(row)
+
+    async def beat(self) -> bool:
+        return bool(await self._ask(BEAT, server=self.server))
+
+    async def end(self) -> None:
+        if self.server:
+            await self._ask(REMOVE, server=self.server, beat=None)
+
+    async def leases(self) -> list[Lease]:
+        return [_lease(row) for row in await self._ask(LEASES)]
+
+    async def remove(self, server: str, beat: int | None) -> bool:
+        return bool(await self._ask(REMOVE, server=server, beat=beat))
+
+    async def orphans(self) -> dict[str, list[str]]:
+        gone = [server for (server,) in await self._ask(GONE)]
+        found: dict[str, list[str]] = {}
+        for server, run_id in await self._ask(ORPHANS, gone=gone) if gone else ():
+            found.setdefault(server, []).append(run_id)
+        return found
+
+    async def take(self, run_id: str, server: str) -> bool:
+        return bool(await self._ask(TAKE, run_id=run_id, server=server, me=self.server))
+
+    async def owner(self, run_id: str) -> Owner:
+        rows = await self._ask(OWNER, run_id=run_id)
+        if not rows:
+            raise no_run(run_id)
+        server, *lease = rows[0]
+        return Owner(server=server, lease=_lease(tuple(lease)) if lease[0] else None)
+
+    async def close(self) -> None:
+        await self._asked.close()
+
+    async def _ask(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                return await self._asked.rows(query, values)
+        except TimeoutError as error:
+            raise Unavailable(f"the database does not answer within {PATIENCE_S:g} s") from error
+
+
+def _lease(row: tuple[Any, ...]) -> Lease:
+    server, generation, beat, facts, runs = row
+    return Lease(server=server, generation=generation, beat=beat, facts=msgspec.json.decode(facts), runs=runs)
