@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from perdure.linux.process import Process
 
 _LEAVE_TIMEOUT_S = 2.0
+_KILL_TIMEOUT_S = 5.0
 _CGROUP_RETRY_S = 0.05
 _CGROUP_RETRIES = 200
 
@@ -66,6 +67,13 @@ class Keepers:
         if self.lives(sandbox):
             self._loop.run_until(lambda: sandbox not in self._kept, _LEAVE_TIMEOUT_S)
         return self.lives(sandbox)
+
+    def kill(self, sandbox: str) -> bool:
+        """End a keeper that answers nobody: its machine dies with it, and the network of both. False: it lives on."""
+        if self.lives(sandbox):
+            self._kept[sandbox].kill()
+            self._loop.run_until(lambda: sandbox not in self._kept, _KILL_TIMEOUT_S)
+        return not self.lives(sandbox)
 
     def _find(self, sandbox: str) -> bool:
         """Watch a living keeper that is not ours yet; False: none lives."""

@@ -126,6 +126,9 @@ class Launcher:
             elif want == "forget":
                 self._forget(_sandbox(hello))
                 caller.answer({})
+            elif want == "kill":
+                self._kill(_sandbox(hello))
+                caller.answer({})
             elif want == "forget-network":
                 hostnetwork.remove_bridge(str(hello.get("bridge")))
                 caller.answer({})
@@ -150,6 +153,11 @@ class Launcher:
     def _forget(self, sandbox: str) -> None:
         if self._keepers.stays(sandbox):
             raise AlreadyRunning(f"sandbox {sandbox} has a living keeper", hint="End its machine first.")
+        self._below.machine(sandbox).remove()
+
+    def _kill(self, sandbox: str) -> None:
+        if not self._keepers.kill(sandbox):
+            raise MachineFailed(f"the keeper of sandbox {sandbox} does not die", hint="fcrun host stop ends all.")
         self._below.machine(sandbox).remove()
 
     def _spawn(self, caller: _Caller, sandbox: str, parts: tuple[str, str] | None) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from perdure.errors import AlreadyRunning, InvalidValue, MachineFailed, NoRights, NotFound, SnapshotInvalid
 from perdure.execution.machine.remote import Keeper, Launcher
+from perdure.execution.sandboxes import machine
 from perdure.model import LauncherAddress
 
 from .conftest import DEADLINE_S, Host, closed, connected, ended, gone
@@ -71,6 +72,25 @@ async def test_a_new_keeper_at_once_after_the_one_before(host: Host) -> None:
         assert (await exited(keeper))["cause"] == "machine-died"
         keeper.close()
     await launcher.forget(SANDBOX)
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_keeper_that_answers_nobody_is_killed_and_its_name_is_free(
+    host: Host, stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fence of a machine that cannot be told to end: the next one of its sandbox never lives beside it."""
+    host.start()
+    launcher = await connected(host)
+    keeper, firecracker = await running(host, launcher)
+    if stopped:
+        os.kill(keeper.facts["pid"], signal.SIGSTOP)
+        monkeypatch.setattr(machine, "STRAY_TIMEOUT_S", 0.3)
+    keeper.close()
+    await machine.end_stray(launcher, SANDBOX)
+    assert await gone(firecracker) and await gone(keeper.facts["pid"])
+    assert await launcher.list() == []
+    await launcher.kill(SANDBOX)  # nothing is there: nothing happens
+    await ended(await launcher.spawn(SANDBOX))
 
 
 async def test_a_killed_keeper_takes_its_machine_with_it(host: Host) -> None:

@@ -65,6 +65,11 @@ class Launcher:
         """Remove the record that a dead machine of this sandbox left. None there: nothing happens."""
         await self._ask({"want": "forget", "sandbox": sandbox_id}, timeout_s)
 
+    async def kill(self, sandbox_id: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """End the keeper of this sandbox by SIGKILL, with its machine and their network: one that does not end when it
+        is told to. None there: nothing happens. Raises MachineFailed where it lives on."""
+        await self._ask({"want": "kill", "sandbox": sandbox_id}, timeout_s)
+
     async def look(
         self, paths: Sequence[str], *, forget_all: bool = False, timeout_s: float = CONNECT_TIMEOUT_S
     ) -> None:

@@ -16,6 +16,7 @@ from perdure.execution.sandboxes.feeding import Feeder, Frames
 from perdure.model import LauncherAddress
 
 END_TIMEOUT_S = 30.0
+STRAY_TIMEOUT_S = 10.0  # of one that did not end when it was told to, or that nobody here knows
 DYING_S = 2.0  # a process that was killed closes its connections some time before it counts as dead
 LOOK_S = 0.05
 SILENT_S = 30.0  # an emulated guest on a busy machine takes seconds
@@ -177,15 +178,27 @@ async def why_gone(launcher: Launcher, sandbox_id: str) -> tuple[str, str]:
 
 
 async def end_stray(launcher: Launcher, sandbox_id: str) -> None:
-    """End whatever machine of this sandbox lives, and forget the record of a dead one."""
+    """End whatever machine of this sandbox lives, and forget the record of a dead one. A keeper that does not answer is
+    killed: its machine would otherwise live on beside the next one, and reach its networks."""
     try:
-        keeper = await launcher.attach(sandbox_id)
+        keeper = await launcher.attach(sandbox_id, timeout_s=STRAY_TIMEOUT_S)
     except NotFound:
         await launcher.forget(sandbox_id)
         return
-    try:
-        await keeper.request("end", timeout_s=END_TIMEOUT_S)
     except (PerdureError, TimeoutError) as error:
-        _log.warning("end of stray machine %s: %s", sandbox_id, error)
+        await _kill(launcher, sandbox_id, error)
+        return
+    try:
+        await keeper.request("end", timeout_s=STRAY_TIMEOUT_S)
+    except (PerdureError, TimeoutError) as error:
+        await _kill(launcher, sandbox_id, error)
     finally:
         keeper.close()
+
+
+async def _kill(launcher: Launcher, sandbox_id: str, why: Exception) -> None:
+    _log.warning("stray machine %s is killed: %r", sandbox_id, why)
+    try:
+        await launcher.kill(sandbox_id)
+    except (PerdureError, OSError, TimeoutError) as error:  # an older launcher; there is no second machine all the same
+        _log.warning("stray machine %s: %r", sandbox_id, error)
