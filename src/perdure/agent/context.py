@@ -192,6 +192,18 @@ class Context:
         """
         return later.any_of(waits, self._door.call(self._lane, "wait/set", later.request("any", waits, timeout)))
 
+    def now(self) -> float:
+        """Seconds since 1970. Recorded: whoever runs this again gets the same."""
+        return float(self._door.call(self._lane, "value", {"of": "now"})["value"])
+
+    def random(self) -> float:
+        """A number from 0 up to 1, and not 1. Recorded, as ``now`` is."""
+        return float(self._door.call(self._lane, "value", {"of": "random"})["value"])
+
+    def uuid(self) -> str:
+        """A random UUID as text. Recorded, as ``now`` is."""
+        return str(self._door.call(self._lane, "value", {"of": "uuid"})["value"])
+
     def emit(self, name: str, value: Any = None) -> None:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""
         self._door.call(self._lane, "emit", calls.emit(name, value))

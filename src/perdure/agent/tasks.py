@@ -177,6 +177,18 @@ class AsyncContext:
         """See ``Context.any``."""
         return later.any_of(waits, await _wait(later.request("any", waits, timeout), "wait/set"))
 
+    async def now(self) -> float:
+        """See ``Context.now``."""
+        return float((await _call(_lane.get(), "value", {"of": "now"}))["value"])
+
+    async def random(self) -> float:
+        """See ``Context.random``."""
+        return float((await _call(_lane.get(), "value", {"of": "random"}))["value"])
+
+    async def uuid(self) -> str:
+        """See ``Context.uuid``."""
+        return str((await _call(_lane.get(), "value", {"of": "uuid"}))["value"])
+
     async def emit(self, name: str, value: Any = None) -> None:
         """See ``Context.emit``."""
         await _call(_lane.get(), "emit", calls.emit(name, value))

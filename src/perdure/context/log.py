@@ -11,7 +11,7 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
     tagged               tags and metadata were changed
     ending ending.told   the run is to end, and its program was told
-    step.intent step.result  wait.started wait.completed  signal emit message  snapshot note
+    step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note
     forked rewound diverged  replayed
 
 The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares

@@ -38,7 +38,7 @@ class Reader:
                 self.book.end()
                 return Asked(lane, ordinal, None)
             kind, what = named(name, body)
-            if body.get("of"):  # another attempt at a step names the first one
+            if name == "step" and body.get("of"):  # another attempt at a step names the first one
                 first_lane, _, first = body["of"].rpartition("/")
                 body["of"] = self.book.key(first_lane, int(first))
             request = self._hash(calls.BASE + name, json.dumps(body).encode()) if kind in EXACT else ""

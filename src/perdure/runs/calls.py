@@ -26,6 +26,7 @@ POST /perdure/v1/wait/set      {"mode": "all" | "any", "waits": [the  {"kind": m
                                                                       all or one of them came; the others are over
 POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wait then answers {"kind",
                                as its wait: nobody waits any more     "withdrawn": true}
+POST /perdure/v1/value         {"of": "now" | "random" | "uuid"}      {"value"}, drawn when it was first asked
 POST /perdure/v1/emit          {"name", "value"}                      {}
 POST /perdure/v1/checkpoint    {"keep": bool}                         {"snapshot": DIGEST, "seq"}, once it is durable
 POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
@@ -57,7 +58,7 @@ from typing import Any
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import Cancelled, InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
-from perdure.runs import checkpoints, parking, replay, steps
+from perdure.runs import checkpoints, drawn, parking, replay, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import broken_off, tell
 from perdure.runs.ports import ModelCalls
@@ -239,6 +240,7 @@ ROUTES: dict[str, Callable[[Asked], Awaitable[Body]]] = {
     "wait": parking.wait,
     "wait/set": parking.wait_set,
     "wait/withdraw": parking.withdraw,
+    "value": drawn.value,
     "emit": _emit,
     "checkpoint": checkpoints.of_program,
     "message": _message,

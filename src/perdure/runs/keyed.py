@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from perdure.model import Entry
 
-ENDS = frozenset(("step.result", "wait.completed", "emit", "message", "note"))
+ENDS = frozenset(("step.result", "wait.completed", "emit", "value", "message", "note"))
 
 
 class Keyed:
@@ -21,17 +21,19 @@ class Keyed:
         self._open: dict[str, dict[int, Entry]] = {}  # by key and seq
         self._ended: set[str] = set()
 
-    def add(self, entries: Iterable[Entry]) -> None:
-        """More entries of the run's branch; the same ones may come twice, and in any order."""
+    def add(self, entries: Iterable[Entry]) -> list[list[Entry]]:
+        """More entries of the run's branch; the same ones may come twice. Returns the calls that they end."""
+        ended = []
         for entry in entries:
             key = entry.key
             if key is None or key in self._ended:
                 continue
             if entry.kind in ENDS:
                 self._ended.add(key)
-                self._open.pop(key, None)
+                ended.append([*self._open.pop(key, {}).values(), entry])
             else:
                 self._open.setdefault(key, {})[entry.seq] = entry
+        return ended
 
     def of(self, key: str) -> list[Entry] | None:
         """The entries of a call, oldest first; None: ask the database."""

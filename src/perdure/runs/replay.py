@@ -45,7 +45,9 @@ async def history(asked: Asked) -> Body:
             run.keyed = Keyed()
         page = await run.context.read(run.id, branch=run.branch, after=after, limit=PAGE)
         if run.keyed is not None:
-            run.keyed.add(page)
+            for call in run.keyed.add(page):
+                if run.replay is not None:
+                    run.replay.saw(str(call[0].key), call, asked.call.epoch)
             run.keyed.complete = len(page) < PAGE
         return page
 
@@ -71,6 +73,8 @@ def _line(entry: Entry) -> Line | None:
         name = said["kind"]
         if said["outcome"] == "withdrawn" or (name not in SETS and said["outcome"] in ANSWERED):
             answer = parking.answer(name, said)
+    elif kind == "value":
+        name, answer = said["of"], {"value": said["value"]}
     elif kind in ("emit", "message"):
         name, answer = said.get("name", ""), {}
     elif kind == "signal":  # its key is its sender's

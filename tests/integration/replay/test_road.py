@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from perdure.model import RunState
 from perdure.runs.retries import Retry
@@ -57,6 +61,8 @@ async def test_a_killed_worker_is_recovered_from_the_log(road: WorkerHouse, prov
     os.kill(road.worker(run_id), signal.SIGKILL)
     lost = await road.until(run_id, "run.recovering")
     assert (lost.payload["cause"], lost.payload["detail"]) == ("worker-killed", "signal 9")
+    told = (await road.until(run_id, "replayed")).payload
+    assert (told["turns"], told["steps"], told["waits"], told["others"]) == (1, 1, 0, 1), told
     await road.until(run_id, "run.waiting", 2)
     await road.engine.approve(run_id, None, approved=False)
     assert (await road.result(run_id))[2] is False
@@ -226,6 +232,26 @@ async def test_a_fork_goes_on_from_an_entry(road: WorkerHouse, tmp_path: Path) -
         await road.engine.signal(one, "go", value)
         assert await road.result(one) == value
     assert (tmp_path / "ledger").read_text() == "x"
+
+
+@pytest.mark.parametrize("kind", ["def", "async def"])
+async def test_what_is_drawn_is_drawn_once(road: WorkerHouse, kind: str) -> None:
+    wait, context = ("await ", "AsyncContext") if kind == "async def" else ("", "Context")
+    run_id = await road.start(
+        f"""
+        {kind} f(ctx: {context}):
+            drawn = [{wait}ctx.now(), {wait}ctx.random(), {wait}ctx.uuid(), {wait}ctx.uuid()]
+            {wait}ctx.emit("drawn", drawn)
+            {wait}ctx.wait_for("go")
+            return drawn
+        """
+    )
+    first = (await road.until(run_id, "emit")).payload["value"]
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == first
+    now, number, one, other = first
+    assert abs(now - time.time()) < 60 and 0 <= number < 1 and uuid.UUID(one).version == 4 and one != other
 
 
 async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_path: Path) -> None:

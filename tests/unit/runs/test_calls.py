@@ -22,6 +22,21 @@ async def test_the_first_end_of_a_step_is_its_end(house: Any) -> None:
     assert info.result == [{"result": 1}, {"status": "done", "result": 1}]
 
 
+async def test_a_value_is_drawn_once(house: Any) -> None:
+    def program() -> Steps:
+        values = []
+        for nth, of in enumerate(("now", "random", "uuid")):
+            first = yield Ask("value", {"of": of}, at=nth)
+            again = yield Ask("value", {"of": of}, at=nth)
+            values.append([first.value["value"], again.value["value"]])
+        wrong = yield Ask("value", {"of": "dice"})
+        yield Ask("complete", {"result": [values, wrong.status, wrong.value["error"]["message"]]})
+
+    values, status, message = (await house.ends(await house.start(program))).result
+    assert all(first == again for first, again in values) and len({str(first) for first, _ in values}) == 3
+    assert (status, message) == (400, "no such value: 'dice'")
+
+
 async def test_messages_are_those_before_the_call_was_first_asked(house: Any) -> None:
     def program() -> Steps:
         yield Ask("message", {"message": {"role": "user", "content": "a"}})

@@ -148,6 +148,9 @@ class Story:
     def emit(self, entry: Entry, payload: dict[str, Any]) -> Line:
         return "agent", f"{payload.get('name', '')}: {value(payload.get('value'), self._width)}", ""
 
+    def value(self, entry: Entry, payload: dict[str, Any]) -> Line:
+        return "agent", f"{payload.get('of', '')} = {payload.get('value')}", ""
+
     def message(self, entry: Entry, payload: dict[str, Any]) -> Line:
         message = _dict(payload.get("message"))
         return str(message.get("role", "message")), value(message.get("content"), self._width), ""
@@ -250,6 +253,7 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
     "step.result": Story.step,
     "signal": Story.signal,
     "emit": Story.emit,
+    "value": Story.value,
     "message": Story.message,
     "snapshot": Story.snapshot,
     "forked": Story.forked,
