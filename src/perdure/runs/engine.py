@@ -19,9 +19,9 @@ import msgspec
 
 from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import InvalidValue, LeaseLost, LogConflict, StaleEpoch
+from perdure.errors import InvalidValue, LeaseLost, LogConflict, PerdureError, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
-from perdure.runs import keys, limits, travel
+from perdure.runs import checkpoints, keys, limits, travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
@@ -41,6 +41,7 @@ from perdure.runs.waits import Wait
 log = logging.getLogger(__name__)
 
 FORKS_MAX = 100  # by one request
+CAPTURE_S = 30.0  # for the checkpoint that a fork of a warm machine goes on from
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
 QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
 
@@ -327,6 +328,8 @@ class Engine(Desk):
         entry, or nothing goes on from it."""
         if not 1 <= count <= FORKS_MAX:
             raise InvalidValue(f"{count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
+        if at is None:
+            await self._captured(run_id)
         head = await self._context.head(run_id)
         seq = await travel.newest(self._context, head) if at is None else at
         moment = await travel.moment(self._context, run_id, head.branch, seq)
@@ -347,6 +350,18 @@ class Engine(Desk):
             self._drive(self._take_up(new))
             made.append(new.run_id)
         return [await self.info(fork_id) for fork_id in made]
+
+    async def _captured(self, run_id: str) -> None:
+        """Take a checkpoint of a warm machine, so that forks of this moment have all that is in its memory. Where that
+        is not possible now they go on from an older one, or the start, as the log has it."""
+        run = self._runs.get(run_id)
+        if run is None or not run.answers or run.record.steps or run.activity.speaking or run.record.request.is_replay:
+            return
+        try:
+            async with asyncio.timeout(CAPTURE_S):
+                await checkpoints.of_person(run, keep=False)
+        except (PerdureError, TimeoutError) as error:
+            log.info("run %s is forked without a checkpoint: %s", run_id, error)
 
     async def rewind(self, run_id: str, to: int) -> RunInfo:
         """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import InvalidValue, NotFound
+from perdure.errors import InvalidValue, MachineFailed, NotFound
 from perdure.model import RunState
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
@@ -203,3 +203,35 @@ async def test_what_cannot_be_forked(house: Any) -> None:
     with pytest.raises(NotFound):
         await house.engine.fork("nobody")
     assert len(await house.engine.runs()) == 1
+
+
+async def test_a_warm_machine_is_captured_for_a_fork_of_now(house: Any, provider: Any) -> None:
+    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
+    await house.down()
+    await house.up()
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.WAITING)
+    (fork,) = await house.engine.fork(run_id)
+    await house.reaches(fork.id, RunState.WAITING)
+    assert house.machines.done == ["start", "checkpoint", "fork"]
+    assert (await house.engine.info(run_id)).state is RunState.WAITING  # it runs on
+    await house.engine.approve(fork.id, None, approved=True, comment="x")
+    assert (await house.ends(fork.id)).result[1] == "answer to finish: x"
+    assert provider.requests == 2
+
+
+async def test_a_fork_is_made_although_the_machine_cannot_be_captured(house: Any, provider: Any) -> None:
+    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
+    await house.down()
+    await house.up()
+
+    async def refuse() -> None:
+        raise MachineFailed("no room")
+
+    house.machines.before["checkpoint"] = refuse
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.WAITING)
+    (fork,) = await house.engine.fork(run_id)
+    await house.reaches(fork.id, RunState.WAITING)
+    assert house.machines.done == ["start", "start"]
+    assert provider.requests == 1  # the turn was answered from the log
