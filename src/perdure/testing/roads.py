@@ -1,0 +1,102 @@
+"""The examples on both roads: each lived through once, and what is to be the same afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perdure.client import source
+from perdure.client.server import ServerClient
+from perdure.errors import AgentInvalid
+from perdure.model import Entry, RunInfo
+from perdure.testing.house import Provider
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+INPUT = {"topic": "owls"}
+OTHER_EACH_TIME = ("pid", "started")  # what an example shows of its process
+
+
+@dataclass(frozen=True)
+class Life:
+    """How a run ended, and what its log says that it did, without when and where."""
+
+    info: RunInfo
+    result: Any
+    told: list[tuple[Any, ...]]
+    entries: list[Entry]
+
+
+def agents() -> list[str]:
+    """FILE.py:FUNCTION of every agent in ``examples`` that is named like its file."""
+    found = []
+    for path in sorted(EXAMPLES.glob("*.py")):
+        try:
+            source.read(f"{path}:{path.stem}")
+        except AgentInvalid:
+            continue  # no agent, but a program that starts some
+        found.append(f"{path}:{path.stem}")
+    return found
+
+
+def live(server: ServerClient, reference: str, durability: str, image: str = "") -> Life:
+    """Start an example, approve whatever it asks a person, and follow it to its end."""
+    agent = source.read(reference)
+    run = server.start(
+        source=agent.source,
+        file=agent.file,
+        function=agent.function,
+        input=INPUT,
+        durability=durability,
+        image=image,
+        memory_mib=agent.memory_mib if durability == "snapshot" else 0,
+    ).id
+    entries = []
+    for entry in server.entries(run, follow=True):
+        entries.append(entry)
+        if entry.kind == "run.suspended":  # nothing of it runs
+            for wait in server.get(run).waits:
+                server.approve(run, wait_id=wait["id"], by="test")
+    info = server.get(run)
+    return Life(info, _same(info.result), [line for entry in entries if (line := _told(entry))], entries)
+
+
+def _told(entry: Entry) -> tuple[Any, ...] | None:
+    said = entry.payload
+    if entry.kind == "model.committed":
+        return entry.kind, said["text"]
+    if entry.kind in ("step.intent", "step.result", "emit", "value", "message"):
+        shown = {name: said[name] for name in ("name", "result", "error", "value", "message") if name in said}
+        return entry.kind, _same(shown)
+    if entry.kind == "wait.started":
+        return entry.kind, said["wait"]["kind"], said["wait"].get("name"), _same(said["wait"].get("show"))
+    if entry.kind == "wait.completed":
+        return entry.kind, said["kind"], said["outcome"], said.get("value")
+    return (entry.kind,) if entry.kind in ("run.completed", "run.failed", "diverged") else None
+
+
+def _same(value: Any) -> Any:
+    """A value without what is other each time."""
+    if isinstance(value, dict):
+        return {name: _same(part) for name, part in value.items() if name not in OTHER_EACH_TIME}
+    return [_same(part) for part in value] if isinstance(value, list) else value
+
+
+@contextmanager
+def provider() -> Iterator[Provider]:
+    """A provider that says the same each time, in a thread of its own."""
+    made, loop = Provider(), asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    asyncio.run_coroutine_threadsafe(made.open(), loop).result(10)
+    try:
+        yield made
+    finally:
+        asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
