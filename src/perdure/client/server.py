@@ -67,6 +67,7 @@ class ServerClient:
         queue: str | None = None,
         queue_key: str | None = None,
         priority: int = 0,
+        on_divergence: str = "",
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
@@ -76,7 +77,8 @@ class ServerClient:
         machine (``cwd``, ``user``, ``networks`` …): fields of a ``StartRequest``, docs/any-language.md.
         timeout_s: of wall time, active_timeout_s: with a machine; then it fails (``timed-out``). retry: by
         kind of failure (agent-failed, program-failed, machine-failed, timed-out, or any) ``{"attempts", "delay_s",
-        "factor", "max_delay_s", "jitter"}``.
+        "factor", "max_delay_s", "jitter"}``. on_divergence: what becomes of a run whose program goes another way than
+        its log, after a loss: fork (the default: on a new branch), fail or live (docs/time-travel.md).
         """
         request = {
             "source": source,
@@ -91,6 +93,7 @@ class ServerClient:
             "vcpus": vcpus,
             "env": dict(env or {}),
             "disk_mib": disk_mib,
+            "on_divergence": on_divergence,
             "policy": dict(policy or {}),
             "fittings": dict(fittings or {}),
             "timeout_s": timeout_s,

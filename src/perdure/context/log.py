@@ -12,7 +12,7 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     tagged               tags and metadata were changed
     ending ending.told   the run is to end, and its program was told
     step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note
-    forked rewound diverged  replayed
+    forked rewound diverged overruled  replayed
 
 The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
 that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
@@ -307,6 +307,13 @@ class ContextLog(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+def valid(entries: list[Entry]) -> list[Entry]:
+    """The entries of one call (``find``) without those that do not count any more: the program went another way and the
+    run went on live on the same branch."""
+    last = next((at for at in range(len(entries) - 1, -1, -1) if entries[at].kind == "overruled"), -1)
+    return entries[last + 1 :]
 
 
 def request_hash(call: Call) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.context.log import ContextLog, NewEntry, request_hash
+from perdure.context.log import ContextLog, NewEntry, request_hash, valid
 from perdure.errors import NoSpace, Unavailable
 from perdure.gateway.completions import Summary, error_body, error_event, summarize
 from perdure.gateway.providers import Providers
@@ -127,7 +127,7 @@ class Gateway:
     ) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""
         try:
-            entries = await self._log.find(call.run_id, branch, call.key)
+            entries = valid(await self._log.find(call.run_id, branch, call.key))
             if (committed := _last(entries, "model.committed")) is not None:
                 payload = committed.payload
                 if call.epoch > _newest_epoch(entries):

@@ -7,10 +7,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from perdure.context.log import NewEntry, request_hash
+from perdure.context.log import NewEntry, request_hash, valid
 from perdure.errors import InvalidValue, StaleEpoch, VersionMismatch
 from perdure.model import Call, Entry, RunState
 from perdure.runs.bounds import read_body
+from perdure.runs.record import Overruled
 from perdure.runs.run import Run
 from perdure.runs.waits import Waits
 
@@ -89,11 +90,14 @@ class Asked:
             known = self.run.keyed.of(self.key)
             if known is not None:
                 return known
-        return await self.run.context.find(self.run.id, self.run.branch, self.key)
+        return valid(await self.run.context.find(self.run.id, self.run.branch, self.key))
 
     async def known(self) -> list[Entry]:
         """What the branch has of this call; [] when it is new, also because the run was forked just now."""
         entries, asked = await self.entries(), self.request
+        if entries and not self.run.record.counts(self.key, entries[0].seq):
+            await self.run.write(NewEntry(kind="overruled", key=self.key, payload={}), epoch=self.call.epoch)
+            return []
         recorded = next(
             (e.payload["request"] for e in entries if isinstance(e.payload, dict) and "request" in e.payload), ""
         )
@@ -128,11 +132,41 @@ class Asked:
             epoch = self.call.epoch + 1
             await self.run.write(entry, to=RunState.FAILED, epoch=epoch, why={"error": error}, error=error)
             raise StaleEpoch(message, hint=hint)
+        if self.run.record.request.on_divergence == "live":
+            await self._overrule(first, entry)
+            return
         waits, carried = await self._left(first.seq)
         steps = [key for key in self.run.record.steps if not self._is_after(key)]
         fork = (self.run.branch, first.seq - 1)
         entry = msgspec.structs.replace(entry, payload={**entry.payload, "carried": len(carried)})
         await self.run.write(entry, *carried, fork=fork, epoch=self.call.epoch, waits=waits, steps=steps)
+
+    async def _overrule(self, first: Entry, entry: NewEntry) -> None:
+        """Go on live on the same branch: what this lane had from here on does not count any more."""
+        run, tip = self.run, await self.run.context.head(self.run.id)
+        one = Overruled(lane=self.call.lane, ordinal=self.call.ordinal, at=first.seq, seq=tip.seq + 1)
+        over = [wait for wait in run.record.waits.open if not wait.of and await self._is_covered(one, wait.key)]
+        now = run.clock.time()
+        withdrawn = [
+            NewEntry(
+                kind="wait.completed",
+                key=wait.key,
+                payload={"wait": wait.id, "kind": wait.kind, "outcome": "withdrawn", "at": now},
+            )
+            for wait in over
+        ]
+        left = {wait.id for wait in run.record.waits.open} - {wait.id for wait in over}
+        left -= {wait.id for wait in run.record.waits.open if wait.of in {whole.id for whole in over}}
+        to = RunState.RUNNING if run.state is RunState.WAITING and not left else None
+        marker = NewEntry(kind="overruled", key=self.key, payload={})
+        overruled = [*run.record.overruled, one]
+        steps = [key for key in run.record.steps if not await self._is_covered(one, key)]
+        entries = [*withdrawn, entry, marker]
+        await run.write(*entries, to=to, epoch=self.call.epoch, steps=steps, overruled=overruled)
+
+    async def _is_covered(self, one: Overruled, key: str) -> bool:
+        entries = valid(await self.run.context.find(self.run.id, self.run.branch, key))
+        return bool(entries) and one.covers(key, entries[0].seq)
 
     async def _left(self, seq: int) -> tuple[Waits, list[NewEntry]]:
         """What the new branch has of the old one: the waits at its fork, just before ``seq``, and from then on what is

@@ -201,7 +201,8 @@ async def _messages(asked: Asked) -> Body:
     upto, after, run = await asked.warm(act), 0, asked.run
     found: list[Any] = []
     while page := await run.context.read(run.id, branch=run.branch, after=after, kind="message"):
-        found += [entry.payload["message"] for entry in page if entry.seq < upto]
+        counting = (e for e in page if e.seq < upto and run.record.counts(e.key, e.seq))
+        found += [entry.payload["message"] for entry in counting]
         after = page[-1].seq
     return {"messages": found}
 

@@ -43,7 +43,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     memory_mib: int = 0
     vcpus: int = 0
     disk_mib: int = 0
-    on_divergence: Literal["fork", "fail"] = "fork"
+    on_divergence: Literal["fork", "fail", "live"] = "fork"
     policy: Policy = Policy()
     fittings: Fittings = Fittings()
     timeout_s: float | None = None  # of wall time, once it has left the queue
@@ -120,6 +120,23 @@ class Ending(Frozen, frozen=True, kw_only=True):
     told: bool = False  # the program knows
 
 
+class Overruled(Frozen, frozen=True, kw_only=True):
+    """A lane whose program went another way, while its run goes on live on the same branch (``on_divergence=live``):
+    what the log had of it from a call on does not count any more."""
+
+    lane: str
+    ordinal: int
+    at: int  # seq of the entry that differed
+    seq: int  # the first one after what does not count
+
+    def covers(self, key: str, seq: int) -> bool:
+        """Whether an entry of a call is one of those: of the lane, or of one that it made later."""
+        lane, _, ordinal = key.rpartition("/")
+        if seq >= self.seq:
+            return False
+        return int(ordinal) >= self.ordinal if lane == self.lane else lane.startswith(self.lane + ".") and seq > self.at
+
+
 class Record(Frozen, frozen=True, kw_only=True):
     """Everything about a run that its driver needs after a restart of the server."""
 
@@ -146,6 +163,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     )  # their machines were lost: what they began may have taken effect
     lost_upto: int = 0  # and those of all epochs up to this one, before a fork or rewind
     origin: RunOrigin | None = None  # it is a fork
+    overruled: list[Overruled] = msgspec.field(default_factory=list)
     recoveries: int = 0
     failures: int = 0  # of the same kind, with no progress in between
     failure: str = ""  # its cause
@@ -182,6 +200,10 @@ class Record(Frozen, frozen=True, kw_only=True):
     def is_lost(self, epoch: int) -> bool:
         """Whether what a machine of this epoch began may have taken effect unseen."""
         return epoch <= self.lost_upto or epoch in self.lost_epochs
+
+    def counts(self, key: str | None, seq: int) -> bool:
+        """Whether an entry of a call is still what its program did."""
+        return key is None or not any(one.covers(key, seq) for one in self.overruled)
 
     def info(self, head: Head, asked: int, replayed: int, children: list[str]) -> RunInfo:
         """The run as the API shows it. asked, replayed: model calls."""

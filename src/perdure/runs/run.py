@@ -186,6 +186,8 @@ class Run:
             changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
         lead = self._replayed(entries, to, epoch) if fork is None else []
+        if fork is not None:
+            changes.setdefault("overruled", [one for one in self.record.overruled if one.seq <= fork[1]])
         if not self.record.is_parent and any(wait.child for wait in waits.open):
             changes["is_parent"] = True
         record = msgspec.structs.replace(self.record, waits=waits, steps=steps, **changes)
@@ -349,7 +351,8 @@ class Run:
         )
         while page := await self.context.read(self.id, branch=self.branch, after=after):
             for entry in page:
-                carried.feed(entry)
+                if record.counts(entry.key, entry.seq):
+                    carried.feed(entry)
             after = page[-1].seq
         fork = carried.fork()
         at, epoch = self.clock.time() + pause_s, record.epoch + 1

@@ -105,6 +105,7 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
         lost_upto=at.epoch,
         waits=at.waits.after(entry.kind, entry.payload),
         origin=origin,
+        overruled=[one for one in parent.overruled if one.seq <= at.seq],
         depth=parent.depth,
         is_parent=any(wait.child for wait in at.waits.open),
     )

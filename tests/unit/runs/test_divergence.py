@@ -93,3 +93,74 @@ async def test_another_way_of_one_lane_leaves_signals_and_other_lanes_as_they_ar
         [e for e in await house.entries(run_id) if e.seq > diverged.seq and e.time == diverged.time]
     )
     await house.context.verify(run_id)
+
+
+async def test_a_run_that_goes_on_live_overrules_what_its_lane_had(house: Any, provider: Any) -> None:
+    life = 1
+    effects: list[str] = []
+
+    def program() -> Steps:
+        yield chat("the same")
+        turn = yield chat(f"life {life}")
+        asked = yield Ask("step", {"name": "pay", "on_doubt": "fail"})
+        if asked.value["status"] == "run":
+            yield Effect(lambda: effects.append(f"life {life}"))
+            yield Ask("step/end", {"result": f"paid in life {life}"}, at=2)
+        beside = yield Ask(CHAT, chat("beside").body, lane="other")
+        yield Ask("message", {"message": {"role": "user", "content": f"life {life}"}}, at=3)
+        read = yield Ask("messages", {}, at=4)
+        verdict = yield Ask("wait", {"kind": "approval", "prompt": "Publish?"}, at=5)
+        texts = [one.value["choices"][0]["message"]["content"] for one in (turn, beside)]
+        said = [message["content"] for message in read.value["messages"]]
+        yield Ask("complete", {"result": [*texts, said, verdict.value["by"]]}, at=6)
+
+    run_id = await house.start(program, on_divergence="live")
+    await house.reaches(run_id, RunState.SUSPENDED)
+    before = await house.entries(run_id)
+    house.machines.sandboxes.clear()
+    life = 2
+    house.machines.program = program
+    await house.engine.signal(run_id, "wakes", None)
+    run = house.engine._runs[run_id]
+    (older,) = run.record.waits.open
+    await house.engine.approve(run_id, None, approved=True, by="eve")  # about what life 1 had written
+    assert await run.until(lambda: [w.id for w in run.record.waits.open] not in ([], [older.id]), 10)
+    await house.reaches(run_id, RunState.WAITING, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    info = await house.ends(run_id)
+    assert info.result == ["answer to life 2", "answer to beside", ["life 2"], "ann"]
+    assert effects == ["life 1", "life 2"]  # what comes after is another one
+    assert provider.requests == 4  # "the same" and "beside" once
+    assert info.branch == 1
+    entries = await house.entries(run_id)
+    assert entries[: len(before)] == before
+    (diverged,) = [entry for entry in entries if entry.kind == "diverged"]
+    assert (diverged.payload["policy"], diverged.payload["key"]) == ("live", "main/1")
+    assert [entry.key for entry in entries if entry.kind == "overruled"] == [f"main/{n}" for n in (1, 2, 3, 4, 5)]
+    await house.context.verify(run_id)
+
+
+async def test_an_open_wait_that_is_overruled_is_withdrawn(house: Any, provider: Any) -> None:
+    life = 1
+
+    def program() -> Steps:
+        yield chat(f"life {life}")
+        verdict = yield Ask("wait", {"kind": "approval", "prompt": f"Publish {life}?"}, at=1)
+        yield Ask("complete", {"result": verdict.value["by"]}, at=2)
+
+    house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
+    await house.down()
+    await house.up()
+    run_id = await house.start(program, on_divergence="live")
+    await house.reaches(run_id, RunState.WAITING)
+    life = 2
+    await house.kill_machine(run_id)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: [wait.name for wait in run.record.waits.open] == ["Publish 2?"], 10)
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    assert (await house.ends(run_id)).result == "ann"
+    outcomes = [entry.payload["outcome"] for entry in await house.entries(run_id, "wait.completed")]
+    assert outcomes == ["withdrawn", "completed"]
+    fork = (await house.engine.fork(run_id))[0]  # the forks know what was overruled, too
+    assert (await house.ends(fork.id)).result == "ann"
+    assert provider.requests == 2

@@ -16,6 +16,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     life.add_argument("--queue-key", metavar="KEY", help="what the queue's limit per key counts")
     life.add_argument("--priority", type=int, default=0, metavar="N", help="in the queue: higher ones first (0)")
     life.add_argument(
+        "--on-divergence",
+        choices=("fork", "fail", "live"),
+        default="",
+        help="when its program goes another way than its log, after a loss: on a new branch (fork), fail, or live",
+    )
+    life.add_argument(
         "--retry",
         action="append",
         default=[],
@@ -39,6 +45,8 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         wished["key_ttl_s"] = _words.seconds(options.key_ttl, "--key-ttl")
     if options.metadata is not None:
         wished["metadata"] = _json.argument(options.metadata, "--metadata")
+    if options.on_divergence:
+        wished["on_divergence"] = options.on_divergence
     if options.retry:
         wished["retry"] = dict(_retry(text) for text in options.retry)
     return wished

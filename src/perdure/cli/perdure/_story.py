@@ -225,7 +225,7 @@ def _other(story: Story, entry: Entry, payload: dict[str, Any]) -> Line | None:
     if "snapshot_lost" in payload:
         why = _dict(payload.get("error")).get("message", "")
         return "machine", f"the snapshot of entry {payload.get('seq')} cannot be used: {why}", ""
-    return None if entry.kind == "note" else ("log", f"{entry.kind} {value(entry.payload, WIDTH)}", "")
+    return None if entry.kind in ("note", "overruled") else ("log", f"{entry.kind} {value(entry.payload, WIDTH)}", "")
 
 
 _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
