@@ -57,13 +57,23 @@ class Program:
     """One command line. ``package`` holds its commands; ``groups`` orders them in the overview.
 
     docker: exit statuses and ``-h`` as docker has them: 125 for every failure of the program's own, and ``-h`` is free.
+    usual: the command that is meant where the first word is none.
     """
 
     def __init__(
-        self, name: str, package: str, folder: str, about: str, groups: tuple[str, ...], *, docker: bool = False
+        self,
+        name: str,
+        package: str,
+        folder: str,
+        about: str,
+        groups: tuple[str, ...],
+        *,
+        docker: bool = False,
+        usual: str = "",
     ) -> None:
         self.name, self.package, self.folder, self.about, self.groups = name, package, folder, about, groups
         self._docker = docker
+        self._usual = usual
 
     def command_names(self) -> list[str]:
         files = os.listdir(self.folder)
@@ -115,6 +125,8 @@ class Program:
 
             print(f"{self.name} {__version__}")
             return 0
+        if argv[0] not in names and self._usual:
+            argv = [self._usual, *argv]
         if argv[0] not in names:
             return self._unknown(argv[0], names)
         command = self.command_module(argv[0])
@@ -138,12 +150,13 @@ class Program:
     def _report(self, error: Exception) -> int:
         from perdure.errors import PerdureError
 
+        name = self.name.split()[0] if self._usual else self.name
         if isinstance(error, PerdureError):
-            sys.stderr.write(f"{self.name}: {error}\n")
+            sys.stderr.write(f"{name}: {error}\n")
             return self._status(error.exit_status)
         if os.environ.get("PERDURE_DEBUG"):
             raise error
-        sys.stderr.write(f"{self.name}: {type(error).__name__}: {error}\n  PERDURE_DEBUG=1 shows where.\n")
+        sys.stderr.write(f"{name}: {type(error).__name__}: {error}\n  PERDURE_DEBUG=1 shows where.\n")
         return self._status(1)
 
     def _unknown(self, name: str, names: list[str]) -> int:

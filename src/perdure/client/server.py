@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -144,12 +144,20 @@ class ServerClient:
         follow: bool = False,
         compact: bool = False,
         branch: int | None = None,
+        kind: str | None = None,
+        key: str | None = None,
     ) -> Iterator[Entry]:
         """The run's context log from ``after`` (a seq) on. With ``follow`` up to the entry that ends the run, and on
-        through a restart of the server. ``compact`` leaves large values as references. ``branch``: of an older one."""
+        through a restart of the server. ``compact`` leaves large values as references. ``branch``: of an older one.
+        kind: one, or how it begins (``model.``). key: of one call, or a lane (``main/``)."""
         while True:
-            query = {"after": after, "limit": limit, "follow": int(follow) or None, "compact": int(compact) or None}
-            query["branch"] = branch
+            query: dict[str, Any] = {
+                "after": after,
+                "limit": limit,
+                "follow": int(follow) or None,
+                "compact": int(compact) or None,
+            }
+            query |= {"branch": branch, "kind": kind, "key": key}
             try:
                 with self._transport.open("GET", _path(run, "entries"), query=query) as answer:
                     for value in answer.lines():
@@ -260,6 +268,34 @@ class ServerClient:
     def verify(self, run: str) -> dict[str, Any]:
         """Recompute the log's hash chain: how many entries, branches and blobs hold. ``ProtocolError`` otherwise."""
         answer: dict[str, Any] = self._transport.call("POST", _path(run, "verify"))
+        return answer
+
+    def export(self, run: str) -> Iterator[bytes]:
+        """The run's log as the lines of a file (docs/formats/log-file.md)."""
+        with self._transport.open("GET", _path(run, "export")) as answer:
+            kept = bytearray()
+            for chunk in answer.chunks():
+                kept += chunk
+                if (end := kept.rfind(b"\n")) >= 0:
+                    for line in bytes(kept[:end]).split(b"\n"):
+                        if line.startswith(b'{"error":'):
+                            raise from_json(json.loads(line)["error"])
+                        yield line + b"\n"
+                    del kept[: end + 1]
+
+    def take_up(self, lines: Iterable[bytes]) -> RunInfo:
+        """A run that has ended, from its exported log. ``ProtocolError`` names the line that does not verify;
+        ``Conflict``: there is such a run, or what a fork shares is not there."""
+        return msgspec.convert(self._transport.send("POST", "/v1/import", body=lines), RunInfo)
+
+    def prune(self, run: str) -> None:
+        """Drop the log of a run that has ended. ``Conflict``."""
+        self._transport.call("POST", _path(run, "prune"))
+
+    def prune_older(self, older_than_s: float, *, dry_run: bool = False) -> dict[str, Any]:
+        """Drop the logs of all runs that ended so long ago: their ids (``runs``), and the blobs that were removed."""
+        body = {"older_than_s": older_than_s, "dry_run": dry_run}
+        answer: dict[str, Any] = self._transport.call("POST", "/v1/prune", json_body=body)
         return answer
 
     def blob(self, digest: str) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ def mentioned(stored: bytes) -> set[str]:
     return {found.decode() for found in DIGEST.findall(stored)}
 
 
-async def export(log: StoredLog, run_id: str) -> AsyncIterator[bytes]:
+async def export(log: StoredLog, run_id: str) -> AsyncGenerator[bytes]:
     head = await log.head(run_id)
     if head.pruned:
         raise NotFound(f"the log of run {run_id} was pruned", hint="Export a log before it is pruned.")

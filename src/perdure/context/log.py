@@ -26,7 +26,7 @@ appended with ``epoch=None``: in whatever epoch the run now is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -228,8 +228,10 @@ class ContextLog(Protocol):
         limit: int = 1000,
         expand: bool = True,
         kind: str | None = None,
+        key: str | None = None,
     ) -> list[Entry]:
-        """One page along a branch (None: the current one), entries with seq > ``after``, of one ``kind`` or all.
+        """One page along a branch (None: the current one), entries with seq > ``after``. kind: one, or with a dot at
+        its end (``model.``) all that begin so. key: one, or with a slash at its end (``main/``) all of a lane.
         ``expand`` False leaves large values as references (``{"$blob": DIGEST}``, ``{"$list": DIGEST}``)."""
         ...
 
@@ -279,7 +281,7 @@ class ContextLog(Protocol):
         acknowledged before is not there: an older backup of the database was restored."""
         ...
 
-    def export(self, run_id: str) -> AsyncIterator[bytes]:
+    def export(self, run_id: str) -> AsyncGenerator[bytes]:
         """The whole log as lines of JSON (``formats.logfile``): all branches, what is shared with other runs, and the
         blobs."""
         ...
@@ -292,9 +294,9 @@ class ContextLog(Protocol):
         """
         ...
 
-    async def prune(self, run_id: str) -> None:
-        """Drop the entries of a run; its summary stays, ``Head.pruned`` says so. ``Conflict``: forks share them.
-        Whether its machine or a snapshot still needs them is for the caller to know."""
+    async def prune(self, run_id: str, *, expected_version: int | None = None) -> None:
+        """Drop the entries of a run; its summary (of ``expected_version``, else ``LogConflict``) stays, ``Head.pruned``
+        says so. ``Conflict``: forks share them. Whether its machine or a snapshot still needs them the caller knows."""
         ...
 
     async def sweep(self) -> Swept:

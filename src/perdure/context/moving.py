@@ -9,7 +9,7 @@ from perdure.context.listing import listed, tags
 from perdure.context.log import Head
 from perdure.context.rows import blob_row
 from perdure.context.values import encode
-from perdure.errors import Conflict
+from perdure.errors import Conflict, LogConflict
 from perdure.formats.chain import root_hash
 from perdure.formats.logfile import Beginning, Blob, Row, Stretch
 
@@ -88,15 +88,18 @@ class Drop:
 
     alone = True
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id = run_id
+    def __init__(self, run_id: str, expected_version: int | None) -> None:
+        self.run_id, self.expected_version = run_id, expected_version
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)
         needs.shared = self.run_id
 
     def apply(self, state: State) -> None:
-        state.run(self.run_id)
+        run = state.run(self.run_id)
+        if self.expected_version not in (None, run.version):
+            message = f"run {self.run_id}: its state was changed meanwhile (version {run.version})"
+            raise LogConflict(message, version=run.version)
         if state.sharers:
             hint = "Prune the forks first."
             message = f"the log of run {self.run_id} is shared by its forks: {', '.join(state.sharers[:5])}"

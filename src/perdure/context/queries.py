@@ -36,7 +36,9 @@ READ = (
 SELECT {ENTRY}
 FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
     AND e.seq > :after AND e.seq > path.fork_seq AND e.seq <= path.upto
-    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)
+    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind
+        OR (:kind LIKE '%.' AND substr(e.kind, 1, length(:kind)) = :kind))
+    AND (CAST(:key AS TEXT) IS NULL OR e.key = :key OR (:key LIKE '%/' AND substr(e.key, 1, length(:key)) = :key))
 ORDER BY e.seq LIMIT :limit
 """
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -254,8 +254,9 @@ To go on with this one, and lose what it does not have, remove {path}."""
         limit: int = PAGE,
         expand: bool = True,
         kind: str | None = None,
+        key: str | None = None,
     ) -> list[Entry]:
-        where = {"run_id": run_id, "branch": branch, "after": after, "limit": limit, "kind": kind}
+        where = {"run_id": run_id, "branch": branch, "after": after, "limit": limit, "kind": kind, "key": key}
         rows = await self._database.rows(queries.READ, where)
         if not rows and branch is None:
             head = await self.head(run_id)
@@ -339,14 +340,14 @@ To go on with this one, and lose what it does not have, remove {path}."""
             verifier.end()
         return Verification(**verifier.result()._asdict())
 
-    def export(self, run_id: str) -> AsyncIterator[bytes]:
+    def export(self, run_id: str) -> AsyncGenerator[bytes]:
         return exporting.export(self, run_id)
 
     async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
         return await exporting.take_up(self, lines, prepare)
 
-    async def prune(self, run_id: str) -> None:
-        await self.submit(moving.Drop(run_id))
+    async def prune(self, run_id: str, *, expected_version: int | None = None) -> None:
+        await self.submit(moving.Drop(run_id, expected_version))
 
     async def sweep(self) -> Swept:
         return await sweeping.sweep(self)

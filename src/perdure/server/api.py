@@ -13,7 +13,8 @@ GET  /v1/runs/{id}                          ``RunInfo``; ``?wait_s=N``: answers 
 GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&limit=N&branch=B&follow=1&compact=1``:
                                             ``follow`` ends after the entry that ends the run,
                                             with an empty line every 5 s; ``compact`` leaves
-                                            large values as references
+                                            large values as references. ``&kind=step.intent`` or a
+                                            beginning (``step.``); ``&key=LANE/N`` or a lane (``LANE/``)
 GET  /v1/runs/{id}/branches                 ``{"branches": [{"branch", "parent", "fork_seq", "seq"}, ...]}``
 GET  /v1/runs/{id}/output                   the program's output so far: text/plain (its tail after the run ended)
 POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``RunInfo``; the same id is taken once
@@ -75,6 +76,7 @@ from perdure.runs.calls import PREFIX as CALLS
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.server.logs import Logs
 from perdure.server.queues import QueuesApi
 from perdure.server.travel import Travel
 
@@ -168,6 +170,7 @@ class Api:
                 web.get("/v1/blobs/{digest}", self._blob),
                 web.post("/v1/calls", self._call),
                 *Travel(self._engine).routes(),
+                *Logs(self._engine, self._context).routes(),
                 *QueuesApi(self._engine).routes(),
             ]
         )
@@ -233,6 +236,7 @@ class Api:
         run_id = await self._run(request)
         after, branch = _number(request, "after", 0), _number(request, "branch", 0) or None
         left, expand = _number(request, "limit", 0) or None, request.query.get("compact") != "1"
+        kind, key = request.query.get("kind"), request.query.get("key")
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
         try:
@@ -240,11 +244,14 @@ class Api:
                 following = self._engine.follow(run_id, after, expand=expand)
                 async with _kept_alive(response), aclosing(following) as entries:
                     async for entry in entries:
-                        await response.write(msgspec.json.encode(entry) + b"\n")
+                        if is_like(entry.kind, kind, ".") and is_like(entry.key, key, "/"):
+                            await response.write(msgspec.json.encode(entry) + b"\n")
             else:
                 while left is None or left > 0:
                     limit = PAGE if left is None else min(left, PAGE)
-                    page = await self._context.read(run_id, branch=branch, after=after, limit=limit, expand=expand)
+                    page = await self._context.read(
+                        run_id, branch=branch, after=after, limit=limit, expand=expand, kind=kind, key=key
+                    )
                     if not page:
                         break
                     await response.write(b"".join(msgspec.json.encode(entry) + b"\n" for entry in page))
@@ -402,6 +409,13 @@ def _known(error: Exception) -> PerdureError:
         return InvalidValue(error.reason)
     log.error("internal error", exc_info=error)
     return PerdureError(f"internal error: {error!r}", hint="The server's log has the trace.")
+
+
+def is_like(found: str | None, wanted: str | None, end: str) -> bool:
+    """As the log's ``read`` has it: the same, or one that begins so where ``wanted`` has that end."""
+    if wanted is None or found == wanted:
+        return True
+    return wanted.endswith(end) and found is not None and found.startswith(wanted)
 
 
 async def _body(request: web.Request, kind: type[Wanted]) -> Wanted:

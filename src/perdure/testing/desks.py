@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -53,15 +54,22 @@ class Desk:
         return said, told
 
 
-@pytest.fixture
-async def desk(tmp_path: Path, provider: Provider) -> AsyncIterator[Desk]:
-    house = House(tmp_path, provider.url)
+@asynccontextmanager
+async def opened(folder: Path, provider: Provider) -> AsyncIterator[Desk]:
+    """With a home of its own in ``folder``."""
+    house = House(folder, provider.url)
     await house.up()
-    served = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
+    served = Served(house, Home(folder / "home", folder / "cache").make())
     await served.up()
-    made = Desk(served, tmp_path)
+    made = Desk(served, folder)
     yield made
     await made.leave()
     await served.runner.cleanup()
     await house.machines.close()
     await house.down()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path, provider: Provider) -> AsyncIterator[Desk]:
+    async with opened(tmp_path, provider) as made:
+        yield made

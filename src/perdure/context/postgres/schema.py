@@ -125,7 +125,7 @@ CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs
 
 def adapted(query: str) -> str:
     """A query with parameters as psycopg has them."""
-    return re.sub(r"(?<![:\w]):([a-z_][a-z_0-9]*)", r"%(\1)s", query)
+    return re.sub(r"(?<![:\w]):([a-z_][a-z_0-9]*)", r"%(\1)s", query.replace("%", "%%"))
 
 
 # -- what is known. The rows of runs are locked first, always in the same order; what is read after that holds.

@@ -1,0 +1,1 @@
+"""The commands of ``perdure log``, one file each."""

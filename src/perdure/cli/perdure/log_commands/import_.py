@@ -1,0 +1,26 @@
+"""perdure log import"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "import"
+HELP = "Take up the log of a run that was exported elsewhere"
+GROUP = "Runs"
+DESCRIPTION = (
+    "The run keeps its id, and must have ended. Each line is verified before it is taken, and nothing is seen of the "
+    "run before the last one. A fork is taken up after the run that it shares entries with."
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="what 'perdure log export' wrote; -: stdin")
+
+
+def run(options: argparse.Namespace) -> int:
+    from perdure.cli.perdure import _logfile, _progress
+    from perdure.client.server import ServerClient
+
+    info = ServerClient().take_up(_progress.counted(_logfile.lines(options.file), "sent"))
+    print(info.id)
+    return 0

@@ -1,0 +1,37 @@
+"""perdure log verify"""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "verify"
+HELP = "Recompute the hash chain of a run's log, or of an exported one"
+GROUP = "Runs"
+DESCRIPTION = "Of a file nothing else is needed: no server, and no database."
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    one = parser.add_mutually_exclusive_group(required=True)
+    one.add_argument("run_id", metavar="RUN", nargs="?", help="id, unique prefix of it, or name")
+    one.add_argument("--file", metavar="FILE", help="an exported log; -: stdin")
+    parser.add_argument("--json", action="store_true", help="as one JSON object")
+
+
+def run(options: argparse.Namespace) -> int:
+    import json
+
+    from perdure.cli.perdure import _logfile, _progress
+
+    if options.file is not None:
+        from perdure.formats import logfile
+
+        found = logfile.verify(_progress.counted(_logfile.lines(options.file), "read"))._asdict()
+    else:
+        from perdure.client.server import ServerClient
+
+        found = ServerClient().verify(options.run_id)
+    if options.json:
+        print(json.dumps(found))
+    else:
+        print(f"verified: {found['entries']} entries, {found['branches']} branches, {found['blobs']} large values")
+    return 0

@@ -1,0 +1,115 @@
+"""The context log at the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perdure.model import RunState
+from perdure.testing.desks import Desk, opened
+from perdure.testing.house import Provider
+from perdure.testing.machines import Ask
+from perdure.testing.programs import Steps, approval, chat
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def talks() -> Steps:
+    yield chat("draft " + "who? " * 300)
+    yield Ask("emit", {"name": "owls", "value": "x" * 700})
+    verdict = yield approval("Publish?")
+    yield Ask("complete", {"result": verdict.value["comment"]})
+
+
+async def ended(desk: Desk) -> str:
+    run_id = await desk.house.start(talks, name="first")
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+    await desk("approve", "first", "--comment", "go")
+    await desk.house.ends(run_id)
+    await desk.house.released(run_id)
+    return run_id
+
+
+async def test_show_follow_and_filters(desk: Desk) -> None:
+    run_id = await ended(desk)
+    whole = (await desk("log", "first"))[0].splitlines()
+    assert whole == (await desk("log", "show", run_id))[0].splitlines()
+    assert whole == (await desk("log", "follow", run_id))[0].splitlines()
+    assert whole == (await desk("log", "--follow", "first"))[0].splitlines()
+    assert (await desk("log", "first", "--limit", "2"))[0].splitlines() == whole[:2]
+    assert (await desk("log", "first", "--after", "2", "--limit", "1"))[0].splitlines() == whole[2:3]
+
+    async def kinds(*words: str) -> list[str]:
+        return [json.loads(line)["kind"] for line in (await desk("log", "first", "--json", *words))[0].splitlines()]
+
+    assert await kinds("--kind", "wait.started") == ["wait.started"]
+    assert await kinds("--kind", "wait.") == ["wait.started", "wait.completed"]
+    assert await kinds("--kind", "wait.", "--follow") == ["wait.started", "wait.completed"]
+    entries = [json.loads(line) for line in (await desk("log", "first", "--json"))[0].splitlines()]
+    key = next(entry["key"] for entry in entries if entry["kind"] == "emit")
+    assert await kinds("--key", key) == ["emit"]
+    assert await kinds("--lane", key.split("/")[0]) == [entry["kind"] for entry in entries if "key" in entry]
+    assert await kinds("--lane", "nobody's") == []
+    _, told = await desk("log", "first", "--lane", "main", "--key", "main/1", status=2)
+    assert "name the same thing" in told
+
+
+async def test_export_verify_import(desk: Desk, tmp_path: Path, provider: Provider) -> None:
+    run_id = await ended(desk)
+    await desk("log", "export", "first", "-o", "first.log")
+    said, _ = await desk("log", "verify", "--file", "first.log")
+    here = (await desk("log", "verify", "first"))[0]
+    assert said.startswith("verified: ") and said.split(",")[:2] == here.split(",")[:2]
+    assert (await desk("log", "export", "first"))[0] == (tmp_path / "first.log").read_text()
+    assert not (tmp_path / "first.log.new").exists()
+    _, told = await desk("log", "import", "first.log", status=1)
+    assert f"there is a run {run_id} already" in told
+
+    (tmp_path / "other").mkdir()
+    async with opened(tmp_path / "other", provider) as other:
+        damaged = (tmp_path / "first.log").read_text().replace("Publish?", "Publish!")
+        (tmp_path / "damaged.log").write_text(damaged)
+        for words in (("log", "verify", "--file"), ("log", "import")):
+            _, told = await other(*words, str(tmp_path / "damaged.log"), status=1)
+            assert "line " in told and "is not what was appended: its hash differs" in told
+        assert (await other("runs", "-q"))[0] == ""
+        assert (await other("log", "import", str(tmp_path / "first.log")))[0] == run_id + "\n"
+        assert (await other("log", "first", "--json"))[0] == (await desk("log", "first", "--json"))[0]
+        assert "Publish?" in (await other("show", "first"))[0]
+    for words in (("log", "verify", "--file", "nothing"), ("log", "import", "nothing")):
+        assert "nothing cannot be read" in (await desk(*words, status=2))[1]
+
+
+async def test_a_run_that_goes_on_is_neither_taken_up_nor_pruned(
+    desk: Desk, tmp_path: Path, provider: Provider
+) -> None:
+    run_id = await desk.house.start(talks, name="first")
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+    await desk("log", "export", "first", "-o", "first.log")
+    (tmp_path / "other").mkdir()
+    async with opened(tmp_path / "other", provider) as other:
+        _, told = await other("log", "import", str(tmp_path / "first.log"), status=1)
+        assert "had not ended when it was exported: it was suspended" in told
+        assert (await other("runs", "-q"))[0] == ""
+    _, told = await desk("log", "prune", "first", status=1)
+    assert "has not ended: it is suspended" in told
+    assert (await desk("log", "prune", "--older-than", "0s"))[0].startswith("0 logs dropped")
+
+
+async def test_prune(desk: Desk) -> None:
+    run_id = await ended(desk)
+    assert (await desk("log", "prune", "--older-than", "1d", "--dry-run"))[0] == ""
+    assert (await desk("log", "prune", "--older-than", "0s", "--dry-run"))[0] == run_id + "\n"
+    said, _ = await desk("log", "prune", "--older-than", "0s")
+    assert said.startswith(f"{run_id}\n1 logs dropped; 0 large values removed")
+    said, _ = await desk("log", "prune", "--older-than", "0s", "--json")
+    found = json.loads(said)
+    assert found["runs"] == [] and found["swept"]["blobs"] > 0
+    _, told = await desk("log", "first", status=1)
+    assert "was pruned" in told
+    assert run_id in (await desk("runs"))[0]
+    assert json.loads((await desk("status", "first", "--json"))[0])["result"] == "go"
+    assert "pruned already" in (await desk("log", "prune", "first", status=1))[1]
+    assert "is no time" in (await desk("log", "prune", "--older-than", "soon", status=2))[1]
