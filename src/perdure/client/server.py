@@ -15,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.client.queues import QueuesClient
+from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json
 from perdure.host.paths import Home
@@ -37,6 +38,7 @@ class ServerClient:
             address, service="the server (perdured)", hint="start it with: perdure up", headers=headers
         )
         self.queues = QueuesClient(self._transport)
+        self.schedules = SchedulesClient(self._transport)
 
     def start(
         self,
@@ -109,8 +111,7 @@ class ServerClient:
             "queue_key": queue_key,
             "priority": priority,
         }
-        wished = {field: value for field, value in request.items() if value or field == "input"}  # 0 is an input, too
-        return self._info("POST", "/v1/runs", wished)
+        return self._info("POST", "/v1/runs", request_of(**request))
 
     def runs(self, *, states: Sequence[str] = (), tags: Mapping[str, str] | None = None) -> _Runs:
         """All runs, newest first; with ``states`` only those that are in one of them, with ``tags`` those that have
@@ -321,6 +322,11 @@ class ServerClient:
 
     def _info(self, method: str, path: str, body: dict[str, Any]) -> RunInfo:
         return msgspec.convert(self._transport.call(method, path, json_body=body), RunInfo)
+
+
+def request_of(**given: Any) -> dict[str, Any]:
+    """The fields of a ``StartRequest`` that say something."""
+    return {field: value for field, value in given.items() if value or field == "input"}  # 0 is an input, too
 
 
 def outcome(info: RunInfo) -> Any:

@@ -34,6 +34,7 @@ from perdure.runs.record import Record, StartRequest, from_head, to_value
 from perdure.runs.replay import CALLS_VERSION
 from perdure.runs.roads import Roads
 from perdure.runs.run import Run
+from perdure.runs.schedules import Schedules
 from perdure.runs.tenure import Tenure
 from perdure.runs.timers import Timers
 from perdure.runs.waits import Wait
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 FORKS_MAX = 100  # by one request
 CAPTURE_S = 30.0  # for the checkpoint that a fork of a warm machine goes on from
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
+SCHEDULE = "schedule:"
 QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
 
 
@@ -75,6 +77,7 @@ class Engine(Desk):
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         self._timers = Timers(self._deadline, clock)
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
+        self.schedules = Schedules(context, self, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._spawn)
 
     # -- life
@@ -96,6 +99,7 @@ class Engine(Desk):
                 else:
                     await self._adopt(self._take_up(head))
         await self.queues.open()
+        await self.schedules.open()
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
@@ -241,6 +245,9 @@ class Engine(Desk):
                 if event.kind == "node.connected" or event.sandbox_id == run.record.sandbox_id:
                     run.look()
 
+    def _wind(self, at: float, schedule: str) -> None:
+        self._timers.add(at, "", SCHEDULE + schedule, absolute=True)
+
     def _on_wait(self, run_id: str, wait: Wait) -> None:
         if wait.child:
             self._children.awaited(run_id, wait)
@@ -256,6 +263,9 @@ class Engine(Desk):
             self._timers.add(until, run.id, LIMIT + run.id)
 
     async def _deadline(self, run_id: str, wait_id: str) -> None:
+        if wait_id.startswith(SCHEDULE):
+            await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
+            return
         if wait_id.startswith(QUEUE):
             self.queues.turn(wait_id.removeprefix(QUEUE))
             return

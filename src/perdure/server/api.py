@@ -78,6 +78,7 @@ from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
 from perdure.server.logs import Logs
 from perdure.server.queues import QueuesApi
+from perdure.server.schedules import SchedulesApi
 from perdure.server.travel import Travel
 
 log = logging.getLogger(__name__)
@@ -172,6 +173,7 @@ class Api:
                 *Travel(self._engine).routes(),
                 *Logs(self._engine, self._context).routes(),
                 *QueuesApi(self._engine).routes(),
+                *SchedulesApi(self._engine).routes(),
             ]
         )
         return app

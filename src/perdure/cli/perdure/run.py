@@ -24,7 +24,14 @@ DESCRIPTION = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("words", nargs="*", metavar="FILE.py:FUNCTION | -- COMMAND", help="what to run")
+    add_options(parser)
+    parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
+    parser.add_argument("--json", action="store_true", help="print the run as JSON, at its end (with -d: at once)")
+
+
+def add_options(parser: argparse.ArgumentParser, before: str = "") -> None:
+    """What is to run, and how. before: another word that comes first."""
+    parser.add_argument("words", nargs="*", metavar=f"{before}FILE.py:FUNCTION | -- COMMAND", help="what to run")
     parser.add_argument("-i", "--input", metavar="JSON", help="the agent's input: JSON, @FILE, or - for stdin")
     parser.add_argument("--image", default="", help=f"the image to run in (an agent's: {DEFAULT_IMAGE})")
     _machine.add_options(parser)
@@ -42,8 +49,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="to find the run by")
     parser.add_argument("--metadata", metavar="JSON", help="whatever belongs to the run: JSON, @FILE, or - for stdin")
     _lifecycle.add_options(parser)
-    parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
-    parser.add_argument("--json", action="store_true", help="print the run as JSON, at its end (with -d: at once)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
     from perdure.client.server import ServerClient
 
-    request = _request(options)  # what is wrong with it is said first
+    request = request_of(options)  # what is wrong with it is said first
     server = ServerClient()
     server.status()
     if request["durability"] == "snapshot" and is_default(request["image"]):
@@ -71,7 +76,8 @@ def run(options: argparse.Namespace) -> int:
     return _finish(server, info, is_command=bool(request.get("command")))
 
 
-def _request(options: argparse.Namespace) -> dict[str, Any]:
+def request_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of ``ServerClient.start``. InvalidValue, AgentInvalid."""
     from perdure.cli.perdure import _json
     from perdure.client import source
     from perdure.errors import InvalidValue

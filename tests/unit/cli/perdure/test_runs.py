@@ -101,6 +101,33 @@ async def test_queues_at_the_command_line(desk: Desk) -> None:
     assert "no such queue: q" in (await desk("run", "x.py:f", "--queue", "q", status=1))[1]
 
 
+async def test_schedules_at_the_command_line(desk: Desk) -> None:
+    desk.house.machines.program = stays
+    by_cron = ("--cron", "0 9 * * *", "--zone", "Europe/Berlin")
+    said, _ = await desk("schedule", "create", "daily", "x.py:f", *by_cron, "-i", "1")
+    assert said.startswith("daily  next: ")
+    spread = ("--jitter", "1m", "--catch-up", "all:3")
+    await desk("schedule", "create", "often", "x.py:f", "--every", "15m", *spread, "--paused")
+    listed = (await desk("schedule", "ls"))[0].splitlines()
+    assert "0 9 * * * Europe/Berlin" in listed[1] and "every 15m 00s" in listed[2] and "paused" in listed[2]
+    run_id = (await desk("schedule", "run", "often"))[0].strip()
+    assert (await desk("runs", "-q", "--tag", "schedule=often"))[0].strip() == run_id
+    await desk("schedule", "resume", "often")
+    shown = json.loads((await desk("schedule", "inspect", "often"))[0])
+    assert (shown["catch_up"], shown["catch_up_max"], len(shown["next"]), shown["last_run"]) == ("all", 3, 5, "")
+    await desk("schedule", "pause", "often")
+    await desk("schedule", "rm", "daily")
+    await desk("cancel", run_id, "--force")
+    for words, said in (
+        (["--cron", "0 25 * * *"], "hour is '25'"),
+        (["--every", "soon"], "--every"),
+        (["--every", "1h", "--catch-up", "last:3"], "--catch-up 'last:3' is unknown"),
+        ([], "either by cron or by every_s"),
+    ):
+        assert said in (await desk("schedule", "create", "wrong", "x.py:f", *words, status=2))[1]
+    assert len((await desk("schedule", "ls", "--json"))[0].splitlines()) == 1
+
+
 async def test_detached_and_as_json(desk: Desk) -> None:
     desk.house.machines.program = publishes
     run_id, told = await desk("run", "x.py:f", "--detach", "--key", "once")
