@@ -109,7 +109,7 @@ def test_three_forks_at_a_decision_and_a_rewind(server: ServerClient, client: No
         server.verify(fork)
     assert asks(server, run, "one") == at  # the run itself was left alone
 
-    server.rewind(forks[1], at)  # it has ended, with its machine and snapshots: the log alone, from the start
+    server.rewind(forks[1], at)  # it has ended, and its snapshots are gone: from that of the run above
     asks(server, forks[1], "one")
     server.approve(forks[1], approved=True, comment="anew")
     asks(server, forks[1], "two")
