@@ -5,6 +5,7 @@
         host/                   the emulated host: its pids, logs and launcher address
         images/ templates/ store/ sandboxes/ networks/ perdure.db
         acknowledged            the last entry that the server wrote (``context.mark``)
+        workers/                one folder per run of the replay road whose worker lives, or sleeps
         headroom                for the small files of what frees room (``headroom``)
         frames/                 of layers that are beyond this machine: a cache, which may be deleted
     CACHE/                      PERDURE_CACHE; /var/cache/perdure or ~/.cache/perdure: assets, by digest

@@ -304,7 +304,8 @@ class Driver:
         self._away = 0 if counts else self._away + 1
         if failures > self._settings.failures_max:
             message = f"gave up after {failures} failures in a row: {cause}" + (f" ({detail})" if detail else "")
-            hint = "The node's log (run/fcrund.log in the state folder) says more."
+            where = "server's log (run/perdured.log" if seen.request.is_replay else "node's log (run/fcrund.log"
+            hint = f"The {where} in the state folder) says more."
             error = {"code": "machine-failed", "message": message, "hint": hint, "details": {"cause": cause}}
             await self._fail(seen, error, "machine-failed")
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from perdure.runs.record import Record, StartRequest
 from perdure.runs.replay import check_versions
 from perdure.server import workers as workers_module
 from perdure.server.workerlimit import limit
+from perdure.testing.cgroups import limited_cgroup
 from perdure.testing.workers import WorkerHouse
 
 
@@ -51,6 +53,37 @@ async def test_one_that_is_killed_again_and_again_is_given_up(road: WorkerHouse)
     info = await road.ends(await road.start("import os\ndef f(ctx):\n    os.kill(os.getpid(), 9)"))
     assert info.error is not None and info.recoveries == 2
     assert info.error["message"] == "gave up after 3 failures in a row: worker-killed (signal 9)"
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """A cgroup with 64 MiB of memory."""
+    try:
+        cgroup = limited_cgroup("worker", memory_bytes=64 << 20)
+    except OSError as error:
+        pytest.skip(f"no cgroup with a limit of memory may be made: {error}")
+    yield cgroup
+    cgroup.rmdir()
+
+
+async def test_one_that_takes_too_much_memory_is_told_so(road: WorkerHouse, narrow: Path) -> None:
+    road.settings = replace(road.settings, failures_max=0)
+    await road.down()
+    await road.up()
+    run_id = await road.start(
+        """
+        def f(ctx: Context):
+            ctx.emit("begun")
+            ctx.step("wait", lambda: open(PIPE).read())
+            held = [bytearray(b"x" * (1 << 20)) for _ in range(1000)]
+        """.replace("PIPE", repr(str(pipe := road.home.root / "pipe")))
+    )
+    os.mkfifo(pipe)
+    await road.until(run_id, "step.intent")
+    (narrow / "cgroup.procs").write_text(str(road.worker(run_id)))
+    await asyncio.to_thread(pipe.write_text, "go")
+    info = await road.ends(run_id)
+    assert info.error is not None and "out-of-memory" in info.error["message"], info.error
 
 
 async def test_what_a_worker_prints_is_bounded_and_its_end_is_kept(road: WorkerHouse) -> None:
