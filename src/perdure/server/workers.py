@@ -314,8 +314,8 @@ def _furnish(folder: Path, plan: MachinePlan) -> str:
     """An empty folder with the agent's file beside it; returns PATH:FUNCTION."""
     file, _, function = plan.agent.partition(":")
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("agent", "work"):
-        (folder / part).mkdir(parents=True, mode=0o700)
+    for made in (folder.parent, folder, folder / "agent", folder / "work"):
+        made.mkdir(parents=True, exist_ok=True, mode=0o700)  # what agents say is for nobody else
     path = folder / "agent" / file
     path.write_bytes(plan.source)
     return f"{path}:{function}"
