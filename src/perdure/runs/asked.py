@@ -13,6 +13,7 @@ from perdure.model import Call, Entry, RunState
 from perdure.runs.bounds import read_body
 from perdure.runs.record import Overruled
 from perdure.runs.run import Run
+from perdure.runs.travel import waits_at
 from perdure.runs.waits import Waits
 
 HIDDEN = ("request",)  # in payloads, but not part of what was said
@@ -172,18 +173,21 @@ class Asked:
         """What the new branch has of the old one: the waits at its fork, just before ``seq``, and from then on what is
         still true: signals, which came from outside, and the calls of other lanes, which went no other way. Of model
         calls only what was asked and answered: each request to a provider is counted once."""
-        waits, after = Waits(), 0
+        run, after = self.run, 0
         lanes: set[str] = set()  # begun before the fork
+        while page := await run.context.read(run.id, branch=run.branch, after=after, expand=False):
+            lanes.update(_lane(entry.key or "") for entry in page if entry.seq < seq)
+            after = page[-1].seq
+            if after >= seq:
+                break
         carried: list[NewEntry] = []
-        while page := await self.run.context.read(self.run.id, branch=self.run.branch, after=after):
+        after = seq - 1
+        while page := await run.context.read(run.id, branch=run.branch, after=after):
             for entry in page:
-                if entry.seq < seq:
-                    waits = waits.after(entry.kind, entry.payload)
-                    lanes.add(_lane(entry.key or ""))
-                elif entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
+                if entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
                     carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
             after = page[-1].seq
-        return waits, carried
+        return await waits_at(run.context, run.id, run.branch, seq - 1), carried
 
     def _is_carried(self, key: str, begun: set[str], kind: str) -> bool:
         # A lane that this one made after the fork is another one now, even if it has the same name.

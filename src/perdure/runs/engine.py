@@ -383,9 +383,10 @@ class Engine(Desk):
         run_id = run.id
         try:
             await travel.rewind(run, to)
-        finally:
-            if not run.driven and run.record.released:
-                self._runs.pop(run_id, None)  # refused: it stays ended
+        except BaseException:
+            if not run.driven:
+                self._runs.pop(run_id, None)  # it stays ended, or another server's
+            raise
         await self._models.forget(run_id)  # what was asked for the old branch is of no use
         if not run.driven:
             self._runs[run_id] = run

@@ -52,10 +52,12 @@ async def _tree(context: ContextLog, head: Head, record: Record) -> Tree:
 
 
 async def _branches(context: ContextLog, head: Head) -> list[dict[str, Any]]:
-    found = []
-    for one in await context.branches(head.run_id):
-        first = await context.read(head.run_id, branch=one.branch, after=one.fork_seq, limit=1, expand=False)
-        why = first[0].kind if first and one.fork_seq else ""
+    found, branches = [], await context.branches(head.run_id)
+    for one in branches:
+        why = ""
+        if len(branches) > 1 and one.fork_seq:
+            first = await context.read(head.run_id, branch=one.branch, after=one.fork_seq, limit=1, expand=False)
+            why = first[0].kind
         is_current = one.branch == head.branch
         shown = {"branch": one.branch, "parent": one.parent, "fork_seq": one.fork_seq, "seq": one.seq}
         found.append({**shown, "why": why, "current": is_current})

@@ -45,18 +45,24 @@ async def moment(context: ContextLog, run_id: str, branch: int, seq: int) -> Mom
     if found[0].kind in ENDS:
         hint = f"Go back to entry {seq - 1}, or an earlier one."
         raise InvalidValue(f"entry {seq} of run {run_id} ended it: nothing goes on from there", hint=hint)
+    waits = await waits_at(context, run_id, branch, seq)
+    return Moment(branch=branch, seq=seq, epoch=found[0].epoch, time=found[0].time, waits=waits)
+
+
+async def waits_at(context: ContextLog, run_id: str, branch: int, seq: int) -> Waits:
+    """What a run was parked on right after an entry. A conversation's turns, which are long, are not read for it."""
     entries = []
     for kind in FOLDED:
         after = 0
         while page := await context.read(run_id, branch=branch, after=after, kind=kind):
             entries += [entry for entry in page if entry.seq <= seq]
-            after = max(page[-1].seq, after) if page[-1].seq <= seq else seq
-            if after == seq:
+            after = page[-1].seq
+            if after >= seq:
                 break
     waits = Waits()
     for entry in sorted(entries, key=lambda entry: entry.seq):
         waits = waits.after(entry.kind, entry.payload)
-    return Moment(branch=branch, seq=seq, epoch=found[0].epoch, time=found[0].time, waits=waits)
+    return waits
 
 
 async def newest(context: ContextLog, head: Head) -> int:

@@ -114,3 +114,44 @@ async def test_a_run_that_waits_on_says_where_it_went_on(house: Any) -> None:
     assert "goes on from the snapshot of entry" in text and f"forked from run {run_id}" in text
     assert at < replayed.seq
     assert await house.entries(run_id, "replayed") == []  # suspends and resumes are no losses
+
+
+class Reads:
+    """A log that counts how often entries are read by the page."""
+
+    def __init__(self, log: Any) -> None:
+        self._log = log
+        self.pages = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "read":
+            self.pages += 1
+        return getattr(self._log, name)
+
+
+async def test_a_recovery_from_a_snapshot_reads_no_pages_of_the_log(house: Any) -> None:
+    """So it takes as long however long the log is."""
+
+    def program() -> Steps:
+        for number in range(300):
+            yield Ask("emit", {"name": "n", "value": number})
+        yield approval("Sleep?")
+        yield approval("Go on?")
+        yield Ask("complete", {"result": 1})
+
+    house.wrap = Reads
+    await house.down()
+    await house.up()
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    run = house.engine._runs[run_id]
+    held = asyncio.Event()
+    house.machines.before["suspend"] = held.wait
+    await house.engine.approve(run_id, None, approved=True)
+    assert await run.until(lambda: [wait.name for wait in run.record.waits.open] == ["Go on?"], 10)
+    before = house.log.pages
+    await house.kill_machine(run_id)
+    held.set()
+    assert await run.until(lambda: run.record.recoveries == 1 and run.state is RunState.SUSPENDED, 10)
+    assert house.log.pages == before
+    assert house.machines.done.count("start") == 1
