@@ -32,6 +32,8 @@ static const char usage[] =
     "        the same PERDURE_IDEMPOTENCY_KEY), or it fails\n"
     "  perdure-guest emit NAME [VALUE|-] [--json]\n"
     "        tell whoever follows the run; VALUE (or stdin) is a text, with --json a JSON value\n"
+    "  perdure-guest signal RUN NAME [VALUE|-] [--json]\n"
+    "        send another run a signal that it waits for, once\n"
     "  perdure-guest message ROLE TEXT|-\n"
     "  perdure-guest messages\n"
     "        record a message of a conversation; print all that are recorded, as JSON\n"
@@ -287,6 +289,29 @@ static int do_emit(const struct words *words) {
     return 0;
 }
 
+static int do_signal(const struct words *words) {
+    struct bytes body = {0}, answer = {0}, name = {0};
+    struct key key;
+    check_count(words, 2, 3, "signal RUN NAME [VALUE|-] [--json]");
+    put(&body, "{\"run\": ");
+    put_text_value(&body, words->rest[0]);
+    put(&body, ", \"name\": ");
+    put_text_value(&body, words->rest[1]);
+    put(&body, ", \"value\": ");
+    if (words->count == 3)
+        put_value(&body, words, words->rest[2]);
+    else
+        put(&body, "null");
+    put(&body, "}");
+    put(&name, words->rest[0]);
+    put(&name, "/");
+    bytes_append(&name, words->rest[1], strlen(words->rest[1]) + 1);
+    name_lane(&key, words, "send", (const char *)bytes_head(&name));
+    door_take(&key);
+    ask("signal", &key, &body, &answer);
+    return 0;
+}
+
 static int do_message(const struct words *words) {
     struct bytes body = {0}, answer = {0};
     struct key key;
@@ -338,7 +363,7 @@ int client_main(int argc, char **argv) {
         const char *name;
         int (*act)(const struct words *);
     } commands[] = {{"wait", do_wait},         {"step", do_step},         {"emit", do_emit},
-                    {"message", do_message},   {"messages", do_messages}, {"checkpoint", do_checkpoint}};
+                    {"signal", do_signal},     {"message", do_message},   {"messages", do_messages}, {"checkpoint", do_checkpoint}};
     for (char **word = argv + 1; *word && strcmp(*word, "--"); word++)
         if (!strcmp(*word, "--help") || !strcmp(*word, "-h")) {
             say(usage, strlen(usage));

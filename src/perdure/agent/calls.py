@@ -179,6 +179,14 @@ def emit(name: str, value: Any) -> dict[str, Any]:
     return {"name": text(name, "ctx.emit: the name"), "value": to_json(value, f"ctx.emit({name!r})")}
 
 
+def send(run: str, name: str, value: Any) -> dict[str, Any]:
+    return {
+        "run": text(run, "ctx.signal: the run"),
+        "name": text(name, "ctx.signal: the name"),
+        "value": to_json(value, f"ctx.signal({name!r})"),
+    }
+
+
 def message(new: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(new, dict) or not isinstance(new.get("role"), str):
         hint = 'for example {"role": "user", "content": "..."}'

@@ -208,6 +208,10 @@ class Context:
         """Tell whoever follows the run (``perdure log RUN --follow``)."""
         self._door.call(self._lane, "emit", calls.emit(name, value))
 
+    def signal(self, run: str, name: str, value: Any = None) -> None:
+        """Send another run (its id, or name) a signal, once: also where this call is lived through again."""
+        self._door.call(self._lane, "signal", calls.send(run, name, value))
+
     def checkpoint(self, *, keep: bool = False) -> None:
         """Capture the machine here: what is lost later goes on from this moment. keep: not given up for newer ones."""
         self._door.call(self._lane, "checkpoint", {"keep": keep})

@@ -193,6 +193,10 @@ class AsyncContext:
         """See ``Context.emit``."""
         await _call(_lane.get(), "emit", calls.emit(name, value))
 
+    async def signal(self, run: str, name: str, value: Any = None) -> None:
+        """See ``Context.signal``."""
+        await _call(_lane.get(), "signal", calls.send(run, name, value))
+
     async def checkpoint(self, *, keep: bool = False) -> None:
         """See ``Context.checkpoint``."""
         await _call(_lane.get(), "checkpoint", {"keep": keep})

@@ -29,6 +29,7 @@ POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wa
 POST /perdure/v1/value         {"of": "now" | "random" | "uuid"}      {"value"}, drawn when it was first asked
 POST /perdure/v1/emit          {"name", "value"}                      {}
 POST /perdure/v1/checkpoint    {"keep": bool}                         {"snapshot": DIGEST, "seq"}, once it is durable
+POST /perdure/v1/signal        {"run", "name", "value"?}              {"run_id"}: another run has it, once
 POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
 POST /perdure/v1/messages      {}                                     {"messages": [...]} recorded by ``message``
                                                                       before this call was first asked
@@ -53,17 +54,19 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import Cancelled, InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
-from perdure.runs import checkpoints, drawn, parking, replay, steps
+from perdure.runs import checkpoints, drawn, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import broken_off, tell
 from perdure.runs.ports import ModelCalls
 from perdure.runs.run import Run
 
+Route = Callable[[Asked], Awaitable[Body]]
 PREFIX = "/perdure/v1/"
 REFUSED = 400  # statuses from here on are no turns
 
@@ -71,8 +74,10 @@ REFUSED = 400  # statuses from here on are no turns
 class Calls:
     """Joins the runs' own calls and the gateway."""
 
-    def __init__(self, models: ModelCalls) -> None:
+    def __init__(self, models: ModelCalls, deliver: sending.Deliver) -> None:
+        """deliver: signals, to whichever run they are for."""
         self._models = models
+        self._routes: dict[str, Route] = {**ROUTES, "signal": partial(sending.send, deliver=deliver)}
 
     async def answer(self, run: Run, call: Call) -> Answer:
         """The answer, its body from ``call.offset`` on. StaleEpoch: the machine is to end. Unavailable: ask again.
@@ -87,7 +92,7 @@ class Calls:
                     raise
                 return broken_off(error)
             return await self._model(asked)
-        route = ROUTES.get(path.removeprefix(PREFIX))
+        route = self._routes.get(path.removeprefix(PREFIX))
         if route is None:
             raise NotFound(f"no such call: {path}", hint="See docs/formats/agent-calls.md.")
         if call.method != "POST":
@@ -234,7 +239,7 @@ async def _fail(asked: Asked) -> Body:
 
 FAILURE = {"code": "agent-failed", "message": "the agent failed", "hint": ""}
 
-ROUTES: dict[str, Callable[[Asked], Awaitable[Body]]] = {
+ROUTES: dict[str, Route] = {
     "begin": _begin,
     "step": steps.begin,
     "step/end": steps.end,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from perdure.errors import Conflict, from_json
+from perdure.context.log import NewEntry
+from perdure.errors import Conflict, Unsupported, from_json
 from perdure.model import Frozen, RunState, SnapshotInfo
 from perdure.runs.asked import Asked, Body
 from perdure.runs.run import Run
@@ -22,6 +23,9 @@ class Checkpoint(Frozen, frozen=True, kw_only=True):
 async def of_person(run: Run, *, keep: bool) -> SnapshotInfo:
     """The snapshot of a run that goes on, taken now; of one that sleeps the one that it sleeps in. Conflict."""
     wish = Wish(keep=keep)
+    if run.record.request.is_replay:
+        message = f"run {run.id} is on the replay road: it has no machine to capture"
+        raise Unsupported(message, hint="It goes on from its log, which is complete at any moment.")
 
     async def act() -> SnapshotInfo | None:
         record = run.record
@@ -56,6 +60,10 @@ async def of_program(asked: Asked) -> Body:
         known = await asked.known()
         if known:
             return dict(known[-1].payload)
+        if run.record.request.is_replay:  # its log is all that there is to keep, and it is kept
+            tip = await run.context.head(run.id)
+            told = {"checkpoint": "", "seq": tip.seq, "request": asked.request}
+            return dict((await asked.note(NewEntry(kind="note", key=asked.key, payload=told)))[0].payload)
         if run.record.steps:
             hint = "A machine that is captured within a step would have its effect again: do it between steps."
             raise Conflict("a checkpoint within a step", hint=hint)

@@ -115,6 +115,12 @@ class Desk:
         async with self._going(run_id) as run:
             await run.signal(name, value, signal_id)
 
+    async def deliver(self, ref: str, name: str, value: Any, signal_id: str) -> str:
+        """Signal the run that ``ref`` means, in the name of another run; its id."""
+        run_id = await self.find(ref)
+        await self.signal(run_id, name, value, signal_id)
+        return run_id
+
     async def checkpoint(self, run_id: str, *, keep: bool = False) -> SnapshotInfo:
         """A snapshot of the run at its position, now. keep: it is not given up for newer ones. Conflict."""
         async with self._going(run_id) as run:

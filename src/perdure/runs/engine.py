@@ -68,7 +68,7 @@ class Engine(Desk):
         settings = settings or Settings()
         super().__init__(context, Roads(machines, workers), models, settings.clean_up_s)
         self._clock = clock
-        self._calls = Calls(models)
+        self._calls = Calls(models, self.deliver)
         self._calls_url = calls_url
         self._secret = secret
         self._settings = settings

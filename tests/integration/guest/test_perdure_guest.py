@@ -180,6 +180,7 @@ async def test_emit_messages_and_a_checkpoint(shell: Shell) -> None:
     await shell("emit", "draft", 'a "text"')
     await shell("emit", "draft", "-", "--json", given=b' {"a": [1, 2.5e3, "\\u00e9\\ud83e\\udd89"]}\n')
     await shell("emit", "draft")
+    await shell("signal", "other", "go", "[1]", "--json")
     await shell("message", "user", "-", given="h\u00e9".encode())
     assert (await shell("messages"))[0] == b'[{"role": "user"}]\n'
     assert (await shell("checkpoint", "--keep"))[0] == b"sha256:1\n"
@@ -187,6 +188,7 @@ async def test_emit_messages_and_a_checkpoint(shell: Shell) -> None:
         ("emit", {"name": "draft", "value": 'a "text"'}),
         ("emit", {"name": "draft", "value": {"a": [1, 2500.0, "\u00e9\U0001f989"]}}),
         ("emit", {"name": "draft", "value": None}),
+        ("signal", {"run": "other", "name": "go", "value": [1]}),
         ("message", {"message": {"role": "user", "content": "h\u00e9"}}),
         ("messages", {}),
         ("checkpoint", {"keep": True}),

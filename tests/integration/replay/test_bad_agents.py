@@ -153,14 +153,6 @@ async def test_what_belongs_to_a_machine_is_refused(road: WorkerHouse, changes: 
         await road.engine.start(msgspec.structs.replace(request, **changes))
 
 
-async def test_a_checkpoint_is_of_the_other_road(road: WorkerHouse) -> None:
-    info = await road.ends(await road.start("def f(ctx: Context):\n    ctx.checkpoint()"))
-    assert info.error is not None and (info.error["code"], info.error["message"]) == (
-        "unsupported",
-        "a worker has no snapshots: its log is all there is to keep",
-    )
-
-
 def test_a_run_of_another_version_names_both() -> None:
     record = Record(state=RunState.QUEUED, request=StartRequest(), made_by="0.0.1", calls_version=7)
     with pytest.raises(VersionMismatch) as raised:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from perdure.errors import Unsupported
 from perdure.model import RunState
 from perdure.runs.retries import Retry
 from perdure.testing.house import Provider
@@ -270,3 +271,17 @@ async def test_cancel_ends_a_function_that_never_yields(road: WorkerHouse, tmp_p
     assert await run.until(lambda: run.record.released, 20)
     assert not Path(f"/proc/{pid}").exists() and not (road.home.root / "workers" / run_id).exists()
     assert (await road.engine.info(run_id)).state is RunState.CANCELLED
+
+
+async def test_what_is_of_machines_is_nothing_here_and_signals_are_sent_once(road: WorkerHouse) -> None:
+    other = await road.start("def f(ctx: Context):\n    return ctx.wait_for('go')")
+    calls = "ctx.checkpoint(); ctx.signal(run, 'go', 7)"
+    text = f"def f(ctx: Context, run: str):\n    {calls}\n    return ctx.wait_for('end')"
+    run_id = await road.start(text, {"run": other})
+    await road.until(run_id, "run.suspended")
+    with pytest.raises(Unsupported, match="no machine to capture"):
+        await road.engine.checkpoint(run_id)
+    assert await road.result(other) == 7
+    await road.engine.signal(run_id, "end", 1)
+    assert await road.result(run_id) == 1  # it ran again from its start, and heard both from its log
+    assert len(await road.entries(run_id, "note")) == 2

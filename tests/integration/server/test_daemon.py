@@ -111,13 +111,23 @@ def test_the_port_needs_the_token(daemons: Daemons) -> None:
         ServerClient(daemons.home, url=known["url"]).status()
 
 
-def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons) -> None:
-    (daemons.home.root / "settings.toml").write_text("[providers.mine]\nurl = 1\n")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("[providers.mine]\nurl = 1\n", "unknown setting 'url'"),
+        ("[runs]\nidle = 1\n", "[runs]: unknown setting 'idle'"),
+        ("[runs]\nidle_grace_s = 'long'\n", "idle_grace_s"),
+        ("[runs]\ncheckpoint_turns = -1\n", "checkpoint_turns is -1"),
+        ("runs = 1\n", "runs is not a table"),
+    ],
+)
+def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons, settings: str, said: str) -> None:
+    (daemons.home.root / "settings.toml").write_text(settings)
     process = daemons.start()
     _, told = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2
     assert "settings.toml" in told
-    assert "unknown setting 'url'" in told
+    assert said in told
 
 
 @pytest.mark.parametrize("where", ["environment", "settings"])

@@ -293,3 +293,27 @@ async def test_policies_that_are_none(house: Any) -> None:
         with pytest.raises(InvalidValue, match="policy: "):
             await house.start(lambda: iter(()), policy=wrong)
     assert msgspec.json.decode(b'{"idle_grace_s": 5}', type=Policy).over(Policy(think_grace_s=1)).think_grace_s == 1
+
+
+async def test_a_program_signals_another_run_once(house: Any) -> None:
+    def waits() -> Steps:
+        came = yield Ask("wait", {"kind": "signal", "name": "go"})
+        yield Ask("wait", {"kind": "signal", "name": "end"})
+        yield Ask("complete", {"result": came.value["value"]})
+
+    def sends() -> Steps:
+        sent = yield Ask("signal", {"run": "other", "name": "go", "value": 7})
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        refused = yield Ask("signal", {"run": "nobody", "name": "go"})
+        yield Ask("complete", {"result": [sent.value["run_id"], refused.value["error"]["code"]]})
+
+    other = await house.start(waits, name="other")
+    await house.reaches(other, RunState.SUSPENDED, RunState.WAITING)
+    run_id = await house.start(sends, policy=Policy(idle_grace_s=NEVER_S))
+    await house.reaches(run_id, RunState.WAITING)
+    await house.kill_machine(run_id)  # from its start again: it asks again, and is answered from the log
+    await house.engine.signal(run_id, "go", None)
+    assert (await house.ends(run_id)).result == [other, "not-found"]
+    await house.engine.signal(other, "end", None)
+    assert (await house.ends(other)).result == 7
+    assert len([e for e in await house.entries(other, "signal") if e.payload["signal"]["name"] == "go"]) == 1
