@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perdure.context.log import ContextLog, NewEntry, NewHead
-from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch
+from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch, TooLarge
 from perdure.testing.postgres_fixtures import Opener
 
 json_values = st.recursive(
@@ -382,3 +382,38 @@ async def test_tags_that_were_changed_are_listed_from_then_on(log: ContextLog) -
     await asyncio.gather(*writes)
     assert (await ids(team="bats"), await ids(new="x")) == (["one"], ["one"])
     assert await ids(team="birds") + await ids(size="big") + await ids(team="fish") == []
+
+
+@pytest.mark.parametrize(
+    "value",
+    [float("nan"), [1, {"a": float("inf")}], object(), "\ud800", {"a": "\udfff"}],
+)
+async def test_what_is_no_json_is_refused_and_written_nowhere(log: ContextLog, value: Any) -> None:
+    await log.create("run", {})
+    for write in (
+        lambda: log.append("run", [NewEntry(kind="note", payload=value)], epoch=1),
+        lambda: log.append("run", [NewEntry(kind="note")], epoch=1, head=NewHead(expected_version=1, value=object())),
+        lambda: log.append("run", [NewEntry(kind="note", key="a\0b")], epoch=1),
+        lambda: log.create("no\0run", {}),
+        lambda: log.create("other", {}, key="\ud800"),
+        lambda: log.keep("queue", "a", object()),
+    ):
+        with pytest.raises(InvalidValue):
+            await write()
+    assert (await log.head("run")).seq == 0
+    assert [head.run_id for head in await log.heads()] == ["run"]
+
+
+async def test_values_have_limits_that_are_told(log: ContextLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    await log.create("run", {})
+    wide = {f"field {number}": number for number in range(400_000)}
+    with pytest.raises(TooLarge, match=r"payload of an entry note has \d+ bytes, the limit is 4194304") as refused:
+        await log.append("run", [NewEntry(kind="note", payload=wide)], epoch=1)
+    assert refused.value.details["size_bytes"] > refused.value.details["max_bytes"] == 4 << 20
+    [written] = await log.append("run", [NewEntry(kind="note", payload={"text": "x" * (8 << 20)})], epoch=1)
+    assert (await log.read("run"))[0] == written
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidValue, match="nested too deeply"):
+        await log.append("run", [NewEntry(kind="note", payload=deep)], epoch=1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import signal
+import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -242,3 +243,42 @@ async def test_an_older_backup_is_refused(brittle: PostgresServer, tmp_path: Pat
     with pytest.raises(Conflict, match="ends at entry 2"):
         await wrote(brittle.url.replace("/postgres?", "/backup?"), 1)
     await wrote(url, 1)
+
+
+WRITER = """
+import asyncio, sys
+from perdure.context import postgres
+from perdure.context.log import NewEntry
+
+async def main():
+    log = await postgres.open(sys.argv[1], schema=sys.argv[2])
+    async def write(run):
+        await log.create(run, {})
+        for i in range(100000):
+            [entry] = await log.append(run, [NewEntry(kind="note", payload={"i": i, "text": str(i) * 200})], epoch=1)
+            sys.stdout.write(f"{run} {entry.seq} {entry.hash}\\n")
+            sys.stdout.flush()
+    await asyncio.gather(*(write(f"run{n}") for n in range(4)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 50, 300])
+async def test_acknowledged_entries_survive_a_killed_server(postgres: PostgresServer, schema: str, lines: int) -> None:
+    words = [sys.executable, "-c", WRITER, postgres.url, schema]
+    writer = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
+    assert writer.stdout is not None
+    said = [await asyncio.wait_for(writer.stdout.readline(), 60) for _ in range(lines)]
+    writer.kill()
+    said += (await writer.stdout.read()).splitlines(keepends=True)
+    await writer.wait()
+    acknowledged = [line.split() for line in said if line.endswith(b"\n") and len(line.split()) == 3]
+    assert len(acknowledged) >= lines
+    log = await postgres_log.open(postgres.url, schema=schema)
+    for run in {run.decode() for run, _, _ in acknowledged}:
+        found = {entry.seq: entry.hash for entry in await log.read(run, limit=1_000_000)}
+        assert all(found[int(seq)] == digest.decode() for of, seq, digest in acknowledged if of.decode() == run)
+        assert (await log.verify(run)).entries == len(found)
+        assert (await log.append(run, NOTE, epoch=1))[0].seq == len(found) + 1  # no lock of the killed one is left
+    await log.close()

@@ -9,8 +9,8 @@ one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a b
 The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
 are taken above the dotted line, those of raw.py in the kernel that runs the VM. The pager is measured natively, beside
-decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``) and the
-replay road, beside DBOS (``bench_replay``).
+decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``), the
+context log on both databases (``bench_log``), and the replay road, beside DBOS (``bench_replay``).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_exec
+import bench_log
 import bench_pager
 import bench_replay
 import bench_unpack
@@ -78,6 +79,7 @@ def main() -> int:
         print(HEAD)
         _pager(report)
         bench_unpack.add(report)
+        bench_log.add(report)
         bench_replay.add(report)
         address = below.ensure(home, assets, _tell)
         image = _image(home)

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar
 from perdure.context.listing import Listed, listed, tags
 from perdure.context.log import ROOT_BRANCH, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import as_entry, blob_row, no_run
-from perdure.context.values import Blobs, encode, pack, plain
+from perdure.context.values import BLOB_MAX_BYTES, PAYLOAD_MAX_BYTES, Blobs, check_size, encode, pack, plain
 from perdure.errors import Conflict, InvalidValue, LeaseLost, LogConflict, NotFound, ProtocolError, StaleEpoch
 from perdure.formats.chain import entry_hash, root_hash
 from perdure.model import Entry
@@ -228,7 +228,7 @@ class Packed:
 
 
 def pack_payload(new: NewEntry, blobs: Blobs) -> bytes:
-    return encode(pack(new.payload, blobs), f"payload of an entry {new.kind}")
+    return encode(pack(new.payload, blobs), f"payload of an entry {new.kind}", PAYLOAD_MAX_BYTES)
 
 
 class Create:
@@ -397,6 +397,7 @@ class PutBlob:
     alone = False
 
     def __init__(self, content: bytes) -> None:
+        check_size(len(content), BLOB_MAX_BYTES, "blob")
         self.digest = digest_of(content)
         self.row = blob_row(self.digest, content)
 

@@ -16,10 +16,13 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import InvalidValue, ProtocolError
+from perdure.errors import InvalidValue, ProtocolError, TooLarge
 from perdure.formats.chain import canonical, digest_of
 
 BLOB_FROM = 512  # bytes of JSON; a blob's row costs about 100
+PAYLOAD_MAX_BYTES = 4 << 20  # of an entry, as it is stored: long strings and lists are not in it
+SUMMARY_MAX_BYTES = 64 << 20  # of a run, or of what is kept beside the runs
+BLOB_MAX_BYTES = 256 << 20  # every database takes it, and an exported log's line holds it
 _MARKS = frozenset(("$blob", "$list", "$value"))
 
 Blobs = dict[str, bytes]
@@ -37,12 +40,21 @@ def plain(text: str, what: str) -> str:
     return text
 
 
-def encode(value: Any, what: str) -> bytes:
-    """Canonical JSON. InvalidValue: ``what`` is no JSON value."""
+def encode(value: Any, what: str, max_bytes: int = SUMMARY_MAX_BYTES) -> bytes:
+    """Canonical JSON. InvalidValue: ``what`` is no JSON value. TooLarge names its size and the limit."""
     try:
-        return canonical(value)
+        content = canonical(value)
     except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidValue(f"the {what} is not a JSON value: {error}") from error
+    check_size(len(content), max_bytes, what)
+    return content
+
+
+def check_size(size_bytes: int, max_bytes: int, what: str) -> None:
+    if size_bytes > max_bytes:
+        hint = "Keep large things in files, and give their names."
+        message = f"the {what} has {size_bytes} bytes, the limit is {max_bytes}"
+        raise TooLarge(message, hint=hint, size_bytes=size_bytes, max_bytes=max_bytes)
 
 
 def pack(value: Any, blobs: Blobs) -> Any:
@@ -57,6 +69,7 @@ def _pack(value: Any, blobs: Blobs) -> Any:
     if isinstance(value, str):
         if len(value) * 4 < BLOB_FROM or len(content := value.encode("utf-8", "surrogatepass")) < BLOB_FROM:
             return value
+        check_size(len(content), BLOB_MAX_BYTES, "text in a value")
         digest = digest_of(content)
         blobs.setdefault(digest, content)
         return {"$blob": digest}
