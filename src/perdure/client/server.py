@@ -69,6 +69,7 @@ class ServerClient:
         queue: str | None = None,
         queue_key: str | None = None,
         priority: int = 0,
+        hooks: Sequence[Mapping[str, Any]] = (),
         on_divergence: str = "",
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
@@ -110,6 +111,7 @@ class ServerClient:
             "queue": queue,
             "queue_key": queue_key,
             "priority": priority,
+            "hooks": [dict(hook) for hook in hooks],
         }
         return self._info("POST", "/v1/runs", request_of(**request))
 

@@ -28,6 +28,7 @@ from perdure.runs.children import Children
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
+from perdure.runs.hooks import Courier
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head, to_value
@@ -76,6 +77,7 @@ class Engine(Desk):
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         self._timers = Timers(self._deadline, clock)
+        self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self.schedules = Schedules(context, self, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._spawn)
@@ -100,6 +102,8 @@ class Engine(Desk):
                     await self._adopt(self._take_up(head))
         await self.queues.open()
         await self.schedules.open()
+        if self.courier is not None:
+            await self.courier.open(self._spawn)
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
@@ -134,6 +138,8 @@ class Engine(Desk):
             await (self._adopt(run) if is_ours or run.ended else self._take_over(run, of))
             self._drive(run)
         self._children.taken(run_id, record)
+        if self.courier is not None:
+            await self.courier.take(run_id, record)
 
     async def look(self) -> None:
         await self._children.look(self._shelf.has)
@@ -142,6 +148,7 @@ class Engine(Desk):
         driving = list(self._driving.values())
         self._driving.clear()
         self._children.let_go()
+        self.queues.let_go()
         runs = await self._shelf.let_go()
         for task in driving:
             task.cancel()
@@ -257,6 +264,8 @@ class Engine(Desk):
     def _on_change(self, run: Run) -> None:
         self._children.changed(run)
         self.queues.changed(run)
+        if self.courier is not None:
+            self.courier.changed(run)
         until = limits.deadline(run.record)
         if until is not None and (run.limited_until is None or until < run.limited_until):
             run.limited_until = until
@@ -313,7 +322,16 @@ class Engine(Desk):
 
     async def _create(self, value: Any, request: StartRequest) -> tuple[Head, bool]:
         """The new run of this request, or the one that has its key."""
-        run_id, replacing = new_id(), None
+        run_id = new_id()
+        if self.courier is not None:
+            await self.courier.expect(run_id, msgspec.convert(value, Record))
+        head, is_new = await self._create_as(run_id, value, request)
+        if self.courier is not None and not is_new:
+            await self.courier.forget(run_id)
+        return head, is_new
+
+    async def _create_as(self, run_id: str, value: Any, request: StartRequest) -> tuple[Head, bool]:
+        replacing = None
         while True:
             key = keys.scoped(request)
             head = await self._context.create(run_id, value, key=key, replacing=replacing)
@@ -327,6 +345,8 @@ class Engine(Desk):
 
     async def adopt_child(self, head: Head) -> None:
         """Move a child along that was made just now."""
+        if self.courier is not None:
+            await self.courier.expect(head.run_id, from_head(head))
         run = self._take_up(head)
         await self._queued(run)
         self._drive(run)

@@ -93,6 +93,14 @@ class Queues:
         if request.queue is not None:
             self._line(request.queue).active[run_id] = request.queue_key
 
+    def let_go(self) -> None:
+        """The runs are another server's."""
+        self._places.clear()
+        self._runs.clear()
+        for line in self._lines.values():
+            line.waiting.clear()
+            line.active.clear()
+
     def changed(self, run: Run) -> None:
         """Something was written to a run."""
         name = run.record.request.queue

@@ -13,6 +13,7 @@ from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
+from perdure.runs.hook import RunHook
 from perdure.runs.policy import Policy
 from perdure.runs.queues import PRIORITY_MAX
 from perdure.runs.retries import Retry
@@ -37,6 +38,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     metadata: Any = None
     queue: str | None = None  # it begins when its turn comes (runs.queues)
     queue_key: str | None = None
+    hooks: list[RunHook] = msgspec.field(default_factory=list)  # told of its states, beside the server's
     priority: int = 0  # in the queue: higher ones first
     name: str = ""
     env: dict[str, str] = msgspec.field(default_factory=dict)
@@ -93,6 +95,8 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             if limit_s is not None and not 0 < limit_s <= LONGEST_S:
                 raise InvalidValue(f"{name} is {limit_s:g}", hint="It is a number of seconds above 0.")
         keys.check(self)
+        for hook in self.hooks:
+            hook.check()
         if not -PRIORITY_MAX <= self.priority <= PRIORITY_MAX:
             raise InvalidValue(f"priority is {self.priority}", hint=f"It is from {-PRIORITY_MAX} to {PRIORITY_MAX}.")
         for kind, retry in self.retry.items():

@@ -39,7 +39,7 @@ POST /v1/calls                              from a node (docs/design/0001-contra
 ``policy`` (``runs.policy``: ``{"idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s",
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
-``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``,
+``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``, ``hooks``,
 ``timeout_s``, ``active_timeout_s``.
 """
 

@@ -23,9 +23,13 @@ from perdure.errors import AlreadyRunning
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import load as load_providers
 from perdure.host.paths import Home
+from perdure.runs.clock import SYSTEM
 from perdure.runs.engine import Engine
+from perdure.runs.hooks import Courier
 from perdure.server.api import Api
 from perdure.server.database import ServerLog
+from perdure.server.hooks import HookSender
+from perdure.server.hooks import load as load_hooks
 from perdure.server.machines import NodeMachines
 from perdure.server.settings import load as load_settings
 from perdure.server.workerlimit import limit as workers_limit
@@ -42,6 +46,7 @@ async def serve(home: Home) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers, settings = load_providers(home), load_settings(home)
+    hooks, hook_secret = load_hooks(home)
     faults = Faults.wanted(os.environ)
     try:
         kept = await ServerLog.open(home, faults)
@@ -54,6 +59,8 @@ async def serve(home: Home) -> None:
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
     engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)
+    sender = HookSender()
+    engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
     unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
     token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
     started = time.time()
@@ -74,6 +81,7 @@ async def serve(home: Home) -> None:
         await engine.close()
         await workers.close()
         await runner.cleanup()
+        await sender.close()
         await gateway.close()
         machines.close()
         await kept.close()

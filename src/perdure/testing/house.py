@@ -51,6 +51,7 @@ class House:
         self.settings = QUICK
         self.clock: Clock = SYSTEM
         self.wrap: Callable[[ContextLog], Any] = lambda log: log
+        self.before_open: Callable[[Engine], None] = lambda engine: None
         self._provider_url = provider_url
         self.context: ContextLog
         self.log: Any
@@ -73,6 +74,7 @@ class House:
         engine = self.engine
         if self.context.leases is not None:
             engine.tenure = self._tenure(self.context.leases)
+        self.before_open(engine)
         await engine.open()
 
         async def door(call: Call, token: str) -> Answer:

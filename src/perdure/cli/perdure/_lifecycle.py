@@ -21,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default="",
         help="when its program goes another way than its log, after a loss: on a new branch (fork), fail, or live",
     )
+    life.add_argument("--hook", action="append", default=[], metavar="URL", help="told of its end (can be repeated)")
     life.add_argument(
         "--retry",
         action="append",
@@ -40,6 +41,7 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         if (limit := getattr(options, field)) is not None:
             wished[f"{field}_s"] = _words.seconds(limit, "--" + field.replace("_", "-"))
     wished |= {"queue": options.queue, "queue_key": options.queue_key, "priority": options.priority}
+    wished["hooks"] = [{"url": url} for url in options.hook]
     wished |= {"key_scope": options.key_scope, "tags": tags(options.tag)}
     if options.key_ttl is not None:
         wished["key_ttl_s"] = _words.seconds(options.key_ttl, "--key-ttl")
