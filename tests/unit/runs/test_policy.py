@@ -317,3 +317,23 @@ async def test_a_program_signals_another_run_once(house: Any) -> None:
     await house.engine.signal(other, "end", None)
     assert (await house.ends(other)).result == 7
     assert len([e for e in await house.entries(other, "signal") if e.payload["signal"]["name"] == "go"]) == 1
+
+
+async def test_the_time_slept_is_the_sum_of_its_sleeps(house: Any) -> None:
+    def program() -> Steps:
+        for _ in range(6):
+            yield approval()
+        yield Ask("complete", {"result": 1})
+
+    began = house.clock.time()
+    run_id = await house.start(program)
+    slept = [0.0]
+    for n in range(1, 7):
+        info = await house.reaches(run_id, RunState.SUSPENDED)
+        assert info.suspends == n
+        await house.engine.approve(run_id, None, approved=True)
+        run = house.engine._runs[run_id]
+        assert await run.until(lambda n=n, run=run: run.record.epoch > n, DEADLINE_S)
+        slept.append(run.record.suspended_s)
+    assert slept == sorted(slept)
+    assert slept[-1] <= house.clock.time() - began
