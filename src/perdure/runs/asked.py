@@ -124,8 +124,9 @@ class Asked:
             "recorded": {"kind": first.kind, "hash": recorded, "payload": had},
             "asked": {"hash": self.request, **asked},
         }
-        entry = NewEntry(kind="diverged", key=None, payload={"policy": self.run.record.request.on_divergence, **why})
-        if self.run.record.request.on_divergence == "fail" or self.run.record.request.is_replay:
+        policy = "fail" if self.run.record.request.is_replay else self.run.record.request.on_divergence
+        entry = NewEntry(kind="diverged", key=None, payload={"policy": policy, **why})
+        if policy == "fail":
             message = f"the program went another way than its log: call {self.call.key} differs from entry {first.seq}"
             hint = "The details have both sides; start the run with on_divergence=fork to go on live instead."
             code = VersionMismatch.code if self.run.record.request.is_replay else "diverged"
@@ -133,7 +134,7 @@ class Asked:
             epoch = self.call.epoch + 1
             await self.run.write(entry, to=RunState.FAILED, epoch=epoch, why={"error": error}, error=error)
             raise StaleEpoch(message, hint=hint)
-        if self.run.record.request.on_divergence == "live":
+        if policy == "live":
             await self._overrule(first, entry)
             return
         waits, carried = await self._left(first.seq)

@@ -68,6 +68,9 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
         hint = "Leave it out, or start the run with durability=snapshot."
         if self.command:
             raise InvalidValue("durability=replay is for agents: nothing is recorded of a command", hint=hint)
+        if self.on_divergence == "live":
+            message = "on_divergence=live is of microVMs: a function that does not go the way of its log fails"
+            raise InvalidValue(message, hint=hint)
         for name, none in (("image", ""), ("memory_mib", 0), ("vcpus", 0), ("disk_mib", 0), ("fittings", Fittings())):
             if getattr(self, name) != none:
                 raise InvalidValue(f"{name} is of microVMs, and durability=replay has none", hint=hint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,19 +33,20 @@ class Life:
 
 
 def agents() -> list[str]:
-    """FILE.py:FUNCTION of every agent in ``examples`` that is named like its file."""
+    """FILE.py:FUNCTION of every agent in ``examples``."""
     found = []
     for path in sorted(EXAMPLES.glob("*.py")):
-        try:
-            source.read(f"{path}:{path.stem}")
-        except AgentInvalid:
-            continue  # no agent, but a program that starts some
-        found.append(f"{path}:{path.stem}")
+        for name in re.findall(r"^(?:async )?def (\w+)\(", path.read_text(), re.MULTILINE):
+            try:
+                source.read(f"{path}:{name}")
+            except AgentInvalid:
+                continue  # a function that is none
+            found.append(f"{path}:{name}")
     return found
 
 
 def live(server: ServerClient, reference: str, durability: str, image: str = "") -> Life:
-    """Start an example, approve whatever it asks a person, and follow it to its end."""
+    """Start an example, approve what it asks a person, send the signals that it waits for, and follow it to its end."""
     agent = source.read(reference)
     run = server.start(
         source=agent.source,
@@ -60,7 +62,10 @@ def live(server: ServerClient, reference: str, durability: str, image: str = "")
         entries.append(entry)
         if entry.kind == "run.suspended":  # nothing of it runs
             for wait in server.get(run).waits:
-                server.approve(run, wait_id=wait["id"], by="test")
+                if wait["kind"] == "approval":
+                    server.approve(run, wait_id=wait["id"], by="test")
+                elif wait["kind"] == "signal":
+                    server.signal(run, wait["name"], wait["name"])
     info = server.get(run)
     return Life(info, _same(info.result), [line for entry in entries if (line := _told(entry))], entries)
 

@@ -144,6 +144,7 @@ async def test_others_wait_for_a_worker_to_end(tmp_path: Path) -> None:
     [
         ({"image": "debian"}, "image is of microVMs, and durability=replay has none"),
         ({"memory_mib": 512}, "memory_mib is of microVMs"),
+        ({"on_divergence": "live"}, "on_divergence=live is of microVMs"),
         ({"source": "", "file": "", "function": "", "command": ["true"]}, "durability=replay is for agents"),
     ],
 )

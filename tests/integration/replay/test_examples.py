@@ -127,6 +127,17 @@ def test_the_command_line_takes_both_roads(server: Server) -> None:
         (("--durability", "replay", "--image", "debian", path), "image is of microVMs, and durability=replay has none"),
         (("--durability", "replay", "--memory", "1g", path), "memory_mib is of microVMs"),
         (("--durability", "replay", "--image", "debian", "--", "true"), "--durability replay is for agents"),
+        (("--durability", "replay", "--on-divergence", "fork", path), "--on-divergence fork is of microVMs"),
     ):
         refused = server.perdure("run", *words)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+    made = server.perdure("schedule", "create", "--every", "1h", "--durability", "replay", "nightly", path)
+    assert made.returncode == 0 and made.stdout.startswith("nightly  next: "), made.stderr
+
+
+def test_a_worker_is_shown_as_its_run_s(server: Server) -> None:
+    """What people see of a run on this road: no machine, no image, and its story."""
+    run = roads.live(server.client, str(roads.EXAMPLES / "counter.py:counter"), "replay").info.id
+    shown = server.perdure("show", run)
+    assert shown.returncode == 0 and "approval" in shown.stdout, shown.stderr
+    assert server.perdure("runs").stdout.count(run) == 1

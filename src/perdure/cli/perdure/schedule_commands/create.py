@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     when |= _catch_up(options.catch_up)
     server = ServerClient()
     server.status()
-    if is_default(request["image"]):
+    if request["durability"] == "snapshot" and is_default(request["image"]):
         request["image"] = ensure_default()
     made = server.schedules.create(name, request_of(**request), **when)
     coming = made["next"]
