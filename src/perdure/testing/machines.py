@@ -9,6 +9,7 @@ generator up to its end again and asks once more what was open, as guestd does. 
 from __future__ import annotations
 
 import asyncio
+import inspect
 import itertools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -52,7 +53,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Effect:
-    """Something that happens outside: it is not undone by a restore."""
+    """Something that happens outside: it is not undone by a restore. ``do`` may be a coroutine function."""
 
     do: Callable[[], Any]
 
@@ -297,7 +298,8 @@ class LocalMachines:
 
     async def _do(self, sandbox: _Sandbox, wanted: Any) -> Any:
         if isinstance(wanted, Effect):
-            return wanted.do()
+            done = wanted.do()
+            return await done if inspect.isawaitable(done) else done
         if isinstance(wanted, list):
             return list(await asyncio.gather(*(self._ask(sandbox, ask) for ask in wanted)))
         return await self._ask(sandbox, wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import shutil
@@ -34,6 +35,7 @@ class PostgresServer:
         self._bin = binaries() or Path()
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:  # PostgreSQL refuses to be root
             names = {entry.pw_name: entry for entry in pwd.getpwall()}
@@ -73,6 +75,13 @@ class PostgresServer:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self._folder / "log").read_text()[-4000:])
             time.sleep(0.02)
+
+    def new_database(self) -> str:
+        """The url of an empty one."""
+        name = f"life_{next(self._numbers)}"
+        words = ["-q", "-h", str(self._folder), "-U", "postgres", "-c", f"CREATE DATABASE {name}"]
+        self._run("psql", *words, "postgres")
+        return self.url.replace("///postgres?", f"///{name}?")
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: it ends its sessions and writes everything. SIGQUIT: as after a crash."""

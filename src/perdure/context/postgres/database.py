@@ -39,7 +39,7 @@ class PostgresDatabase:
         self._channel = f"perdure_{address.schema}"
         self._writer = Writer(address, connection, self._channel, self._server, faults)
         self._readers = Readers(address)
-        self.leases = PostgresLeases(address, self._writer)
+        self.leases = PostgresLeases(address, self._writer, faults)
         self._listening: asyncio.Task[None] | None = None
 
     @staticmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from perdure.context.faults import Faults
 from perdure.context.leases import Lease, Owner
 from perdure.context.log import canonical
 from perdure.context.postgres.connections import Address, Readers
@@ -56,13 +57,16 @@ SELECT r.server, s.server, s.generation, s.beat, s.facts, 0
 FROM runs r LEFT JOIN servers s ON s.server = r.server WHERE r.run_id = %(run_id)s
 """
 
+POINTS = {BEGIN: "lease.begin", BEAT: "lease.beat", REMOVE: "lease.remove", TAKE: "lease.take"}  # context.faults
+
 
 class PostgresLeases:
     """See ``context.leases.Leases``."""
 
-    def __init__(self, address: Address, writer: Writer) -> None:
+    def __init__(self, address: Address, writer: Writer, faults: Faults | None = None) -> None:
         self._asked = Readers(address)
         self._writer = writer
+        self._faults = faults
 
     @property
     def server(self) -> str:
@@ -107,11 +111,17 @@ class PostgresLeases:
         await self._asked.close()
 
     async def _ask(self, query: str, **values: Any) -> list[tuple[Any, ...]]:
+        points = [POINTS[query]] if self._faults and query in POINTS else []
+        if self._faults and points:
+            self._faults.reach("before", points)
         try:
             async with asyncio.timeout(PATIENCE_S):
-                return await self._asked.rows(query, values)
+                rows = await self._asked.rows(query, values)
         except TimeoutError as error:
             raise Unavailable(f"the database does not answer within {PATIENCE_S:g} s") from error
+        if self._faults and points:
+            self._faults.reach("after", points)
+        return rows
 
 
 def _lease(row: tuple[Any, ...]) -> Lease:

@@ -1,0 +1,207 @@
+"""One life: a state folder with a real perdured, its node and its provider, until all runs have ended."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from perdure.errors import PerdureError
+from perdure.host.paths import Home
+from perdure.model import SandboxSpec
+from perdure.server.machines import LABEL
+from perdure.testing.crash import checks
+from perdure.testing.crash.node import SmallNode
+from perdure.testing.crash.people import People
+from perdure.testing.crash.provider import CountingProvider
+from perdure.testing.crash.workload import PLANS, Outside, Plan, program
+from perdure.testing.machines import Program
+
+LIFE_S = 90.0  # within which everything has ended
+START_S = 30.0
+END_S = 20.0
+SERVER = (sys.executable, "-m", "perdure.server")
+SETTINGS = """provider = "test"
+[providers.test]
+base_url = "{url}"
+model = "tiny"
+"""
+
+
+@dataclass(frozen=True)
+class Death:
+    """Who was killed, and by when it was dead."""
+
+    who: str  # "server", or the run whose machine it was
+    time: float
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to happen in a life. ``crash``: POINT:MOMENT:N at which its first server dies, or a later one. ``kills``:
+    so many deaths at random instants, drawn from ``seed``."""
+
+    database: str = "sqlite"
+    crash: str = ""
+    server: int = 1  # which one it is that dies there
+    kills: int = 0
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return self.crash or (f"random {self.seed}" if self.kills else "undisturbed")
+
+
+@dataclass
+class Outcome:
+    """What came of a life."""
+
+    wish: Wish
+    wrong: list[str] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+    seconds: float = 0.0
+    points: list[str] = field(default_factory=list)  # of all writes, in order
+    random_deaths: int = 0
+
+
+class Life:
+    """Made for one ``run``."""
+
+    def __init__(
+        self,
+        folder: Path,
+        wish: Wish,
+        *,
+        database: str = "",
+        server: Sequence[str] = SERVER,
+        plans: Sequence[Plan] = PLANS,
+    ) -> None:
+        """database: the url of an empty one of PostgreSQL. server: the command line of perdured."""
+        self.wish, self._folder, self._command, self._plans = wish, folder, server, plans
+        self._database = database
+        self.home = Home(folder / "home", folder / "cache").make()
+        self.provider = CountingProvider()
+        self.node = SmallNode(self.home, self._program)
+        self.outside = Outside(folder / "ledger", self._lose)
+        self.people = People(self.home)
+        self.deaths: list[Death] = []
+        self.wrong: list[str] = []
+        self._ending = False
+        self._process: asyncio.subprocess.Process | None = None
+        self._killed = 0  # at random
+        self._losing: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> Outcome:
+        began = time.monotonic()
+        await self.provider.open()
+        await self.node.open()
+        (self.home.root / "settings.toml").write_text(SETTINGS.format(url=self.provider.url))
+        serving = asyncio.create_task(self._serve())
+        killing = asyncio.create_task(self._kill_at_random())
+        people = [asyncio.create_task(self.people.see_through(plan)) for plan in self._plans]
+        try:
+            async with asyncio.timeout(LIFE_S):
+                await asyncio.wait(people, return_when=asyncio.FIRST_EXCEPTION)
+                killing.cancel()
+                ends = [(plan, info) for plan, of in zip(self._plans, people, strict=True) for info in await of]
+                await self._released()
+                self.wrong += await checks.wrong(self, ends)
+        except TimeoutError:
+            self.wrong.append(f"it had not ended after {LIFE_S:g} s: {self._tail()}")
+        except PerdureError as error:
+            self.wrong.append(f"somebody was refused what was asked for: {error}")
+        finally:
+            for task in (killing, *people):
+                task.cancel()
+            await asyncio.wait({killing, *people})
+            await self._end(serving)
+            await self.node.close()
+            await self.provider.close()
+        record = self._folder / "points"
+        points = record.read_text().split() if record.exists() else []
+        return Outcome(self.wish, self.wrong, self.deaths, time.monotonic() - began, points, self._killed)
+
+    # -- the server
+
+    async def _serve(self) -> None:
+        """A server, and another one whenever it has died."""
+        number = 0
+        while not self._ending:
+            number += 1
+            crash = self.wish.crash if number == self.wish.server else ""
+            environ = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE", "OPENAI"))}
+            environ |= {"PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
+            environ |= {"PERDURE_CRASH_POINTS": str(self._folder / "points"), "PERDURE_CRASH": crash}
+            environ |= {"PERDURE_DATABASE": self._database}
+            with (self._folder / "perdured.log").open("ab") as log:
+                process = await asyncio.create_subprocess_exec(*self._command, env=environ, stderr=log, stdout=log)
+            self._process = process
+            status = await process.wait()
+            if status == -signal.SIGKILL:
+                self.deaths.append(Death("server", time.time()))
+            elif not self._ending:
+                self.wrong.append(f"a server ended by itself, with status {status}: {self._tail()}")
+                await asyncio.sleep(0.5)
+
+    async def _end(self, serving: asyncio.Task[None]) -> None:
+        self._ending = True
+        process = self._process
+        if process is not None and process.returncode is None:
+            process.terminate()
+        try:
+            async with asyncio.timeout(END_S):
+                await asyncio.shield(serving)
+        except TimeoutError:
+            self.wrong.append(f"the server did not end within {END_S:g} s: {self._tail()}")
+            if process is not None and process.returncode is None:
+                process.kill()
+            serving.cancel()
+            await asyncio.wait({serving})
+        else:
+            self.wrong += checks.left(self.home)
+
+    def _tail(self) -> str:
+        log = self._folder / "perdured.log"
+        return log.read_text()[-1500:] if log.exists() else ""
+
+    # -- machines
+
+    def _program(self, spec: SandboxSpec) -> Program:
+        return program(spec.command[-1].rpartition(":")[2], self.outside, spec.labels[LABEL])
+
+    def _lose(self, run: str) -> None:
+        task = asyncio.create_task(self._kill_machine(run))
+        self._losing.add(task)
+        task.add_done_callback(self._losing.discard)
+
+    async def _kill_machine(self, run: str) -> None:
+        for sandbox_id in self.node.running():
+            if self.node.sandboxes[sandbox_id].spec.labels[LABEL] == run:
+                await self.node.kill(sandbox_id)
+                self.deaths.append(Death(run, time.time()))
+
+    async def _released(self) -> None:
+        """Until nothing is left of any machine. Its removal is asked for by the server; nobody tells."""
+        while self.node.sandboxes:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def _kill_at_random(self) -> None:
+        chance, last = random.Random(self.wish.seed), None
+        for _ in range(self.wish.kills):
+            await asyncio.sleep(chance.uniform(0.0, 0.6))
+            running, process = self.node.running(), self._process
+            if running and chance.random() < 0.4:
+                await self._kill_machine(self.node.sandboxes[chance.choice(running)].spec.labels[LABEL])
+            elif process is not None and process is not last and process.returncode is None:
+                last = process
+                # not process.kill(): where it has just died, that takes its exit status from who waits for it
+                os.kill(process.pid, signal.SIGKILL)
+            else:
+                continue
+            self._killed += 1
