@@ -282,3 +282,20 @@ async def test_acknowledged_entries_survive_a_killed_server(postgres: PostgresSe
         assert (await log.verify(run)).entries == len(found)
         assert (await log.append(run, NOTE, epoch=1))[0].seq == len(found) + 1  # no lock of the killed one is left
     await log.close()
+
+
+async def test_a_lock_that_somebody_holds_is_told_in_time(
+    postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LOCK_S", 1)
+    log = await postgres_log.open(postgres.url, schema=schema)
+    await log.create("run", {})
+    with psycopg.connect(postgres.url, options=f"-c search_path={schema}") as shell:
+        shell.execute("LOCK TABLE entries IN ACCESS EXCLUSIVE MODE")
+        for ask in (log.append("run", NOTE, epoch=1), log.read("run")):
+            with pytest.raises(Unavailable, match="too slow") as refused:
+                await asyncio.wait_for(ask, 20)
+            assert "pg_stat_activity" in refused.value.hint
+        shell.rollback()
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 1
+    await log.close()

@@ -17,7 +17,7 @@ from perdure.client.node import NodeClient, ensure_running
 from perdure.client.server import ServerClient
 from perdure.errors import NoRights, Unavailable
 from perdure.host.paths import Home
-from perdure.testing.postgres import PostgresServer
+from perdure.testing.postgres import PostgresServer, binaries, postgres_server
 from perdure.testing.postgres_fixtures import postgres
 
 __all__ = ["postgres"]
@@ -162,3 +162,18 @@ def test_a_database_that_is_not_there_is_told_at_the_start(daemons: Daemons, url
     _, output = process.communicate(timeout=DEADLINE_S)
     assert process.returncode in (1, 2)
     assert told in output
+
+
+def test_a_database_that_goes_away_is_told_and_used_again(daemons: Daemons) -> None:
+    if binaries() is None:
+        pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
+    with postgres_server() as server:
+        process = daemons.up(PERDURE_DATABASE=server.url)
+        server.kill()
+        with pytest.raises(Unavailable, match="postgresql:///postgres does not answer"):
+            daemons.client.runs()
+        with pytest.raises(Unavailable, match="postgresql:///postgres does not answer"):
+            daemons.client.start(command=["true"], image="none")
+        server.start()
+        daemons.until(lambda: daemons.client.runs() == [])
+        assert process.poll() is None
