@@ -276,7 +276,10 @@ class Engine(Desk):
             await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
             return
         if wait_id.startswith(QUEUE):
-            self.queues.turn(wait_id.removeprefix(QUEUE))
+            if name := wait_id.removeprefix(QUEUE):
+                self.queues.turn(name)
+            else:
+                await self.queues.look()
             return
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:
@@ -302,7 +305,7 @@ class Engine(Desk):
         """Start a run; with a ``key`` that was used before: that run, and False. Conflict: it is of something else."""
         request.check()
         check_value(request.input, "the input")
-        self.queues.check(request)
+        await self.queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
         kept = msgspec.structs.replace(request, source="", policy=policy)

@@ -21,6 +21,7 @@ from perdure.runs.record import StartRequest, from_head
 from perdure.runs.run import Run
 
 KIND = "queue"
+LOOK_S = 60.0
 SHOWN_MAX = 100  # ids of those that wait
 PAGE = 1000
 
@@ -51,14 +52,25 @@ class Queues:
 
     async def open(self) -> None:
         """All runs were taken up."""
-        for kept in await self._context.kept(KIND):
-            self._line(kept.name).queue = msgspec.convert(kept.value, Queue)
+        await self._read()
         rated = {name: line for name, line in self._lines.items() if line.queue and line.queue.rate}
         if rated:
             await self._find_begun(rated)
         self._is_open = True
-        for name in self._lines:
+        await self.look()
+
+    async def look(self) -> None:
+        """Read the queues, now and again: another server on the same database may have changed them."""
+        await self._read()
+        for name in list(self._lines):
             self.turn(name)
+        self._wake(self._clock.time() + LOOK_S, "")
+
+    async def _read(self, name: str | None = None) -> None:
+        """All of them, or one."""
+        found = {kept.name: msgspec.convert(kept.value, Queue) for kept in await self._context.kept(KIND, name)}
+        for one in {*found, *([name] if name else self._lines)}:
+            self._line(one).queue = found.get(one)
 
     async def _find_begun(self, lines: dict[str, Line]) -> None:
         """When the runs of these queues began lately, also those that have ended since."""
@@ -80,9 +92,11 @@ class Queues:
 
     # -- runs
 
-    def check(self, request: StartRequest) -> None:
+    async def check(self, request: StartRequest) -> None:
         """NotFound: no such queue. InvalidValue: it names none, and has a place in it."""
         if request.queue is not None:
+            if self._line(request.queue).queue is None:
+                await self._read(request.queue)
             self._get(request.queue)
         elif request.queue_key is not None or request.priority:
             field = "queue_key" if request.queue_key is not None else "priority"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
+from perdure.runs.queueing import Queues
 from perdure.runs.queues import Place, Queue, plan
 from perdure.testing.clock import FakeClock
-from perdure.testing.house import nothing
+from perdure.testing.house import AGENT, nothing
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps
 
@@ -146,6 +148,22 @@ async def test_what_is_not_there_or_wrong_is_said(house: Any) -> None:
     await queues.remove("q")
     with pytest.raises(NotFound):
         await house.start(nothing, queue="q")
+
+
+async def test_another_server_learns_of_a_queue_when_it_needs_it_and_of_changes_soon(house: Any) -> None:
+    clock = await house.at(FakeClock())
+    wakes: list[float] = []
+    other = Queues(house.context, clock, lambda at, name: wakes.append(at))
+    await other.open()
+    await house.engine.queues.create(Queue(name="q", concurrency=1))
+    await other.check(msgspec.structs.replace(AGENT, queue="q"))
+    await house.engine.queues.change("q", {"concurrency": 5})
+    assert wakes[-1] == clock.time() + 60
+    await other.look()
+    assert other.show("q")["concurrency"] == 5
+    await house.engine.queues.remove("q")
+    await other.look()
+    assert other.all() == []
 
 
 # -- against a model
