@@ -311,6 +311,12 @@ class ServerClient:
         answer: dict[str, Any] = self._transport.call("GET", "/v1/status", timeout_s=10.0)
         return answer
 
+    def servers(self) -> list[dict[str, Any]]:
+        """All servers on the database of this one: server (its id), generation, url, pid, host, home, version, runs,
+        heartbeat_age_s."""
+        found: list[dict[str, Any]] = self._transport.call("GET", "/v1/servers", timeout_s=10.0)["servers"]
+        return found
+
     def provider_requests(self) -> list[dict[str, Any]]:
         """What the offline provider of this home itself counted: ``{"id", "time", "stream", "status", "bytes"}`` each.
         [] when none runs."""

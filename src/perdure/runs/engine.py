@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any
 
@@ -76,6 +76,8 @@ class Engine(Desk):
         self._tasks: set[asyncio.Task[None]] = set()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
+        # Asks the owner of a run (run id, what, body), where that is another server.
+        self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
         self._timers = Timers(self._deadline, clock)
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
@@ -118,13 +120,31 @@ class Engine(Desk):
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._shelf.close()
         if self.tenure is not None:
-            await self.tenure.end()
+            with suppress(PerdureError):  # the database is away: the others see that the lease does not move
+                await self.tenure.end()
 
     # -- beside other servers (``tenure.Holder``)
 
     @property
     def held(self) -> int:
         return len(self._shelf)
+
+    def has(self, run_id: str) -> bool:
+        """Whether the run is this server's, and taken up."""
+        return self._shelf.has(run_id)
+
+    async def servers(self) -> list[dict[str, Any]]:
+        """All on this database; []: there can be no other."""
+        return await self.tenure.servers() if self.tenure is not None else []
+
+    async def cancel(self, run_id: str, reason: str = "", *, clean_up_s: float | None = None) -> None:
+        """See ``Desk.cancel``; also of a run at another server, as a parent's child may be."""
+        try:
+            await super().cancel(run_id, reason, clean_up_s=clean_up_s)
+        except LeaseLost:
+            if self.elsewhere is None:
+                raise
+            await self.elsewhere(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
 
     async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
         if run_id in self._driving or run_id in self._shelf:

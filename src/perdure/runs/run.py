@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
-from perdure.errors import Conflict, LeaseLost, StaleEpoch, Unavailable
+from perdure.errors import Conflict, LeaseLost, LogConflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
 from perdure.runs import retries
 from perdure.runs.activity import Activity
@@ -125,11 +125,17 @@ class Run:
     # -- writing
 
     async def atomically(self, act: Callable[[], Awaitable[Result]]) -> Result:
-        """Run ``act`` under the run's lock, to its end even if the caller goes away meanwhile."""
+        """Run ``act`` under the run's lock, to its end even if the caller goes away meanwhile. Once more, where the log
+        knows more than we do: a write whose answer was lost came through all the same."""
 
         async def locked() -> Result:
             async with self._lock:
-                return await act()
+                try:
+                    return await act()
+                except LogConflict:
+                    if not await self._reread():
+                        raise
+                    return await act()
 
         task = asyncio.ensure_future(locked())
         hand = self.held()
@@ -147,6 +153,22 @@ class Run:
             self.users -= 1
             if not self.users:
                 self.notify()
+
+    async def _reread(self) -> bool:
+        """Take over what the log has; False: that is what is known here. Under the lock."""
+        head = await self.context.head(self.id)
+        if head.version == self._version:
+            return False
+        older, self.record = self.record, from_head(head)
+        self.branch, self._version, self.keyed = head.branch, head.version, None
+        if self.record.state is not older.state:
+            self.activity.moved(self.record.state)
+        for wait in self.record.waits.open:
+            if older.waits.find(wait.id) is None:
+                self._on_wait(self.id, wait)
+        self._on_change(self)
+        self.notify()
+        return True
 
     async def write(
         self,

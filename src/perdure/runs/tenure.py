@@ -77,6 +77,7 @@ class Tenure:
         self._terms = terms or Terms()
         self._clock = clock
         self._still: dict[str, tuple[int, int]] = {}  # server -> its counter, and how many looks it did not move for
+        self._moved: dict[str, float] = {}  # when it was last seen to move, on our monotonic clock
         self._owed: dict[str, str] = {}  # runs that were taken and could not be taken up yet -> whose they were
         self.is_held = False
 
@@ -94,6 +95,16 @@ class Tenure:
         self._remember(server)
         self.is_held = True
         log.info("server %s, lease %d", server, lease.generation)
+
+    async def servers(self) -> list[dict[str, Any]]:
+        """All that have a lease, and how long ago their counters moved, as this server saw it."""
+        now, found = self._clock.monotonic(), []
+        for lease in await self._leases.leases():
+            facts = {name: value for name, value in lease.facts.items() if name != "token"}
+            age_s = 0.0 if lease.server == self._leases.server else now - self._moved.get(lease.server, now)
+            named = {"server": lease.server, "generation": lease.generation, "runs": lease.runs}
+            found.append({**named, **facts, "heartbeat_age_s": round(age_s, 2)})
+        return found
 
     async def end(self) -> None:
         """Give up the lease: what has not ended is taken over by another server at once."""
@@ -141,6 +152,8 @@ class Tenure:
             beat, looks = seen.get(lease.server, (lease.beat, 0))
             looks = looks + 1 if beat == lease.beat else 0
             self._still[lease.server] = lease.beat, looks
+            if looks == 0:
+                self._moved[lease.server] = self._clock.monotonic()
             if looks >= self._terms.looks and await self._leases.remove(lease.server, lease.beat):
                 what = "server %s (%s) is lost: its counter stood still for %g s"
                 log.warning(what, lease.server, lease.facts.get("url"), self._terms.lost_s)

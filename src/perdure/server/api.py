@@ -29,6 +29,8 @@ POST /v1/runs/{id}/tags                     ``{"tags": {NAME: VALUE or null}, "m
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
                                             "runs": {STATE: n}, "node"}``
+GET  /v1/servers                            ``{"servers": [{"server", "generation", "url", "pid", "host", "home",
+                                            "version", "runs", "heartbeat_age_s"}, ...]}``: all on this database
 GET  /v1/blobs/{digest}                     bytes
 …                                           the past: ``server.travel``
 POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
@@ -76,6 +78,7 @@ from perdure.runs.calls import PREFIX as CALLS
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.server.elsewhere import Elsewhere
 from perdure.server.logs import Logs
 from perdure.server.queues import QueuesApi
 from perdure.server.schedules import SchedulesApi
@@ -130,6 +133,7 @@ class Api:
         home: Home,
         engine: Engine,
         context: ContextLog,
+        elsewhere: Elsewhere | None = None,
         *,
         providers: list[str],
         url: str,
@@ -139,6 +143,7 @@ class Api:
         self._home = home
         self._engine = engine
         self._context = context
+        self._elsewhere = elsewhere
         self._token = token
         self._facts = {
             "pid": os.getpid(),
@@ -151,11 +156,12 @@ class Api:
         }
 
     def application(self) -> web.Application:
-        app = web.Application(middlewares=[self._errors, self._rights], client_max_size=BODY_MAX)
+        app = web.Application(middlewares=[self._errors, self._rights, self._owners], client_max_size=BODY_MAX)
         one = "/v1/runs/{ref}"
         app.add_routes(
             [
                 web.get("/v1/status", self._status),
+                web.get("/v1/servers", self._servers),
                 web.post("/v1/runs", self._start),
                 web.get("/v1/runs", self._list),
                 web.get(one, self._get),
@@ -199,7 +205,17 @@ class Api:
                 raise NoRights("this request has no valid token", hint=hint)
         return await handler(request)
 
+    @web.middleware
+    async def _owners(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """What a run's owner does is asked there."""
+        if self._elsewhere is None or not self._elsewhere.is_for_owner(request):
+            return await handler(request)
+        return await self._elsewhere.answer(await self._run(request), request, handler)
+
     # -- runs
+
+    async def _servers(self, request: web.Request) -> web.Response:
+        return _json({"servers": await self._engine.servers() or [{**self._facts, "runs": self._engine.held}]})
 
     async def _status(self, request: web.Request) -> web.Response:
         def ask_node() -> dict[str, Any]:
@@ -209,7 +225,8 @@ class Api:
                 return {"error": error.to_json()}
 
         node = await asyncio.to_thread(ask_node)
-        return _json({**self._facts, "runs": await self._engine.states(), "node": node})
+        servers = len(await self._engine.servers()) or 1
+        return _json({**self._facts, "runs": await self._engine.states(), "node": node, "servers": servers})
 
     async def _start(self, request: web.Request) -> web.Response:
         info, is_new = await self._engine.start(await _body(request, Start))

@@ -19,7 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 from perdure.context.faults import Faults
-from perdure.errors import AlreadyRunning
+from perdure.errors import AlreadyRunning, InvalidValue
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import load as load_providers
 from perdure.host.paths import Home
@@ -28,10 +28,13 @@ from perdure.runs.engine import Engine
 from perdure.runs.hooks import Courier
 from perdure.server.api import Api
 from perdure.server.database import ServerLog
+from perdure.server.elsewhere import Elsewhere
 from perdure.server.hooks import HookSender
 from perdure.server.hooks import load as load_hooks
 from perdure.server.machines import NodeMachines
 from perdure.server.settings import load as load_settings
+from perdure.server.sharing import load as load_sharing
+from perdure.server.sharing import tenure
 from perdure.server.workerlimit import limit as workers_limit
 from perdure.server.workers import Workers
 
@@ -45,7 +48,7 @@ async def serve(home: Home) -> None:
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
-    providers, settings = load_providers(home), load_settings(home)
+    providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
     hooks, hook_secret = load_hooks(home)
     faults = Faults.wanted(os.environ)
     try:
@@ -61,10 +64,17 @@ async def serve(home: Home) -> None:
     engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)
     sender = HookSender()
     engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
-    unix, tcp = _listen_unix(path), _listen_tcp()  # who comes now waits until the runs are taken up
-    token, url = secrets.token_hex(16), f"http://127.0.0.1:{tcp.getsockname()[1]}"
+    # Who comes now waits until the runs are taken up.
+    unix, tcp = _listen_unix(path), _listen_tcp(sharing.host, sharing.port)
+    token, url = secrets.token_hex(16), f"http://{_shown(sharing.host)}:{tcp.getsockname()[1]}"
+    elsewhere = None
+    if context.leases is not None:
+        engine.tenure = tenure(home, context.leases, engine, sharing.terms, url=url, token=token)
+        elsewhere = Elsewhere(context.leases, engine.has)
+        engine.elsewhere = elsewhere.post
     started = time.time()
-    api = Api(home, engine, context, providers=list(providers.by_name), url=url, token=token, started=started)
+    named = list(providers.by_name)
+    api = Api(home, engine, context, elsewhere, providers=named, url=url, token=token, started=started)
     runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True)
     try:
         await engine.open()
@@ -83,6 +93,8 @@ async def serve(home: Home) -> None:
         await runner.cleanup()
         await sender.close()
         await gateway.close()
+        if elsewhere is not None:
+            await elsewhere.close()
         machines.close()
         await kept.close()
 
@@ -129,8 +141,17 @@ def _listen_unix(path: Path) -> socket.socket:
     return listening
 
 
-def _listen_tcp() -> socket.socket:
-    listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+def _shown(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _listen_tcp(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family, backlog=128)
+    except OSError as error:
+        hint = "Another program has that port, or this machine not that address: see [servers] listen."
+        raise InvalidValue(f"cannot listen on {_shown(host)}:{port}: {error.strerror}", hint=hint) from error
     listening.setblocking(False)
     return listening
 

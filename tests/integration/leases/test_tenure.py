@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from perdure.context.log import NewEntry
-from perdure.errors import LeaseLost
+from perdure.errors import LeaseLost, Unavailable
 from perdure.model import RunState
 from perdure.testing.house import DEADLINE_S, House
 from perdure.testing.machines import Ask, Effect
@@ -175,3 +175,23 @@ async def test_a_server_stopped_in_the_middle_of_a_transaction_holds_nobody_up(
     await first.down()
     await until(lambda: taken(second, run_id))
     await connection.close()
+
+
+async def test_a_write_whose_answer_was_lost_leaves_no_run_stuck(houses: Houses) -> None:
+    ledger: list[str] = []
+    house = await up(houses)
+    run_id = await house.start(waiting(ledger))
+    await house.waits(run_id, "signal")
+    run, append = house.engine._runs[run_id], house.context.append
+
+    async def cut(*args: Any, **named: Any) -> Any:
+        await append(*args, **named)
+        house.context.append = append  # type: ignore[method-assign]
+        raise Unavailable("the connection broke in the middle of a commit")
+
+    house.context.append = cut  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await run.signal("go", 1, "first")
+    await run.signal("go", 1, "first")
+    assert (await house.ends(run_id)).result == "fine"
+    assert len(await house.entries(run_id, "signal")) == 1

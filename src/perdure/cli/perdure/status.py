@@ -51,6 +51,7 @@ def _server(status: dict[str, Any]) -> str:
             ("database", status.get("database")),
             ("started", clock(status["started"], day=True) if status.get("started") else ""),
             ("runs", runs or "none"),
+            ("servers", f"{status['servers']} on this database" if status.get("servers", 1) > 1 else ""),
         ]
     )
 

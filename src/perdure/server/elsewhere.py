@@ -1,0 +1,145 @@
+"""Requests about runs that belong to another server: asked there, with its own token, and answered as it answers.
+
+Nothing is acknowledged here: what the owner acknowledges is durable, and where it has died in the middle, its lease
+says when that is certain. From then on it writes nothing any more, so whoever takes the run over knows what was done,
+and is asked again. The other road, a durable box of requests that the owner empties, would need an answer to travel
+back for each of them (what was wrong, who was first); this needs only the lease.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, web
+
+from perdure.context.leases import Lease, Leases, Owner
+from perdure.errors import LeaseLost, PerdureError, Unavailable, from_json
+from perdure.model import new_id
+from perdure.server.sharing import PROTOCOL
+
+PATIENCE_S = 60.0  # so long a request waits for a lost server's runs to be taken over
+AGAIN_S = 0.1
+LOOK_S = 0.5
+CONNECT_S = 2.0
+MARK = "Perdure-Forwarded"
+HERE = frozenset(("verify",))  # of what is posted: answered from the database, by any server
+AT_OWNER = frozenset(("output", "files"))  # of what is asked for: it is at the run's machine
+AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags"))  # asked twice it is done once, or says so
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+log = logging.getLogger(__name__)
+
+
+class Elsewhere:
+    """``is_here``: whether a run is this server's, and taken up."""
+
+    def __init__(self, leases: Leases, is_here: Callable[[str], bool]) -> None:
+        self._leases = leases
+        self._is_here = is_here
+        self._session: ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    def is_for_owner(self, request: web.Request) -> bool:
+        """Whether this is a request that a run's owner answers."""
+        part = request.path.rpartition("/")[2]
+        if "ref" not in request.match_info or request.path.count("/") < 4:
+            return False
+        return part not in HERE if request.method == "POST" else part in AT_OWNER
+
+    async def answer(self, run_id: str, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """From here, where the run is ours, or has ended; else from its owner."""
+        if self._is_here(run_id):
+            return await handler(request)
+        part, body = request.path.rpartition("/")[2], await request.read()
+        body = _with_id(body) if part == "signal" else body  # the same each time
+        path = f"/v1/runs/{run_id}/{part}" + (f"?{request.query_string}" if request.query_string else "")
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            owner = await self._leases.owner(run_id)
+            if not owner.server or self._is_here(run_id):
+                return await handler(request)
+            if MARK not in request.headers and (told := await self._asked(owner, request.method, path, body)):
+                status, content_type, content = told
+                return web.Response(body=content, status=status, headers={"Content-Type": content_type})
+            if MARK in request.headers or time.monotonic() > deadline:
+                raise LeaseLost(f"run {run_id} is being taken over by another server", hint="Ask again in a moment.")
+            await asyncio.sleep(AGAIN_S)
+
+    async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None:
+        """For the engine: of a run at another server. Raises its errors, LeaseLost while it has no owner."""
+        owner = await self._leases.owner(run_id)
+        told = await self._asked(owner, "POST", f"/v1/runs/{run_id}/{part}", msgspec.json.encode(body))
+        if told is None:
+            raise LeaseLost(f"run {run_id} is being taken over by another server", hint="Ask again in a moment.")
+        if told[0] >= 400:
+            raise _error(told[2])
+
+    async def _asked(self, owner: Owner, method: str, path: str, body: bytes) -> tuple[int, str, bytes] | None:
+        """None: that server is gone, or does not own the run any more; ask the one that does."""
+        lease, part = owner.lease, path.partition("?")[0].rpartition("/")[2]
+        if lease is None or lease.server == self._leases.server:
+            return None
+        if lease.facts.get("protocol") != PROTOCOL:
+            what = f"server {lease.server} is perdure {lease.facts.get('version')}, and speaks another protocol"
+            raise Unavailable(what, hint=f"Ask it itself: {lease.facts.get('url')}")
+        asking = asyncio.ensure_future(self._send(lease, method, path, body))
+        try:
+            while not asking.done():
+                await asyncio.wait({asking}, timeout=LOOK_S)
+                if not asking.done() and not await self._lives(lease):
+                    break
+            if not asking.done():
+                raise ConnectionResetError("its lease is gone")
+            told = asking.result()
+        except ClientConnectorError:
+            return None  # nothing was sent
+        except (ClientError, OSError, TimeoutError) as error:
+            log.info("server %s: %s: %r", lease.server, path, error)
+            if method != "POST" or part in AGAIN:
+                return None
+            hint = "`perdure show` says whether it was done; ask again if not."
+            raise Unavailable(f"server {lease.server} went away in the middle of the request", hint=hint) from error
+        finally:
+            asking.cancel()
+        is_lost = told[0] == LeaseLost.http_status and _error(told[2]).code == LeaseLost.code
+        return None if is_lost else told
+
+    async def _send(self, lease: Lease, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        if self._session is None:
+            self._session = ClientSession(timeout=ClientTimeout(total=None, sock_connect=CONNECT_S))
+        headers = {"Authorization": f"Bearer {lease.facts['token']}", MARK: "1", "Content-Type": "application/json"}
+        url = str(lease.facts["url"]) + path
+        async with self._session.request(method, url, data=body, headers=headers) as answer:
+            return answer.status, answer.content_type, await answer.read()
+
+    async def _lives(self, lease: Lease) -> bool:
+        try:
+            return any(other.server == lease.server for other in await self._leases.leases())
+        except Unavailable:
+            return True  # the database is away: nobody knows better
+
+
+def _with_id(body: bytes) -> bytes:
+    """A signal that may be sent twice has an id, so that it is taken once."""
+    try:
+        signal = msgspec.json.decode(body)
+    except msgspec.DecodeError:
+        return body
+    if isinstance(signal, dict) and signal.get("id") is None:
+        signal["id"] = f"forwarded.{new_id()}"
+    return msgspec.json.encode(signal)
+
+
+def _error(content: bytes) -> PerdureError:
+    try:
+        return from_json(msgspec.json.decode(content)["error"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return Unavailable("another server gave an answer that is none")
