@@ -260,18 +260,22 @@ class Driver:
             raise
 
     async def _look(self, seen: Record) -> None:
+        is_gone = await self._gone(seen)
+        if is_gone and self.run.state in WARM and self.run.record.epoch == seen.epoch:
+            self.run.look_wanted = True  # a wait began or ended meanwhile: from that state again
+
+    async def _gone(self, seen: Record) -> bool:
+        """Whether the machine does not run any more; what that means for the run is done."""
         try:
             info = await self._machines.inspect(seen.sandbox_id)
         except NotFound:
             await self._lost(seen, "sandbox-gone", f"sandbox {seen.sandbox_id} was removed")
-            return
+            return True
         if info.state is SandboxState.EXITED:
             if info.cause == "exit" or (seen.ending and seen.request.command):
                 await self._exited(seen, info)
             else:
                 await self._lost(seen, info.cause or "exited", info.detail)
-            if self.run.state in WARM and self.run.record.epoch == seen.epoch:
-                self.run.look_wanted = True  # a wait began or ended meanwhile: from that state again
         elif info.state is SandboxState.SUSPENDED:
             snapshot = await self._captures.captured(seen.sandbox_id, seen.epoch)
             if snapshot is None:
@@ -279,6 +283,7 @@ class Driver:
             # What it waited for may be over since: it is woken, and sleeps again if it has nothing else to do.
             elif await self._go(seen, RunState.SUSPENDING, wake=True, why={"found": "suspended"}):
                 await self._captures.accept(snapshot)
+        return info.state in (SandboxState.EXITED, SandboxState.SUSPENDED)
 
     async def _exited(self, seen: Record, info: SandboxInfo) -> None:
         """The program ended by itself."""

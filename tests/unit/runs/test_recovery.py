@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -174,3 +175,28 @@ async def test_a_step_in_doubt(house: Any, on_doubt: str, approved: bool | None,
         assert info.result["result"] == "paid"
     else:
         assert (info.result["status"], info.result["error"]["type"]) == ("failed", "InDoubt")
+
+
+async def test_a_loss_that_is_seen_while_a_wait_ends_is_not_forgotten(house: Any) -> None:
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "signal", "name": "a"})
+        said = yield Ask("wait", {"kind": "signal", "name": "b"})
+        yield Ask("complete", {"result": said.value["value"]})
+
+    house.settings = dataclasses.replace(house.settings, idle_grace_s=1e6)
+    await house.restart()
+    run_id = await house.start(program)
+    await house.waits(run_id, "signal")
+    real = house.machines.inspect
+
+    async def inspect(sandbox_id: str) -> Any:
+        house.machines.inspect = real
+        await house.engine.signal(run_id, "a", 1)  # between the look and what is made of it
+        return await real(sandbox_id)
+
+    house.machines.inspect = inspect
+    await house.kill_machine(run_id)
+    house.machines.sandboxes.clear()
+    await house.engine.signal(run_id, "b", 2)
+    info = await house.ends(run_id)
+    assert (info.result, info.recoveries) == (2, 1)
