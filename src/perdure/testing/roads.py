@@ -19,7 +19,9 @@ from perdure.testing.house import Provider
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 INPUT = {"topic": "owls"}
-OTHER_EACH_TIME = ("pid", "started")  # what an example shows of its process
+INPUTS = {"order": {"item": "owl"}, "team": {"topics": ["owls"]}}  # one child: which of two is first is chance
+FORMS = {"order": {"price": 12}}
+OTHER_EACH_TIME = ("pid", "started", "run_id", "at")  # what an example shows of its process, and of its children
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def live(server: ServerClient, reference: str, durability: str, image: str = "")
         source=agent.source,
         file=agent.file,
         function=agent.function,
-        input=INPUT,
+        input=INPUTS.get(agent.function, INPUT),
         durability=durability,
         image=image,
         memory_mib=agent.memory_mib if durability == "snapshot" else 0,
@@ -63,9 +65,9 @@ def live(server: ServerClient, reference: str, durability: str, image: str = "")
         if entry.kind == "run.suspended":  # nothing of it runs
             for wait in server.get(run).waits:
                 if wait["kind"] == "approval":
-                    server.approve(run, wait_id=wait["id"], by="test")
+                    server.approve(run, wait_id=wait["id"], by="test", values=FORMS.get(agent.function))
                 elif wait["kind"] == "signal":
-                    server.signal(run, wait["name"], wait["name"])
+                    server.signal(run, wait["name"], wait["name"], id=wait["id"])
     info = server.get(run)
     return Life(info, _same(info.result), [line for entry in entries if (line := _told(entry))], entries)
 
@@ -80,7 +82,7 @@ def _told(entry: Entry) -> tuple[Any, ...] | None:
     if entry.kind == "wait.started":
         return entry.kind, said["wait"]["kind"], said["wait"].get("name"), _same(said["wait"].get("show"))
     if entry.kind == "wait.completed":
-        return entry.kind, said["kind"], said["outcome"], said.get("value")
+        return entry.kind, said["kind"], said["outcome"], _same(said.get("value"))
     return (entry.kind,) if entry.kind in ("run.completed", "run.failed", "diverged") else None
 
 

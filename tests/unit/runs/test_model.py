@@ -1,7 +1,7 @@
 """The engine against a small model of it: whatever comes in whatever order, the program hears what the model says.
 
-Signals, answers, deadlines, losses of the machine, ends of the server and cancels come at any moment: nothing waits here
-for the machine to be where it should be, only for the waits to be open that the model has open.
+Signals, answers, deadlines, losses of the machine, ends of the server and cancels come at any moment: what is waited
+for here is not that the machine is where it should be, only that the waits are open that the model has open.
 """
 
 from __future__ import annotations
