@@ -10,7 +10,8 @@ The guest has one vCPU and 512 MiB and runs an agent in Python that has taken te
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
 are taken above the dotted line, those of raw.py in the kernel that runs the VM. The pager is measured natively, beside
 decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``), the
-context log on both databases (``bench_log``), and the replay road, beside DBOS (``bench_replay``).
+context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``), and runs that sleep
+(``bench_sleep``).
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ import bench_exec
 import bench_log
 import bench_pager
 import bench_replay
+import bench_sleep
 import bench_unpack
 import picture
 from report import HEAD, MEGABYTE, Report
@@ -81,6 +83,7 @@ def main() -> int:
         bench_unpack.add(report)
         bench_log.add(report)
         bench_replay.add(report)
+        bench_sleep.add(report)
         address = below.ensure(home, assets, _tell)
         image = _image(home)
         status = below.status(home)
