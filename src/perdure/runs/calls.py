@@ -60,7 +60,7 @@ from typing import Any
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import Cancelled, InvalidValue, NotFound
 from perdure.model import Answer, Call, RunState
-from perdure.runs import checkpoints, drawn, parking, replay, sending, steps
+from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import broken_off, tell
 from perdure.runs.ports import ModelCalls
@@ -217,7 +217,7 @@ async def _complete(asked: Asked) -> Body:
 
     async def act() -> Body:
         await asked.known()
-        await asked.run.conclude(RunState.COMPLETED, epoch=asked.call.epoch, result=result)
+        await ends.conclude(asked.run, RunState.COMPLETED, epoch=asked.call.epoch, result=result)
         return {}
 
     return await asked.warm(act)
@@ -231,7 +231,7 @@ async def _fail(asked: Asked) -> Body:
 
     async def act() -> Body:
         await asked.known()
-        await asked.run.conclude(RunState.FAILED, epoch=asked.call.epoch, error=error, kind="agent-failed")
+        await ends.conclude(asked.run, RunState.FAILED, epoch=asked.call.epoch, error=error, kind="agent-failed")
         return {}
 
     return await asked.warm(act)

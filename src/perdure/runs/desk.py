@@ -12,7 +12,7 @@ import msgspec
 from perdure.context.log import ContextLog, NewEntry
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
-from perdure.runs import checkpoints, comparing, family, keys
+from perdure.runs import checkpoints, comparing, ends, family, keys
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
@@ -149,7 +149,7 @@ class Desk:
             await self._end(run, RunState.CANCELLED, error, self._clean_up_s if clean_up_s is None else clean_up_s)
 
     async def _end(self, run: Run, to: RunState, error: dict[str, Any], clean_up_s: float) -> None:
-        if await run.end(to, error, clean_up_s):
+        if await ends.end(run, to, error, clean_up_s):
             # Its next call tells it. The one that a model answers now is that one: nothing more is spent on it.
             await self._models.forget(run.id)
 

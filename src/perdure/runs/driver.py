@@ -18,7 +18,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
-from perdure.runs import travel
+from perdure.runs import ends, travel
 from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
 from perdure.runs.ports import MachinePlan, Machines, ModelCalls
@@ -122,7 +122,7 @@ class Driver:
     async def _conclude(self, seen: Record, to: RunState, **how: Any) -> None:
         async def act() -> None:
             if self.run.state is seen.state and self.run.record.epoch == seen.epoch:
-                await self.run.conclude(to, **how)
+                await ends.conclude(self.run, to, **how)
 
         await self.run.atomically(act)
 

@@ -21,7 +21,7 @@ from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import InvalidValue, LeaseLost, LogConflict, PerdureError, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
-from perdure.runs import checkpoints, keys, limits, travel
+from perdure.runs import checkpoints, ends, keys, limits, travel
 from perdure.runs.bounds import check_value
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
@@ -313,7 +313,7 @@ class Engine(Desk):
             return
         ending, error = run.record.ending, limits.passed(run.record, self._clock.time())
         if ending is not None and ending.until <= self._clock.time():
-            await run.end(RunState(ending.to), ending.error, 0)
+            await ends.end(run, RunState(ending.to), ending.error, 0)
         elif ending is None and error is not None:
             await self._end(run, RunState.FAILED, error, self._settings.clean_up_s)
         run.limited_until = None

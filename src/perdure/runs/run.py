@@ -7,7 +7,7 @@ transaction. Nothing here touches a machine (``runs.driver`` does).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,13 +16,12 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry, NewHead
 from perdure.errors import Conflict, LeaseLost, LogConflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
-from perdure.runs import retries
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
 from perdure.runs.keyed import Keyed
 from perdure.runs.limits import clocked
-from perdure.runs.record import Ending, Record, from_head, to_value
+from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.replays import Replay
 from perdure.runs.states import TERMINAL, check
 from perdure.runs.waits import Signal, Wait, Waits, signal_key
@@ -275,7 +274,7 @@ class Run:
         key = None if signal_id is None else signal_key(signal_id)
 
         async def act() -> None:
-            self._check_going()
+            self.check_going()
             if key is not None and await self.context.find(self.id, self.branch, key):
                 return
             signal = Signal(id=signal_id or new_id(), name=name, value=value, at=self.clock.time())
@@ -303,105 +302,7 @@ class Run:
 
         await self.atomically(act)
 
-    async def end(self, to: RunState, error: dict[str, Any], clean_up_s: float) -> bool:
-        """Have it end in ``to``: its program has ``clean_up_s`` to clean up, where it can hear of it. Conflict when it
-        has ended; nothing when it is to end already, unless at once (0 s). Whether its program is still to be told."""
-
-        async def act() -> bool:
-            self._check_going()
-            record = self.record
-            hears = record.sandbox_id and (record.source is not None or self.state in WARM)
-            if not hears or clean_up_s <= 0:
-                ending = record.ending or Ending(to=to.value, error=error, until=0.0)  # type: ignore[arg-type]
-                await self.conclude(RunState(ending.to), epoch=record.epoch + 1, error=ending.error)
-                return False
-            if record.ending is None:
-                await self._begin_end(to, error, self.clock.time() + clean_up_s)
-                return record.source is not None and not record.waits.open
-            return False
-
-        return await self.atomically(act)
-
-    async def _begin_end(self, to: RunState, error: dict[str, Any], until: float) -> None:
-        waits, now = self.record.waits.whole, self.clock.time()
-        entries = [NewEntry(kind="ending", payload={"to": to.value, "error": error, "until": until})]
-        for wait in waits:
-            over = {"wait": wait.id, "kind": wait.kind, "outcome": "cancelled", "at": now}
-            entries.append(NewEntry(kind="wait.completed", key=wait.key, payload=over))
-        ending = Ending(to=to.value, error=error, until=until, told=bool(waits))  # type: ignore[arg-type]
-        if waits and self.state is RunState.WAITING:
-            await self.write(*entries, to=RunState.RUNNING, why={"wait": waits[-1].id}, ending=ending)
-        else:
-            asleep = self.state in (RunState.SUSPENDING, RunState.SUSPENDED)
-            await self.write(*entries, wake=self.record.wake or asleep, ending=ending)
-        self._owed.update(wait.id for wait in waits)
-
-    async def conclude(
-        self,
-        to: RunState,
-        *,
-        epoch: int,
-        error: dict[str, Any] | None = None,
-        result: Any = None,
-        kind: str = "",
-    ) -> None:
-        """It ends: as its program or its machine has it, or as it was to end anyhow; or its next attempt begins, where
-        its failure (of this ``kind`` of ``runs.retries``) is one to try again after. Under the lock.
-
-        epoch: a new one where something of its machine may be left: the fence, it can do nothing any more.
-        """
-        ending, record = self.record.ending, self.record
-        if ending is not None:
-            to, error, result, kind = RunState(ending.to), ending.error, None, ending.error["code"]
-        if to is RunState.FAILED and error is not None:
-            code = str(error.get("code"))
-            pause_s = retries.pause_s(record.request.retry, kind, code, self.id, record.attempt)
-            if pause_s is not None:
-                await self._retry(retries.told(kind, record.attempt + 1, error), pause_s)
-                return
-        why: dict[str, Any] = {"result": result} if to is RunState.COMPLETED else {"error": error}
-        if to is RunState.CANCELLED:
-            why["reason"] = (error or {}).get("message", "")
-        await self.write(to=to, epoch=epoch, why=why, result=result, error=error)
-
-    async def _retry(self, why: dict[str, Any], pause_s: float) -> None:
-        """Begin another attempt, from the start. Under the lock."""
-        record, after = self.record, 0
-        carried = retries.Carried(
-            whole_lanes=record.request.on_divergence == "fail" or record.request.is_replay,
-            by_name=record.request.is_replay,
-        )
-        while page := await self.context.read(self.id, branch=self.branch, after=after):
-            for entry in page:
-                if record.counts(entry.key, entry.seq):
-                    carried.feed(entry)
-            after = page[-1].seq
-        fork = carried.fork()
-        at, epoch = self.clock.time() + pause_s, record.epoch + 1
-        await self.write(
-            *(fork[2] if fork else ()),
-            to=RunState.RECOVERING,
-            epoch=epoch,
-            why={**why, "epoch": epoch, "at": at},
-            fork=(self.branch, fork[0]) if fork else None,
-            waits=fork[1] if fork else None,
-            attempt=record.attempt + 1,
-            retry_at=at,
-            began=at,
-            active_s=0.0,
-            active_since=0.0,
-            ending=None,
-            sandbox_id="",
-            snapshot=None,
-            snapshots=[],
-            thinking=[],
-            wake=False,
-            failure="",
-            failures=0,
-            lost_epochs=[*record.lost_epochs, record.epoch],
-        )
-
-    def _check_going(self) -> None:
+    def check_going(self) -> None:
         if self.ended:
             hint = "Nothing reaches it any more: start another run."
             raise Conflict(f"run {self.id} has ended: it is {self.state}", hint=hint, state=self.state)
@@ -436,6 +337,10 @@ class Run:
             if not self._asking[wait_id]:
                 del self._asking[wait_id]
             self.touch()
+
+    def owe(self, wait_ids: Iterable[str]) -> None:
+        """These waits are completed, and the guest has not been told."""
+        self._owed.update(wait_ids)
 
     def told(self, *wait_ids: str) -> None:
         """The guest has the answers of completed waits."""
