@@ -73,6 +73,16 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Base of the wire values: immutable, keyword-only, unknown fields ignored (newer peers may send more)."""
 
 
+def settle(*kinds: Any) -> None:
+    """Have msgspec learn these types, before threads use them.
+
+    It learns a type when it is first used, and does not keep other threads out meanwhile: two that are first at the
+    same moment end the process (SIGSEGV).
+    """
+    for kind in kinds:
+        msgspec.json.Decoder(kind)
+
+
 class CallsEndpoint(Frozen, frozen=True, kw_only=True):
     """Where a node sends a sandbox's calls, and in whose name."""
 

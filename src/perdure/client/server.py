@@ -19,7 +19,7 @@ from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json
 from perdure.host.paths import Home
-from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
+from perdure.model import Entry, RunInfo, RunState, SnapshotInfo, settle
 
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
 WAIT_S = 30.0  # of one long poll
@@ -31,6 +31,7 @@ class ServerClient:
     """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP."""
 
     def __init__(self, home: Home | None = None, *, url: str = "", token: str = "") -> None:
+        settle(RunInfo, Entry)
         self._home = home or Home.find()
         address = url or f"unix:{self._home.socket('perdured')}"
         headers = {"authorization": f"Bearer {token}"} if token else {}

@@ -28,6 +28,7 @@ from perdure.model import (
     SandboxInfo,
     SandboxSpec,
     SnapshotInfo,
+    settle,
 )
 from perdure.runs.ports import MachinePlan
 
@@ -47,6 +48,7 @@ class NodeMachines:
     """See ``runs.ports.Machines``."""
 
     def __init__(self, home: Home) -> None:
+        settle(SandboxInfo, NodeEvent, SnapshotInfo)  # what the node's answers become in the threads below
         self._home = home
         self._node = NodeClient(home)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="node")
