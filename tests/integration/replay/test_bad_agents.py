@@ -18,7 +18,7 @@ from perdure.errors import AgentInvalid, InvalidValue, PerdureError, VersionMism
 from perdure.host.paths import Home
 from perdure.model import RunState
 from perdure.runs.record import Record, StartRequest
-from perdure.runs.replay import check_versions
+from perdure.runs.replay import CALLS_VERSION, check_versions
 from perdure.server import workers as workers_module
 from perdure.server.workerlimit import limit
 from perdure.testing.cgroups import limited_cgroup
@@ -162,15 +162,19 @@ def test_a_run_of_another_version_names_both() -> None:
     assert raised.value.details["recorded"] == {"perdure": "0.0.1", "calls": 7}
 
 
-async def test_a_run_that_another_version_began_is_not_gone_on_with(
+def test_another_perdure_with_the_same_calls_goes_on() -> None:
+    check_versions(Record(state=RunState.QUEUED, request=StartRequest(), made_by="0.0.1", calls_version=CALLS_VERSION))
+
+
+async def test_a_run_that_other_calls_began_is_not_gone_on_with(
     road: WorkerHouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_id = await road.start("def f(ctx: Context):\n    return ctx.wait_for('go')", version="2026-1")
     await road.until(run_id, "run.suspended")
-    monkeypatch.setattr("perdure.runs.replay.__version__", "9.9.9")
+    monkeypatch.setattr("perdure.runs.replay.CALLS_VERSION", 99)
     await road.engine.signal(run_id, "go", 1)
     info = await road.ends(run_id)
-    assert info.error is not None and info.error["code"] == "version-mismatch" and "9.9.9" in info.error["message"]
+    assert info.error is not None and info.error["code"] == "version-mismatch" and "version 99" in info.error["message"]
     begun = (await road.entries(run_id, "run.queued"))[0].payload
     assert begun["request"]["version"] == "2026-1" and begun["source"].startswith("sha256:")
 
