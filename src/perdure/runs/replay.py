@@ -21,7 +21,7 @@ Line = list[Any]  # key, name, seq, hash of the request, answer or None; the fir
 
 
 def check_versions(record: Record) -> None:
-    """Raises VersionMismatch where a run was begun with other calls: what its log has is not what its function asks now.
+    """Raises VersionMismatch where a run was begun with other calls: its log is not what its function asks now.
 
     Another perdure with the same calls goes on with it; whether the function goes the same way is seen call by call.
     """
