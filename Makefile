@@ -68,6 +68,7 @@ soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that check
 
 crash: .venv/dev.done build/test-packages.done ## a server killed at each of its durable writes, and at random (CRASH_*: docs/testing.md)
 	$(BIN)/python -m perdure.testing.crash
+	$(BIN)/python -m perdure.testing.lostservers
 
 many: .venv/dev.done build/test-packages.done setup ## fifty sandboxes at once, also where processors are emulated
 	$(SUDO) env PERDURE_TEST_MANY=$${PERDURE_TEST_MANY:-50} $(BIN)/python -m pytest -q tests/vm/test_many.py

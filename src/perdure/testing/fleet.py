@@ -112,7 +112,7 @@ class Server:
         (folder / "settings.toml").write_text(f'[providers.test]\nbase_url = "{provider_url}"\nmodel = "tiny"\n')
         self.client = ServerClient(self.home)
         self.is_stopped = False
-        self._environ = {**os.environ, **environ, "PERDURE_HOME": str(folder), "PERDURE_CACHE": str(self.home.cache)}
+        self.environ = {**os.environ, **environ, "PERDURE_HOME": str(folder), "PERDURE_CACHE": str(self.home.cache)}
         self._process: subprocess.Popen[bytes] | None = None
         self._node = _NodeSocket(str(self.home.socket("fcrund")), _NoNode)
         threading.Thread(target=self._node.serve_forever, daemon=True).start()
@@ -133,7 +133,7 @@ class Server:
     def start(self) -> None:
         with (self.home.run / "log").open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "perdure.server"], env=self._environ, stdout=output, stderr=output
+                [sys.executable, "-m", "perdure.server"], env=self.environ, stdout=output, stderr=output
             )
 
     def up(self) -> None:

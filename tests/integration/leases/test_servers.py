@@ -108,6 +108,16 @@ def test_a_server_that_is_ended_leaves_its_runs_to_the_others(two: Fleet) -> Non
     assert other.result(run_id, timeout_s=30)[1:] == [True, 7]
 
 
+def test_a_second_server_of_one_home_is_refused_and_says_who_serves(two: Fleet) -> None:
+    first = two.servers[0]
+    second = subprocess.run(
+        [sys.executable, "-m", "perdure.server"], env=first.environ, capture_output=True, text=True, check=False
+    )
+    assert second.returncode == 1
+    assert f"a server (pid {first.pid}, {first.client.status()['url']}) serves {first.home.root}" in second.stderr
+    assert len(first.client.servers()) == 2
+
+
 def test_servers_and_their_database_are_lost_under_runs(tmp_path: Path) -> None:
     wrong, did = lose(tmp_path, runs=12, servers=2, seed=5)
     assert not wrong, "\n".join([did, *wrong])
