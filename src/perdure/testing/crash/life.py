@@ -14,7 +14,7 @@ from pathlib import Path
 
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
-from perdure.model import SandboxSpec
+from perdure.model import RunInfo, SandboxSpec
 from perdure.server.machines import LABEL
 from perdure.testing.crash import checks
 from perdure.testing.crash.node import SmallNode
@@ -95,6 +95,7 @@ class Life:
         self._ending = False
         self._process: asyncio.subprocess.Process | None = None
         self._killed = 0  # at random
+        self._preparing, self._is_prepared = asyncio.Lock(), False
         self._losing: set[asyncio.Task[None]] = set()
 
     async def run(self) -> Outcome:
@@ -104,13 +105,14 @@ class Life:
         (self.home.root / "settings.toml").write_text(SETTINGS.format(url=self.provider.url))
         serving = asyncio.create_task(self._serve())
         killing = asyncio.create_task(self._kill_at_random())
-        people = [asyncio.create_task(self.people.see_through(plan)) for plan in self._plans]
+        people = [asyncio.create_task(self._see_through(plan)) for plan in self._plans]
         try:
             async with asyncio.timeout(LIFE_S):
                 await asyncio.wait(people, return_when=asyncio.FIRST_EXCEPTION)
                 killing.cancel()
                 ends = [(plan, info) for plan, of in zip(self._plans, people, strict=True) for info in await of]
                 await self._released()
+                await self.people.tidy_up()
                 self.wrong += await checks.wrong(self, ends)
         except TimeoutError:
             self.wrong.append(f"it had not ended after {LIFE_S:g} s: {self._tail()}")
@@ -126,6 +128,13 @@ class Life:
         record = self._folder / "points"
         points = record.read_text().split() if record.exists() else []
         return Outcome(self.wish, self.wrong, self.deaths, time.monotonic() - began, points, self._killed)
+
+    async def _see_through(self, plan: Plan) -> list[RunInfo]:
+        async with self._preparing:
+            if not self._is_prepared:
+                await self.people.prepare()
+                self._is_prepared = True
+        return await self.people.see_through(plan)
 
     # -- the server
 

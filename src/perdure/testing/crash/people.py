@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from perdure.client.server import ServerClient
-from perdure.errors import Conflict, Unavailable
+from perdure.errors import Conflict, NotFound, PerdureError, Unavailable
 from perdure.host.paths import Home
 from perdure.model import RunInfo, RunState
 from perdure.testing.crash.workload import Plan
@@ -22,6 +22,7 @@ Place = tuple[str, int, int]  # run, branch, seq
 
 ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
 LOOK_S = 0.1
+QUEUE = "line"  # and a schedule of the same name
 AGAIN_S = 0.03
 
 
@@ -44,10 +45,26 @@ class People:
             except (Unavailable, OSError):
                 await asyncio.sleep(AGAIN_S)
 
+    async def prepare(self) -> None:
+        """A queue, and a schedule that nothing is due of."""
+        await self._once(lambda client: client.queues.create(QUEUE, concurrency=1), Conflict)
+        request = {"image": "image", "command": ["crash"]}
+        await self._once(lambda client: client.schedules.create(QUEUE, request, every_s=1e6), Conflict)
+
+    async def tidy_up(self) -> None:
+        await self._once(lambda client: client.queues.remove(QUEUE), NotFound)
+        await self._once(lambda client: client.schedules.remove(QUEUE), NotFound)
+
+    async def _once(self, work: Callable[[ServerClient], Any], done: type[PerdureError]) -> None:
+        try:
+            await self.ask(work)
+        except done:
+            pass  # by a former server that could not say so
+
     async def see_through(self, plan: Plan) -> list[RunInfo]:
         """Start it, and do what it waits for until it has ended; also its forks."""
         request = {"image": "image", "source": "crash", "file": "crash.py", "function": plan.name}
-        asked = {**request, "key": plan.name, "policy": plan.policy}
+        asked = {**request, "key": plan.name, "policy": plan.policy, **plan.more}
         run_id = (await self.ask(lambda client: client._info("POST", "/v1/runs", asked))).id
         self.acknowledged.append((run_id, "run.queued", plan.name))
         for name in plan.early:

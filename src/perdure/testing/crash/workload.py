@@ -58,6 +58,7 @@ class Plan:
     signals: tuple[str, ...] = ()  # sent when it waits for them
     early: tuple[str, ...] = ()  # sent at once
     asleep: tuple[str, ...] = ()  # approvals that are answered only once it sleeps
+    more: dict[str, Any] = field(default_factory=dict)  # of the request
     cancel: str = ""  # in this state
     forks: int = 0  # while it sleeps; then it is rewound
     made: int = 0  # runs that it makes itself
@@ -159,6 +160,11 @@ def busy(outside: Outside, run: str) -> Steps:
     yield Ask("complete", {"result": "never"})
 
 
+def queued(outside: Outside, run: str) -> Steps:
+    yield Ask("wait", {"kind": "time", "seconds": 0.1}, at=0)
+    yield Ask("complete", {"result": 1}, at=1)
+
+
 def parent(outside: Outside, run: str) -> Steps:
     child = yield Ask("wait", {"kind": "child", "function": "child", "input": {"of": "parent"}}, at=0)
     yield Ask("complete", {"result": child.value["result"]}, at=1)
@@ -193,6 +199,8 @@ PLANS = (
     ),
     Plan("failing", failing, RunState.FAILED, "400 True True kept", policy=SLEEPY, early=("kept",)),
     Plan("lost", lost, RunState.COMPLETED, [200, "retried done", "asked done", "InDoubt"], policy=AWAKE),
+    Plan("queued", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"queue": "line", "tags": {"of": "crash"}}),
+    Plan("queued_too", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"queue": "line", "priority": 1}),
     Plan("diverging", diverging, RunState.COMPLETED, "right", policy=AWAKE),
     Plan("waiting", waiting, RunState.CANCELLED, policy=SLEEPY, cancel="suspended"),
     Plan("busy", busy, RunState.CANCELLED, policy=AWAKE, cancel="running"),
