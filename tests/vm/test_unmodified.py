@@ -78,3 +78,16 @@ def test_a_machine_sleeps_while_a_model_thinks(start_run: Callable[..., Run]) ->
     assert (info.turns_asked, info.suspends, info.recoveries) == (1, 1, 0)
     assert len(run.server.provider_requests()) == 1
     assert run.is_gone()
+
+
+@pytest.mark.timeout(600)
+def test_perdure_guest_cannot_be_written(start_run: Callable[..., Run]) -> None:
+    """It is guestd's own file: root in the machine may run it, and nothing else; plain commands find it by PATH."""
+    attempts = [f"{how} /run/perdure/perdure-guest" for how in ("echo x >", "rm", "cp /bin/sh", "ln -sf /bin/sh")]
+    tried = "; ".join(f"({attempt}) 2>/dev/null && echo written" for attempt in attempts)
+    run = start_run(command=["sh", "-c", f"{tried}; perdure-guest --help | head -1; command -v perdure-guest"])
+    info = run.ends()
+    assert info.state is RunState.COMPLETED, info
+    shown = "perdure-guest: what a program asks of the host of its run, from a shell\n/run/perdure/perdure-guest\n"
+    assert info.result["output"] == shown
+    assert run.is_gone()
