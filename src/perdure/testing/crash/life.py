@@ -89,7 +89,7 @@ class Life:
         self.provider = CountingProvider()
         self.node = SmallNode(self.home, self._program)
         self.outside = Outside(folder / "ledger", self._lose)
-        self.people = People(self.home)
+        self.people = People(self.home, self.outside.ledger)
         self.deaths: list[Death] = []
         self.wrong: list[str] = []
         self._ending = False

@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import aiohttp
@@ -32,6 +33,7 @@ class People:
     that it was done. ``seen``: every entry that a reader of the logs was ever shown."""
 
     home: Home
+    ledger: Path
     acknowledged: list[tuple[str, str, str]] = field(default_factory=list)  # run, kind, part of the payload
     seen: dict[Place, str] = field(default_factory=dict)
 
@@ -65,6 +67,8 @@ class People:
         """Start it, and do what it waits for until it has ended; also its forks."""
         request = {"image": "image", "source": "crash", "file": "crash.py", "function": plan.name}
         asked = {**request, "key": plan.name, "policy": plan.policy, **plan.more}
+        if plan.takes_ledger:
+            asked["input"] = {"ledger": str(self.ledger)}
         run_id = (await self.ask(lambda client: client._info("POST", "/v1/runs", asked))).id
         self.acknowledged.append((run_id, "run.queued", plan.name))
         for name in plan.early:

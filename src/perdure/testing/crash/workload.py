@@ -61,6 +61,7 @@ class Plan:
     more: dict[str, Any] = field(default_factory=dict)  # of the request
     cancel: str = ""  # in this state
     forks: int = 0  # while it sleeps; then it is rewound
+    takes_ledger: bool = False  # its input is the ledger's path
     made: int = 0  # runs that it makes itself
 
 
@@ -183,6 +184,31 @@ def forking(outside: Outside, run: str) -> Steps:
     yield Ask("complete", {"result": [one.status, verdict.value["approved"]]}, at=2)
 
 
+def nothing(outside: Outside, run: str) -> Steps:
+    """Of a run whose program is in a worker of the server."""
+    yield from ()
+
+
+# The replay road: in a worker process of the server, which ends with it. Its input is the ledger's path.
+REPLAYED = """
+import time
+from perdure import agent
+
+def act(ledger, run):
+    with open(ledger, "a") as file:
+        file.write(f"{time.time()} {run} redo\\n")
+    return "redo done"
+
+@agent(durability="replay")
+def replayed(ctx, ledger: str):
+    one = ctx.chat([{"role": "user", "content": "replayed one"}])
+    done = ctx.step("redo", act, ledger, ctx.run_id)
+    verdict = ctx.approval("Replay on?")
+    ctx.sleep(0.1)
+    ctx.emit("nearly", one.text)
+    return [one.text, done, verdict.approved]
+"""
+
 ANSWER = "answer to everything one"
 SLEEPY = {"idle_grace_s": 0.05, "checkpoint_turns": 1, "snapshots_kept": 2}
 AWAKE = {"idle_grace_s": 1e10}
@@ -204,12 +230,27 @@ PLANS = (
     Plan("diverging", diverging, RunState.COMPLETED, "right", policy=AWAKE),
     Plan("waiting", waiting, RunState.CANCELLED, policy=SLEEPY, cancel="suspended"),
     Plan("busy", busy, RunState.CANCELLED, policy=AWAKE, cancel="running"),
+    Plan(
+        "replayed",
+        nothing,
+        RunState.COMPLETED,
+        ["answer to replayed one", "redo done", True],
+        more={"source": REPLAYED, "file": "replayed.py", "durability": "replay", "image": ""},
+        takes_ledger=True,
+    ),
     Plan("parent", parent, RunState.COMPLETED, "parent", policy=SLEEPY, made=1),
     Plan("forking", forking, RunState.COMPLETED, [200, True], policy=SLEEPY, forks=2, asleep=("Which way?",)),
 )
 BY_NAME = {plan.name: plan for plan in PLANS}
 PROGRAMS = {plan.name: plan.program for plan in PLANS} | {"child": child}
-EFFECTS = {"draft": "retry", "pay": "ask", "retried": "retry", "asked": "ask", "failed": "fail"}  # by on_doubt
+EFFECTS = {
+    "redo": "retry",
+    "draft": "retry",
+    "pay": "ask",
+    "retried": "retry",
+    "asked": "ask",
+    "failed": "fail",
+}  # by on_doubt
 
 
 def program(name: str, outside: Outside, run: str) -> Program:
