@@ -42,8 +42,15 @@ class Leases(Protocol):
         """This one's id; "": it has no lease."""
         ...
 
-    async def begin(self, server: str, facts: Mapping[str, Any]) -> Lease:
-        """A lease for this server under a new id. From now on it writes under that."""
+    @property
+    def is_sure(self) -> bool:
+        """Nobody can have removed the lease, as its last beat is so young. A server that was stopped in between does
+        nothing on what it had written, or read, before: ``LeaseLost`` instead of the answer."""
+        ...
+
+    async def begin(self, server: str, facts: Mapping[str, Any], *, lasts_s: float) -> Lease:
+        """A lease for this server under a new id. From now on it writes under that. lasts_s: so long after a beat it
+        is sure to be there."""
         ...
 
     async def beat(self) -> bool:

@@ -454,4 +454,9 @@ class Engine(Desk):
                 raise LeaseLost("this server is beginning anew", hint="Ask again in a moment.")
             if run is None:
                 raise StaleEpoch(f"run {call.run_id} has ended or never was", hint="This machine is to end.")
-            return await self._calls.answer(run, call)
+            answer = await self._calls.answer(run, call)
+            leases = self._context.leases
+            if leases is not None and not leases.is_sure:  # it was stopped meanwhile: nobody acts on what it knew
+                await answer.body.aclose()  # type: ignore[attr-defined]
+                raise LeaseLost("this server was stopped, or cut off", hint="Ask again in a moment.")
+            return answer

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from perdure.context.leases import Lease, Leases
-from perdure.errors import PerdureError
+from perdure.errors import LeaseLost, PerdureError
 from perdure.model import new_id
 from perdure.runs.clock import SYSTEM, Clock
 
@@ -79,12 +79,15 @@ class Tenure:
         self._still: dict[str, tuple[int, int]] = {}  # server -> its counter, and how many looks it did not move for
         self._moved: dict[str, float] = {}  # when it was last seen to move, on our monotonic clock
         self._owed: dict[str, str] = {}  # runs that were taken and could not be taken up yet -> whose they were
+        self._beaten = 0.0  # when the counter was last moved, on the same clock
         self.is_held = False
 
     async def begin(self) -> None:
         """A lease under a new id, and the runs that this home had before."""
         server, formers = new_id(), list(self._formers)
-        lease = await self._leases.begin(server, self._facts)
+        lasts_s = self._terms.heartbeat_s * (self._terms.looks - 1)
+        self._beaten = self._clock.monotonic()
+        lease = await self._leases.begin(server, self._facts, lasts_s=lasts_s)
         self._formers.add(server)
         for former in formers:
             await self._leases.remove(former, None)
@@ -126,6 +129,7 @@ class Tenure:
             await self._clock.sleep_until(next_beat)
 
     async def _beat(self) -> None:
+        self._beaten = self._clock.monotonic()
         if not self.is_held or not await self._leases.beat():
             await self._anew()
             return
@@ -171,6 +175,11 @@ class Tenure:
             await self._take(run_id, of)
 
     async def _take(self, run_id: str, of: str) -> None:
+        now = self._clock.monotonic()
+        if now - self._beaten >= self._terms.heartbeat_s:  # there may be many
+            self._beaten = now
+            if not await self._leases.beat():
+                raise LeaseLost("this server has lost its lease while it took runs over")
         if await self._leases.take(run_id, of):
             self._owed[run_id] = of  # it is ours: should what follows fail, it is tried again
             await self._holder.take(run_id, of, is_ours=of in self._formers)

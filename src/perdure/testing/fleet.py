@@ -28,7 +28,7 @@ from perdure.testing.postgres import PostgresServer, postgres_server
 
 START_S = 60.0
 LOOK_S = 0.02
-HEARTBEAT_S, LOST_S = 0.2, 1.0
+HEARTBEAT_S, LOST_S = 0.2, 1.4
 
 
 def until(true: Callable[[], Any], deadline_s: float = START_S, *, what: str = "") -> Any:

@@ -26,7 +26,7 @@ from perdure.testing.machines import LocalMachines, Program
 Moved = TypeVar("Moved", bound=Clock)
 
 DEADLINE_S = 20.0
-QUICK_TERMS = Terms(heartbeat_s=0.05, lost_s=0.25)
+QUICK_TERMS = Terms(heartbeat_s=0.1, lost_s=1.0)
 QUICK = Settings(shelve_after_s=None, idle_grace_s=0.03, suspend_retry_s=0.1, backoff_s=0.02, backoff_max_s=0.1)
 AGENT = StartRequest(image="image", source="def main(ctx): ...", file="agent.py", function="main")
 

@@ -195,3 +195,22 @@ async def test_a_write_whose_answer_was_lost_leaves_no_run_stuck(houses: Houses)
     await run.signal("go", 1, "first")
     assert (await house.ends(run_id)).result == "fine"
     assert len(await house.entries(run_id, "signal")) == 1
+
+
+async def test_what_was_written_before_a_stop_is_not_acted_on_after_it(houses: Houses) -> None:
+    ledger: list[str] = []
+    house = await up(houses)
+    run_id = await house.start(waiting(ledger))
+    await house.waits(run_id, "signal")
+    leases = house.context.leases
+    assert leases is not None and leases.is_sure
+    leases._sure_until = 0.0  # type: ignore[attr-defined]
+    with pytest.raises(LeaseLost):
+        await house.context.append(run_id, [NewEntry(kind="note", payload="late")], epoch=None)
+    assert len(await house.entries(run_id, "note")) == 1  # it is done, and nobody goes on from it
+    await until(lambda: sure(house))  # with its next beat
+    await house.context.append(run_id, [NewEntry(kind="note", payload="sure")], epoch=None)
+
+
+async def sure(house: House) -> bool:
+    return house.context.leases is not None and house.context.leases.is_sure

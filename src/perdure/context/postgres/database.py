@@ -19,7 +19,7 @@ from perdure.context.postgres.connections import PATIENCE_S, Address, Connection
 from perdure.context.postgres.leases import PostgresLeases
 from perdure.context.postgres.writer import Writer
 from perdure.context.rows import blob_of
-from perdure.errors import PerdureError, ProtocolError, Unsupported
+from perdure.errors import LeaseLost, PerdureError, ProtocolError, Unsupported
 
 POLL_S = 0.5  # so late a follower hears of what another server wrote, when its notification was lost
 LISTEN_AGAIN_S = 1.0
@@ -64,7 +64,10 @@ class PostgresDatabase:
         await self.leases.close()
 
     async def submit(self, job: Job[Result]) -> Result:
-        return await self._writer.submit(job)
+        result = await self._writer.submit(job)
+        if not self.leases.is_sure:  # it is done; but whoever asked may have been stopped since, and is to do nothing
+            raise LeaseLost("this server was stopped, or cut off: its lease may be gone", hint="Ask again in a moment.")
+        return result
 
     async def rows(self, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return await self._readers.rows(_adapted(query), values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -66,19 +67,31 @@ class PostgresLeases:
     def __init__(self, address: Address, writer: Writer, faults: Faults | None = None) -> None:
         self._asked = Readers(address)
         self._writer = writer
+        self._lasts_s = 0.0
+        self._sure_until = 0.0  # monotonic
         self._faults = faults
 
     @property
     def server(self) -> str:
         return self._writer.lease
 
-    async def begin(self, server: str, facts: Mapping[str, Any]) -> Lease:
+    @property
+    def is_sure(self) -> bool:
+        return not self.server or time.monotonic() < self._sure_until
+
+    async def begin(self, server: str, facts: Mapping[str, Any], *, lasts_s: float) -> Lease:
+        began = time.monotonic()
         [row] = await self._ask(BEGIN, server=server, facts=canonical(dict(facts)))
+        self._lasts_s, self._sure_until = lasts_s, began + lasts_s
         self._writer.lease = server
         return _lease(row)
 
     async def beat(self) -> bool:
-        return bool(await self._ask(BEAT, server=self.server))
+        began = time.monotonic()
+        lives = bool(await self._ask(BEAT, server=self.server))
+        if lives:
+            self._sure_until = began + self._lasts_s
+        return lives
 
     async def end(self) -> None:
         if self.server:
