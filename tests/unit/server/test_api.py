@@ -164,7 +164,7 @@ async def test_tcp_asks_for_the_token(served: Served, token: str) -> None:
 
 async def test_calls_as_a_node_asks_them(served: Served) -> None:
     served.house.machines.program = waiting
-    info = await served.ask(start)
+    info = await served.ask(lambda client: start(client, policy={"idle_grace_s": 60}))
     await served.house.reaches(info.id, RunState.WAITING)
     status, _, whole = await served.call(info.id, 1, CHAT, CHAT_BODY)
     assert (status, "answer to hello" in whole.decode()) == (200, True)
