@@ -5,7 +5,7 @@ The Struct types are also the JSON of the HTTP APIs: same names, msgspec encodes
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -74,13 +74,20 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def settle(*kinds: Any) -> None:
-    """Have msgspec learn these types, before threads use them.
+    """Have msgspec learn these types (none: all structs that are defined by now), before threads use them.
 
     It learns a type when it is first used, and does not keep other threads out meanwhile: two that are first at the
     same moment end the process (SIGSEGV).
     """
-    for kind in kinds:
+    for kind in kinds or _below(msgspec.Struct):
         msgspec.json.Decoder(kind)
+
+
+def _below(kind: type) -> Iterator[type]:
+    known: type
+    for known in kind.__subclasses__():
+        yield known
+        yield from _below(known)
 
 
 class CallsEndpoint(Frozen, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.care import garbage
 from perdure.execution.snapshots.store import Store
 from perdure.host.paths import Home
+from perdure.model import settle
 from perdure.node import compaction, doors, settings, tls
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
@@ -45,6 +46,7 @@ _log = logging.getLogger(__name__)
 
 async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
     """Run the node until SIGTERM, SIGINT or a shutdown request. The lock is held by the caller."""
+    settle()
     loop = asyncio.get_running_loop()
     compacts = compaction.is_on(os.environ)
     over = asyncio.Event()

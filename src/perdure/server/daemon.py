@@ -23,6 +23,7 @@ from perdure.errors import AlreadyRunning, InvalidValue
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import load as load_providers
 from perdure.host.paths import Home
+from perdure.model import settle
 from perdure.runs.clock import SYSTEM
 from perdure.runs.engine import Engine
 from perdure.runs.hooks import Courier
@@ -45,6 +46,7 @@ log = logging.getLogger(__name__)
 
 async def serve(home: Home) -> None:
     """Run the server until SIGTERM or SIGINT. AlreadyRunning: another one serves this home."""
+    settle()
     over = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
