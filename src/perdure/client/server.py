@@ -334,8 +334,14 @@ class ServerClient:
 
 
 def request_of(**given: Any) -> dict[str, Any]:
-    """The fields of a ``StartRequest`` that say something."""
-    return {field: value for field, value in given.items() if value or field == "input"}  # 0 is an input, too
+    """The fields of a ``StartRequest`` that say something. Of some, 0 and "" say something, too."""
+    return {field: value for field, value in given.items() if value or field == "input" or _is_said(field, value)}
+
+
+def _is_said(field: str, value: Any) -> bool:
+    return value is not None and field in (
+        "key", "key_scope", "key_ttl_s", "timeout_s", "active_timeout_s", "queue", "queue_key", "metadata"
+    )  # fmt: skip
 
 
 def outcome(info: RunInfo) -> Any:

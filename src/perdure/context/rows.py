@@ -21,6 +21,11 @@ def no_run(run_id: str) -> NotFound:
     return NotFound(f"no such run: {run_id}", hint="`perdure runs` lists them.")
 
 
+def was_pruned(run_id: str) -> NotFound:
+    hint = f"What it returned is kept: `perdure status {run_id}`."
+    return NotFound(f"the log of run {run_id} was pruned", hint=hint)
+
+
 def no_blob(digest: str) -> NotFound:
     return NotFound(f"no such blob: {digest}")
 

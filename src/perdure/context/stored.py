@@ -31,7 +31,7 @@ from perdure.context.log import (
     Verification,
 )
 from perdure.context.mark import Acknowledged, Mark
-from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run
+from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run, was_pruned
 from perdure.errors import Conflict, NotFound
 from perdure.formats.chain import Place, Verifier, link_references, references
 from perdure.model import Entry
@@ -261,7 +261,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         if not rows and branch is None:
             head = await self.head(run_id)
             if head.pruned and after < head.seq:
-                raise NotFound(f"the log of run {run_id} was pruned", hint="What it returned is kept: `perdure show`.")
+                raise was_pruned(run_id)
         return await self._entries(rows, expand=expand)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
@@ -327,7 +327,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
 
     async def verify(self, run_id: str) -> Verification:
         if (await self.head(run_id)).pruned:
-            raise NotFound(f"the log of run {run_id} was pruned", hint="What it returned is kept: `perdure show`.")
+            raise was_pruned(run_id)
         stretches, parents = await self.whole(run_id)
         verifier = Verifier(stretches, parents)
         for stretch in stretches:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import msgspec
 
 from perdure.context.log import ContextLog, Head, NewEntry, Stretch
+from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, InvalidValue
 from perdure.model import Frozen, RunOrigin, RunState
 from perdure.runs.record import Kept, Record, from_head
@@ -40,6 +41,8 @@ async def moment(context: ContextLog, run_id: str, branch: int, seq: int) -> Mom
     """InvalidValue: the branch has no such entry, or it is one that ended the run."""
     found = await context.read(run_id, branch=branch, after=max(seq, 1) - 1, limit=1, expand=False)
     if seq < 1 or not found:
+        if (await context.head(run_id)).pruned:
+            raise was_pruned(run_id)
         tip = (await context.lineage(run_id, branch))[0].upto
         raise InvalidValue(f"run {run_id} has no entry {seq}: it has 1 to {tip}", hint=f"See `perdure log {run_id}`.")
     if found[0].kind in ENDS:

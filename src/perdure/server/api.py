@@ -256,6 +256,8 @@ class Api:
         after, branch = _number(request, "after", 0), _number(request, "branch", 0) or None
         left, expand = _number(request, "limit", 0) or None, request.query.get("compact") != "1"
         kind, key = request.query.get("kind"), request.query.get("key")
+        if branch is not None:
+            await self._context.lineage(run_id, branch)  # NotFound: there is none
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
         try:

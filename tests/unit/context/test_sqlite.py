@@ -35,8 +35,11 @@ async def test_a_second_server_on_the_same_file_is_refused(tmp_path: Path) -> No
     with pytest.raises(AlreadyRunning, match=f"process {os.getpid()} has the context log") as refused:
         await sqlite.open(tmp_path / "log.db")
     assert refused.value.hint
+    (tmp_path / "link.db").symlink_to("log.db")
+    with pytest.raises(AlreadyRunning):
+        await sqlite.open(tmp_path / "link.db")
     await log.close()
-    await (await sqlite.open(tmp_path / "log.db")).close()
+    await (await sqlite.open(tmp_path / "link.db")).close()
 
 
 @pytest.mark.parametrize("content", [b"this is not a database, but a text of some length" * 100, b"\0" * 5000])

@@ -100,8 +100,9 @@ class SqliteDatabase:
 
 def _acquire(path: Path) -> int:
     """One process per file: a lock beside it (closing any descriptor of the file itself would drop SQLite's locks)."""
-    beside = path.with_name(path.name + ".lock")
     try:
+        path = path.resolve()  # two servers may come to one file by two links
+        beside = path.with_name(path.name + ".lock")
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:

@@ -54,6 +54,10 @@ async def test_show_follow_and_filters(desk: Desk) -> None:
     assert await kinds("--lane", "nobody's") == []
     _, told = await desk("log", "first", "--lane", "main", "--key", "main/1", status=2)
     assert "name the same thing" in told
+    assert (await desk("log", "first", "--branch", "1"))[0].splitlines() == whole
+    _, told = await desk("log", "first", "--branch", "9", status=1)
+    assert f"run {run_id} has no branch 9" in told
+    assert "--branch N is of what was written" in (await desk("log", "first", "-f", "--branch", "1", status=2))[1]
 
 
 async def test_export_verify_import(desk: Desk, tmp_path: Path, provider: Provider) -> None:
@@ -64,6 +68,8 @@ async def test_export_verify_import(desk: Desk, tmp_path: Path, provider: Provid
     assert said.startswith("verified: ") and said.split(",")[:2] == here.split(",")[:2]
     assert (await desk("log", "export", "first"))[0] == (tmp_path / "first.log").read_text()
     assert not (tmp_path / "first.log.new").exists()
+    _, told = await desk("log", "export", "first", "-o", "nowhere/first.log", status=2)
+    assert "nowhere/first.log cannot be written: No such file or directory" in told
     _, told = await desk("log", "import", "first.log", status=1)
     assert f"there is a run {run_id} already" in told
 
@@ -108,7 +114,9 @@ async def test_prune(desk: Desk) -> None:
     found = json.loads(said)
     assert found["runs"] == [] and found["swept"]["blobs"] > 0
     _, told = await desk("log", "first", status=1)
-    assert "was pruned" in told
+    assert "was pruned" in told and f"`perdure status {run_id}`" in told
+    for words in (("fork", "first", "--at", "3"), ("rewind", "first", "3")):
+        assert f"the log of run {run_id} was pruned" in (await desk(*words, status=1))[1]
     assert run_id in (await desk("runs"))[0]
     assert json.loads((await desk("status", "first", "--json"))[0])["result"] == "go"
     assert "pruned already" in (await desk("log", "prune", "first", status=1))[1]

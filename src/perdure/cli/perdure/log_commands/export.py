@@ -24,6 +24,7 @@ def run(options: argparse.Namespace) -> int:
 
     from perdure.cli.perdure import _progress
     from perdure.client.server import ServerClient
+    from perdure.errors import InvalidValue
 
     lines = _progress.counted(ServerClient().export(options.run_id), "exported")
     if options.output is None:
@@ -38,8 +39,10 @@ def run(options: argparse.Namespace) -> int:
             file.flush()
             os.fsync(file.fileno())
         os.replace(new, options.output)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(new):
             os.unlink(new)
+        if isinstance(error, OSError):
+            raise InvalidValue(f"{options.output} cannot be written: {error.strerror}") from error
         raise
     return 0

@@ -13,9 +13,10 @@ GROUP = "Runs"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     _entries.configure(parser)
+    parser.add_argument("--branch", type=int, metavar="N", help="of an older branch ('perdure tree RUN')")
     parser.add_argument("-f", "--follow", action="store_true", help="go on until the run has ended")
     parser.add_argument("--limit", type=int, metavar="N", help="at most so many entries")
 
 
 def run(options: argparse.Namespace) -> int:
-    return _entries.tell(options, follow=options.follow, limit=options.limit)
+    return _entries.tell(options, follow=options.follow, limit=options.limit, branch=options.branch)
