@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from perdure.context.log import ContextLog, NewEntry, NewHead
+from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch, TooLarge
 from perdure.testing.postgres_fixtures import Opener
 
@@ -150,6 +151,28 @@ async def test_what_is_kept_beside_the_runs_is_replaced_by_compare_and_set(log: 
     assert [kept.value for kept in await log.kept("schedule", "a")] == [[2]]
     assert await log.drop("queue", "a") and not await log.drop("queue", "a")
     assert await log.kept("queue", "a") == []
+
+
+async def test_what_is_kept_changes_with_an_append_or_nothing_does(log: ContextLog) -> None:
+    await log.create("run", {})
+    line = Beside(kind="line", name="q", value=[1], expected_version=0)
+    place = Beside(kind="place:q", name="run", value={})
+    await log.append("run", [NewEntry(kind="note")], epoch=None, beside=[line, place])
+    for refused, error in ((line, Conflict), (replace(line, expected_version=7), LogConflict)):
+        with pytest.raises(error):
+            await log.append("run", [NewEntry(kind="note")], epoch=None, beside=[replace(place, name="other"), refused])
+    assert (await log.head("run")).seq == 1
+    assert [kept.name for kept in await log.kept("place:q")] == ["run"]
+    many = [
+        log.append("run", [NewEntry(kind="note")], epoch=None, beside=[replace(line, expected_version=version)])
+        for version in (1, 2, 3)
+    ]
+    await asyncio.gather(*many)
+    gone = replace(place, value=None)
+    await log.fork("run", [NewEntry(kind="note")], parent=1, fork_seq=2, epoch=None, beside=[gone])
+    await log.append("run", [NewEntry(kind="note")], epoch=None, beside=[gone])  # it is not there
+    assert await log.kept("place:q") == []
+    assert [kept.version for kept in await log.kept("line")] == [4]
 
 
 async def test_what_does_not_exist_is_not_found(log: ContextLog) -> None:

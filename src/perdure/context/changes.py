@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from perdure.context.listing import Listed, listed, tags
-from perdure.context.log import ROOT_BRANCH, Head, Kept, NewEntry, NewHead, digest_of
+from perdure.context.log import ROOT_BRANCH, Beside, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import as_entry, blob_row, no_run
 from perdure.context.values import BLOB_MAX_BYTES, PAYLOAD_MAX_BYTES, Blobs, check_size, encode, pack, plain
 from perdure.errors import Conflict, InvalidValue, LeaseLost, LogConflict, NotFound, ProtocolError, StaleEpoch
@@ -117,7 +117,10 @@ class State:
             "row.swept": self.removed_blobs,
             "row.sweep": self.is_sweep,
         }
-        kept = {f"row.{kind}" + (".dropped" if value is None else "") for (kind, _), value in self.keeps.items()}
+        kept = {
+            f"row.{kind.partition(':')[0]}" + (".dropped" if value is None else "")
+            for (kind, _), value in self.keeps.items()
+        }
         return {entry[5] for entry in self.entries} | {name for name, written in rows.items() if written} | kept
 
     def run(self, run_id: str) -> RunRow:
@@ -178,6 +181,8 @@ class State:
             others = [row for row in self.new_tags if row[0] != run_id]
             self.new_tags = others + [(run_id, name, what) for name, what in tags(packed.head.value).items()]
         self.blobs.update(packed.blobs)
+        for job in packed.beside:
+            job.apply(self)
         now = time.time()
         written = []
         for new, payload in zip(packed.entries, packed.payloads, strict=True):
@@ -209,7 +214,7 @@ class Job(Protocol[Result]):
 class Packed:
     """Entries made ready outside the writer: only inserting is left."""
 
-    def __init__(self, new_entries: Sequence[NewEntry], head: NewHead | None) -> None:
+    def __init__(self, new_entries: Sequence[NewEntry], head: NewHead | None, beside: Sequence[Beside] = ()) -> None:
         blobs: Blobs = {}
         self.entries = new_entries
         self.payloads = []
@@ -220,8 +225,18 @@ class Packed:
         self.blobs = {row[0]: row for row in (blob_row(digest, content) for digest, content in blobs.items())}
         self.head = head
         self.value = encode(head.value, "summary of a run") if head else b""
+        self.beside: list[Keep | Drop] = [
+            Drop(one.kind, one.name) if one.value is None else Keep(one.kind, one.name, one.value, one.expected_version)
+            for one in beside
+        ]
 
-    def check(self, run_id: str, run: RunRow) -> None:
+    def needs(self, needs: Needs) -> None:
+        for job in self.beside:
+            job.needs(needs)
+
+    def check(self, run_id: str, run: RunRow, state: State) -> None:
+        for job in self.beside:
+            job.check(state)
         if self.head and self.head.expected_version != run.version:
             message = f"run {run_id}: its state was changed meanwhile (version {run.version})"
             raise LogConflict(message, version=run.version)
@@ -276,6 +291,7 @@ class Append:
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)
         needs.tips.add((self.run_id, self.branch))
+        self.packed.needs(needs)
 
     def apply(self, state: State) -> list[Entry]:
         run = state.run(self.run_id)
@@ -287,7 +303,7 @@ class Append:
                 f"run {self.run_id}, branch {branch}: expected to append after {self.expected_seq}, it is at {seq}"
             )
             raise LogConflict(message, seq=seq)
-        self.packed.check(self.run_id, run)
+        self.packed.check(self.run_id, run, state)
         return state.write(self.run_id, branch, epoch, self.packed)
 
 
@@ -308,12 +324,13 @@ class Fork:
         needs.runs.add(self.run_id)
         needs.tips.add((self.run_id, self.parent))
         needs.fork = self.run_id, self.parent, self.fork_seq
+        self.packed.needs(needs)
 
     def apply(self, state: State) -> list[Entry]:
         run = state.run(self.run_id)
         epoch = run.fence(self.run_id, self.epoch)
         before = state.fork_at(self.run_id, self.parent, self.fork_seq)
-        self.packed.check(self.run_id, run)
+        self.packed.check(self.run_id, run, state)
         run.branch = state.newest_branch + 1
         state.changed_runs.add(self.run_id)
         state.add_branch(self.run_id, run.branch, self.parent, self.fork_seq, before)
@@ -361,7 +378,8 @@ class Keep:
     def needs(self, needs: Needs) -> None:
         needs.kept.add((self.kind, self.name))
 
-    def apply(self, state: State) -> Kept:
+    def check(self, state: State) -> int:
+        """The version that is there (0: none), or why this is refused."""
         kind, name, expected = self.kind, self.name, self.expected_version
         found = state.kept.get((kind, name))
         if found is not None and expected == 0:
@@ -370,9 +388,12 @@ class Keep:
             raise NotFound(f"no such {kind}: {name}")
         if found is not None and expected not in (None, found):
             raise LogConflict(f"the {kind} {name} was changed meanwhile (version {found})", version=found)
-        version = state.kept[kind, name] = (found or 0) + 1
-        state.keeps[kind, name] = self.content
-        return Kept(kind=kind, name=name, version=version, value=self.value)
+        return found or 0
+
+    def apply(self, state: State) -> Kept:
+        version = state.kept[self.kind, self.name] = self.check(state) + 1
+        state.keeps[self.kind, self.name] = self.content
+        return Kept(kind=self.kind, name=self.name, version=version, value=self.value)
 
 
 class Drop:
@@ -385,6 +406,9 @@ class Drop:
 
     def needs(self, needs: Needs) -> None:
         needs.kept.add((self.kind, self.name))
+
+    def check(self, state: State) -> None:
+        """Nothing is in its way."""
 
     def apply(self, state: State) -> bool:
         if state.kept.pop((self.kind, self.name), None) is None:

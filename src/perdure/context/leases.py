@@ -48,6 +48,10 @@ class Leases(Protocol):
         nothing on what it had written, or read, before: ``LeaseLost`` instead of the answer."""
         ...
 
+    async def time(self) -> float:
+        """The clock of the database, in seconds since 1970: one for all servers."""
+        ...
+
     async def begin(self, server: str, facts: Mapping[str, Any], *, lasts_s: float) -> Lease:
         """A lease for this server under a new id. From now on it writes under that. lasts_s: so long after a beat it
         is sure to be there."""

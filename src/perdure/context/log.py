@@ -100,6 +100,16 @@ class Kept(Frozen, frozen=True, kw_only=True):
     value: Any
 
 
+class Beside(Frozen, frozen=True, kw_only=True):
+    """What is kept beside the runs by a name, and changes in the same transaction as an append; ``value`` None: it is
+    dropped. ``expected_version`` as for ``ContextLog.keep``."""
+
+    kind: str
+    name: str
+    value: Any
+    expected_version: int | None = None
+
+
 class Verification(Frozen, frozen=True, kw_only=True):
     """What ``verify`` looked at. It raises ``ProtocolError`` at the first entry or blob that is not what it was."""
 
@@ -167,12 +177,14 @@ class ContextLog(Protocol):
         branch: int | None = None,
         expected_seq: int | None = None,
         head: NewHead | None = None,
+        beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         """Append all or nothing, to ``branch`` (None: the current one).
 
         ``epoch``: below the run's epoch -> ``StaleEpoch``; above it -> the run is taken over (the fence moves in the
         same transaction); None -> the host's own act, in the epoch that is current. ``expected_seq``: the branch's
         last seq must be this, else ``LogConflict``. ``head``: replaces the summary, or ``LogConflict``.
+        ``beside``: what is kept changes with it; the errors of ``keep``.
         """
         ...
 
@@ -185,9 +197,10 @@ class ContextLog(Protocol):
         fork_seq: int,
         epoch: int | None,
         head: NewHead | None = None,
+        beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         """A new branch that shares ``parent`` up to and including ``fork_seq``, becomes the current one and begins
-        with ``new_entries`` (at least one), in one transaction. Epoch and head as for ``append``."""
+        with ``new_entries`` (at least one), in one transaction. Epoch, head and beside as for ``append``."""
         ...
 
     async def branch_off(

@@ -21,6 +21,7 @@ from perdure.context.leases import Leases
 from perdure.context.log import (
     NO_TAGS,
     ROOT_BRANCH,
+    Beside,
     Branch,
     Head,
     Kept,
@@ -144,8 +145,9 @@ To go on with this one, and lose what it does not have, remove {path}."""
         branch: int | None = None,
         expected_seq: int | None = None,
         head: NewHead | None = None,
+        beside: Sequence[Beside] = (),
     ) -> list[Entry]:
-        packed = Packed(new_entries, head)
+        packed = Packed(new_entries, head, beside)
         return await self._write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
 
     async def fork(
@@ -157,8 +159,9 @@ To go on with this one, and lose what it does not have, remove {path}."""
         fork_seq: int,
         epoch: int | None,
         head: NewHead | None = None,
+        beside: Sequence[Beside] = (),
     ) -> list[Entry]:
-        packed = Packed(new_entries, head)
+        packed = Packed(new_entries, head, beside)
         return await self._write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
 
     async def branch_off(

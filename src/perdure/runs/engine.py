@@ -162,6 +162,7 @@ class Engine(Desk):
             await self.courier.take(run_id, record)
 
     async def look(self) -> None:
+        self.queues.look_elsewhere()
         await self._children.look(self._shelf.has)
 
     async def let_go(self) -> None:
@@ -296,10 +297,7 @@ class Engine(Desk):
             await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
             return
         if wait_id.startswith(QUEUE):
-            if name := wait_id.removeprefix(QUEUE):
-                self.queues.turn(name)
-            else:
-                await self.queues.look()
+            await self.queues.due(wait_id.removeprefix(QUEUE))
             return
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:

@@ -1,11 +1,13 @@
 """The queues of a server: which there are (kept in the log's database), who waits in them, and whose turn it is.
 
 Who waits is not kept: it is every run in the state ``queued`` that names a queue. So a server that starts again finds
-the same lines, and a run whose turn had come and that had not begun waits for it once more.
+the same lines, and a run whose turn had come and that had not begun waits for it once more. Whose turn it is among
+the runs of several servers is for ``runs.places``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,6 +18,7 @@ from perdure.context.log import ContextLog
 from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
 from perdure.runs.clock import Clock
+from perdure.runs.places import Places
 from perdure.runs.queues import Place, Queue, plan
 from perdure.runs.record import StartRequest, from_head
 from perdure.runs.run import Run
@@ -35,6 +38,9 @@ class Line:
         self.waiting: list[Place] = []  # in their order
         self.active: dict[str, str | None] = {}  # run -> key
         self.begun: list[float] = []  # oldest first, of the last period
+        self.elsewhere: list[Place] = []  # that wait at other servers, when somebody last wanted to know
+        self.turning = asyncio.Lock()
+        self.turn_wanted = False
 
 
 class Queues:
@@ -44,8 +50,10 @@ class Queues:
         self._context = context
         self._clock = clock
         self._wake = wake
+        leases = context.leases
+        self._places = None if leases is None else Places(context, leases, clock)
         self._lines: dict[str, Line] = {}
-        self._places: dict[str, Place] = {}  # of runs that wait
+        self._waits: dict[str, Place] = {}  # of runs that wait
         self._runs: dict[str, Run] = {}  # the same
         self._number = 0
         self._is_open = False
@@ -54,7 +62,7 @@ class Queues:
         """All runs were taken up."""
         await self._read()
         rated = {name: line for name, line in self._lines.items() if line.queue and line.queue.rate}
-        if rated:
+        if rated and self._places is None:
             await self._find_begun(rated)
         self._is_open = True
         await self.look()
@@ -65,6 +73,21 @@ class Queues:
         for name in list(self._lines):
             self.turn(name)
         self._wake(self._clock.time() + LOOK_S, "")
+
+    def look_elsewhere(self) -> None:
+        """Something may have ended at another server."""
+        for name, line in self._lines.items():
+            if line.waiting:
+                self.turn(name)
+
+    async def due(self, name: str) -> None:
+        """The moment of a wake has come."""
+        if not name:
+            await self.look()
+        elif self._places is None:
+            self.turn(name)
+        else:
+            await self._turn_among(self._places, name)
 
     async def _read(self, name: str | None = None) -> None:
         """All of them, or one."""
@@ -95,7 +118,7 @@ class Queues:
     async def check(self, request: StartRequest) -> None:
         """NotFound: no such queue. InvalidValue: it names none, and has a place in it."""
         if request.queue is not None:
-            if self._line(request.queue).queue is None:
+            if self._line(request.queue).queue is None or self._places is not None:
                 await self._read(request.queue)
             self._get(request.queue)
         elif request.queue_key is not None or request.priority:
@@ -109,7 +132,7 @@ class Queues:
 
     def let_go(self) -> None:
         """The runs are another server's."""
-        self._places.clear()
+        self._waits.clear()
         self._runs.clear()
         for line in self._lines.values():
             line.waiting.clear()
@@ -124,7 +147,7 @@ class Queues:
         if run.state is RunState.QUEUED and run.id not in line.active:
             self._enter(line, run)
         elif run.ended:
-            was_there = run.id in self._places or run.id in line.active
+            was_there = run.id in self._waits or run.id in line.active
             self._leave(line, run.id)
             line.active.pop(run.id, None)
             if was_there:
@@ -134,15 +157,16 @@ class Queues:
             line.active.setdefault(run.id, run.record.request.queue_key)
 
     def _enter(self, line: Line, run: Run) -> None:
-        if run.id not in self._places:
+        if run.id not in self._waits:
             request = run.record.request
             self._number += 1
-            place = Place(run_id=run.id, key=request.queue_key, priority=request.priority, number=self._number)
-            self._places[run.id], self._runs[run.id] = place, run
+            number = self._number if self._places is None else int(run.created * 1e6)
+            place = Place(run_id=run.id, key=request.queue_key, priority=request.priority, number=number)
+            self._waits[run.id], self._runs[run.id] = place, run
             bisect.insort(line.waiting, place, key=lambda one: one.order)
 
     def _leave(self, line: Line, run_id: str) -> None:
-        if (place := self._places.pop(run_id, None)) is not None:
+        if (place := self._waits.pop(run_id, None)) is not None:
             del self._runs[run_id]
             del line.waiting[bisect.bisect_left(line.waiting, place.order, key=lambda one: one.order)]
 
@@ -151,12 +175,18 @@ class Queues:
         name = run.record.request.queue
         if name is not None:
             self.turn(name)
-            await run.until(lambda: run.state is not RunState.QUEUED or run.id in self._line(name).active)
+            await run.until(lambda: run.state is not RunState.QUEUED or self._may_begin(name, run.id))
+
+    def _may_begin(self, name: str, run_id: str) -> bool:
+        return self._places is None and run_id in self._line(name).active
 
     def turn(self, name: str) -> None:
         """Look whose turn it is."""
         line, now = self._line(name), self._clock.time()
         if not self._is_open or line.queue is None:
+            return
+        if self._places is not None:
+            self._wake(now, name)
             return
         line.begun = [at for at in line.begun if at > now - line.queue.period_s]
         chosen, again_at = plan(line.queue, line.waiting, line.active, line.begun, now)
@@ -170,7 +200,41 @@ class Queues:
         if again_at is not None:
             self._wake(again_at, name)
 
+    async def _turn_among(self, places: Places, name: str) -> None:
+        """Look whose turn it is among the runs of all servers. Errors of the log: it is to be asked again."""
+        line = self._line(name)
+        if line.turn_wanted:
+            return
+        line.turn_wanted = True
+        async with line.turning:
+            line.turn_wanted = False
+
+            async def read() -> Queue | None:
+                await self._read(name)
+                return line.queue
+
+            again_s = await places.turn(name, read, line.waiting, self._runs)
+        if again_s is not None:
+            self._wake(self._clock.time() + again_s, name)
+
     # -- queues
+
+    async def refresh(self) -> None:
+        """What is to be shown is to be that of all servers."""
+        if self._places is None:
+            return
+        await self._read()
+        for name, line in list(self._lines.items()):
+            line.elsewhere, line.active = [], await self._places.active(name)
+        beyond = None
+        while page := await self._context.heads(states=[RunState.QUEUED], limit=PAGE, beyond=beyond):
+            for head in page:
+                request = from_head(head).request
+                if request.queue is not None and head.run_id not in self._waits:
+                    number = int(head.created * 1e6)
+                    place = Place(run_id=head.run_id, key=request.queue_key, priority=request.priority, number=number)
+                    self._line(request.queue).elsewhere.append(place)
+            beyond = page[-1].run_id
 
     def _get(self, name: str) -> Queue:
         line = self._lines.get(name)
@@ -183,8 +247,9 @@ class Queues:
     def show(self, name: str) -> dict[str, Any]:
         """The queue, how many runs wait in it and are active, and the next that wait."""
         queue, line = self._get(name), self._lines[name]
-        runs = {"waiting": len(line.waiting), "active": len(line.active)}
-        return {**msgspec.structs.asdict(queue), **runs, "next": [place.run_id for place in line.waiting[:SHOWN_MAX]]}
+        waiting = sorted([*line.waiting, *line.elsewhere], key=lambda one: one.order)
+        runs = {"waiting": len(waiting), "active": len(line.active)}
+        return {**msgspec.structs.asdict(queue), **runs, "next": [place.run_id for place in waiting[:SHOWN_MAX]]}
 
     def all(self) -> Iterable[dict[str, Any]]:
         """By name."""
@@ -195,19 +260,23 @@ class Queues:
         queue.check()
         queue = msgspec.structs.replace(queue, created=self._clock.time())
         await self._context.keep(KIND, queue.name, msgspec.to_builtins(queue), expected_version=0)
-        return self._set(queue)
+        return await self._set(queue)
 
     async def change(self, name: str, changes: dict[str, Any]) -> dict[str, Any]:
         """Replace some fields; what waits is looked at again by the new limits."""
+        if self._places is not None:
+            await self._read(name)
         try:
             queue = msgspec.convert({**msgspec.structs.asdict(self._get(name)), **changes, "name": name}, Queue)
         except msgspec.ValidationError as error:
             raise InvalidValue(f"queue {name}: {error}") from error
         queue.check()
         await self._context.keep(KIND, name, msgspec.to_builtins(queue))
-        return self._set(queue)
+        return await self._set(queue)
 
-    def _set(self, queue: Queue) -> dict[str, Any]:
+    async def _set(self, queue: Queue) -> dict[str, Any]:
+        if self._places is not None:
+            await self._places.touch(queue.name)
         self._line(queue.name).queue = queue
         self.turn(queue.name)
         return self.show(queue.name)
@@ -216,8 +285,11 @@ class Queues:
         """Conflict: runs wait in it."""
         self._get(name)
         line = self._lines[name]
-        if line.waiting:
+        await self.refresh()
+        if waiting := len(line.waiting) + len(line.elsewhere):
             hint = "Pause it, and cancel them or wait until they have begun."
-            raise Conflict(f"{len(line.waiting)} runs wait in the queue {name}", hint=hint, waiting=len(line.waiting))
+            raise Conflict(f"{waiting} runs wait in the queue {name}", hint=hint, waiting=waiting)
         line.queue = None  # from now on no run is started in it
         await self._context.drop(KIND, name)
+        if self._places is not None:
+            await self._places.touch(name)

@@ -51,8 +51,8 @@ class Place(Frozen, frozen=True, kw_only=True):
     number: int
 
     @property
-    def order(self) -> tuple[int, int]:
-        return -self.priority, self.number
+    def order(self) -> tuple[int, int, str]:
+        return -self.priority, self.number, self.run_id
 
 
 def plan(

@@ -7,15 +7,16 @@ transaction. Nothing here touches a machine (``runs.driver`` does).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import msgspec
 
-from perdure.context.log import ContextLog, Head, NewEntry, NewHead
+from perdure.context.log import Beside, ContextLog, Head, NewEntry, NewHead
 from perdure.errors import Conflict, LeaseLost, LogConflict, StaleEpoch, Unavailable
 from perdure.model import Entry, RunState, new_id
+from perdure.runs import places
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
@@ -47,6 +48,7 @@ class Run:
         """on_wait: told of every open wait (run id, wait), for its deadline. on_change: told after every write."""
         self.id = head.run_id
         self.record: Record = from_head(head)
+        self.created = head.created
         self.branch = head.branch
         self.context = context
         self.clock = clock
@@ -180,12 +182,14 @@ class Run:
         steps: list[str] | None = None,
         rewinds: bool = False,
         expected_seq: int | None = None,
+        beside: Sequence[Beside] = (),
         **changes: Any,
     ) -> list[Entry]:
         """Append entries, take the arrow to ``to`` and replace fields of the record: one transaction. Under the lock.
 
         epoch: None is the host's own act. why: the payload of the transition's entry. fork: (parent branch, seq).
         waits, steps: those that the new branch begins with at a fork. expected_seq: of the branch, or LogConflict.
+        beside: what is kept and changes with it.
         """
         self._check_held()
         waits = self.record.waits if waits is None else waits
@@ -204,6 +208,8 @@ class Run:
             self.progressed = False
         if to is not None:
             check(self.id, self.state, to, rewinds=rewinds)
+            if self.context.leases is not None:
+                beside = [*beside, *places.moved(self.id, self.record.request, self.state, to)]
             changes = {**clocked(self.record, to, self.clock.time()), "state": to, **changes}
             entries.append(NewEntry(kind=f"run.{to}", payload=why or {}))
         lead = self._replayed(entries, to, epoch) if fork is None else []
@@ -216,14 +222,14 @@ class Run:
         keyed, self.keyed = self.keyed, None  # a write that is not acknowledged may have been done all the same
         if fork is None:
             written = await self.context.append(
-                self.id, [*lead, *entries], epoch=epoch, expected_seq=expected_seq, head=head
+                self.id, [*lead, *entries], epoch=epoch, expected_seq=expected_seq, head=head, beside=beside
             )
             if keyed is not None and to not in GONE:
                 keyed.add(written)
                 self.keyed = keyed
         else:
             written = await self.context.fork(
-                self.id, entries, parent=fork[0], fork_seq=fork[1], epoch=epoch, head=head
+                self.id, entries, parent=fork[0], fork_seq=fork[1], epoch=epoch, head=head, beside=beside
             )
         older, self.record = self.record, record
         if to is not None:
@@ -251,6 +257,16 @@ class Run:
             return []
         is_new = to is not None or not entries or any(entry.kind != "model.replayed" for entry in entries)
         return self.replay.entries() if is_new else []
+
+    async def begin(self, beside: Sequence[Beside] = ()) -> None:
+        """Leave the queue; nothing where it does not wait any more."""
+
+        async def act() -> None:
+            if self.state is RunState.QUEUED:
+                epoch = self.record.epoch + 1
+                await self.write(to=RunState.STARTING, epoch=epoch, why={"epoch": epoch}, beside=beside)
+
+        await self.atomically(act)
 
     async def complete_wait(self, wait: Wait, outcome: dict[str, Any], *before: NewEntry) -> None:
         """Complete an open wait, exactly once. Under the lock; the caller has seen that it is open.

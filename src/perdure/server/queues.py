@@ -61,9 +61,11 @@ class QueuesApi:
         return answer(await self._queues.create(Queue(**wanted)), 201)
 
     async def _list(self, request: web.Request) -> web.Response:
+        await self._queues.refresh()
         return answer({"queues": self._queues.all()})
 
     async def _get(self, request: web.Request) -> web.Response:
+        await self._queues.refresh()
         return answer(self._queues.show(request.match_info["name"]))
 
     async def _change(self, request: web.Request) -> web.Response:

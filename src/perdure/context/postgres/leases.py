@@ -25,6 +25,7 @@ ON CONFLICT (server) DO UPDATE SET facts = EXCLUDED.facts -- asked again: the an
 RETURNING server, generation, beat, facts, 0
 """
 BEAT = "UPDATE servers SET beat = beat + 1 WHERE server = %(server)s RETURNING beat"
+TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
 LEASES = """
 SELECT s.server, s.generation, s.beat, s.facts, (SELECT count(*) FROM runs r WHERE r.server = s.server)
 FROM servers s ORDER BY s.generation
@@ -78,6 +79,10 @@ class PostgresLeases:
     @property
     def is_sure(self) -> bool:
         return not self.server or time.monotonic() < self._sure_until
+
+    async def time(self) -> float:
+        [(now,)] = await self._ask(TIME)
+        return float(now)
 
     async def begin(self, server: str, facts: Mapping[str, Any], *, lasts_s: float) -> Lease:
         began = time.monotonic()

@@ -1,0 +1,218 @@
+"""The queues of servers that share a database: a limit holds over all of them.
+
+A *place* is a row (``kept``, kind ``place:QUEUE``): it comes in the transaction in which a run leaves its queue, and
+goes in the one in which the run ends, whoever drives it by then. So places are what is active, whoever is lost.
+
+A *line* is a row per queue (kind ``line``), which every begin replaces by compare-and-set, in the same transaction.
+Whoever begins a run read the places after the line: had another one been added since, the line would be another. A
+server that was stopped in between finds that, or that its lease is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import math
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from perdure.context.leases import Leases
+from perdure.context.log import Beside, ContextLog
+from perdure.errors import Conflict, NotFound
+from perdure.model import Frozen, RunState
+from perdure.runs.clock import Clock
+from perdure.runs.queues import Place, Queue, plan
+from perdure.runs.states import TERMINAL
+
+LINE = "line"
+TRIES = 20  # where another server is first each time
+AGAIN_S = 0.2  # after those
+LEFT_S = 5.0  # so long something is left to a run of another server whose turn it is
+SOON_S, LATE_S = 0.05, 1.0  # pauses of the server whose run is the next: an end elsewhere tells nobody
+GRAINS = 200  # moments that a line has of a period
+
+
+class Line(Frozen, frozen=True, kw_only=True):
+    """What the servers know together of a queue."""
+
+    begun: list[tuple[float, int]] = msgspec.field(default_factory=list)  # moments of a rate's last period: how many
+    next: dict[str, Place] = msgspec.field(default_factory=dict)  # by server: the first that waits there
+
+
+class Asked(Protocol):
+    """Of a run's request: its queue and its key there."""
+
+    @property
+    def queue(self) -> str | None: ...
+
+    @property
+    def queue_key(self) -> str | None: ...
+
+
+class Waiting(Protocol):
+    """A run that waits."""
+
+    @property
+    def driven(self) -> bool: ...
+
+    async def begin(self, beside: Sequence[Beside]) -> None:
+        """Leave the queue together with what is beside. Errors of the log; nothing where it does not wait any more."""
+        ...
+
+
+def kind(queue: str) -> str:
+    """Of its places."""
+    return f"place:{queue}"
+
+
+def moved(run_id: str, request: Asked, before: RunState, to: RunState) -> list[Beside]:
+    """What becomes of a run's place when it goes from one state to another."""
+    if request.queue is None:
+        return []
+    if to in TERMINAL:
+        return [Beside(kind=kind(request.queue), name=run_id, value=None)]
+    if before is RunState.QUEUED or before in TERMINAL:  # a rewind from its end: it waits for no turn
+        return [Beside(kind=kind(request.queue), name=run_id, value={"key": request.queue_key})]
+    return []
+
+
+class Places:
+    """The turns of one server's runs among those of all."""
+
+    def __init__(self, context: ContextLog, leases: Leases, clock: Clock) -> None:
+        self._context = context
+        self._leases = leases
+        self._clock = clock
+        self._left: dict[str, dict[str, float]] = {}  # by queue: runs of others, and since when it is their turn
+        self._still: dict[str, tuple[int, float]] = {}  # by queue: the line's version, and the pause that it stood for
+
+    async def active(self, name: str) -> dict[str, str | None]:
+        """Key by run."""
+        return {kept.name: kept.value["key"] for kept in await self._context.kept(kind(name))}
+
+    async def turn(
+        self,
+        name: str,
+        read: Callable[[], Awaitable[Queue | None]],
+        waiting: list[Place],
+        runs: Mapping[str, Waiting],
+    ) -> float | None:
+        """Begin the runs whose turn it is. In how many seconds to look again (None: when something happens here, or
+        with the next beat)."""
+        for _ in range(TRIES):
+            try:
+                return await self._turn(name, read, waiting, runs)
+            except (Conflict, NotFound):  # another server was first: what is known now is newer
+                continue
+        return AGAIN_S
+
+    async def touch(self, name: str) -> None:
+        """The queue was changed: nothing begins any more by what was read of it before."""
+        while True:
+            version, line = await self._line(name)
+            try:
+                await self._context.keep(LINE, name, msgspec.to_builtins(line), expected_version=version)
+                return
+            except (Conflict, NotFound):
+                continue
+
+    async def _line(self, name: str) -> tuple[int, Line]:
+        found = await self._context.kept(LINE, name)
+        return (found[0].version, msgspec.convert(found[0].value, Line)) if found else (0, Line())
+
+    async def _turn(
+        self,
+        name: str,
+        read: Callable[[], Awaitable[Queue | None]],
+        waiting: list[Place],
+        runs: Mapping[str, Waiting],
+    ) -> float | None:
+        version, line = await self._line(name)  # first: see above
+        me = self._leases.server
+        if not waiting and me not in line.next:
+            return None
+        queue, active = await read(), await self.active(name)
+        if queue is None:
+            return None
+        now = await self._leases.time() if queue.rate is not None else 0.0
+        begun = [(at, count) for at, count in line.begun if queue.rate is not None and at > now - queue.period_s]
+        for run_id in active.keys() & runs.keys():  # it began, and we were not told: the answer was lost
+            await runs[run_id].begin(())
+        others = self._others(name, line, active, runs)
+        chosen, again_at = plan(
+            queue,
+            heapq.merge(sorted(others.values(), key=_order), _ready(waiting, runs), key=_order),
+            active,
+            [at for at, count in begun for _ in range(count)],
+            now,
+        )
+        mine = [place for place in chosen if place.run_id in runs]
+        taken = {place.run_id for place in chosen}
+        self._leave(name, taken.difference(runs))
+        first = next((place for place in _ready(waiting, runs) if place.run_id not in taken), None)
+        coming = {**others, **({me: first} if first is not None else {})}
+        begins = []
+        for number, place in enumerate(mine):
+            if queue.rate is not None:
+                begun = _counted(begun, now, queue.period_s if queue.rate > GRAINS else 0.0)
+            value = msgspec.to_builtins(Line(begun=begun, next=coming))
+            after = Beside(kind=LINE, name=name, value=value, expected_version=version + number)
+            begins.append(runs[place.run_id].begin([after]))
+        for result in await asyncio.gather(*begins, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        if not mine and coming != line.next:
+            value = msgspec.to_builtins(Line(begun=begun, next=coming))
+            await self._context.keep(LINE, name, value, expected_version=version)
+        if again_at is not None:
+            return max(again_at - now, SOON_S)
+        if first is None or any(place.order < first.order for place in others.values()):
+            return None
+        return self._pause_s(name, version)
+
+    def _others(
+        self, name: str, line: Line, active: Mapping[str, str | None], runs: Mapping[str, Waiting]
+    ) -> dict[str, Place]:
+        """The first that waits at each other server. One that did not begin when it could is passed over: that server
+        is lost, it seems, or busy; it says so anew if it is not."""
+        now, left = self._clock.monotonic(), self._left.get(name, {})
+        return {
+            server: place
+            for server, place in line.next.items()
+            if server != self._leases.server
+            and place.run_id not in runs
+            and place.run_id not in active
+            and now - left.get(place.run_id, now) < LEFT_S
+        }
+
+    def _leave(self, name: str, others: Iterable[str]) -> None:
+        before, now = self._left.get(name, {}), self._clock.monotonic()
+        self._left[name] = {run_id: before.get(run_id, now) for run_id in others}
+
+    def _pause_s(self, name: str, version: int) -> float:
+        """Longer and longer while nothing begins anywhere."""
+        before, pause_s = self._still.get(name, (version, 0.0))
+        pause_s = min(2 * pause_s, LATE_S) if before == version and pause_s else SOON_S
+        self._still[name] = version, pause_s
+        return pause_s
+
+
+def _ready(waiting: list[Place], runs: Mapping[str, Waiting]) -> Iterator[Place]:
+    """Those that somebody drives: others are being made, or taken over."""
+    return (place for place in waiting if runs[place.run_id].driven)
+
+
+def _order(place: Place) -> tuple[int, int, str]:
+    return place.order
+
+
+def _counted(begun: list[tuple[float, int]], now: float, period_s: float) -> list[tuple[float, int]]:
+    """One more. Of many in a period the moments are rounded up to grains of it (0: they are not), so that a line
+    stays short; a run counts for a grain longer then."""
+    grain_s = period_s / GRAINS
+    at = math.ceil(now / grain_s) * grain_s if grain_s else now
+    if begun and begun[-1][0] >= at:
+        return [*begun[:-1], (begun[-1][0], begun[-1][1] + 1)]
+    return [*begun, (at, 1)]
