@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from perdure.cli import fcrun, perdure
+from perdure.cli.program import group_of
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = {"fcrun": fcrun.PROGRAM, "perdure": perdure.PROGRAM}
@@ -29,10 +30,13 @@ def commands() -> Iterator[Any]:
 
 @pytest.mark.parametrize("words", list(commands()))
 def test_a_command_of_the_readme_parses(words: list[str]) -> None:
-    program = PROGRAMS[words[0]]
-    assert words[1] in program.command_names()
-    module = program.command_module(words[1])
-    options = program.parser_of(module).parse_args(words[2:])
+    program, rest = PROGRAMS[words[0]], words[1:]
+    assert rest[0] in program.command_names()
+    module = program.command_module(rest.pop(0))
+    while (group := group_of(module)) is not None:
+        assert rest[0] in group.command_names()
+        program, module = group, group.command_module(rest.pop(0))
+    options = program.parser_of(module).parse_args(rest)
     if words[:2] == ["perdure", "run"] and "examples/" in " ".join(words):
         assert (ROOT / options.words[0].partition(":")[0]).exists()
 

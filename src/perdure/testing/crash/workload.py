@@ -24,7 +24,7 @@ class Outside:
         """lose: end the machine of this run, as kill -9 does."""
         self.ledger = ledger
         self.lose = lose
-        self._lost: set[tuple[str, str]] = set()
+        self._come: set[tuple[str, str]] = set()
         ledger.touch()
 
     def do(self, run: str, step: str) -> str:
@@ -32,13 +32,19 @@ class Outside:
             file.write(f"{time.time()} {run} {step}\n")
         return f"{step} done"
 
+    def comes_first(self, run: str, where: str) -> bool:
+        """Whether the run comes by here for the first time."""
+        if (run, where) in self._come:
+            return False
+        self._come.add((run, where))
+        return True
+
     def lose_once(self, run: str, where: str) -> bool:
         """Whether the machine is lost here: the first time that it comes by."""
-        if (run, where) in self._lost:
-            return False
-        self._lost.add((run, where))
-        self.lose(run)
-        return True
+        first = self.comes_first(run, where)
+        if first:
+            self.lose(run)
+        return first
 
     def done(self) -> list[tuple[float, str, str]]:
         """Moment, run and step of each effect."""
@@ -138,9 +144,10 @@ def lost(outside: Outside, run: str) -> Steps:
 def diverging(outside: Outside, run: str) -> Steps:
     """After its machine is lost it goes another way than its log."""
     yield Ask("emit", {"name": "way", "value": "first"}, at=0)
-    first = yield Effect(lambda: outside.lose_once(run, "fork in the road"))
+    first = yield Effect(lambda: outside.comes_first(run, "fork in the road"))
     yield Ask("emit", {"name": "turn", "value": "left" if first else "right"}, at=1)
-    if first:
+    if first:  # only now: the way that it does not go again is in the log
+        yield Effect(lambda: outside.lose(run))
         yield Ask("wait", {"kind": "signal", "name": "never"}, lane="lost")
     yield Ask("complete", {"result": "right"}, at=2)
 
