@@ -214,6 +214,15 @@ class ProtocolError(PerdureError):
     code = "protocol-error"
 
 
+def in_words(body: dict[str, Any]) -> str:
+    """The message of such a body; of an exception of an agent's own with its type, as Python says it."""
+    details, message = body.get("details"), str(body.get("message", ""))
+    found = body.get("type") or (details.get("type") if isinstance(details, dict) else "")
+    if body.get("code") != "agent-failed" or not found:
+        return message
+    return f"{found}: {message}" if message else str(found)
+
+
 def _tree(base: type[PerdureError]) -> dict[str, type[PerdureError]]:
     found = {base.code: base}
     for child in base.__subclasses__():

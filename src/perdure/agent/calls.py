@@ -11,7 +11,7 @@ import json
 
 from perdure.agent import values
 from perdure.agent.values import Cancelled, Verdict, seconds, to_json
-from perdure.errors import ChildFailed, InvalidValue, ProtocolError, StepFailed, from_json
+from perdure.errors import ChildFailed, InvalidValue, ProtocolError, StepFailed, from_json, in_words
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +95,10 @@ def error(problem: BaseException) -> dict[str, Any]:
     """An exception as it is recorded."""
     import traceback
 
-    lines = traceback.format_exception(type(problem), problem, problem.__traceback__)
+    trace = problem.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__package__") == __package__:
+        trace = trace.tb_next  # it begins in the author's own code
+    lines = traceback.format_exception(type(problem), problem, trace or problem.__traceback__)
     told = {"type": type(problem).__name__, "message": str(problem), "traceback": "".join(lines)}
     shown: dict[str, Any] = {name: text.encode("utf-8", "replace").decode() for name, text in told.items()}
     return {**shown, "bases": [base.__name__ for base in type(problem).__mro__[1:-2]]}  # without BaseException, object
@@ -171,7 +174,7 @@ def returned(agent: Agent, value: dict[str, Any]) -> Any:
         wanted = function.__annotations__.get("return")
         return values.from_json(value.get("result"), wanted, f"what {name} returned", function.__globals__)
     run_id = value.get("run_id", "")
-    message = f"child run {run_id} ({name}) failed: {error.get('message', '')}"
+    message = f"child run {run_id} ({name}) failed: {in_words(error)}"
     raise ChildFailed(message, hint=f"perdure show {run_id}", run_id=run_id, error=error)
 
 

@@ -103,6 +103,7 @@ def failure(problem: BaseException) -> dict[str, Any]:
     told = calls.error(problem)
     if isinstance(problem, PerdureError):
         told |= {"code": problem.code, "message": problem.message, "hint": problem.hint}
+        told["traceback"] = problem.details.get("traceback") or told["traceback"]  # of the step itself
     elif isinstance(problem, Cancelled):
         told["code"] = calls.CANCELLED
     else:

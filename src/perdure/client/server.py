@@ -17,7 +17,7 @@ import msgspec
 from perdure.client.queues import QueuesClient
 from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
-from perdure.errors import Conflict, PerdureError, Unavailable, from_json
+from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo, settle
 
@@ -356,7 +356,7 @@ def outcome(info: RunInfo) -> Any:
 def failure(info: RunInfo) -> PerdureError:
     """The error of a failed run."""
     told = info.error or {"message": "unknown"}
-    error = from_json({**told, "message": f"run {info.id} failed: {told.get('message', 'unknown')}"})
+    error = from_json({**told, "message": f"run {info.id} failed: {in_words(told)}"})
     error.details = {**error.details, **{key: told[key] for key in ("type", "traceback") if key in told}}
     return error
 

@@ -45,7 +45,7 @@ class Cron:
         except CronSimError as error:
             field = str(error).removeprefix("Bad ")
             part = parts[FIELDS.index(field)] if field in FIELDS else expression
-            hint = "A field is *, a number, a range 1-5, a list 1,15, or steps */10."
+            hint = "A field is *, a number, a range 1-5, a list 1,15, or steps */10; a day is one that its month has."
             raise InvalidValue(f"cron {expression!r}: {field} is {part!r}", hint=hint) from None
         except StopIteration:
             raise InvalidValue(f"cron {expression!r} names a day that never comes") from None
@@ -72,7 +72,8 @@ class Every:
 
     def __init__(self, every_s: float, since: float) -> None:
         if not SHORTEST_S <= every_s <= LONGEST_S:
-            raise InvalidValue(f"every_s is {every_s:g}", hint=f"It is from {SHORTEST_S:g} to {LONGEST_S:g} seconds.")
+            hint = f"It is from {SHORTEST_S:g} second to {LONGEST_S / 86400:g} days."
+            raise InvalidValue(f"every_s is {every_s:g}", hint=hint)
         self._every_s, self._since = every_s, since
 
     def _due(self, number: int) -> float:

@@ -366,6 +366,7 @@ def test_an_exception_that_is_no_text_is_told_as_far_as_it_is(guest: Guest) -> N
 def test_an_exception_is_told_with_its_traceback(guest: Guest) -> None:
     error = guest.error(HEAD + "def f(ctx):\n    raise KeyError('k')\n")
     assert error["code"] == "agent-failed" and error["type"] == "KeyError" and "line 4, in f" in error["traceback"]
+    assert "perdure/agent" not in error["traceback"]  # it begins in the author's own code
 
 
 @pytest.mark.parametrize("wrong", ["'3 parsecs'", "'3'", "-1", "'d'", "None", "True", "float('inf')", "''"])

@@ -6,9 +6,11 @@ Columns: time (8), who (8), what, cost (right). A wait, or a sleep in a snapshot
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from textwrap import wrap
 from typing import Any
 
 from perdure.cli.perdure._words import clock, duration, shorten, size, value
+from perdure.errors import in_words
 from perdure.model import Entry
 
 WIDTH = 100
@@ -27,6 +29,7 @@ class Story:
         self._slept_since: float | None = None
         self._stored = 0
         self._asked: dict[str, int] = {}
+        self._has_machine = True  # unless it is of the replay road
 
     def lines(self, entry: Entry) -> Iterator[str]:
         """The lines of one entry; none for what only machines care about."""
@@ -42,11 +45,15 @@ class Story:
             self._slept_since = None
         yield self._line(clock(entry.time), *told)
         for more in _details(payload) if entry.kind == "replayed" else ():
-            yield self._line(" " * 8, "", more, "")
+            yield from (self._line(" " * 8, "", part, "") for part in wrap(more, self._width - 20, max_lines=8) or [""])
 
     def _gap(self, seconds: float) -> str:
         stored = f", {size(self._stored)} stored" if self._stored else ""
-        return f"{'':8}  {'':8}  ~~~ asleep for {duration(seconds)}: no machine{stored} ~~~"
+        return f"{'':8}  {'':8}  ~~~ asleep for {duration(seconds)}: no {self._body}{stored} ~~~"
+
+    @property
+    def _body(self) -> str:
+        return "machine" if self._has_machine else "process"
 
     def _line(self, moment: str, who: str, what: str, cost: str) -> str:
         room = self._width - 20 - (len(cost) + 2 if cost else 0)
@@ -58,20 +65,22 @@ class Story:
     def state(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         name = entry.kind.removeprefix("run.")
         cause = _cause(payload)
+        if name == "queued":
+            self._has_machine = _dict(payload.get("request")).get("durability") != "replay"
         if payload.get("from"):  # a recovery, or a fork
-            return "run", _beginning(payload), f"epoch {entry.epoch}"
+            return "run", _beginning(payload, self._has_machine), f"epoch {entry.epoch}"
         if name in ("waiting", "suspending", "resuming") or (name == "running" and not cause):
             return None if name != "resuming" else ("run", "waking up", "")
         if name == "suspended":
             self._slept_since = entry.time
-            return "run", "suspended: the machine is gone", size(self._stored) if self._stored else ""
+            return "run", f"suspended: the {self._body} is gone", size(self._stored) if self._stored else ""
         if name == "recovering":
             self._slept_since = None
-            return "run", f"recovering: {cause or 'the machine was lost'}", ""
+            return "run", f"recovering: {cause or f'the {self._body} was lost'}", ""
         if name == "completed":
             return "run", f"completed: {value(payload.get('result'), self._width)}", ""
         if name == "failed":
-            return "run", f"failed: {_dict(payload.get('error')).get('message') or cause}", ""
+            return "run", f"failed: {in_words(_dict(payload.get('error'))) or cause}", ""
         return "run", name + (f": {cause}" if cause else ""), f"epoch {entry.epoch}" if name == "starting" else ""
 
     def tagged(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
@@ -107,8 +116,8 @@ class Story:
             wait = _dict(payload.get("wait"))
             self._waits[str(wait.get("id"))] = entry.time
             return "agent", _waiting(wait, payload.get("parts")), ""
-        since = self._waits.pop(str(payload.get("wait")), entry.time)
-        waited = f"after {duration(entry.time - since)}" if "of" not in payload else ""
+        since = self._waits.pop(str(payload.get("wait")), None)  # None: it began before what is told here
+        waited = f"after {duration(entry.time - since)}" if since is not None and "of" not in payload else ""
         if payload.get("kind") in ("all", "any") and payload.get("outcome") == "completed":
             return "run", f"{payload['kind']} of them: that is it", waited
         if payload.get("outcome") == "timed-out":
@@ -124,7 +133,7 @@ class Story:
             return str(payload.get("by") or "person"), verdict + (f": {comment}" if comment else ""), waited
         if payload.get("kind") == "child":
             failed = _dict(found).get("error")
-            said = f"failed: {_dict(failed).get('message', '')}" if failed else value(_dict(found).get("result"), 60)
+            said = f"failed: {in_words(_dict(failed))}" if failed else value(_dict(found).get("result"), 60)
             return "child", f"run {_dict(found).get('run_id', '')}: {said}", waited
         if payload.get("kind") == "time":
             return "clock", "it is time", waited
@@ -172,7 +181,9 @@ class Story:
             return "run", f"forked from run {payload.get('run')} at entry {payload.get('at')}", ""
         if entry.kind == "rewound":
             return "run", f"rewound to entry {payload.get('at')}, from {payload.get('from')}", ""
-        return "run", f"went another way than the log at {payload.get('at')}: policy {payload.get('policy')}", ""
+        at = payload.get("at") or _dict(payload.get("recorded")).get("seq")
+        where = f" at entry {at}" if at else ""  # it asks for more than the log has, where there is none
+        return "run", f"went another way than the log{where}: policy {payload.get('policy')}", ""
 
 
 def _waiting(wait: dict[str, Any], parts: Any) -> str:
@@ -183,8 +194,9 @@ def _waiting(wait: dict[str, Any], parts: Any) -> str:
     if kind == "child":
         return f"runs {name} as run {wait.get('child', '')}"
     if kind == "time":
-        until = _number(wait.get("until"))
-        return f"sleeps until {clock(until, day=True)}" if wait.get("absolute") else "sleeps"
+        until, since = _number(wait.get("until")), _number(wait.get("since"))
+        length = f" for {duration(until - since)}" if until and since else ""
+        return f"sleeps until {clock(until, day=True)}" if wait.get("absolute") else f"sleeps{length}"
     return f"waits for the signal {name!r}" if kind == "signal" else f"asks for approval: {name}"
 
 
@@ -201,9 +213,10 @@ def _call(one: dict[str, Any]) -> str:
     return f"{one.get('call')} {one.get('name') or one.get('key')}"
 
 
-def _beginning(payload: dict[str, Any]) -> str:
+def _beginning(payload: dict[str, Any], has_machine: bool) -> str:
     if payload["from"] == "start":
-        return "begins again: no snapshot is left on its way"
+        why = "no snapshot is left on its way" if has_machine else "the log answers what it has"
+        return f"begins again: {why}"
     return f"goes on from the snapshot of entry {payload.get('seq')} ({str(payload['from'])[7:19]})"
 
 

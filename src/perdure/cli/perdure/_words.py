@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -52,12 +53,38 @@ def value(found: Any, limit: int) -> str:
     return shorten(text, limit)
 
 
+def period(seconds: float) -> str:
+    """A length of time as it is typed: ``15m``, ``90s``, ``0.5s``."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length_s and seconds % length_s == 0:
+            return f"{seconds / length_s:.0f}{unit}"
+    return f"{seconds:g}s"
+
+
 def sleeps(info: RunInfo) -> str:
     """How often and how long a run slept, and what its snapshots took; nothing where there is none."""
     if not info.suspends and not info.stored_bytes:
         return ""
-    times = f"{info.suspends} times, {duration(info.suspended_s)} in all" if info.suspends else "never yet"
-    return f"{times}; {size(info.stored_bytes)} stored, {len(info.snapshots)} snapshots to go on from"
+    times = "once" if info.suspends == 1 else f"{info.suspends} times"
+    slept = f"{times}, {duration(info.suspended_s)} in all" if info.suspends else "never yet"
+    if info.durability == "replay":
+        return slept
+    return f"{slept}; {size(info.stored_bytes)} stored, {len(info.snapshots)} snapshots to go on from"
+
+
+def waits(wait: dict[str, Any]) -> Iterator[str]:
+    """An open wait: what for, and until when; then what a person is shown, and the fields to fill in."""
+    until = f", until {clock(wait['until'], day=True)}" if wait.get("until") else ""
+    kind = wait["kind"] + (" of" if wait["kind"] in ("all", "any") else "")
+    part = f", in {wait['of']}" if wait.get("of") else ""
+    yield f"{kind} {wait.get('name') or wait.get('child') or ''}".rstrip() + f" (wait {wait['id']}{part}{until})"
+    if wait.get("show") is not None:
+        yield f"  shows: {value(wait['show'], 80)}"
+    for field in wait.get("form") or ():
+        kind = " | ".join(field.get("choices") or ()) or str(field.get("type", "text"))
+        may = "" if field.get("required", True) else ", may be left out"
+        label = f": {field['label']}" if field.get("label") else ""
+        yield f"  --set {field['name']}=… ({kind}{may}){label}"
 
 
 def policy(found: dict[str, Any]) -> str:
@@ -65,13 +92,13 @@ def policy(found: dict[str, Any]) -> str:
 
     def grace(name: str) -> str:
         seconds = found.get(name)
-        return "?" if seconds is None else "never" if seconds >= NEVER_S else duration(seconds)
+        return "?" if seconds is None else "never" if seconds >= NEVER_S else period(seconds)
 
     words = [f"sleeps after {grace('idle_grace_s')} of waiting, {grace('think_grace_s')} of a model's thinking"]
     if turns := found.get("checkpoint_turns"):
         words.append("a checkpoint after each turn" if turns == 1 else f"a checkpoint after {turns} turns")
     if seconds := found.get("checkpoint_s"):
-        words.append(f"a checkpoint after {duration(seconds)} of running")
+        words.append(f"a checkpoint after {period(seconds)} of running")
     return "; ".join(words)
 
 
@@ -79,6 +106,14 @@ def checkpoint(one: dict[str, Any]) -> str:
     """One snapshot that a run can go on from."""
     kept = "  kept" if one.get("keep") else ""
     return f"entry {one['seq']} of branch {one['branch']}, {clock(one['at'])}, {one['digest'][7:19]}{kept}"
+
+
+def traceback(error: dict[str, Any] | None) -> str:
+    """Where an agent's own code, or a step, raised what ended the run; nothing of what says enough in its message."""
+    if error is None or error.get("code") not in ("agent-failed", "step-failed"):
+        return ""
+    details = error.get("details")
+    return str(details.get("traceback") or "") if isinstance(details, dict) else ""
 
 
 def shorten(text: str, limit: int, *, spaces: bool = False) -> str:

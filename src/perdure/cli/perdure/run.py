@@ -99,6 +99,8 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         if durability == "replay" and options.on_divergence in ("fork", "live"):
             message = f"--on-divergence {options.on_divergence} is of microVMs: on the replay road such a run fails"
             raise InvalidValue(message, hint="leave it out")
+        if durability == "replay" and any(text != "manual" for text in options.checkpoint):
+            raise InvalidValue("--checkpoint is of microVMs: the replay road has its log", hint="leave it out")
         if durability == "replay":  # what @agent says of a machine is for the other road; what is said here is refused
             return request
         request["image"] = options.image or agent.image
@@ -141,7 +143,9 @@ def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
     import json
     import sys
 
+    from perdure.cli.perdure import _words
     from perdure.client.server import failure, outcome
+    from perdure.errors import PerdureError
 
     if is_command:
         sys.stdout.buffer.write(server.output(info.id))
@@ -151,7 +155,11 @@ def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
             return status
         outcome(info)
         return 0
-    result = outcome(info)
+    try:
+        result = outcome(info)
+    except PerdureError as error:
+        sys.stderr.write(f"{_words.traceback(info.error)}perdure: {error}\n")
+        return 1  # whatever it was: the command was right
     print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2))
     return 0
 

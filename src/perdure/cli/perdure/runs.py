@@ -7,6 +7,7 @@ import argparse
 NAME = "runs"
 HELP = "List runs"
 GROUP = "Runs"
+DESCRIPTION = "List runs, the newest first. TURNS: asked of a provider + answered from the log."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,13 +37,14 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         [
             info.id,
+            _words.shorten(info.name, 16),
             info.state.value,
-            _words.shorten(info.agent, 32),
+            _words.shorten(info.agent, 24),
             _words.clock(info.created, day=True),
             f"{info.turns_asked}+{info.turns_replayed}",
-            _words.shorten(str(info.waits[0].get("name") or info.waits[0].get("kind")) if info.waits else "", 22),
+            _words.shorten(str(info.waits[0].get("name") or info.waits[0].get("kind")) if info.waits else "", 16),
         ]
         for info in found
     ]
-    print(_words.table(["RUN", "STATE", "AGENT", "CREATED", "TURNS", "WAITS FOR"], rows), end="")
+    print(_words.table(["RUN", "NAME", "STATE", "AGENT", "CREATED", "TURNS", "WAITS FOR"], rows), end="")
     return 0

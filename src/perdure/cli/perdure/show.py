@@ -31,8 +31,8 @@ def run(options: argparse.Namespace) -> int:
         for line in story.lines(entry):
             print(line)
     for wait in info.waits:
-        what = f"{wait['kind']} {wait.get('name') or ''}".rstrip()
-        print(f"waits for: {what} ({'in' if wait.get('of') else 'wait'} {wait.get('of') or wait['id']})")
+        for number, line in enumerate(_words.waits(wait)):
+            print(_words.shorten(line if number else f"waits for: {line}", columns, spaces=True))
     if info.parent:
         print(f"parent: {info.parent}")
     if info.children:

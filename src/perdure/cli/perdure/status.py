@@ -59,26 +59,40 @@ def _server(status: dict[str, Any]) -> str:
 def _run(info: RunInfo) -> str:
     from perdure.cli.perdure import _words
     from perdure.cli.perdure._words import clock, size, value
+    from perdure.errors import in_words
 
     stored = info.snapshot
-    waits = [f"{wait['kind']} {wait['id']}: {wait.get('name', '')}" for wait in info.waits]
+    waits = [list(_words.waits(wait)) for wait in info.waits]
+    error = info.error or {}
     return _lines(
         [
             ("run", info.id),
+            ("name", info.name),
             ("state", info.state.value),
             ("agent", info.agent),
             ("image", info.image),
+            ("durability", info.durability),
             ("created", clock(info.created, day=True)),
+            ("parent", info.parent),
+            ("forked", f"from run {info.origin.run_id}, entry {info.origin.seq}" if info.origin else ""),
+            ("queue", info.queue or ""),
+            ("key", info.key or ""),
+            ("tags", ", ".join(f"{name}={text}" for name, text in sorted(info.tags.items()))),
+            ("metadata", "" if info.metadata is None else value(info.metadata, 86)),
             ("input", "" if info.input is None else value(info.input, 86)),
             ("log", f"{info.seq} entries, branch {info.branch}, epoch {info.epoch}"),
             ("turns", f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"),
+            ("attempt", info.attempt if info.attempt > 1 else ""),
             ("recoveries", info.recoveries or ""),
             ("sleeps", _words.sleeps(info)),
             ("policy", _words.policy(info.policy)),
             ("snapshot", size(stored.stored_bytes) if stored else ""),
             *[("", _words.checkpoint(one)) for one in info.snapshots],
-            *[("waits for", wait) for wait in waits],
+            ("children", " ".join(info.children)),
+            *[("" if number else "waits for", line) for lines in waits for number, line in enumerate(lines)],
             ("result", "" if info.result is None else value(info.result, 86)),
-            ("error", (info.error or {}).get("message", "")),
+            ("error", in_words(error)),
+            ("", error.get("hint")),
+            *[("", line) for line in _words.traceback(info.error).splitlines()],
         ]
     )

@@ -11,7 +11,8 @@ GROUP = "Runs"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="RUN", help="id, unique prefix of it, or name")
-    parser.add_argument("tags", metavar="NAME=VALUE", nargs="*", help="a tag; without '=' it is taken away")
+    tags = "a tag; without '=' it is taken away; with none of these the tags are only printed"
+    parser.add_argument("tags", metavar="NAME=VALUE", nargs="*", help=tags)
     parser.add_argument("--metadata", metavar="JSON", help="replaces what is there: JSON, @FILE, or - for stdin")
 
 
@@ -21,7 +22,8 @@ def run(options: argparse.Namespace) -> int:
 
     tags = {text.partition("=")[0]: text.partition("=")[2] if "=" in text else None for text in options.tags}
     new = {} if options.metadata is None else {"metadata": _json.argument(options.metadata, "--metadata")}
-    info = ServerClient().tag(options.run_id, tags, **new)
+    server = ServerClient()
+    info = server.tag(options.run_id, tags, **new) if tags or new else server.get(options.run_id)
     for name, value in sorted(info.tags.items()):
         print(f"{name}={value}")
     return 0

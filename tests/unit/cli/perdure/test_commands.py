@@ -102,7 +102,7 @@ def test_up_names_wrong_settings(shell: Shell) -> None:
 
 def test_status_and_an_empty_list(served: Shell) -> None:
     assert str(served.home.root) in served("status").stdout
-    assert served("runs").stdout.splitlines() == ["RUN  STATE  AGENT  CREATED  TURNS  WAITS FOR"]
+    assert served("runs").stdout.splitlines() == ["RUN  NAME  STATE  AGENT  CREATED  TURNS  WAITS FOR"]
     assert served("runs", "--json").stdout == ""
 
 

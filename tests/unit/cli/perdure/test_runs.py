@@ -30,7 +30,12 @@ def stays() -> Any:
 
 
 def breaks() -> Any:
-    yield Ask("fail", {"error": {"code": "agent-failed", "message": "no such owl", "hint": "ask again"}})
+    error = {"type": "OwlError", "message": "no such owl", "traceback": "the very line\n"}
+    yield Ask("fail", {"error": {"code": "agent-failed", "hint": "ask again", **error}})
+
+
+def is_given_nonsense() -> Any:
+    yield Ask("fail", {"error": {"code": "invalid-value", "message": "it takes no owls", "traceback": "of perdure's"}})
 
 
 def ends_with(status: int) -> Any:
@@ -50,10 +55,18 @@ async def test_from_its_start_to_its_result(desk: Desk) -> None:
 
     assert (await desk("tag", "first", "team=owls", "gone=x"))[0] == "gone=x\nteam=owls\n"
     assert (await desk("tag", "first", "gone", "--metadata", '{"ticket": 7}'))[0] == "team=owls\n"
+    before = await desk("log", "first")
+    assert (await desk("tag", "first"))[0] == "team=owls\n"
+    assert await desk("log", "first") == before  # it was only asked for
     assert (await desk("runs", "-q", "--tag", "team=owls"))[0].split() == [run_id]
     assert (await desk("runs", "-q", "--tag", "team=bats"))[0] == ""
     listed, _ = await desk("runs")
-    assert run_id in listed and "suspended" in listed
+    assert listed.splitlines()[1].split()[:3] == [run_id, "first", "suspended"]
+    status = (await desk("status", "first"))[0]
+    assert (
+        "durability  snapshot" in status and "tags        team=owls" in status and 'metadata    {"ticket": 7}' in status
+    )
+    assert "waits for   approval Publish? (wait " in status and "shows: the draft" in status
     shown, _ = await desk("show", "first")
     assert "draft: " in shown and "Publish?" in shown and "1 asked, 0 answered from the log" in shown
     following = await desk.start("log", "first", "--follow", "--json")
@@ -109,20 +122,23 @@ async def test_schedules_at_the_command_line(desk: Desk) -> None:
     spread = ("--jitter", "1m", "--catch-up", "all:3")
     await desk("schedule", "create", "often", "x.py:f", "--every", "15m", *spread, "--paused")
     listed = (await desk("schedule", "ls"))[0].splitlines()
-    assert "0 9 * * * Europe/Berlin" in listed[1] and "every 15m 00s" in listed[2] and "paused" in listed[2]
+    assert "0 9 * * * Europe/Berlin" in listed[1] and "every 15m" in listed[2] and "paused" in listed[2]
     run_id = (await desk("schedule", "run", "often"))[0].strip()
     assert (await desk("runs", "-q", "--tag", "schedule=often"))[0].strip() == run_id
     await desk("schedule", "resume", "often")
     shown = json.loads((await desk("schedule", "inspect", "often"))[0])
     assert (shown["catch_up"], shown["catch_up_max"], len(shown["next"]), shown["last_run"]) == ("all", 3, 5, "")
     await desk("schedule", "pause", "often")
-    await desk("schedule", "rm", "daily")
+    await desk("schedule", "create", "other", "x.py:f", "--every", "1h")
+    assert (await desk("schedule", "rm", "daily", "other"))[0] == "daily\nother\n"
     await desk("cancel", run_id, "--force")
     for words, said in (
         (["--cron", "0 25 * * *"], "hour is '25'"),
         (["--every", "soon"], "--every"),
         (["--every", "1h", "--catch-up", "last:3"], "--catch-up 'last:3' is unknown"),
-        ([], "either by cron or by every_s"),
+        (["--every", "0"], "every_s is 0"),
+        (["--every", "1h", "--zone", "Europe/Berlin"], "--zone is of --cron"),
+        ([], "by --cron or by --every"),
     ):
         assert said in (await desk("schedule", "create", "wrong", "x.py:f", *words, status=2))[1]
     assert len((await desk("schedule", "ls", "--json"))[0].splitlines()) == 1
@@ -146,9 +162,15 @@ async def test_detached_and_as_json(desk: Desk) -> None:
 async def test_a_failed_run_says_why_with_status_1(desk: Desk) -> None:
     desk.house.machines.program = breaks
     said, told = await desk("run", "x.py:f", status=1)
-    assert said == "" and "no such owl" in told and "ask again" in told
+    assert said == "" and "failed: OwlError: no such owl\n  ask again" in told and "the very line\nperdure: " in told
+    run_id = (await desk("runs", "-q"))[0].split()[0]
+    status = (await desk("status", run_id))[0]
+    assert all(line in status for line in ("error       OwlError: no such owl", " ask again", " the very line"))
     said, _ = await desk("run", "x.py:f", "--json", status=1)
     assert json.loads(said)["error"]["message"] == "no such owl"
+    desk.house.machines.program = is_given_nonsense
+    _, told = await desk("run", "x.py:f", status=1)  # what was typed was right
+    assert "it takes no owls" in told and "of perdure's" not in told
 
 
 @pytest.mark.parametrize("exit_status", [0, 3])
@@ -203,7 +225,7 @@ async def test_a_programs_machine_and_policy_and_a_checkpoint(desk: Desk) -> Non
     assert taken.startswith("sha256:") and "stored" in taken
     status, _ = await desk("status", run_id)
     assert "sleeps after never of waiting" in status
-    assert "a checkpoint after each turn; a checkpoint after 1m 30s of running" in status
+    assert "a checkpoint after each turn; a checkpoint after 90s of running" in status
     assert "1 snapshots to go on from" in status and "kept" in status
     shown, _ = await desk("show", run_id)
     assert "checkpoint" in shown and "sleeps: never yet; 1.0 kB stored" in shown

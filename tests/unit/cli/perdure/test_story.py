@@ -119,6 +119,38 @@ def test_sizes(count: float, text: str) -> None:
     assert _words.size(count) == text
 
 
+def test_the_replay_road_has_no_machine_and_no_snapshots() -> None:
+    story = Story()
+    answered = [{"call": "step", "name": f"step number {number}", "seq": number} for number in range(20)]
+    told = [
+        ("run.queued", 0, {"request": {"durability": "replay"}}),
+        ("wait.completed", 1, {"wait": "of before", "kind": "signal", "outcome": "completed"}),
+        ("run.suspended", 1, {}),
+        ("run.resuming", 4, {}),
+        ("run.recovering", 4, {}),
+        ("run.running", 4, {"from": "start"}),
+        ("replayed", 4, {"steps": 20, "answered": answered}),
+        ("diverged", 5, {"policy": "fail", "recorded": {"kind": "step", "seq": 4}}),
+        ("run.failed", 5, {"error": {"code": "agent-failed", "type": "KeyError", "message": "'price'"}}),
+    ]
+    lines = [
+        line for seq, (kind, at, payload) in enumerate(told, 1) for line in story.lines(entry(seq, at, kind, payload))
+    ]
+    text = "\n".join(lines)
+    assert "the signal was taken\n" in text  # how long it took is not known here
+    assert "suspended: the process is gone" in text and "asleep for 3.00s: no process ~~~" in text
+    assert "recovering: the process was lost" in text and "begins again: the log answers what it has" in text
+    assert all(f"number {number} (entry {number})" in " ".join(text.split()) for number in range(20))
+    assert "went another way than the log at entry 4: policy fail" in text
+    assert text.endswith("failed: KeyError: 'price'")
+    assert max(map(len, lines)) <= WIDTH
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.5, "0.5s"), (90, "90s"), (900, "15m"), (86400, "1d"), (5400, "90m")])
+def test_periods(seconds: float, text: str) -> None:
+    assert _words.period(seconds) == text
+
+
 def test_a_set_of_waits_is_told_with_its_parts() -> None:
     story = Story()
     parts = [

@@ -46,9 +46,9 @@ def _period(text: str, given: str) -> float:
 
 def line(queue: dict[str, Any]) -> list[str]:
     """A row of the list."""
-    from perdure.cli.perdure._words import duration
+    from perdure.cli.perdure._words import period
 
-    rate = f"{queue['rate']}/{duration(queue['period_s'])}" if queue["rate"] else "-"
+    rate = f"{queue['rate']}/{period(queue['period_s'])}" if queue["rate"] else "-"
     limits = [str(queue[field] or "-") for field in ("concurrency", "key_concurrency")]
     state = "paused" if queue["paused"] else "open"
     return [queue["name"], state, str(queue["waiting"]), str(queue["active"]), *limits, rate]

@@ -20,7 +20,7 @@ DESCRIPTION = (
 def configure(parser: argparse.ArgumentParser) -> None:
     when = parser.add_argument_group("when it is due")
     when.add_argument("--cron", default="", metavar="'M H D M W'", help="such as '30 9 * * 1-5'")
-    when.add_argument("--zone", default="UTC", metavar="ZONE", help="the time zone of --cron: Europe/Berlin (UTC)")
+    when.add_argument("--zone", metavar="ZONE", help="the time zone of --cron: Europe/Berlin (UTC)")
     when.add_argument("--every", metavar="TIME", help="such as 15m, from now on")
     when.add_argument("--jitter", metavar="TIME", help="later by a part of this, which its name decides")
     when.add_argument(
@@ -40,9 +40,13 @@ def run(options: argparse.Namespace) -> int:
         raise InvalidValue(
             "the schedule has no name", hint="write SCHEDULE FILE.py:FUNCTION, and then --cron or --every"
         )
+    if bool(options.cron) == (options.every is not None):
+        raise InvalidValue("a schedule is by --cron or by --every", hint="give one of them")
+    if options.zone is not None and not options.cron:
+        raise InvalidValue("--zone is of --cron: --every counts from now on", hint="leave it out")
     name, *options.words = options.words
     request = run_command.request_of(options)
-    when: dict[str, Any] = {"cron": options.cron, "zone": options.zone, "paused": options.paused}
+    when: dict[str, Any] = {"cron": options.cron, "zone": options.zone or "UTC", "paused": options.paused}
     if options.every is not None:
         when["every_s"] = _words.seconds(options.every, "--every")
     if options.jitter is not None:

@@ -27,7 +27,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         [
             one["name"],
-            f"{one['cron']} {one['zone']}" if one.get("cron") else f"every {_words.duration(one['every_s'])}",
+            f"{one['cron']} {one['zone']}" if one.get("cron") else f"every {_words.period(one['every_s'])}",
             "paused" if one["paused"] else _words.clock(one["next"][0], day=True),
             one.get("last_run", ""),
             _words.shorten((one.get("error") or {}).get("message", ""), 40),
