@@ -34,7 +34,9 @@ AGAIN_S = 1.0  # after a failure: the database is away, perhaps
 class Live(Protocol):
     """The engine, as far as children need it."""
 
-    async def adopt_child(self, head: Head) -> None: ...
+    async def expect(self, run_id: str, record: Record) -> None: ...
+
+    async def adopt(self, head: Head) -> None: ...
 
     async def cancel(self, run_id: str, reason: str = "") -> None: ...
 
@@ -147,16 +149,19 @@ class Children:
             record = await self._record(parent, wait)
             if wait.child not in self._waiting:
                 return
+            await self._live.expect(wait.child, record)
             try:
                 head = await self._context.create(wait.child, to_value(record))
             except Conflict:  # it was made meanwhile
                 return
-            await self._live.adopt_child(head)
+            await self._live.adopt(head)
             if wait.child not in self._waiting:  # its parent did not wait for it to be there
                 await self._cancel(wait.child)
             return
         if from_head(head).state in TERMINAL:
             await self._tell(wait.child)
+        else:
+            await self._live.adopt(head)
 
     async def _record(self, parent: Head, wait: Wait) -> Record:
         entries = await self._context.find(parent.run_id, parent.branch, wait.key)

@@ -13,7 +13,7 @@ import hmac
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,6 +41,7 @@ from perdure.runs.timers import Timers
 from perdure.runs.waits import Wait
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 FORKS_MAX = 100  # by one request
 CAPTURE_S = 30.0  # for the checkpoint that a fork of a warm machine goes on from
@@ -73,7 +74,7 @@ class Engine(Desk):
         self._calls_url = calls_url
         self._secret = secret
         self._settings = settings
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         # Asks the owner of a run (run id, what, body), where that is another server.
@@ -238,10 +239,25 @@ class Engine(Desk):
 
         await run.atomically(act)
 
-    def _drive(self, run: Run) -> None:
+    async def _note(self, run: Run) -> None:
+        """Write the first entry as soon as the database lets us."""
+        pause_s = self._settings.backoff_s
+        while run.state is RunState.QUEUED:
+            try:
+                await self._queued(run)
+                return
+            except (PerdureError, OSError) as error:
+                log.warning("run %s, %s: %s (again in %.1f s)", run.id, run.state, error, pause_s)
+            await self._clock.sleep_until(self._clock.monotonic() + pause_s)
+            pause_s = min(pause_s * 2, self._settings.backoff_max_s)
+
+    def _drive(self, run: Run, *, is_noted: bool = True) -> None:
+        """is_noted: its first entry is written."""
         run.driven = True
 
         async def drive() -> None:
+            if not is_noted:
+                await self._note(run)
             await self.queues.wait_for_turn(run)
             machines = self._roads.of(run.record.request)
             driver = Driver(run, machines, self._models, self.endpoint, self._settings)
@@ -266,6 +282,19 @@ class Engine(Desk):
 
         task.add_done_callback(ended)
         return task
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Even where the caller goes away meanwhile: what was made has to be moved along."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+
+        def ended(task: asyncio.Task[Result]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():
+                task.exception()  # seen: the caller has it, or does not want to hear of it
+
+        task.add_done_callback(ended)
+        return await asyncio.shield(task)
 
     async def _listen(self, machines: Machines) -> None:
         async for event in machines.events():
@@ -334,18 +363,36 @@ class Engine(Desk):
             made_by=__version__,
             calls_version=CALLS_VERSION,
         )
-        head, is_new = await self._create(to_value(record), request)
-        if is_new:
-            run = self._take_up(head)
-            await self._queued(run)
-            self._drive(run)
+        return await self._to_its_end(self._start(to_value(record), request))
+
+    async def _start(self, value: Any, request: StartRequest) -> tuple[RunInfo, bool]:
+        head, is_new = await self._create(value, request)
+        await (self._begin(head) if is_new else self.adopt(head))
         return await self.info(head.run_id), is_new
+
+    async def _begin(self, head: Head) -> None:
+        """Move a run along that was made just now; also where its first entry cannot be written yet."""
+        if self.has(head.run_id):
+            return
+        run, is_noted = self._take_up(head), False
+        try:
+            await self._queued(run)
+            is_noted = True
+        finally:
+            self._drive(run, is_noted=is_noted)
+
+    async def adopt(self, head: Head) -> None:
+        """Move a run along that nobody does: it was made, and whoever asked for it was not told."""
+        if self.has(head.run_id) or from_head(head).state is not RunState.QUEUED:
+            return
+        leases = self._context.leases
+        if leases is None or (await leases.owner(head.run_id)).server == leases.server:
+            await self._begin(head)
 
     async def _create(self, value: Any, request: StartRequest) -> tuple[Head, bool]:
         """The new run of this request, or the one that has its key."""
         run_id = new_id()
-        if self.courier is not None:
-            await self.courier.expect(run_id, msgspec.convert(value, Record))
+        await self.expect(run_id, msgspec.convert(value, Record))
         head, is_new = await self._create_as(run_id, value, request)
         if self.courier is not None and not is_new:
             await self.courier.forget(run_id)
@@ -364,13 +411,10 @@ class Engine(Desk):
                 return head, False
             replacing = head.run_id
 
-    async def adopt_child(self, head: Head) -> None:
-        """Move a child along that was made just now."""
+    async def expect(self, run_id: str, record: Record) -> None:
+        """A run is about to be made."""
         if self.courier is not None:
-            await self.courier.expect(head.run_id, from_head(head))
-        run = self._take_up(head)
-        await self._queued(run)
-        self._drive(run)
+            await self.courier.expect(run_id, record)
 
     # -- back in time
 
@@ -379,6 +423,9 @@ class Engine(Desk):
         entry, or nothing goes on from it."""
         if not 1 <= count <= FORKS_MAX:
             raise InvalidValue(f"{count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
+        return await self._to_its_end(self._fork(run_id, at, count, name))
+
+    async def _fork(self, run_id: str, at: int | None, count: int, name: str) -> list[RunInfo]:
         if at is None:
             await self._captured(run_id)
         head = await self._context.head(run_id)
