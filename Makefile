@@ -60,8 +60,8 @@ check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 build/dbos.done: ## DBOS in a Python of its own: the replay road is measured beside it
 	python3 -m venv build/dbos && build/dbos/bin/pip install --quiet dbos==3.4.0 && touch $@
 
-bench: .venv/dev.done build/test-packages.done build/dbos.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json
-	$(SUDO) $(BIN)/python tests/performance/bench.py
+bench: .venv/dev.done build/test-packages.done build/dbos.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json (PARTS="log replay": only these)
+	$(SUDO) $(BIN)/python tests/performance/bench.py $(PARTS)
 
 soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that checks itself (SOAK_*: tests/performance/soak.py)
 	$(SUDO) $(BIN)/python tests/performance/soak.py

@@ -1,6 +1,7 @@
 """The figures of this project, beside unmodified Firecracker doing the least it can, in one run on one machine.
 
     make bench          prints a table; writes build/bench.json, bench-environment.json and bench.svg
+    make bench PARTS="log replay"       measures these parts alone; what else is in build/bench.json stays as it is
 
 ``build/bench.json`` is a list of {name, value, unit, baseline, ratio, goal, met}: ``baseline`` is the figure that this
 one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a bound on "value" or "ratio" as text
@@ -8,40 +9,35 @@ one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a b
 
 The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
-are taken above the dotted line, those of raw.py in the kernel that runs the VM. The pager is measured natively, beside
-decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``), the
-context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``), and runs that sleep
-(``bench_sleep``).
+are taken above the dotted line, those of raw.py in the kernel that runs the VM (``bench_sandboxes``). The pager is
+measured natively, beside decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image
+(``bench_unpack``), the context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``),
+and runs that sleep (``bench_sleep``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import platform
 import shutil
-import statistics
-import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import bench_exec
 import bench_log
 import bench_pager
 import bench_replay
+import bench_sandboxes
 import bench_sleep
 import bench_unpack
 import picture
-from report import HEAD, MEGABYTE, Report
-from unmodified import COLD, DIFF, RESTORE, Raw
-from workload import AGENT, DISK_MIB, IMAGE, MEMORY_MIB, PACKAGES, TURNS, Talk, agent
+from report import HEAD, MEGABYTE, Report, read, write
+from unmodified import Raw
+from workload import AGENT, DISK_MIB, IMAGE, MEMORY_MIB, PACKAGES, TURNS
 
 from perdure import __version__
 from perdure.client.node import NodeClient, ensure_running
@@ -51,26 +47,17 @@ from perdure.execution.machine.remote import Launcher
 from perdure.host import assets as host_assets
 from perdure.host import below
 from perdure.host.assets import Assets
+from perdure.host.below import BelowStatus
 from perdure.host.paths import Home
-from perdure.model import ExecSpec, Fork
-from perdure.testing.proxy import FaultingProxy
-from perdure.testing.servers import registry_server
 
 ROOT = Path(__file__).parents[2]
-ROUNDS = 5
-REMOTE_ROUNDS = 3  # each is an agent of its own: what was fetched once would be here
-FORK_ROUNDS = 3
-CLIENT_ROUNDS = 9
-FORKS = 10
-LATENCY_S = 0.02
-FILES_MIB = 256
-COPY_MIB = 256
-COPY_ROUNDS = 3
-TAR, TAR_BELOW = "tar | tar on the node", "tar | tar in the kernel that runs the VM"
-PHASES = ("stand", "prepare", "keeper", "restore", "guest", "wake")  # of a resume, as ``fcrun inspect`` shows them
 
 
-def main() -> int:
+def main(parts: Sequence[str]) -> int:
+    """``parts``: those that are measured; none: all."""
+    if unknown := set(parts) - {*NATIVE, *IN_MACHINES}:
+        print(f"no such part: {', '.join(unknown)}; there are {', '.join((*NATIVE, *IN_MACHINES))}", file=sys.stderr)
+        return 2
     build = ROOT / "build"
     home = Home(build / "bench-home", Home.find().cache).make()
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
@@ -79,86 +66,55 @@ def main() -> int:
     try:
         assets = host_assets.ensure(home, _tell)
         print(HEAD)
-        _pager(report)
-        bench_unpack.add(report)
-        bench_log.add(report)
-        bench_replay.add(report)
-        bench_sleep.add(report)
-        address = below.ensure(home, assets, _tell)
-        image = _image(home)
-        status = below.status(home)
-        if status.emulated:
-            report.add("emulated host: its kernel's own boot", status.kernel_boot_s, "s")
-            report.add(
-                "emulated host: start to a launcher that answers",
-                status.launcher_boot_s,
-                "s",
-                over="emulated host: its kernel's own boot",
-                goal="ratio <= 2",
-            )
-        raw = Raw(home, assets, Launcher(address), image)
-        try:
-            raw.boot(report)
-            ensure_running(home)
-            client = NodeClient(home)
-            _client(report)
-            _exec(report, client, Launcher(address))
-            cold, warm = _runs(raw)
-            found = _suspends(client, Launcher(address), raw)
-            remote = _remote(client, raw)
-            forks = _forks(client, raw)
-            live = _checkpoints(client, raw)
-            filled = _filled(client, raw)
-            copies = _copies(client, Launcher(address), home)
-        finally:
-            raw.close()
-        raw.add(report)
-        report.add("fcrun run, cold (its template is made)", cold, "s", over=COLD)
-        report.add("fcrun run, warm", warm, "s", over=RESTORE, goal="ratio <= 1.5")
-        report.add("fcrun run, warm, beside raw cold boot", warm, "s", over=COLD, goal="ratio <= 0.125")
-        report.add("suspend: vCPUs stand still", found["pause_s"], "s", over=DIFF, goal="ratio <= 1.2")
-        report.add("live checkpoint: vCPUs stand still", live, "s", over=DIFF, goal="ratio <= 1.2")
-        goal = "ratio <= 3" if status.emulated else "value <= 1"
-        above = "" if status.emulated else "ratio >= 0.5"  # an emulated guest is no match for a processor
-        report.add("suspend requested to durable, first", found["first"]["took_s"], "s", over=DIFF)
-        report.add("suspend requested to durable, later", found["took_s"], "s", over=DIFF, goal=goal)
-        report.add("resume requested to first answer", found["answer"], "s", over=RESTORE, goal="ratio <= 1.3")
-        for name in PHASES:
-            report.add(f"resume, of it: {name}", found[f"{name}_s"], "s")
-        full = f"with {FILES_MIB} MiB of files on its disk"
-        report.add(f"{full}: resume requested to first answer", filled["answer"], "s", over=RESTORE)
-        report.add(f"{full}: suspend requested to durable, later", filled["took_s"], "s", over=DIFF)
-        report.add(f"{full}: suspend, vCPUs stand still", filled["pause_s"], "s", over=DIFF)
-        behind = f"resume from a registry {LATENCY_S * 1000:g} ms away"
-        report.add(behind, remote["answer"], "s", over=RESTORE, goal="ratio <= 2.5")
-        report.add(f"{behind}: read at the first answer", remote["bytes"] / MEGABYTE, "MB")
-        report.add(f"{behind}: requests until then", remote["requests"], "")
-        report.add(f"fork into {FORKS}, all answering, per fork", forks["each_s"], "s", over=RESTORE, goal="ratio <= 3")
-        report.add(f"stored by {FORKS} forks that run", forks["stored"] / MEGABYTE, "MB", goal="value <= 0")
-        report.add("stored by each fork's first suspend", forks["stored_later"] / MEGABYTE, "MB", goal="value <= 3")
-        megabytes = found["first"]["stored_bytes"] / MEGABYTE
-        report.add("stored by the first suspend, beyond the template", megabytes, "MB", goal="value <= 8")
-        report.add("stored by each later suspend", found["stored_bytes"] / MEGABYTE, "MB", goal="value <= 3")
-        report.add(f"stored by {ROUNDS + 1} suspends", found["stored"] / MEGABYTE, "MB")
-        report.add(TAR, copies["tar"], "MB/s")
-        report.add(TAR_BELOW, copies["below"], "MB/s")
-        for way in ("out of", "into"):
-            copied = f"fcrun cp of {COPY_MIB} MiB {way} a sandbox"
-            report.add(copied, copies[way], "MB/s", over=TAR_BELOW, goal="ratio >= 0.5")
-            report.add(f"{copied}, beside the node's own", copies[way], "MB/s", over=TAR, goal=above)
-        report.add("keeper of a started sandbox, unique memory", found["unique, started"], "MB", goal="value <= 24")
-        resumed = "keeper and pager of a resumed sandbox, unique memory"
-        report.add(resumed, found["unique, resumed"], "MB", goal="value <= 24")
-        report.add(f"resident of {MEMORY_MIB} MiB after a resume's first answer", found["resident"], "MB")
-        environment = _environment(home, assets, status.emulated)
+        for part, add in NATIVE.items():
+            if part in parts or not parts:
+                add(report)
+        if wanted := [part for part in IN_MACHINES if part in parts or not parts]:
+            _in_machines(report, home, assets, wanted)
+        environment = _environment(home, assets)
         (build / "bench-environment.json").write_text(json.dumps(environment, indent=1) + "\n")
     finally:
         _clear(home)
-    report.write(build / "bench.json")
-    (build / "bench.svg").write_text(picture.draw(report.figures, environment))
+    figures = report.figures
+    if parts:
+        measured = {figure.name for figure in figures}
+        figures = [figure for figure in read(build / "bench.json") if figure.name not in measured] + figures
+    write(build / "bench.json", figures)
+    (build / "bench.svg").write_text(picture.draw(figures, environment))
     missed = [figure.name for figure in report.figures if figure.met is False]
     print(f"\n{len(report.figures)} figures in {build / 'bench.json'}; goals not met: {', '.join(missed) or 'none'}")
     return 0
+
+
+def _in_machines(report: Report, home: Home, assets: Assets, parts: Sequence[str]) -> None:
+    """What is measured beside raw.py, whose figures are those of all its rounds."""
+    address = below.ensure(home, assets, _tell)
+    image = _image(home)
+    status = below.status(home)
+    if status.emulated:
+        _emulated_host(report, status)
+    raw = Raw(home, assets, Launcher(address), image)
+    try:
+        raw.boot(report)
+        ensure_running(home)
+        client, launcher = NodeClient(home), Launcher(address)
+        found = bench_sandboxes.measure(report, home, client, launcher, raw) if "sandboxes" in parts else None
+    finally:
+        raw.close()
+    raw.add(report)
+    if found is not None:
+        bench_sandboxes.add(report, found, emulated=status.emulated)
+
+
+def _emulated_host(report: Report, status: BelowStatus) -> None:
+    report.add("emulated host: its kernel's own boot", status.kernel_boot_s, "s")
+    report.add(
+        "emulated host: start to a launcher that answers",
+        status.launcher_boot_s,
+        "s",
+        over="emulated host: its kernel's own boot",
+        goal="ratio <= 2",
+    )
 
 
 def _tell(what: str, done: int, total: int) -> None:
@@ -189,252 +145,6 @@ def _image(home: Home) -> Image:
     return library.get(IMAGE)
 
 
-def _runs(raw: Raw) -> tuple[float, float]:
-    """``fcrun run``, cold and warm: from the start of the command to the program's first line on its stdout."""
-    cold = _run()
-    warm = []
-    for _ in range(ROUNDS):
-        raw.round()
-        warm.append(_run())
-    return cold, statistics.median(warm)
-
-
-def _client(report: Report) -> None:
-    """What a command line takes by itself: to start, ask the node one thing, and end. Medians of whole processes.
-    Those that a machine would have to answer name what is not there."""
-    absent = "is-not-there"
-    for status, words in (
-        (0, ["ps"]),
-        (0, ["images", "-q"]),
-        (125, ["exec", absent, "true"]),
-        (125, ["logs", absent]),
-        (125, ["run", "--rm", "--pull", "never", absent, "true"]),
-    ):
-        took = []
-        for _ in range(CLIENT_ROUNDS):
-            began = time.monotonic()
-            command = [sys.executable, "-m", "perdure.cli.fcrun", *words]
-            done = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
-            took.append(time.monotonic() - began)
-            if done.returncode != status:
-                raise RuntimeError(f"fcrun {' '.join(words)} ended with {done.returncode}: {done.stderr!r}")
-        what = f"fcrun {words[0]}{' of what is not there' if status else ''}, the whole command"
-        report.add(what, statistics.median(took), "s", goal="value <= 0.15")
-
-
-def _exec(report: Report, client: NodeClient, launcher: Launcher) -> None:
-    try:
-        found = bench_exec.measure(client, launcher, IMAGE)
-    except RuntimeError as error:
-        print(f"  exec is not measured: {error}", file=sys.stderr)
-        return
-    vsock = "vsock round trip of one byte"
-    report.add(vsock, found["vsock"], "s")
-    report.add("exec of true in a running sandbox", found["exec"], "s", over=vsock, goal="ratio <= 3")
-    report.add("exec of true, of it: the guest's own", found["guest"], "s")
-    beyond = found["exec"] - found["guest"]
-    report.add("exec of true, of it: node and channel", beyond, "s", over=vsock)
-
-
-def _run() -> float:
-    command = [sys.executable, "-m", "perdure.cli.fcrun", "run", "--rm", "-m", f"{MEMORY_MIB}m", IMAGE, "echo", "up"]
-    began = time.monotonic()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        took = time.monotonic() - began
-    if process.returncode != 0 or line != b"up\n":
-        raise RuntimeError(f"fcrun run ended with {process.returncode} after {line!r}")
-    return took
-
-
-def _suspends(client: NodeClient, launcher: Launcher, raw: Raw) -> dict[str, Any]:
-    """Suspend and resume, each resume followed by one more turn, beside as many rounds of raw.py."""
-    found: dict[str, Any] = {}
-    with agent(client) as (ref, talk):
-        found["unique, started"] = _unique_memory(client, launcher, ref)
-        found["first"] = _suspend(client, ref)
-        laters, answers, parts = [], [], []
-        for turn in range(ROUNDS):
-            raw.round()
-            answers.append(_resume(client, ref, talk, f"after {turn}"))
-            parts.append(client.get(ref).machine["phases"])
-            if turn == 0:
-                found["unique, resumed"] = _unique_memory(client, launcher, ref)
-                found["resident"] = _memory(launcher, client.get(ref).machine["firecracker_pid"], "Rss")
-            laters.append(_suspend(client, ref))
-        found["stored"] = client.get(ref).stored_bytes
-    for name in PHASES:
-        found[f"{name}_s"] = _median(parts, f"{name}_s")
-    return found | {"answer": statistics.median(answers)} | {name: _median(laters, name) for name in laters[0]}
-
-
-def _median(figures: list[dict[str, Any]], name: str) -> float:
-    return statistics.median(float(figure[name]) for figure in figures)
-
-
-def _suspend(client: NodeClient, ref: str) -> dict[str, float]:
-    began = time.monotonic()
-    info = client.suspend(ref)
-    return {"took_s": time.monotonic() - began, "pause_s": info.pause_s, "stored_bytes": info.stored_bytes}
-
-
-def _resume(client: NodeClient, ref: str, talk: Talk, word: str) -> float:
-    """From the request to the answer of the workload, which is asked something as soon as it runs."""
-    talk.say(word)
-    failed: list[BaseException] = []
-
-    def resume() -> None:
-        try:
-            client.resume(ref)
-        except BaseException as error:
-            failed.append(error)
-
-    began = time.monotonic()
-    thread = threading.Thread(target=resume)
-    thread.start()
-    answered = talk.hear()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return answered - began
-
-
-def _unique_memory(client: NodeClient, launcher: Launcher, ref: str) -> float:
-    """Private pages of the helper processes of one sandbox (proc_pid_smaps(5)), in MB."""
-    machine = client.get(ref).machine
-    pids = [pid for pid in (machine.get("keeper_pid"), machine.get("pager_pid")) if pid]
-    return sum(_memory(launcher, pid, "Private_Clean", "Private_Dirty") for pid in pids)
-
-
-def _memory(launcher: Launcher, pid: int, *names: str) -> float:
-    """Of one process below the line, in MB, by the names of proc_pid_smaps(5)."""
-    said = bytearray()
-    asyncio.run(launcher.run(["cat", f"/proc/{pid}/smaps_rollup"], output=said.extend))
-    lines = [line.split() for line in said.decode().splitlines() if line.startswith(names)]
-    return sum(int(words[1]) for words in lines) * 1024 / MEGABYTE
-
-
-def _checkpoints(client: NodeClient, raw: Raw) -> float:
-    """How long the vCPUs of an agent that goes on stand still, one more turn before each; a median."""
-    pauses = []
-    with agent(client) as (ref, talk):
-        client.checkpoint(ref)  # of all that differs from the template; the others of what a turn changes
-        for turn in range(ROUNDS):
-            raw.round()
-            talk.say(f"after checkpoint {turn}")
-            talk.hear()
-            pauses.append(client.checkpoint(ref).pause_s)
-    return statistics.median(pauses)
-
-
-def _remote(client: NodeClient, raw: Raw) -> dict[str, float]:
-    """Resumes of agents whose memory is in a registry behind latency only; medians."""
-    answers, read, requests = [], [], []
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        registry_server(Path(folder)) as upstream,
-        FaultingProxy(upstream) as proxy,
-    ):
-        proxy.latency_s = LATENCY_S
-        for number in range(REMOTE_ROUNDS):
-            with agent(client) as (ref, talk):
-                client.suspend(ref)
-                client.store.push(ref, f"oci+http://{proxy.host}/agent-{number}", tag="one")
-                client.store.evict(ref)
-                raw.round()
-                before = len(proxy.asked)
-                answers.append(_resume(client, ref, talk, "from afar"))
-                asked = [one for one in proxy.asked[before:] if one.method == "GET"]
-                requests.append(len(asked))
-                read.append(sum(_length(one.range) for one in asked))
-    median = statistics.median
-    return {"answer": median(answers), "bytes": median(read), "requests": median(requests)}
-
-
-def _filled(client: NodeClient, raw: Raw) -> dict[str, float]:
-    """Suspends and resumes of an agent with much on its disk, of which each turn changes little; medians."""
-    laters, answers = [], []
-    with agent(client) as (ref, talk):
-        filling = f"head -c {FILES_MIB << 20} /dev/urandom > /files"
-        if client.run(ref, ExecSpec(command=["sh", "-c", filling]))[0] != 0:
-            raise RuntimeError("the disk could not be filled")
-        _suspend(client, ref)
-        for turn in range(REMOTE_ROUNDS):
-            raw.round()
-            answers.append(_resume(client, ref, talk, f"with files {turn}"))
-            client.run(ref, ExecSpec(command=["sh", "-c", f"echo {turn} >> /notes"]))
-            laters.append(_suspend(client, ref))
-    return {"answer": statistics.median(answers)} | {name: _median(laters, name) for name in laters[0]}
-
-
-def _copies(client: NodeClient, launcher: Launcher, home: Home) -> dict[str, float]:
-    """MB/s of ``fcrun cp``, measured in turn with what tar does with the same file; medians."""
-    rates: dict[str, list[float]] = {"tar": [], "below": [], "out of": [], "into": []}
-    fcrun = [sys.executable, "-m", "perdure.cli.fcrun", "cp"]
-
-    def rate(name: str, act: Callable[[], object]) -> None:
-        began = time.monotonic()
-        act()
-        rates[name].append((COPY_MIB << 20) / MEGABYTE / (time.monotonic() - began))
-
-    with agent(client) as (ref, _), tempfile.TemporaryDirectory(dir=home.run) as folder:
-        source, target = Path(folder) / "source", Path(folder) / "target"
-        source.mkdir()
-        (source / "file").write_bytes(os.urandom(COPY_MIB << 20))
-        tar = f"mkdir {target} && tar -C {source} -c . | tar -C {target} -x"
-        client.put_archive(ref, "/", _tar_of(source / "file"))
-        for _ in range(COPY_ROUNDS):
-            for name, run in (
-                ("tar", lambda: subprocess.run(tar, shell=True, check=True)),
-                ("below", lambda: asyncio.run(launcher.run(["/bin/sh", "-c", tar]))),
-            ):
-                rate(name, run)
-                shutil.rmtree(target)
-            rate("out of", lambda: subprocess.run([*fcrun, f"{ref}:/file", str(target)], check=True))
-            if target.stat().st_size != COPY_MIB << 20:
-                raise RuntimeError("the copy is not whole")
-            target.unlink()
-            rate("into", lambda: subprocess.run([*fcrun, str(source / "file"), f"{ref}:/file"], check=True))
-    return {name: statistics.median(found) for name, found in rates.items()}
-
-
-def _tar_of(path: Path) -> Iterator[bytes]:
-    packed = subprocess.run(["tar", "-C", str(path.parent), "-c", path.name], stdout=subprocess.PIPE, check=True)
-    yield packed.stdout
-
-
-def _length(wanted: str) -> int:
-    """Bytes of a Range header; 0: there is none."""
-    if not wanted:
-        return 0
-    first, last = wanted.removeprefix("bytes=").split("-")
-    return int(last) - int(first) + 1
-
-
-def _forks(client: NodeClient, raw: Raw) -> dict[str, float]:
-    """Forks of one snapshot, from the request until the last has answered; medians."""
-    each, stored, later = [], [], []
-    with agent(client) as (ref, _):
-        digest = client.suspend(ref).digest
-        for _ in range(FORK_ROUNDS):
-            raw.round()
-            began = time.monotonic()
-            forks = [info.id for info in client.fork(digest, [Fork()] * FORKS)]
-            with contextlib.ExitStack() as open_sessions:
-                talks = [Talk(open_sessions.enter_context(client.attach(fork, logs=False))) for fork in forks]
-                for number, talk in enumerate(talks):
-                    talk.say(f"I am {number}")
-                last = max(talk.hear() for talk in talks)
-            each.append((last - began) / FORKS)
-            stored.append(sum(client.get(fork).stored_bytes for fork in forks))
-            later.append(_suspend(client, forks[0])["stored_bytes"])
-            for fork in forks:
-                client.remove(fork, force=True)
-    median = statistics.median
-    return {"each_s": median(each), "stored": median(stored), "stored_later": median(later)}
-
-
 def _pager(report: Report) -> None:
     """The pager by itself on this machine, below no emulation."""
     best = bench_pager.measure()
@@ -443,7 +153,7 @@ def _pager(report: Report) -> None:
         report.add(f"pager, natively: {name}", rate / MEGABYTE, "MB/s", over=bench_pager.BASELINE, goal="ratio >= 0.8")
 
 
-def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
+def _environment(home: Home, assets: Assets) -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = next(
         (
@@ -454,7 +164,8 @@ def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
         platform.machine(),
     )
     said = bytearray()
-    asyncio.run(Launcher(below.ensure(home, assets)).run(["uname", "-r"], output=said.extend))
+    address = below.ensure(home, assets)
+    asyncio.run(Launcher(address).run(["uname", "-r"], output=said.extend))
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "cpu": cpu,
@@ -463,7 +174,7 @@ def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
         "kernel": platform.release(),
         "distribution": platform.freedesktop_os_release().get("PRETTY_NAME", ""),
         "load": list(os.getloadavg()),
-        "machine": "emulated host (QEMU TCG)" if emulated else "KVM",
+        "machine": "emulated host (QEMU TCG)" if below.status(home).emulated else "KVM",
         "kernel_below_the_line": said.decode().strip(),
         "guest_kernel": assets.kernel_release,
         "firecracker": assets.firecracker_version,
@@ -477,9 +188,19 @@ def _environment(home: Home, assets: Assets, emulated: bool) -> dict[str, Any]:
             "turns": TURNS,
             "agent": AGENT,
         },
-        "rounds": ROUNDS,
+        "rounds": bench_sandboxes.ROUNDS,
     }
 
 
+NATIVE: dict[str, Callable[[Report], None]] = {
+    "pager": _pager,
+    "unpack": bench_unpack.add,
+    "log": bench_log.add,
+    "replay": bench_replay.add,
+    "sleep": bench_sleep.add,
+}
+IN_MACHINES = ("sandboxes",)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -55,8 +56,14 @@ class Report:
     def value(self, name: str) -> float:
         return next(figure.value for figure in self.figures if figure.name == name)
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps([asdict(figure) for figure in self.figures], indent=1) + "\n")
+
+def write(path: Path, figures: Sequence[Figure]) -> None:
+    path.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+
+
+def read(path: Path) -> list[Figure]:
+    """What ``write`` wrote; [] when there is none."""
+    return [Figure(**one) for one in json.loads(path.read_text())] if path.exists() else []
 
 
 def _row(figure: Figure) -> str:
