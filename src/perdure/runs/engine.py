@@ -14,6 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -76,6 +77,7 @@ class Engine(Desk):
         self._settings = settings
         self._tasks: set[asyncio.Task[Any]] = set()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
+        self._rewinds: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         # Asks the owner of a run (run id, what, body), where that is another server.
         self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
@@ -464,21 +466,22 @@ class Engine(Desk):
     async def rewind(self, run_id: str, to: int) -> RunInfo:
         """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new
         branch, and the old tail stays readable. InvalidValue, Conflict: see ``travel``."""
-        async with self._shelf.held(run_id) as run:
-            return await self._rewind(run or self._take_up(await self._context.head(run_id)), to)
+        return await self._to_its_end(self._rewind(run_id, to))
 
-    async def _rewind(self, run: Run, to: int) -> RunInfo:
-        run_id = run.id
-        try:
-            await travel.rewind(run, to)
-        except BaseException:
+    async def _rewind(self, run_id: str, to: int) -> RunInfo:
+        lock = self._rewinds.setdefault(run_id, asyncio.Lock())  # two make not two of one that has ended
+        async with lock, self._shelf.held(run_id) as found:
+            run = found or self._take_up(await self._context.head(run_id))
+            try:
+                await travel.rewind(run, to)
+            except BaseException:
+                if not run.driven:
+                    self._runs.pop(run_id, None)  # it stays ended, or another server's
+                raise
+            await self._models.forget(run_id)  # what was asked for the old branch is of no use
             if not run.driven:
-                self._runs.pop(run_id, None)  # it stays ended, or another server's
-            raise
-        await self._models.forget(run_id)  # what was asked for the old branch is of no use
-        if not run.driven:
-            self._runs[run_id] = run
-            self._drive(run)
+                self._runs[run_id] = run
+                self._drive(run)
         return await self.info(run_id)
 
     # -- what machines ask

@@ -182,3 +182,45 @@ async def test_what_there_is_no_way_back_to(house: Any) -> None:
             await house.engine.rewind(run_id, to)
     assert await house.engine.info(run_id) == info
     assert run_id not in house.engine._runs
+
+
+async def ended(house: Any) -> tuple[str, int]:
+    """A run of which nothing is in memory any more, and where it waited."""
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="one")
+    await house.ends(run_id)
+    await house.released(run_id)
+    return run_id, await before_the_answer(house, run_id)
+
+
+@pytest.mark.parametrize("second", ["the same", "one that is refused"])
+async def test_an_ended_run_that_two_take_back_at_once_has_one_driver(house: Any, second: str) -> None:
+    run_id, at = await ended(house)
+    other = at if second == "the same" else 1000
+    rewinds = [house.engine.rewind(run_id, to) for to in (at, other)]
+    first, told = await asyncio.gather(*rewinds, return_exceptions=True)
+    assert not isinstance(first, BaseException)
+    assert second == "the same" or isinstance(told, InvalidValue)
+    assert len([task for task in asyncio.all_tasks() if task.get_name() == f"run-{run_id}"]) == 1
+    await house.waits(run_id, "approval")
+    await house.engine.approve(run_id, None, approved=True, comment="two")
+    assert (await house.ends(run_id)).state is RunState.COMPLETED
+
+
+async def test_a_rewind_whose_asker_hung_up_is_moved_along(house: Any) -> None:
+    run_id, at = await ended(house)
+    real, reached = house.log.fork, asyncio.Event()
+
+    async def fork(*args: Any, **how: Any) -> Any:
+        reached.set()
+        return await real(*args, **how)
+
+    house.log.fork = fork
+    asking = asyncio.create_task(house.engine.rewind(run_id, at))
+    await reached.wait()
+    asking.cancel()
+    await asyncio.wait({asking})
+    await house.waits(run_id, "approval")
+    await house.engine.approve(run_id, None, approved=True, comment="two")
+    assert (await house.ends(run_id)).state is RunState.COMPLETED
