@@ -139,6 +139,22 @@ async def test_a_pruned_log_is_gone_and_its_summary_stays(log: ContextLog) -> No
     await log.verify("fork")
 
 
+async def test_what_forks_of_pruned_forks_share_stays(log: ContextLog) -> None:
+    await conversation(log)
+    for name, parent, seq in (("fork", "run", 3), ("other", "fork", 2)):  # the second shares none of the first's own
+        await log.branch_off(name, {}, NOTE, parent_run=parent, parent=1, fork_seq=seq, epoch=1)
+    with pytest.raises(Conflict, match="shared by its forks: fork, other"):
+        await log.prune("run")
+    await log.prune("other")
+    await log.prune("fork")
+    await log.branch_off("late", {}, NOTE, parent_run="fork", parent=1, fork_seq=2, epoch=1)
+    with pytest.raises(Conflict, match="shared by its forks: late"):
+        await log.prune("run")
+    await log.verify("late")
+    await log.prune("late")
+    await log.prune("run")
+
+
 async def test_what_nothing_refers_to_is_swept(log: ContextLog, tmp_path: Path) -> None:
     await conversation(log)
     await conversation(log, "two")

@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from perdure.context.log import ContextLog, NewEntry
+from perdure.context.log import ContextLog, Head, NewEntry
+from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
 from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints, comparing, ends, family, keys
@@ -56,10 +57,12 @@ class Desk:
         asked = await self._context.count(run_id, "model.started")
         replayed = await self._context.count(run_id, "model.replayed")
         record = from_head(head)
-        return record.info(head, asked, replayed, await self._children_of(run_id) if record.is_parent else [])
+        return record.info(head, asked, replayed, await self._children_of(head) if record.is_parent else [])
 
-    async def _children_of(self, run_id: str) -> list[str]:
-        found, after = list[str](), 0
+    async def _children_of(self, head: Head) -> list[str]:
+        run_id, found, after = head.run_id, list[str](), 0
+        if head.pruned:
+            return [child.run_id for child in await self._context.heads(parent=run_id)]
         while page := await self._context.read(run_id, after=after, kind="wait.started"):
             for entry in page:
                 waits = [entry.payload["wait"], *entry.payload.get("parts", [])]
@@ -100,10 +103,11 @@ class Desk:
     async def follow(self, run_id: str, after: int, *, expand: bool = True) -> AsyncGenerator[Entry]:
         """Entries as they come, until the one that ends the run."""
         ends = {f"run.{state}" for state in TERMINAL}
-        if (await self._context.head(run_id)).seq <= after and from_head(
-            await self._context.head(run_id)
-        ).state in TERMINAL:
+        head = await self._context.head(run_id)
+        if head.seq <= after and from_head(head).state in TERMINAL:
             return
+        if head.pruned:
+            raise was_pruned(run_id)
         async for entry in self._context.follow(run_id, after=after, expand=expand):
             yield entry
             if entry.kind in ends:

@@ -55,7 +55,7 @@ async def _branches(context: ContextLog, head: Head) -> list[dict[str, Any]]:
     found, branches = [], await context.branches(head.run_id)
     for one in branches:
         why = ""
-        if len(branches) > 1 and one.fork_seq:
+        if len(branches) > 1 and one.fork_seq and not head.pruned:
             first = await context.read(head.run_id, branch=one.branch, after=one.fork_seq, limit=1, expand=False)
             why = first[0].kind
         is_current = one.branch == head.branch

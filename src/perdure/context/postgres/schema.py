@@ -159,7 +159,14 @@ ORDER BY kind, name FOR UPDATE
 """
 
 SWEEP = "SELECT sweep FROM meta FOR UPDATE"
-SHARERS = "SELECT DISTINCT run_id FROM branches WHERE parent_run = %s ORDER BY run_id"
+# Also through forks whose own entries were dropped already.
+SHARERS = """
+WITH RECURSIVE below (run_id) AS (
+    SELECT run_id::text FROM branches WHERE parent_run = %s
+    UNION SELECT b.run_id::text FROM below JOIN branches b ON b.parent_run = below.run_id
+)
+SELECT r.run_id FROM below JOIN runs r ON r.run_id = below.run_id WHERE r.pruned = 0 ORDER BY r.run_id
+"""
 
 # -- what is written: one statement per table, its columns as arrays
 

@@ -151,7 +151,14 @@ BLOB = "SELECT zstd, content, refs FROM blobs WHERE digest = ?"
 KEPT = "SELECT version FROM kept WHERE kind = ? AND name = ?"
 KEEP = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 DROP = "DELETE FROM kept WHERE kind = ? AND name = ?"
-SHARERS = "SELECT DISTINCT run_id FROM branches WHERE parent_run = ? ORDER BY run_id"
+# Also through forks whose own entries were dropped already.
+SHARERS = """
+WITH RECURSIVE below (run_id) AS (
+    SELECT run_id FROM branches WHERE parent_run = ?
+    UNION SELECT b.run_id FROM below JOIN branches b ON b.parent_run = below.run_id
+)
+SELECT r.run_id FROM below JOIN runs r ON r.run_id = below.run_id WHERE r.pruned = 0 ORDER BY r.run_id
+"""
 PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ?"
 DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ?"
 SWEEP = "SELECT sweep FROM meta"
