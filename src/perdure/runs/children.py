@@ -177,6 +177,9 @@ class Children:
             memory_mib=0 if of.request.is_replay else start["memory_mib"],
             vcpus=0 if of.request.is_replay else start["vcpus"],
             key=None,
+            queue=None,  # its parent has a place there, and keeps it until the child has ended
+            queue_key=None,
+            priority=0,
             name="",
             timeout_s=None,
             active_timeout_s=None,

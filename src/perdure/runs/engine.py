@@ -431,6 +431,7 @@ class Engine(Desk):
         if at is None:
             await self._captured(run_id)
         head = await self._context.head(run_id)
+        await self.queues.check(from_head(head).request)  # a fork waits in it for its turn
         seq = await travel.newest(self._context, head) if at is None else at
         moment = await travel.moment(self._context, run_id, head.branch, seq)
         origin = RunOrigin(run_id=run_id, branch=head.branch, seq=seq)

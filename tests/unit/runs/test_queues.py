@@ -117,6 +117,28 @@ async def test_a_paused_queue_begins_nothing_until_it_is_resumed(house: Any) -> 
     assert (shown["concurrency"], shown["paused"], shown["active"]) == (None, False, 2)
 
 
+async def test_a_child_does_not_wait_for_the_place_that_its_parent_keeps(house: Any) -> None:
+    def program() -> Steps:
+        begun = yield Ask("begin", {})
+        if begun.value["agent"].endswith(":main"):
+            said = yield Ask("wait", {"kind": "child", "function": "child"})
+            yield Ask("complete", {"result": said.value["result"]})
+        yield Ask("complete", {"result": "grown"})
+
+    await house.engine.queues.create(Queue(name="q", concurrency=1))
+    run_id = await house.start(program, queue="q", queue_key="a", priority=1)
+    assert (await house.ends(run_id)).result == "grown"
+
+
+async def test_a_fork_of_a_run_whose_queue_is_gone_is_refused(house: Any) -> None:
+    await house.engine.queues.create(Queue(name="q"))
+    run_id = await house.start(works, queue="q")
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.queues.remove("q")
+    with pytest.raises(NotFound, match="no such queue: q"):
+        await house.engine.fork(run_id)
+
+
 async def test_what_is_not_there_or_wrong_is_said(house: Any) -> None:
     queues = house.engine.queues
     with pytest.raises(NotFound, match="no such queue: q"):
