@@ -93,6 +93,8 @@ class Engine(Desk):
         """Take up every run that has not ended (beside other servers: those that are ours); those that sleep are on the
         shelf."""
         children = []
+        if self.courier is not None:
+            await self.courier.open(self._spawn)
         if self.tenure is not None:
             await self.tenure.begin()
             self._spawn(self.tenure.run(), "heartbeat")
@@ -107,8 +109,6 @@ class Engine(Desk):
                     await self._adopt(self._take_up(head))
         await self.queues.open()
         await self.schedules.open()
-        if self.courier is not None:
-            await self.courier.open(self._spawn)
         self._spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
             self._spawn(self._listen(machines), "machine-events")
@@ -154,6 +154,8 @@ class Engine(Desk):
             return
         head = await self._context.head(run_id)
         record = from_head(head)
+        if self.courier is not None:
+            await self.courier.take(run_id, record)
         if self._is_for_the_shelf(record):
             self._put_up(run_id, record)
         else:
@@ -161,11 +163,11 @@ class Engine(Desk):
             await (self._adopt(run) if is_ours or run.ended else self._take_over(run, of))
             self._drive(run)
         self._children.taken(run_id, record)
-        if self.courier is not None:
-            await self.courier.take(run_id, record)
 
-    async def look(self) -> None:
+    async def look(self, servers: frozenset[str]) -> None:
         self.queues.look_elsewhere()
+        if self.courier is not None:
+            self.courier.look(servers)
         await self._children.look(self._shelf.has)
 
     async def let_go(self) -> None:
@@ -173,6 +175,8 @@ class Engine(Desk):
         self._driving.clear()
         self._children.let_go()
         self.queues.let_go()
+        if self.courier is not None:
+            await self.courier.let_go()
         runs = await self._shelf.let_go()
         for task in driving:
             task.cancel()

@@ -3,19 +3,25 @@
 The log is the outbox: an arrow that a run took is an entry, and what is kept beside (``kept``, kind ``hook``) is how
 far a hook was told of a run. So nothing is lost between an arrow and its delivery, and a server that ends between a
 delivery and that note delivers again, with the same id. A hook that is down holds up nobody but itself.
+
+Of several servers on one database the one that has the run delivers. What it had not delivered when the run was over is
+its own all the same; when it is lost, it is anybody's: who is first by compare-and-set.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import msgspec
 
-from perdure.context.log import ContextLog, canonical
-from perdure.errors import NotFound, PerdureError
+from perdure.context.leases import Leases
+from perdure.context.log import ContextLog, Kept, canonical
+from perdure.errors import LogConflict, NotFound, PerdureError
 from perdure.model import Entry, Frozen
 from perdure.runs.clock import Clock
 from perdure.runs.hook import Hook
@@ -24,6 +30,7 @@ from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
 
 log = logging.getLogger(__name__)
+Spawn = Callable[[Coroutine[Any, Any, None], str], "asyncio.Task[None]"]
 
 KIND = "hook"
 FIRST_S, LONGEST_S = 1.0, 600.0  # pauses between attempts
@@ -44,6 +51,7 @@ class Told(Frozen, frozen=True, kw_only=True):
     hook: str  # a name of the settings, or the number of one that the run brings along
     branch: int = 1
     seq: int = 0
+    server: str = ""  # that delivers, of several
 
 
 class Courier:
@@ -58,14 +66,19 @@ class Courier:
         self._hooks = hooks
         self._secret = secret
         self._told: dict[str, dict[str, Told]] = {}  # by run, by hook: those that are not through
-        self._busy: set[str] = set()
+        self._busy: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()  # of those: something was written meanwhile
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._spawn: Callable[[Coroutine[Any, Any, None], str], Any]
+        self._servers: frozenset[str] = frozenset()  # that lived when we last looked for what is anybody's
+        self._claiming: asyncio.Task[None] | None = None
+        self._spawn: Spawn
 
-    async def open(self, spawn: Callable[[Coroutine[Any, Any, None], str], Any]) -> None:
-        """Go on with what a former server had not delivered."""
+    async def open(self, spawn: Spawn) -> None:
+        """Go on with what a former server had not delivered; beside other servers that comes with ``take`` and
+        ``look``."""
         self._spawn = spawn
+        if self._context.leases is not None:
+            return
         for kept in await self._context.kept(KIND):
             told = msgspec.convert(kept.value, Told)
             self._told.setdefault(told.run_id, {})[told.hook] = told
@@ -75,7 +88,7 @@ class Courier:
     async def expect(self, run_id: str, record: Record) -> None:
         """A run is about to be made: from now on its hooks are owed."""
         for name in self._names(record):
-            told = Told(run_id=run_id, hook=name)
+            told = Told(run_id=run_id, hook=name, server=self._server)
             await self._context.keep(KIND, _name(told), msgspec.to_builtins(told))
             self._told.setdefault(run_id, {})[name] = told
 
@@ -83,8 +96,58 @@ class Courier:
         """A run that another server had: its hooks are owed by us now."""
         for name in self._names(record):
             for kept in await self._context.kept(KIND, f"{run_id}/{name}"):
-                self._told.setdefault(run_id, {})[name] = msgspec.convert(kept.value, Told)
+                await self._claim(kept)
         self._begin_all(run_id)
+
+    async def _claim(self, kept: Kept) -> None:
+        """Ours to deliver from now on. LogConflict, NotFound: another server was first."""
+        told = msgspec.structs.replace(msgspec.convert(kept.value, Told), server=self._server)
+        value = msgspec.to_builtins(told)
+        await self._context.keep(KIND, kept.name, value, expected_version=kept.version)
+        self._told.setdefault(told.run_id, {})[told.hook] = told
+
+    def look(self, servers: frozenset[str]) -> None:
+        """These servers live. What one that is gone has not delivered of runs that nobody has is anybody's."""
+        gone = self._servers - servers
+        if (gone or not self._servers) and (self._claiming is None or self._claiming.done()):
+            self._claiming = self._spawn(self._claim_all(servers), "hooks-of-lost-servers")
+
+    async def _claim_all(self, servers: frozenset[str]) -> None:
+        leases = self._context.leases
+        assert leases is not None
+        found = await self._context.kept(KIND)
+        random.shuffle(found)  # others look, too
+        for kept in found:
+            told = msgspec.convert(kept.value, Told)
+            is_known = told.hook in self._hooks or told.hook.isdigit()
+            if told.server in servers or not is_known or told.hook in self._told.get(told.run_id, {}):
+                continue
+            with suppress(LogConflict, NotFound):
+                if await self._is_free(leases, told.run_id):
+                    await self._claim(kept)
+                    self._begin_all(told.run_id)
+        self._servers = servers  # not before: what failed on the way is done again
+
+    async def _is_free(self, leases: Leases, run_id: str) -> bool:
+        """Nobody has the run: it has ended, or was not made."""
+        try:
+            return not (await leases.owner(run_id)).server
+        except NotFound:
+            return True
+
+    async def let_go(self) -> None:
+        """This server has lost its lease, and everything with it."""
+        tasks = [*self._busy.values(), *([self._claiming] if self._claiming is not None else [])]
+        self._told.clear()
+        self._servers, self._claiming = frozenset(), None
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    @property
+    def _server(self) -> str:
+        leases = self._context.leases
+        return "" if leases is None else leases.server
 
     def _names(self, record: Record) -> list[str]:
         return [*self._hooks, *map(str, range(len(record.request.hooks)))]
@@ -105,8 +168,7 @@ class Courier:
             if name in self._busy:
                 self._again.add(name)
             else:
-                self._busy.add(name)
-                self._spawn(self._deliver(run_id, told.hook), f"hook-{name}")
+                self._busy[name] = self._spawn(self._deliver(run_id, told.hook), f"hook-{name}")
 
     async def _deliver(self, run_id: str, hook_name: str) -> None:
         """Tell one hook all that there is to tell of a run by now."""
@@ -123,7 +185,7 @@ class Courier:
                     await self._pause(pause_s)
                     pause_s = min(pause_s * 2, LONGEST_S)
         finally:
-            self._busy.discard(name)
+            self._busy.pop(name, None)
 
     async def _next(self, run_id: str, hook_name: str) -> bool:
         """One page of the run's log; False when there was nothing new."""

@@ -28,8 +28,8 @@ class Holder(Protocol):
         """Take up a run of the server ``of``; ``is_ours``: that was this home's, and its machine is at our node."""
         ...
 
-    async def look(self) -> None:
-        """Something may have happened at other servers."""
+    async def look(self, servers: frozenset[str]) -> None:
+        """Something may have happened at other servers; these live."""
         ...
 
     async def let_go(self) -> None:
@@ -133,11 +133,11 @@ class Tenure:
         if not self.is_held or not await self._leases.beat():
             await self._anew()
             return
-        await self._watch(await self._leases.leases())
+        living = await self._watch(await self._leases.leases())
         for run_id, of in list(self._owed.items()):
             await self._take(run_id, of)
         await self._take_over()
-        await self._holder.look()
+        await self._holder.look(frozenset(living))
 
     async def _anew(self) -> None:
         """The others believed us lost: stopped, or away from the database. Nothing of ours was written since."""
@@ -148,7 +148,9 @@ class Tenure:
         await self._holder.let_go()
         await self.begin()
 
-    async def _watch(self, leases: list[Lease]) -> None:
+    async def _watch(self, leases: list[Lease]) -> set[str]:
+        """Remove what is lost; who lives."""
+        living = {lease.server for lease in leases}
         seen, self._still = self._still, {}
         for lease in leases:
             if lease.server == self._leases.server:
@@ -159,8 +161,10 @@ class Tenure:
             if looks == 0:
                 self._moved[lease.server] = self._clock.monotonic()
             if looks >= self._terms.looks and await self._leases.remove(lease.server, lease.beat):
+                living.discard(lease.server)
                 what = "server %s (%s) is lost: its counter stood still for %g s"
                 log.warning(what, lease.server, lease.facts.get("url"), self._terms.lost_s)
+        return living
 
     async def _take_over(self) -> None:
         """What nobody owns, up to our share; in no order, as others take theirs now. What is left is anybody's with the
