@@ -324,11 +324,16 @@ class ContextLog(Protocol):
     async def close(self) -> None: ...
 
 
+LATE = ("model.started", "model.committed", "model.aborted")  # no call begins with one of these
+
+
 def valid(entries: list[Entry]) -> list[Entry]:
     """The entries of one call (``find``) without those that do not count any more: the program went another way and the
-    run went on live on the same branch."""
+    run went on live on the same branch. A provider's answer to what was asked before may still come after that."""
     last = next((at for at in range(len(entries) - 1, -1, -1) if entries[at].kind == "overruled"), -1)
-    return entries[last + 1 :]
+    after = entries[last + 1 :]
+    begun = next((at for at, entry in enumerate(after) if entry.kind not in LATE), len(after)) if last >= 0 else 0
+    return after[begun:]
 
 
 def request_hash(call: Call) -> str:

@@ -99,9 +99,12 @@ class Gateway:
         key = (call.run_id, branch, call.key)
         while True:
             turn = self._turns.get(key)
+            if turn is not None and call.epoch > turn.call.epoch and not turn.is_of(call):
+                await self._stop([turn])  # nobody wants to hear that any more
+                continue
             if turn is None:
                 # between the look above and this line nothing may wait: one call, one turn
-                turn = self._turns[key] = Turn(call.epoch)
+                turn = self._turns[key] = Turn(call)
                 turn.task = asyncio.create_task(self._take(turn, key, call, branch, request))
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 
+from perdure.context.log import request_hash
 from perdure.gateway.completions import DONE
+from perdure.model import Call
 
 _LAST = b"\n" + DONE  # a raw newline never stands inside a JSON string, so this is the event itself
 
@@ -17,8 +19,9 @@ class Turn:
     of a stream is held back until ``end``: a program that has seen it may rely on the turn being in the log.
     """
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch = epoch  # the newest that asked
+    def __init__(self, call: Call) -> None:
+        self.call = call  # that began it
+        self.epoch = call.epoch  # the newest that asked
         self.status = 0
         self.headers: Mapping[str, str] = {}
         self.lost = False  # an earlier server streamed a part of it and died: that answer exists nowhere
@@ -29,6 +32,11 @@ class Turn:
         self._ended = False
         self._failure: Exception | None = None
         self._changed = asyncio.Event()
+
+    def is_of(self, call: Call) -> bool:
+        """Whether it answers what this call asks. Another one under its key is that of a program that went another
+        way, whose run goes on live on the same branch."""
+        return call.body == self.call.body or request_hash(call) == request_hash(self.call)
 
     @property
     def body(self) -> bytes:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from perdure.gateway.completions import Summary, summarize
 from perdure.gateway.turn import Turn
+from perdure.model import Call
 
 from .conftest import completion, events
 
@@ -32,7 +33,7 @@ def test_any_bytes_are_read_without_an_error(body: bytes, stream: bool) -> None:
 @given(st.lists(st.integers(1, 60), max_size=8), st.integers(0, 400))
 async def test_a_turn_hands_on_every_byte_however_it_is_cut(cuts: list[int], offset: int) -> None:
     whole = b"".join(events("a", "[DONE]", "\ndata: [DONE]"))
-    turn, rest = Turn(1), whole
+    turn, rest = Turn(Call("run", 1, "main", 0, "POST", "/v1/chat/completions", {}, b"{}", 0)), whole
     for cut in cuts:
         turn.add(rest[:cut])
         rest = rest[cut:]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from perdure.model import RunState
+from perdure.testing.house import DEADLINE_S
 from perdure.testing.machines import CHAT, Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await true():  # noqa: ASYNC110 - what changes is in the database, or outside
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("policy", ["fork", "fail"])
@@ -163,4 +172,44 @@ async def test_an_open_wait_that_is_overruled_is_withdrawn(house: Any, provider:
     assert outcomes == ["withdrawn", "completed"]
     fork = (await house.engine.fork(run_id))[0]  # the forks know what was overruled, too
     assert (await house.ends(fork.id)).result == "ann"
+    assert provider.requests == 2
+
+
+@pytest.mark.parametrize("way", ["fork", "live", "late"])
+async def test_another_question_does_not_get_the_answer_that_was_on_its_way(
+    house: Any, provider: Any, way: str
+) -> None:
+    """late: what answers the first one is kept right after the run went on live."""
+    provider.silence = asyncio.Event()
+    asks, real = "one", house.log.append
+
+    def program() -> Steps:
+        answer = yield chat(asks)
+        yield approval()
+        yield Ask("complete", {"result": answer.value["choices"][0]["message"]["content"]})
+
+    async def append(run_id: str, entries: Any, **how: Any) -> Any:
+        found = await real(run_id, entries, **how)
+        if way == "late" and any(entry.kind == "diverged" for entry in entries):
+            provider.silence.set()
+            await until(lambda: house.entries(run_id, "model.committed"))
+        return found
+
+    async def asked(times: int) -> bool:
+        return provider.requests >= times
+
+    house.log.append = append
+    run_id = await house.start(program, on_divergence="fork" if way == "fork" else "live")
+    await until(lambda: asked(1))
+    asks = "two"
+    await house.kill_machine(run_id)
+    if way != "late":
+        await until(lambda: asked(2))
+        provider.silence.set()
+    await house.waits(run_id, "approval")
+    await house.restart()  # and from the log it is the same
+    await house.kill_machine(run_id)
+    await house.waits(run_id, "approval")
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result == "answer to two"
     assert provider.requests == 2
