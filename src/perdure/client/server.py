@@ -181,7 +181,8 @@ class ServerClient:
         deadline = time.monotonic() + timeout_s
         while True:
             try:
-                self.status()
+                if error := self.status().get("error"):  # it is up, and its database is not
+                    raise from_json(error)
                 return
             except Unavailable:
                 if time.monotonic() >= deadline:
@@ -308,7 +309,8 @@ class ServerClient:
             return answer.read()
 
     def status(self) -> dict[str, Any]:
-        """The server: pid, url, version, home, started, runs by state, node."""
+        """The server: pid, url, version, home, started, runs by state, node; error, in place of the runs, while its
+        database does not answer."""
         answer: dict[str, Any] = self._transport.call("GET", "/v1/status", timeout_s=10.0)
         return answer
 

@@ -252,7 +252,11 @@ class Transport:
     def _unreachable(self, error: Exception) -> PerdureError:
         if isinstance(error, PermissionError) and self.address.startswith("unix:"):
             return _not_allowed(self.address[5:], self._service)
-        return Unavailable(f"{self._service} does not answer at {self.address}: {error!r}", hint=self._hint)
+        return Unavailable(f"{self._service} does not answer at {self.address}: {_why(error)}", hint=self._hint)
+
+
+def _why(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else repr(error)
 
 
 def _not_allowed(path: str, service: str) -> NoRights:

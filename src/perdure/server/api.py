@@ -28,7 +28,8 @@ POST /v1/runs/{id}/cancel                   ``{"reason"?, "clean_up_s"?, "force"
 POST /v1/runs/{id}/tags                     ``{"tags": {NAME: VALUE or null}, "metadata"?}`` -> ``RunInfo``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
-                                            "runs": {STATE: n}, "node"}``
+                                            "runs": {STATE: n}, "servers": n, "node"}``; with "error" in place of
+                                            runs and servers while the database does not answer
 GET  /v1/servers                            ``{"servers": [{"server", "generation", "url", "pid", "host", "home",
                                             "version", "runs", "heartbeat_age_s"}, ...]}``: all on this database
 GET  /v1/blobs/{digest}                     bytes
@@ -225,8 +226,12 @@ class Api:
                 return {"error": error.to_json()}
 
         node = await asyncio.to_thread(ask_node)
-        servers = len(await self._engine.servers()) or 1
-        return _json({**self._facts, "runs": await self._engine.states(), "node": node, "servers": servers})
+        try:
+            servers = len(await self._engine.servers()) or 1
+            kept: dict[str, Any] = {"runs": await self._engine.states(), "servers": servers}
+        except PerdureError as error:  # the database does not answer: this server does, and can be ended
+            kept = {"error": error.to_json()}
+        return _json({**self._facts, **kept, "node": node})
 
     async def _start(self, request: web.Request) -> web.Response:
         info, is_new = await self._engine.start(await _body(request, Start))

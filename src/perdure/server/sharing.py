@@ -59,13 +59,16 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Sharing:
             raise InvalidValue(f"{where} is {found!r}", hint=hint)
         numbers[name] = float(found)
     if numbers["lost_s"] < 2 * numbers["heartbeat_s"]:
-        message = f"{place}: [servers]: lost_s ({numbers['lost_s']:g}) is less than two heartbeats"
+        where = f"{place}: [servers]: lost_s" if not env.get(NUMBERS["lost_s"]) else NUMBERS["lost_s"]
+        message = f"{where} ({numbers['lost_s']:g}) is less than two heartbeats"
         raise InvalidValue(message, hint="A server is lost when it missed several of them.")
-    listen = env.get("PERDURE_LISTEN") or table.get("listen", LISTEN)
+    where, listen = f"{place}: [servers]: listen", table.get("listen", LISTEN)
+    if text := env.get("PERDURE_LISTEN"):
+        where, listen = "PERDURE_LISTEN", text
     host, _, port = str(listen).rpartition(":")
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
         hint = "HOST:PORT, for example 10.0.0.5:8750"
-        raise InvalidValue(f"{place}: [servers]: listen is {listen!r}", hint=hint)
+        raise InvalidValue(f"{where} is {listen!r}", hint=hint)
     return Sharing(host=host.strip("[]"), port=int(port), terms=Terms(**numbers))
 
 

@@ -118,6 +118,18 @@ def test_a_second_server_of_one_home_is_refused_and_says_who_serves(two: Fleet) 
     assert len(first.client.servers()) == 2
 
 
+def test_a_server_whose_database_is_away_says_so_and_can_be_found(two: Fleet) -> None:
+    first = two.servers[0]
+    two.database.stop()
+    status = first.client.status()
+    assert status["pid"] == first.pid and status["error"]["code"] == "unavailable" and "runs" not in status
+    words = [sys.executable, "-m", "perdure.cli.perdure", "status"]
+    said = subprocess.run(words, env=first.environ, capture_output=True, text=True, check=True).stdout
+    assert f"pid {first.pid}" in said and "does not answer" in said and "runs" not in said
+    two.database.start()
+    until(lambda: "error" not in first.client.status())
+
+
 def test_servers_and_their_database_are_lost_under_runs(tmp_path: Path) -> None:
     wrong, did = lose(tmp_path, runs=12, servers=2, seed=5)
     assert not wrong, "\n".join([did, *wrong])

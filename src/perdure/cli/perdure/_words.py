@@ -75,9 +75,10 @@ def sleeps(info: RunInfo) -> str:
 def waits(wait: dict[str, Any]) -> Iterator[str]:
     """An open wait: what for, and until when; then what a person is shown, and the fields to fill in."""
     until = f", until {clock(wait['until'], day=True)}" if wait.get("until") else ""
-    kind = wait["kind"] + (" of" if wait["kind"] in ("all", "any") else "")
     part = f", in {wait['of']}" if wait.get("of") else ""
-    yield f"{kind} {wait.get('name') or wait.get('child') or ''}".rstrip() + f" (wait {wait['id']}{part}{until})"
+    yield (
+        f"{wait['kind']} {wait.get('name') or wait.get('child') or ''}".rstrip() + f" (wait {wait['id']}{part}{until})"
+    )
     if wait.get("show") is not None:
         yield f"  shows: {value(wait['show'], 80)}"
     for field in wait.get("form") or ():

@@ -42,6 +42,7 @@ def _lines(pairs: list[tuple[str, Any]]) -> str:
 def _server(status: dict[str, Any]) -> str:
     from perdure.cli.perdure._words import clock
 
+    error = status.get("error") or {}
     runs = ", ".join(f"{count} {state}" for state, count in status.get("runs", {}).items() if count)
     return _lines(
         [
@@ -50,8 +51,10 @@ def _server(status: dict[str, Any]) -> str:
             ("state in", status.get("home")),
             ("database", status.get("database")),
             ("started", clock(status["started"], day=True) if status.get("started") else ""),
-            ("runs", runs or "none"),
+            ("runs", "" if error else runs or "none"),
             ("servers", f"{status['servers']} on this database" if status.get("servers", 1) > 1 else ""),
+            ("error", error.get("message")),
+            ("", error.get("hint")),
         ]
     )
 

@@ -70,7 +70,9 @@ class Address:
 
     def explain(self, error: BaseException) -> PerdureError:
         """What PostgreSQL or its client said, in our words."""
-        said, where = str(error).strip().splitlines(), f"the database {self.name}"
+        # What libpq indents are its guesses at why.
+        said = [line for line in str(error).splitlines() if line.strip() and not line.startswith("\t")]
+        where = f"the database {self.name}"
         what = said[-1] if said else repr(error)
         if isinstance(error, PerdureError):
             return error
