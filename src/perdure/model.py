@@ -535,6 +535,21 @@ class Entry(Frozen, frozen=True, kw_only=True):
     hash: str = ""
 
 
+class OutputPiece(Frozen, frozen=True, kw_only=True):
+    """A part of what a run's program wrote, in the order in which it came."""
+
+    life: str  # of which log of it: another one begins at offset 0
+    offset: int  # of its first byte in that log, stdout and stderr together
+    stream: str  # stdout, stderr
+    at: int  # of its first byte in what the process itself wrote to that stream; a restored machine goes back in it
+    data: bytes
+
+    @property
+    def end(self) -> int:
+        """The offset of the next byte."""
+        return self.offset + len(self.data)
+
+
 class RunOrigin(Frozen, frozen=True, kw_only=True):
     """Where a fork left another run."""
 

@@ -19,7 +19,7 @@ from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
 from perdure.host.paths import Home
-from perdure.model import Entry, RunInfo, RunState, SnapshotInfo, settle
+from perdure.model import Entry, OutputPiece, RunInfo, RunState, SnapshotInfo, settle
 
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
 WAIT_S = 30.0  # of one long poll
@@ -31,7 +31,7 @@ class ServerClient:
     """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP."""
 
     def __init__(self, home: Home | None = None, *, url: str = "", token: str = "") -> None:
-        settle(RunInfo, Entry)
+        settle(RunInfo, Entry, OutputPiece)
         self._home = home or Home.find()
         address = url or f"unix:{self._home.socket('perdured')}"
         headers = {"authorization": f"Bearer {token}"} if token else {}
@@ -266,9 +266,32 @@ class ServerClient:
             return answer.read()
 
     def output(self, run: str) -> bytes:
-        """What the program has printed so far."""
+        """What the program has printed so far; of a run that has ended the last of it."""
         with self._transport.open("GET", _path(run, "output")) as answer:
             return answer.read()
+
+    def printed(
+        self, run: str, *, life: str = "", offset: int = 0, tail: int | None = None, follow: bool = False
+    ) -> Iterator[OutputPiece]:
+        """What the program wrote, from byte ``offset`` of that life on (all of it where the run has another one now),
+        or its last ``tail`` lines. With ``follow`` until the run has ended, through restarts of the server. A piece's
+        ``life`` and ``end`` are where to go on after it. Where one does not begin where the one before ended, what was
+        between is not kept; ``at`` goes back where a restored machine writes again."""
+        while True:
+            query = {"life": life, "offset": offset, "tail": tail, "follow": int(follow) or None}
+            try:
+                with self._transport.open("GET", _path(run, "output"), query=query) as answer:
+                    for value in answer.lines():
+                        if "error" in value:
+                            raise from_json(value["error"])
+                        piece = msgspec.convert(value, OutputPiece)
+                        life, offset, tail = piece.life, piece.end, None
+                        yield piece
+                return
+            except Unavailable:
+                if not follow:
+                    raise
+                self._wait_until_up()
 
     def verify(self, run: str) -> dict[str, Any]:
         """Recompute the log's hash chain: how many entries, branches and blobs hold. ``ProtocolError`` otherwise."""

@@ -8,7 +8,8 @@
     16      n     data
 
 A position record has two u64 (little endian) as its data: the process's output offsets (stdout, stderr) that the next
-record begins at. It is written where they jump: at a start, and at a resume from an older snapshot. Never on the wire.
+record begins at. It is written where they jump: at a start, and at a resume from an older snapshot. On the wire only
+where it is asked for (``positions=1``): then also first.
 
 A record that is not complete at the end of a file was being written when the writer died: it is cut off, and the
 guest sends its bytes again (it drops only what was acknowledged).
@@ -57,6 +58,14 @@ def decode_position(data: bytes) -> dict[int, int]:
         raise ProtocolError(f"a position record of {len(data)} bytes")
     stdout, stderr = _POSITION.unpack(data)
     return {STDOUT: stdout, STDERR: stderr}
+
+
+def header(data: bytes) -> tuple[int, int] | None:
+    """(stream, length of the data) of a record's header; None: this is none, or not a whole one."""
+    if len(data) < HEADER_BYTES:
+        return None
+    stream, length, _ = _HEADER.unpack_from(data)
+    return (stream, length) if stream <= STDERR and length <= DATA_MAX else None
 
 
 class Decoder:

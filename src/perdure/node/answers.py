@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -91,8 +91,10 @@ def number(request: web.Request, name: str) -> float | None:
     return value
 
 
-async def stream(request: web.Request, content_type: str) -> web.StreamResponse:
-    response = web.StreamResponse(headers={"Content-Type": content_type})
+async def stream(
+    request: web.Request, content_type: str, headers: Mapping[str, str] | None = None
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": content_type, **(headers or {})})
     await response.prepare(request)
     return response
 

@@ -262,17 +262,31 @@ class Api:
     # -- what runs in them --------------------------------------------------------------------------------------------
     async def logs(self, request: web.Request) -> web.StreamResponse:
         sandbox = self._find(request)
-        tail, since = number(request, "tail"), number(request, "since") or 0.0
+        tail, since, wanted = number(request, "tail"), number(request, "since") or 0.0, number(request, "offset")
         offset, skip = (0, 0) if tail is None else await asyncio.to_thread(sandbox.log.tail, int(tail))
         follow, until = request.query.get("follow") == "1", number(request, "until")
         follow = follow and (until is None or until > time.time())
         ended = (SandboxState.EXITED, SandboxState.REMOVING)
-        response = await stream(request, "application/octet-stream")
+        headers, first, positions = dict[str, str](), b"", request.query.get("positions") == "1"
+        if positions or wanted is not None:
+            byte = None if wanted is None else int(wanted)
+            upto = offset if byte is None else None
+            place = await asyncio.to_thread(sandbox.log.place, byte, upto=upto, skip=skip)
+            offset, skip, headers["Log-Offset"] = place.at, place.skip, str(place.written)
+            if positions:
+                at = place.positions
+                first = logs.encode_position(at[logs.STDOUT], at[logs.STDERR], time.time_ns())
+        response = await stream(request, "application/octet-stream", headers)
+        if first:
+            await response.write(first)
         ending = contextlib.nullcontext() if until is None or not follow else asyncio.timeout(until - time.time())
         with contextlib.suppress(TimeoutError):
             async with ending:
-                async for record in sandbox.log.read(offset, lambda: follow and sandbox.state not in ended):
-                    data, skip = record.data[skip:], 0
+                records = sandbox.log.read(offset, lambda: follow and sandbox.state not in ended, positions=positions)
+                async for record in records:
+                    data = record.data
+                    if record.stream != logs.POSITION:
+                        data, skip = data[skip:], 0
                     if data and record.time >= since and (until is None or record.time <= until):
                         await response.write(logs.encode(record.stream, int(record.time * 1e9), data))
         return response

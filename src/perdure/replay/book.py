@@ -34,7 +34,9 @@ class Mismatch(Exception):
 class Recorded:
     """One call as the log has it. ``answer``: None while it has no end, or only the server knows it."""
 
-    __slots__ = ("answer", "asked", "end", "is_withdrawn", "key", "kind", "name", "request", "seq", "stretch")
+    __slots__ = (
+        "answer", "asked", "end", "is_heard", "is_withdrawn", "key", "kind", "name", "request", "seq", "stretch",
+    )  # fmt: skip
 
     def __init__(self, key: str, kind: str, name: str, seq: int, request: str) -> None:
         self.key = key
@@ -47,6 +49,7 @@ class Recorded:
         self.is_withdrawn = False  # a wait that its own program gave up
         self.stretch = 0
         self.asked = False
+        self.is_heard = False  # the function has what the log has of it
 
     def told(self) -> dict[str, Any]:
         return {"kind": self.kind, "name": self.name, "seq": self.seq, "key": self.key}
@@ -105,6 +108,7 @@ class Book:
                 call.is_withdrawn = call.kind == WAIT and "withdrawn" in answer
         for call in self._calls.values():
             self._lane(call.key.split("/")[0]).add(call)
+        self._unheard = sum(not call.is_withdrawn for call in self._calls.values())
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -145,6 +149,17 @@ class Book:
             lane.at += 1
         elif not call.is_withdrawn:
             lane.left[lane.at] -= 1
+
+    @property
+    def is_heard(self) -> bool:
+        """Nothing that the log has is new to the function: from here on it lives."""
+        return not self._unheard
+
+    def hear(self, call: Recorded) -> None:
+        """The function gets what the log has of this call now."""
+        if not call.is_heard and not call.is_withdrawn:
+            call.is_heard = True
+            self._unheard -= 1
 
     def key(self, lane_name: str, ordinal: int) -> str:
         """The key on this road of a call that was asked before."""

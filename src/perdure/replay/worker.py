@@ -9,6 +9,7 @@ from typing import Any
 from perdure.agent import calls, run
 from perdure.replay.book import Book, Line
 from perdure.replay.door import Reader, ReplayDoor
+from perdure.replay.outlet import Outlet
 from perdure.replay.wire import Wire
 
 
@@ -29,11 +30,15 @@ def live(order: dict[str, Any], output: int) -> None:
     sys.argv = [path]
     endpoint = order["calls"]
     wire = Wire(endpoint["url"], endpoint["run_id"], endpoint["epoch"], endpoint["token"])
+    book = Book(history(wire))
+    outlet = Outlet(is_silent=order["silent"] and not book.is_heard)
     try:
-        status = run.live(path, name, ReplayDoor(Reader(wire, Book(history(wire)))))
+        status = run.live(path, name, ReplayDoor(Reader(wire, book, outlet)))
+    except BaseException:
+        outlet.open()  # what it says of this is new
+        raise
     finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        outlet.flush()
     raise SystemExit(status)
 
 

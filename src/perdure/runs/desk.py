@@ -12,8 +12,8 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
-from perdure.model import Entry, RunInfo, RunState, SnapshotInfo
-from perdure.runs import checkpoints, comparing, ends, family, keys
+from perdure.model import Entry, OutputPiece, RunInfo, RunState, SnapshotInfo
+from perdure.runs import checkpoints, comparing, ends, family, keys, output
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
@@ -264,6 +264,12 @@ class Desk:
         """A file of the run's sandbox that it has changed since its image."""
         record = from_head(await self._context.head(run_id))
         return await self._roads.of(record.request).file(comparing.sandbox_of(record, run_id), path)
+
+    def printed(
+        self, run_id: str, life: str = "", offset: int = 0, *, tail: int | None = None, live: bool = False
+    ) -> AsyncGenerator[OutputPiece]:
+        """See ``output.follow``."""
+        return output.follow(self._context, self._roads, run_id, life, offset, tail=tail, live=live)
 
     async def output(self, run_id: str, tail_bytes: int) -> bytes:
         """The end of what the run's program wrote; after the run's end the last 16 KiB of it are kept."""

@@ -18,7 +18,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
-from perdure.runs import ends, travel
+from perdure.runs import ends, output, travel
 from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
 from perdure.runs.ports import MachinePlan, Machines, ModelCalls
@@ -27,8 +27,6 @@ from perdure.runs.replay import check_versions
 from perdure.runs.run import WARM, Run
 
 log = logging.getLogger(__name__)
-
-OUTPUT_TAIL_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True)
@@ -287,8 +285,8 @@ class Driver:
 
     async def _exited(self, seen: Record, info: SandboxInfo) -> None:
         """The program ended by itself."""
-        output = await self._machines.output(seen.sandbox_id, OUTPUT_TAIL_BYTES)
-        end = {"exit_status": info.exit_status, "output": output.decode("utf-8", "replace")}
+        said = await self._machines.output(seen.sandbox_id, output.KEPT_BYTES)
+        end = {"exit_status": info.exit_status, "output": said.decode("utf-8", "replace")}
         if seen.request.command and info.exit_status == 0:
             await self._conclude(seen, RunState.COMPLETED, epoch=seen.epoch, result=end)
             return
@@ -369,15 +367,14 @@ class Driver:
     async def _release(self) -> None:
         await self._models.forget(self.run.id)
         self._captures.close()
-        seen, output = self.run.record, b""
+        seen, kept = self.run.record, dict[str, Any]()
         if seen.sandbox_id and not seen.output:
             with contextlib.suppress(NotFound):
-                output = await self._machines.output(seen.sandbox_id, OUTPUT_TAIL_BYTES)
-        kept = output.decode("utf-8", "replace") or seen.output
+                kept = await output.tail(self._machines, seen.sandbox_id)
 
         async def keep() -> None:
             if self.run.ended:
-                await self.run.write(output=kept)
+                await self.run.write(**kept)
 
         await self.run.atomically(keep)  # before what it is a copy of is removed
         if not self.run.ended:

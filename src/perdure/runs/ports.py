@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from perdure.model import (
     Frozen,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SnapshotInfo,
 )
@@ -84,6 +85,13 @@ class Machines(Protocol):
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         """The end of what the program wrote."""
+        ...
+
+    def printed(
+        self, sandbox_id: str, life: str = "", offset: int = 0, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[OutputPiece]:
+        """What the program wrote, from a byte of that life on (all where its log is another one now), or its last
+        ``tail`` lines; with ``follow`` until its machine ends. NotFound: its log is gone."""
         ...
 
     async def remove(self, run_id: str) -> None:

@@ -187,6 +187,8 @@ class Record(Frozen, frozen=True, kw_only=True):
     result: Any = None
     error: dict[str, Any] | None = None
     output: str = ""  # after the end: the last that its program wrote
+    output_life: str = ""  # where that stood (``model.OutputPiece``)
+    output_end: int = 0
     made_by: str = ""  # the version of perdure that it was started with
     calls_version: int = 0  # of its SDK
 

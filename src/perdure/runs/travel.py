@@ -159,6 +159,8 @@ async def rewind(run: Run, seq: int) -> None:
             result=None,
             error=None,
             output="",
+            output_life="",
+            output_end=0,
             failure="",
             failures=0,
             ending=None,

@@ -16,7 +16,6 @@ GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&li
                                             large values as references. ``&kind=step.intent`` or a
                                             beginning (``step.``); ``&key=LANE/N`` or a lane (``LANE/``)
 GET  /v1/runs/{id}/branches                 ``{"branches": [{"branch", "parent", "fork_seq", "seq"}, ...]}``
-GET  /v1/runs/{id}/output                   the program's output so far: text/plain (its tail after the run ended)
 POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``RunInfo``; the same id is taken once
 POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"?, "by"?, "values"?}`` ->
                                             ``{"wait": {...}}``; 409 ``conflict`` when not waiting, expired, or
@@ -33,7 +32,7 @@ GET  /v1/status                             ``{"pid", "url", "version", "home", 
 GET  /v1/servers                            ``{"servers": [{"server", "generation", "url", "pid", "host", "home",
                                             "version", "runs", "heartbeat_age_s"}, ...]}``: all on this database
 GET  /v1/blobs/{digest}                     bytes
-…                                           the past: ``server.travel``
+…                                           the past: ``server.travel``; output: ``server.output``
 POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
 ==========================================  =====================================================================
 
@@ -52,8 +51,8 @@ import asyncio
 import hmac
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import msgspec
@@ -79,8 +78,10 @@ from perdure.runs.calls import PREFIX as CALLS
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
+from perdure.server.bodies import kept_alive, number
 from perdure.server.elsewhere import Elsewhere
 from perdure.server.logs import Logs
+from perdure.server.output import OutputApi
 from perdure.server.queues import QueuesApi
 from perdure.server.schedules import SchedulesApi
 from perdure.server.travel import Travel
@@ -91,10 +92,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NDJSON = "application/x-ndjson"
 BODY_MAX = 64 << 20
-OUTPUT_TAIL_BYTES = 1 << 20
 PAGE = 1000
 WAIT_MAX_S = 3600.0
-KEEP_ALIVE_S = 5.0
 
 
 class Signal(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -168,7 +167,6 @@ class Api:
                 web.get(one, self._get),
                 web.get(one + "/entries", self._entries),
                 web.get(one + "/branches", self._branches),
-                web.get(one + "/output", self._output),
                 web.post(one + "/signal", self._signal),
                 web.post(one + "/approve", self._approve),
                 web.post(one + "/checkpoint", self._checkpoint),
@@ -179,6 +177,7 @@ class Api:
                 web.post("/v1/calls", self._call),
                 *Travel(self._engine).routes(),
                 *Logs(self._engine, self._context).routes(),
+                *OutputApi(self._engine).routes(),
                 *QueuesApi(self._engine).routes(),
                 *SchedulesApi(self._engine).routes(),
             ]
@@ -243,7 +242,7 @@ class Api:
             if state not in set(RunState):
                 raise InvalidValue(f"no such state: {state!r}", hint="States are " + ", ".join(RunState) + ".")
         tags = dict(text.partition("=")[::2] for text in request.query.getall("tag", []))
-        return _json({"runs": await self._engine.runs(states, _number(request, "limit", PAGE), tags)})
+        return _json({"runs": await self._engine.runs(states, number(request, "limit", PAGE), tags)})
 
     async def _get(self, request: web.Request) -> web.Response:
         run_id = await self._run(request)
@@ -258,8 +257,8 @@ class Api:
 
     async def _entries(self, request: web.Request) -> web.StreamResponse:
         run_id = await self._run(request)
-        after, branch = _number(request, "after", 0), _number(request, "branch", 0) or None
-        left, expand = _number(request, "limit", 0) or None, request.query.get("compact") != "1"
+        after, branch = number(request, "after", 0), number(request, "branch", 0) or None
+        left, expand = number(request, "limit", 0) or None, request.query.get("compact") != "1"
         kind, key = request.query.get("kind"), request.query.get("key")
         if branch is not None:
             await self._context.lineage(run_id, branch)  # NotFound: there is none
@@ -268,7 +267,7 @@ class Api:
         try:
             if request.query.get("follow") == "1":
                 following = self._engine.follow(run_id, after, expand=expand)
-                async with _kept_alive(response), aclosing(following) as entries:
+                async with kept_alive(response), aclosing(following) as entries:
                     async for entry in entries:
                         if is_like(entry.kind, kind, ".") and is_like(entry.key, key, "/"):
                             await response.write(msgspec.json.encode(entry) + b"\n")
@@ -291,11 +290,6 @@ class Api:
 
     async def _branches(self, request: web.Request) -> web.Response:
         return _json({"branches": await self._context.branches(await self._run(request))})
-
-    async def _output(self, request: web.Request) -> web.Response:
-        tail = _number(request, "tail_bytes", OUTPUT_TAIL_BYTES)
-        output = await self._engine.output(await self._run(request), tail)
-        return web.Response(body=output, content_type="text/plain", charset="utf-8")
 
     async def _signal(self, request: web.Request) -> web.Response:
         run_id, signal = await self._run(request), await _body(request, Signal)
@@ -367,26 +361,6 @@ class Api:
         return response
 
 
-@asynccontextmanager
-async def _kept_alive(response: web.StreamResponse) -> AsyncIterator[None]:
-    """Write an empty line now and then. A reader (and what is between) sees that the server lives, and a signal that
-    reached a reader just before it began to wait for bytes is acted on, at the latest, then."""
-
-    async def beat() -> None:
-        with suppress(ConnectionError):  # the reader left: its own write will say so
-            while True:
-                await asyncio.sleep(KEEP_ALIVE_S)
-                await response.write(b"\n")
-
-    beating = asyncio.create_task(beat())
-    try:
-        yield
-    finally:
-        beating.cancel()
-        with suppress(asyncio.CancelledError):
-            await beating  # no beat after the last entry
-
-
 async def _read_call(request: web.Request) -> tuple[Call, str]:
     """A node's request as a call, and its token (docs/design/0001-contracts.md, 6)."""
     given = request.headers
@@ -453,14 +427,3 @@ async def _body(request: web.Request, kind: type[Wanted]) -> Wanted:
         raise InvalidValue(f"the body of {request.method} {request.path} is nested too deeply") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
-
-
-def _number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name)
-    try:
-        number = default if text is None else int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise InvalidValue(f"{name} is {text!r}: not a number from 0 on")
-    return number

@@ -12,10 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import msgspec
-from aiohttp import ClientConnectorError, ClientError, ClientSession, ClientTimeout, web
+from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSession, ClientTimeout, web
 
 from perdure.context.leases import Lease, Leases, Owner
 from perdure.errors import LeaseLost, PerdureError, Unavailable, from_json
@@ -26,6 +27,8 @@ PATIENCE_S = 60.0  # so long a request waits for a lost server's runs to be take
 AGAIN_S = 0.1
 LOOK_S = 0.5
 CONNECT_S = 2.0
+PATIENT = ClientTimeout(total=None, sock_connect=CONNECT_S)
+QUIET_S = 20.0  # so long an answer that goes on may say nothing: its server has something to say every 5 s
 MARK = "Perdure-Forwarded"
 HERE = frozenset(("verify",))  # of what is posted: answered from the database, by any server
 AT_OWNER = frozenset(("output", "files"))  # of what is asked for: it is at the run's machine
@@ -66,7 +69,10 @@ class Elsewhere:
             owner = await self._leases.owner(run_id)
             if not owner.server or self._is_here(run_id):
                 return await handler(request)
-            if MARK not in request.headers and (told := await self._asked(owner, request.method, path, body)):
+            if MARK not in request.headers and request.query.get("follow") == "1":
+                if (relayed := await self._relayed(owner, request, path)) is not None:
+                    return relayed
+            elif MARK not in request.headers and (told := await self._asked(owner, request.method, path, body)):
                 status, content_type, content = told
                 return web.Response(body=content, status=status, headers={"Content-Type": content_type})
             if MARK in request.headers or time.monotonic() > deadline:
@@ -112,13 +118,42 @@ class Elsewhere:
         is_lost = told[0] == LeaseLost.http_status and _error(told[2]).code == LeaseLost.code
         return None if is_lost else told
 
+    async def _relayed(self, owner: Owner, request: web.Request, path: str) -> web.StreamResponse | None:
+        """An answer that goes on, as it comes; None as of ``_asked``. Where that server goes away in the middle the
+        answer breaks off, and whoever follows asks on from where it was."""
+        if owner.lease is None or owner.lease.server == self._leases.server:
+            return None
+        response, quiet = web.StreamResponse(), ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=QUIET_S)
+        try:
+            async with self._request(owner.lease, "GET", path, b"", quiet) as answer:
+                if answer.status == LeaseLost.http_status and _error(await answer.read()).code == LeaseLost.code:
+                    return None
+                response.set_status(answer.status)
+                response.content_type = answer.content_type
+                await response.prepare(request)
+                async for chunk in answer.content.iter_any():
+                    await response.write(chunk)
+        except (ClientError, OSError, TimeoutError) as error:
+            if not response.prepared:
+                return None
+            log.info("server %s: %s: %r", owner.lease.server, path, error)
+            if request.transport is not None:
+                request.transport.abort()  # or half an answer would look like a whole one
+            raise ConnectionResetError from error
+        return response
+
     async def _send(self, lease: Lease, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        async with self._request(lease, method, path, body) as answer:
+            return answer.status, answer.content_type, await answer.read()
+
+    def _request(
+        self, lease: Lease, method: str, path: str, body: bytes, timeout: ClientTimeout = PATIENT
+    ) -> AbstractAsyncContextManager[ClientResponse]:
         if self._session is None:
-            self._session = ClientSession(timeout=ClientTimeout(total=None, sock_connect=CONNECT_S))
+            self._session = ClientSession()
         headers = {"Authorization": f"Bearer {lease.facts['token']}", MARK: "1", "Content-Type": "application/json"}
         url = str(lease.facts["url"]) + path
-        async with self._session.request(method, url, data=body, headers=headers) as answer:
-            return answer.status, answer.content_type, await answer.read()
+        return self._session.request(method, url, data=body, headers=headers, timeout=timeout)
 
     async def _lives(self, lease: Lease) -> bool:
         try:

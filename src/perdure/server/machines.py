@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -25,12 +25,14 @@ from perdure.model import (
     Fork,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SnapshotInfo,
     settle,
 )
 from perdure.runs.ports import MachinePlan
+from perdure.server.printed import printed
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -105,6 +107,12 @@ class NodeMachines:
             return b"".join(record.data for record in self._node.logs(sandbox_id, tail=TAIL_LINES))[-tail_bytes:]
 
         return await self._in_thread(work)
+
+    def printed(
+        self, sandbox_id: str, life: str = "", offset: int = 0, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[OutputPiece]:
+        offset = offset if life in ("", sandbox_id) else 0
+        return printed(self._home.socket("fcrund"), sandbox_id, offset, follow=follow, tail=tail)
 
     async def remove(self, run_id: str) -> None:
         await self._in_thread(lambda: self._remove(run_id))

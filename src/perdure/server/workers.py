@@ -1,8 +1,8 @@
 """The runs' ``Machines`` on the replay road: worker processes, forked from a warm one, which end with this server.
 
 A worker has a folder of its own, ``HOME/workers/RUN``: the agent's file, ``work`` (where it runs: empty at each start,
-as the function makes anew what it had made there), and what it printed. It runs as the server's user, with nothing
-between it and the rest of this machine (docs/threat-model.md).
+as the function makes anew what it had made there), and what it and those before it ``printed``. It runs as the
+server's user, with nothing between it and the rest of this machine (docs/threat-model.md).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,17 +29,17 @@ from perdure.model import (
     FileChange,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
     SnapshotInfo,
 )
 from perdure.runs.ports import MachinePlan
+from perdure.server.transcripts import PART_BYTES, READ_BYTES, Transcript
 
 log = logging.getLogger(__name__)
 
-OUTPUT_KEPT_BYTES = 1 << 20
-READ_BYTES = 1 << 16
 MESSAGE_MAX = 1 << 16
 START_S = 30.0  # for the zygote's imports, on a machine that is busy
 # What of the server's environment its workers see. Keys of providers stay here: ``ctx.chat`` goes through the server.
@@ -50,8 +50,8 @@ KEPT = frozenset(("PATH", "HOME", "USER", "LANG", "TZ", "TMPDIR", "PYTHONPATH", 
 class _Worker:
     run_id: str
     folder: Path
+    printed: Transcript
     output: int = -1  # our end of the pipe that it prints to
-    printed: bytearray = field(default_factory=bytearray)
     status: int | None = None
     cause: str = ""
     detail: str = ""
@@ -65,15 +65,16 @@ class Workers:
         self._folder = home.root / "workers"
         self._limit = asyncio.Semaphore(limit)
         self._workers: dict[str, _Worker] = {}
+        self._printed: dict[str, Transcript] = {}  # by run
         self._zygote: _Zygote | None = None
         self._opening = asyncio.Lock()
         self._events: asyncio.Queue[NodeEvent] = asyncio.Queue()
 
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
-        await self.remove(plan.run_id)
+        await self._end_all(plan.run_id)
         await self._limit.acquire()
-        worker = _Worker(plan.run_id, self._folder / plan.run_id)
         worker_id = f"{plan.run_id}.{calls.epoch}"
+        worker = _Worker(plan.run_id, self._folder / plan.run_id, self._transcript(plan.run_id, worker_id))
         try:
             agent = await asyncio.to_thread(_furnish, worker.folder, plan)
             order = {
@@ -82,6 +83,7 @@ class Workers:
                 "folder": str(worker.folder / "work"),
                 "env": {**environment(os.environ), **plan.env},
                 "calls": msgspec.to_builtins(calls),
+                "silent": worker.printed.end > 0,  # what it would say of the past is told
             }
             zygote = await self._ensure_zygote()
             self._workers[worker_id] = worker
@@ -116,9 +118,10 @@ class Workers:
         if not data:
             self._hang_up(worker)
             return False
-        worker.printed += data
-        if len(worker.printed) > 2 * OUTPUT_KEPT_BYTES:
-            del worker.printed[:-OUTPUT_KEPT_BYTES]
+        try:
+            worker.printed.append(data)
+        except OSError as error:  # a full disk: what it prints is not what a run is made of
+            log.warning("what a worker of run %s printed is not kept: %s", worker.run_id, error)
         return True
 
     def _hang_up(self, worker: _Worker) -> None:
@@ -168,22 +171,53 @@ class Workers:
         await self._end(sandbox_id)  # an agent hears by its calls that its run is to end, and has heard it
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
-        """What its newest life printed: that is all, as each life begins at the function's start."""
-        worker = self._workers.get(sandbox_id)
-        if worker is not None:
-            while worker.output >= 0 and len(worker.printed) < OUTPUT_KEPT_BYTES and self._read(worker):
-                pass  # what it printed before it said that it has ended
-            return bytes(worker.printed[-tail_bytes:])
-        try:
-            return (self._folder / sandbox_id.partition(".")[0] / "output").read_bytes()[-tail_bytes:]
-        except FileNotFoundError:
-            raise NotFound(f"there is no worker {sandbox_id}") from None
+        found = [piece.data async for piece in self.printed(sandbox_id)]
+        return b"".join(found)[-tail_bytes:]
+
+    async def printed(
+        self, sandbox_id: str, life: str = "", offset: int = 0, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[OutputPiece]:
+        """Of all workers that the run had since it was last removed."""
+        worker, run_id = self._workers.get(sandbox_id), sandbox_id.partition(".")[0]
+        transcript = self._transcript(run_id, "")
+        if not transcript.life:
+            raise NotFound(f"there is no worker {sandbox_id}")
+        for _ in range(PART_BYTES // READ_BYTES):  # what it printed before it said that it has ended
+            if worker is None or worker.output < 0 or not self._read(worker):
+                break
+        offset = transcript.tail(tail) if tail is not None else offset if life in ("", transcript.life) else 0
+        while True:
+            changed, is_over = transcript.changed, worker is None or worker.ended.is_set()
+            while True:
+                try:
+                    offset, data = transcript.read(offset)
+                except FileNotFoundError:
+                    raise NotFound(f"worker {sandbox_id} was removed") from None
+                if not data:
+                    break
+                yield OutputPiece(life=transcript.life, offset=offset, stream="stdout", at=offset, data=data)
+                offset += len(data)
+            if is_over or not follow:
+                return
+            await changed.wait()
+
+    def _transcript(self, run_id: str, life: str) -> Transcript:
+        found = self._printed.get(run_id)
+        if found is None:
+            found = Transcript(self._folder / run_id / "printed", life)
+            if found.life:
+                self._printed[run_id] = found
+        return found
 
     async def remove(self, run_id: str) -> None:
+        await self._end_all(run_id)
+        self._printed.pop(run_id, None)
+        await asyncio.to_thread(shutil.rmtree, self._folder / run_id, ignore_errors=True)
+
+    async def _end_all(self, run_id: str) -> None:
         for worker_id in [name for name, worker in self._workers.items() if worker.run_id == run_id]:
             await self._end(worker_id)
             self._workers.pop(worker_id, None)
-        await asyncio.to_thread(shutil.rmtree, self._folder / run_id, ignore_errors=True)
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         while True:
@@ -235,9 +269,8 @@ class Workers:
         while worker.output >= 0 and self._read(worker):
             pass  # what is still in the pipe
         self._hang_up(worker)
-        with suppress(OSError):  # a full disk: what it printed is not what a run is made of
-            (worker.folder / "output").write_bytes(worker.printed[-OUTPUT_KEPT_BYTES:])
         worker.ended.set()
+        worker.printed.notify()
         self._limit.release()
         self._events.put_nowait(NodeEvent(time=0.0, kind="sandbox.exited", sandbox_id=worker_id))
 
@@ -313,7 +346,8 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
 def _furnish(folder: Path, plan: MachinePlan) -> str:
     """An empty folder with the agent's file beside it; returns PATH:FUNCTION."""
     file, _, function = plan.agent.partition(":")
-    shutil.rmtree(folder, ignore_errors=True)
+    for former in (folder / "agent", folder / "work"):
+        shutil.rmtree(former, ignore_errors=True)
     for made in (folder.parent, folder, folder / "agent", folder / "work"):
         made.mkdir(parents=True, exist_ok=True, mode=0o700)  # what agents say is for nobody else
     path = folder / "agent" / file

@@ -12,7 +12,7 @@ import asyncio
 import inspect
 import itertools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from perdure.model import (
     FileChange,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
@@ -83,6 +84,12 @@ class _Sandbox:
     snapshot: SnapshotInfo | None = None
     captures: dict[str, list[Any]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)  # as tests put them there
+    printed: list[tuple[int, bytes]] = field(default_factory=lambda: [(0, b"output\n")])  # with where in its output
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def notify(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()
 
 
 class LocalMachines:
@@ -202,12 +209,40 @@ class LocalMachines:
         return self._get(sandbox_id).files[path]
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
-        return b"output\n"[-tail_bytes:]
+        return b"".join([piece.data async for piece in self.printed(sandbox_id)])[-tail_bytes:]
+
+    async def printed(
+        self, sandbox_id: str, life: str = "", offset: int = 0, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[OutputPiece]:
+        sandbox, offset = self._get(sandbox_id), offset if life in ("", sandbox_id) else 0
+        if tail is not None:
+            whole = b"".join(data for _, data in sandbox.printed)
+            offset = len(whole) - len(b"".join(whole.splitlines(keepends=True)[-tail:]))
+        while True:
+            changed, goes_on, end = sandbox.changed, follow and sandbox.state is not SandboxState.EXITED, 0
+            for at, data in list(sandbox.printed):
+                skip, end = max(offset - end, 0), end + len(data)
+                if skip < len(data):
+                    start = end - len(data) + skip
+                    yield OutputPiece(life=sandbox_id, offset=start, stream="stdout", at=at + skip, data=data[skip:])
+                    offset = end
+            if not goes_on or sandbox_id not in self.sandboxes:
+                return
+            await changed.wait()
+
+    def prints(self, sandbox_id: str, data: bytes, *, at: int | None = None) -> None:
+        """Its program writes; ``at``: where in its output, after a restore."""
+        sandbox = self._get(sandbox_id)
+        last, written = sandbox.printed[-1] if sandbox.printed else (0, b"")
+        sandbox.printed.append((last + len(written) if at is None else at, data))
+        sandbox.notify()
 
     async def remove(self, run_id: str) -> None:
         await self._begin("remove")
         for sandbox_id in [i for i, s in self.sandboxes.items() if s.spec.labels["run"] == run_id]:
-            await self._freeze(self.sandboxes.pop(sandbox_id))
+            sandbox = self.sandboxes.pop(sandbox_id)
+            await self._freeze(sandbox)
+            sandbox.notify()
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         queue: asyncio.Queue[NodeEvent] = asyncio.Queue()
@@ -264,6 +299,8 @@ class LocalMachines:
         )
 
     def _tell(self, kind: str, sandbox_id: str) -> None:
+        if sandbox_id in self.sandboxes:
+            self.sandboxes[sandbox_id].notify()
         for queue in self._listeners:
             queue.put_nowait(NodeEvent(time=time.time(), kind=kind, sandbox_id=sandbox_id))
 

@@ -69,6 +69,25 @@ def test_any_server_answers_and_what_the_owner_does_is_asked_there(two: Fleet) -
     assert len(listed.stdout.splitlines()) == 3 and str(two.servers[0].pid) in listed.stdout
 
 
+def test_output_is_followed_at_any_server_and_goes_on_with_who_takes_over(two: Fleet) -> None:
+    run_id = (
+        two.servers[0]
+        .client.start(**{**AGENT, "source": WAITS.replace("    verdict", "    print(said)\n    verdict")})
+        .id
+    )
+    until(lambda: two.servers[0].client.get(run_id).waits)
+    told = two.servers[1].client.printed(run_id, follow=True)
+    first = next(told)
+    assert (first.offset, first.data) == (0, b"answer to hello\n")
+    two.servers[0].kill()
+    other = two.servers[1].client
+    other.approve(run_id)
+    other.signal(run_id, "go", 7)
+    assert other.result(run_id, timeout_s=30) == ["answer to hello", True, 7]
+    (again,) = told  # what the first one has of it went with it: its second life says all
+    assert (again.offset, again.data) == (0, b"answer to hello\n") and again.life != first.life
+
+
 def test_what_was_asked_when_the_owner_had_just_died_is_done_by_who_takes_over(two: Fleet) -> None:
     run_id = parked(two, 0)
     two.servers[0].kill()

@@ -20,6 +20,7 @@ from perdure.model import RunState
 from perdure.runs.record import Record, StartRequest
 from perdure.runs.replay import CALLS_VERSION, check_versions
 from perdure.server import workers as workers_module
+from perdure.server.transcripts import PART_BYTES
 from perdure.server.workerlimit import limit
 from perdure.testing.cgroups import limited_cgroup
 from perdure.testing.workers import WorkerHouse
@@ -92,7 +93,7 @@ async def test_what_a_worker_prints_is_bounded_and_its_end_is_kept(road: WorkerH
     )
     await road.result(run_id)
     output = await road.engine.output(run_id, 1 << 30)
-    assert output.endswith(b"the end\n") and len(output) <= 2 * workers_module.OUTPUT_KEPT_BYTES
+    assert output.endswith(b"the end\n") and len(output) <= 2 * PART_BYTES
 
 
 async def test_a_worker_has_no_key_of_a_provider(road: WorkerHouse, monkeypatch: pytest.MonkeyPatch) -> None:

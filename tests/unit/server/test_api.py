@@ -15,7 +15,7 @@ from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.host.paths import Home
 from perdure.model import RunState
-from perdure.server import api
+from perdure.server import bodies
 from perdure.testing.house import House, nothing
 from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
@@ -77,7 +77,7 @@ async def test_a_run_through_the_client(served: Served) -> None:
 
 async def test_a_followed_log_is_kept_alive(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader that waits for bytes hears something now and then, entries or not."""
-    monkeypatch.setattr(api, "KEEP_ALIVE_S", 0.01)
+    monkeypatch.setattr(bodies, "KEEP_ALIVE_S", 0.01)
     served.house.machines.program = waiting
     info = await served.ask(start)
     await served.house.reaches(info.id, RunState.SUSPENDED)

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from perdure.errors import ProtocolError
 from perdure.formats import logs
@@ -33,6 +34,16 @@ class Watch:
     def notify(self) -> None:
         self._event.set()
         self._event = asyncio.Event()
+
+
+class Place(NamedTuple):
+    """A byte's: the offset in the file of the record that has it, and how many of that record's bytes come before; how
+    much was written before it; and where in the process's output that is."""
+
+    at: int
+    skip: int
+    written: int
+    positions: dict[int, int]
 
 
 class LogFile:
@@ -98,10 +109,12 @@ class LogFile:
             os.close(self._fd)
         self._fd = -1
 
-    async def read(self, offset: int, more: Callable[[], bool]) -> AsyncIterator[logs.LogRecord]:
+    async def read(
+        self, offset: int, more: Callable[[], bool], *, positions: bool = False
+    ) -> AsyncIterator[logs.LogRecord]:
         """Records from the file offset on; at the end it waits for new ones while ``more()``.
 
-        ``changed`` must be notified when ``more`` becomes false.
+        ``changed`` must be notified when ``more`` becomes false. positions: their records, too.
         """
         decoder = logs.Decoder()
         with self.path.open("rb") as file:
@@ -110,11 +123,34 @@ class LogFile:
                 changed, live = self.changed.next, more()
                 while data := file.read(READ_BYTES):
                     for record in decoder.feed(data):
-                        if record.stream != logs.POSITION:
+                        if positions or record.stream != logs.POSITION:
                             yield record
                 if not live:
                     return
                 await changed.wait()
+
+    def place(self, offset: int | None = None, *, upto: int | None = None, skip: int = 0) -> Place:
+        """Where byte ``offset`` of all that was written stands (beyond the end: the end); or byte ``skip`` of the
+        record at ``upto``."""
+        at, written, positions = 0, 0, {logs.STDOUT: 0, logs.STDERR: 0}
+        with self.path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            while (header := logs.header(file.read(logs.HEADER_BYTES))) is not None:
+                stream, length = header
+                is_there = at + logs.HEADER_BYTES + length <= size
+                if is_there and stream == logs.POSITION and (upto is None or at < upto):
+                    positions = logs.decode_position(file.read(length))
+                elif is_there and (at < upto if upto is not None else written + length <= (offset or 0)):
+                    file.seek(length, os.SEEK_CUR)
+                    positions[stream] += length
+                    written += length
+                else:
+                    skip = skip if offset is None else max(offset - written, 0) if is_there else 0
+                    if stream != logs.POSITION:
+                        positions[stream] += skip
+                    return Place(at, skip, written + skip, positions)
+                at += logs.HEADER_BYTES + length
+        return Place(at, 0, written, positions)
 
     def tail(self, lines: int) -> tuple[int, int]:
         """Where the last ``lines`` lines begin: the file offset of a record, and how many bytes of its data to skip."""

@@ -85,6 +85,28 @@ async def test_a_reader_follows_until_the_end(path: Path) -> None:
     log.close()
 
 
+async def test_a_byte_is_found_with_where_it_is_in_the_output(path: Path) -> None:
+    log = LogFile(path)
+    log.restart()
+    log.append(logs.STDOUT, b"one\n")
+    log.append(logs.STDERR, b"two\n")
+    log.restart(1, 4)  # a restored machine writes again from there
+    log.append(logs.STDOUT, b"ne\n")
+    for offset, positions in enumerate(
+        [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 1), (4, 2), (4, 3), (1, 4), (2, 4), (3, 4), (4, 4), (4, 4)]
+    ):
+        place = log.place(offset)
+        data = b"".join(data for _, data in await read(log, place.at))[place.skip :]
+        assert data == b"one\ntwo\nne\n"[offset:]
+        assert place.written == min(offset, 11) and tuple(place.positions.values()) == positions
+    at, skip = log.tail(2)
+    place = log.place(upto=at, skip=skip)
+    assert (place.written, tuple(place.positions.values())) == (4, (4, 0))
+    whole = [record.stream async for record in log.read(0, lambda: False, positions=True)]
+    assert whole == [logs.POSITION, logs.STDOUT, logs.STDERR, logs.POSITION, logs.STDOUT]
+    log.close()
+
+
 @pytest.mark.parametrize(
     ("pieces", "lines", "expected"),
     [
