@@ -114,6 +114,10 @@ class Children:
 
     async def _is_awaited(self, child: str) -> bool:
         """By a run of any server: the parent, or a fork of it."""
+        with suppress(NotFound):
+            parent = from_head(await self._context.head(from_head(await self._context.head(child)).parent))
+            if any(wait.child == child for wait in parent.waits.open):
+                return True
         heads = await self._context.heads(released=False)
         return any(wait.child == child for head in heads for wait in from_head(head).waits.open)
 

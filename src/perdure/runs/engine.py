@@ -149,6 +149,17 @@ class Engine(Desk):
                 raise
             await self.elsewhere(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
 
+    async def deliver(self, ref: str, name: str, value: Any, signal_id: str) -> str:
+        """See ``Desk.deliver``; also to a run at another server."""
+        try:
+            return await super().deliver(ref, name, value, signal_id)
+        except LeaseLost:
+            if self.elsewhere is None:
+                raise
+            run_id = await self.find(ref)
+            await self.elsewhere(run_id, "signal", {"name": name, "value": value, "id": signal_id})
+            return run_id
+
     async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
         if run_id in self._driving or run_id in self._shelf:
             return

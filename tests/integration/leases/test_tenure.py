@@ -216,3 +216,32 @@ async def test_what_was_written_before_a_stop_is_not_acted_on_after_it(houses: H
 
 async def sure(house: House) -> bool:
     return house.context.leases is not None and house.context.leases.is_sure
+
+
+async def test_a_program_signals_a_run_at_another_server(houses: Houses) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def sends(run_id: str) -> Callable[[], Generator[Any, Any, Any]]:
+        def program() -> Generator[Any, Any, Any]:
+            said = yield Ask("signal", {"run": run_id, "name": "go", "value": 7})
+            yield Ask("complete", {"result": said.value})
+
+        return program
+
+    def waits() -> Generator[Any, Any, Any]:
+        said = yield Ask("wait", {"kind": "signal", "name": "go"})
+        yield Ask("complete", {"result": said.value["value"]})
+
+    first, second = await up(houses), await up(houses)
+    waiting_id = await second.start(waits)
+    await second.waits(waiting_id, "signal")
+
+    async def post(run_id: str, part: str, body: dict[str, Any]) -> None:
+        asked.append((run_id, part))
+        await second.engine.signal(run_id, body["name"], body["value"], body["id"])
+
+    first.engine.elsewhere = post
+    sending_id = await first.start(sends(waiting_id))
+    assert (await first.ends(sending_id)).result == {"run_id": waiting_id}
+    assert (await second.ends(waiting_id)).result == 7
+    assert asked == [(waiting_id, "signal")]
