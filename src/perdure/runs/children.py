@@ -115,11 +115,11 @@ class Children:
     async def _is_awaited(self, child: str) -> bool:
         """By a run of any server: the parent, or a fork of it."""
         with suppress(NotFound):
-            parent = from_head(await self._context.head(from_head(await self._context.head(child)).parent))
-            if any(wait.child == child for wait in parent.waits.open):
+            parent = await self._context.head(from_head(await self._context.head(child)).parent)
+            if _waits_for(from_head(parent), child):
                 return True
         heads = await self._context.heads(released=False)
-        return any(wait.child == child for head in heads for wait in from_head(head).waits.open)
+        return any(_waits_for(from_head(head), child) for head in heads)
 
     def _forget(self, run_id: str, child: str) -> None:
         del self._awaited[run_id][child]
@@ -216,6 +216,11 @@ class Children:
                 await self._live.cancel(child, "its parent does not wait for it any more")
         except (NotFound, Conflict):
             pass  # it was never started, or it has ended meanwhile
+
+
+def _waits_for(record: Record, child: str) -> bool:
+    """What was open when a run ended waits for nobody."""
+    return record.state not in TERMINAL and any(wait.child == child for wait in record.waits.open)
 
 
 async def _complete(run: Run, child: str, told: dict[str, Any]) -> None:

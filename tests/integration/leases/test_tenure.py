@@ -245,3 +245,30 @@ async def test_a_program_signals_a_run_at_another_server(houses: Houses) -> None
     assert (await first.ends(sending_id)).result == {"run_id": waiting_id}
     assert (await second.ends(waiting_id)).result == 7
     assert asked == [(waiting_id, "signal")]
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: bool) -> None:
+    def program() -> Generator[Any, Any, Any]:
+        begun = yield Ask("begin", {})
+        if begun.value["agent"].endswith(":main"):
+            yield Ask("wait", {"kind": "child", "function": "child"})
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+
+    house = await up(houses)
+    run_id = await house.start(program)
+    await house.waits(run_id, "child")
+    (child,) = [wait["child"] for wait in (await house.engine.info(run_id)).waits]
+    await house.appears(child)
+    await house.waits(child, "signal")
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def remove() -> None:
+        reached.set()
+        await go_on.wait()  # it takes long to be rid of the parent's machine
+
+    house.machines.before["remove"] = remove
+    await house.engine.cancel(run_id, clean_up_s=0 if is_forced else 0.1)
+    await reached.wait()
+    assert (await house.ends(child)).state is RunState.CANCELLED
+    go_on.set()
