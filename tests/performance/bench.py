@@ -12,7 +12,7 @@ The guest has one vCPU and 512 MiB and runs an agent in Python that has taken te
 are taken above the dotted line, those of raw.py in the kernel that runs the VM (``bench_sandboxes``). The pager is
 measured natively, beside decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image
 (``bench_unpack``), the context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``),
-and runs that sleep (``bench_sleep``).
+runs that sleep (``bench_sleep``), and what the gateway adds to a model's answer (``bench_gateway``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_gateway
 import bench_log
 import bench_pager
 import bench_replay
@@ -198,6 +199,7 @@ NATIVE: dict[str, Callable[[Report], None]] = {
     "log": bench_log.add,
     "replay": bench_replay.add,
     "sleep": bench_sleep.add,
+    "gateway": bench_gateway.add,
 }
 IN_MACHINES = ("sandboxes",)
 
