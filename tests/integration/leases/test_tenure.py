@@ -257,10 +257,10 @@ async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: b
 
     house = await up(houses)
     run_id = await house.start(program)
-    await house.waits(run_id, "child")
+    await house.reaches(run_id, RunState.SUSPENDED)
     (child,) = [wait["child"] for wait in (await house.engine.info(run_id)).waits]
     await house.appears(child)
-    await house.waits(child, "signal")
+    await house.reaches(child, RunState.SUSPENDED)
     reached, go_on = asyncio.Event(), asyncio.Event()
 
     async def remove() -> None:
