@@ -1,10 +1,11 @@
 """``python -m perdure.testing.lostservers --runs 200``: servers and their PostgreSQL are killed and stopped at random.
 
 Some perdured share a database, and runs on the replay road ask a model, do steps that write a line into a ledger
-outside, sleep, and wait for a signal. Meanwhile servers are killed (SIGKILL), stopped for longer than their lease lasts
-(SIGSTOP, SIGCONT), ended in order, and the database is killed. At the end, of each run: its entries are dense and their
-chain holds, it was queued once and ended once, with the right result; no provider was asked again for a turn that was
-acknowledged, and no step was done again that had ended. Exit status 1 where something does not hold.
+outside, sleep, and wait for a signal; every third one waits in a queue before. Meanwhile servers are killed (SIGKILL),
+stopped for longer than their lease lasts (SIGSTOP, SIGCONT), ended in order, and the database is killed. At the end, of
+each run: its entries are dense and their chain holds, it was queued once and ended once, with the right result; no
+provider was asked again for a turn that was acknowledged, and no step was done again that had ended. And the queue's
+limit held at each moment. Exit status 1 where something does not hold.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from perdure.testing.fleet import LOST_S, Fleet, Server, fleet
 PARTS = 3  # turns and steps of each run
 END_S = 120.0  # after the last blow, until all runs have ended
 STARTERS = 4
+QUEUE, QUEUED_EACH = "narrow", 3  # every third run is of the queue
 
 AGENT = """
 import time
@@ -116,7 +118,12 @@ class People:
     def _start(self, chance: random.Random, name: str) -> str:
         given = {"name": name, "parts": PARTS}
         what = {"source": self._source, "file": "agent.py", "function": "main", "input": given, "key": name}
+        if self.is_queued(name):
+            what["queue"] = QUEUE
         return str(self._ask(chance, lambda server: server.client.start(**what, durability="replay").id))
+
+    def is_queued(self, name: str) -> bool:
+        return self._names.index(name) % QUEUED_EACH == 0
 
     def _signal(self, chance: random.Random, name: str) -> None:
         self._ask(chance, lambda server: server.client.signal(self.runs[name], "go", name, id=name))
@@ -195,6 +202,20 @@ def _of_log(entries: list[Entry]) -> list[str]:
     return said
 
 
+def over_limit(logs: list[list[Entry]], most: int) -> list[str]:
+    """Whether more of these runs were active at once than the queue lets begin. One clock has written all entries."""
+    moves, active = [], 0
+    for entries in logs:
+        moves.append((next(entry.time for entry in entries if entry.kind == "run.starting"), 1))
+        moves += [(entry.time, -1) for entry in entries if entry.kind == "run.completed"]
+    said = []
+    for at, move in sorted(moves):
+        active += move
+        if active > most:
+            said.append(f"{active} runs of the queue were active at {at}, not {most}")
+    return said
+
+
 def read_ledger(path: Path) -> dict[str, list[float]]:
     """When each line was written."""
     found: dict[str, list[float]] = {}
@@ -210,6 +231,8 @@ def lose(folder: Path, *, runs: int, servers: int, seed: int) -> tuple[list[str]
     with fleet(folder, servers) as made:
         blows = Blows(random.Random(seed), made)
         people = People(made, AGENT.format(ledger=str(ledger)), runs, seed)
+        most = max(2, runs // 12)
+        made.servers[0].client.queues.create(QUEUE, concurrency=most)
         beating = threading.Thread(target=blows.run)
         beating.start()
         try:
@@ -224,6 +247,8 @@ def lose(folder: Path, *, runs: int, servers: int, seed: int) -> tuple[list[str]
             server.up()
             for name, run_id in people.runs.items():
                 wrong += wrong_with(name, run_id, server, made, read_ledger(ledger))
+            queued = [run_id for name, run_id in people.runs.items() if people.is_queued(name)]
+            wrong += over_limit([list(server.client.entries(run_id)) for run_id in queued], most)
         taken = sum(other.log.count(" is lost: ") for other in made.servers)
         anew = sum(other.log.count("has lost its lease") for other in made.servers)
         if wrong:
