@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 
+from perdure.errors import Unavailable
 from perdure.model import OutputPiece, RunState
 from perdure.runs import output
 from perdure.testing.house import House
@@ -102,6 +104,33 @@ async def test_a_new_machine_is_a_new_life_and_told_from_its_beginning(house: Ho
     await reader.until(b"more\noutput\n")
     newest = reader.told[-1]
     assert newest.life == house.sandbox(run_id) != former and (newest.offset, newest.at) == (0, 0)
+
+
+async def test_a_node_that_goes_away_is_asked_on_when_it_is_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "AGAIN_S", 0.01)
+    run_id = await house.start(two_waits)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    there, asked = house.machines.printed, list[int]()
+
+    async def printed(sandbox_id: str, life: str = "", offset: int = 0, **how: Any) -> AsyncGenerator[OutputPiece]:
+        asked.append(offset)
+        async with aclosing(there(sandbox_id, life, offset, **how)) as pieces:
+            async for piece in pieces:
+                yield piece
+                if len(asked) < 3:
+                    break
+        if len(asked) < 3:
+            raise Unavailable("the node went away")
+
+    monkeypatch.setattr(house.machines, "printed", printed)
+    house.machines.prints(house.sandbox(run_id), b"one\n")
+    house.machines.prints(house.sandbox(run_id), b"two\n")
+    reader = Reader(house, run_id)
+    await reader.until(b"output\none\ntwo\n")
+    assert asked == [0, 7, 11]
+    monkeypatch.undo()
+    await house.engine.cancel(run_id, "enough", clean_up_s=0)
+    assert await reader.ends() == b"output\none\ntwo\n"
 
 
 async def test_after_the_end_the_last_of_it_answers_by_position(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
