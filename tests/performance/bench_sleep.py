@@ -16,7 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from perdure.model import (
     CallsEndpoint,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
@@ -105,6 +106,10 @@ class Sleepers:
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return b""
+
+    async def printed(self, sandbox_id: str, **how: Any) -> AsyncGenerator[OutputPiece]:
+        for piece in list[OutputPiece]():
+            yield piece
 
     async def remove(self, run_id: str) -> None:
         pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from perdure.model import (
     CallsEndpoint,
     LogPosition,
     NodeEvent,
+    OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
@@ -139,6 +140,12 @@ class Processes:
 
     async def output(self, sandbox_id: str, tail_bytes: int) -> bytes:
         return self.machines[sandbox_id].output[-tail_bytes:]
+
+    async def printed(
+        self, sandbox_id: str, life: str = "", offset: int = 0, *, follow: bool = False, tail: int | None = None
+    ) -> AsyncGenerator[OutputPiece]:
+        if data := self.machines[sandbox_id].output[offset:]:
+            yield OutputPiece(life=sandbox_id, offset=offset, stream="stdout", at=offset, data=data)
 
     async def remove(self, run_id: str) -> None:
         if run_id not in self.machines:
