@@ -40,7 +40,8 @@ def load(path: str, name: str) -> Callable[..., Any]:
         line = _line_in(path, problem)
         where = f"{path}, line {line}" if line else path
         message = f"{where} does not import: {type(problem).__name__}: {problem}"
-        raise AgentInvalid(message, hint="correct the file; what it imports must be in the image") from problem
+        hint = "correct the file; what it imports must be in the image, or (durability=replay) in the server's Python"
+        raise AgentInvalid(message, hint=hint) from problem
     found: Any = getattr(module, name, None)
     if isinstance(found, Agent):
         return found.function

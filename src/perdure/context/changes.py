@@ -383,7 +383,7 @@ class Keep:
         kind, name, expected = self.kind, self.name, self.expected_version
         found = state.kept.get((kind, name))
         if found is not None and expected == 0:
-            raise Conflict(f"there is a {kind} {name} already")
+            raise Conflict(f"there is a {kind} {name} already", hint=f"`perdure {kind} ls` lists them.")
         if found is None and expected:
             raise NotFound(f"no such {kind}: {name}")
         if found is not None and expected not in (None, found):

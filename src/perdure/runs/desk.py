@@ -115,6 +115,7 @@ class Desk:
 
     async def signal(self, run_id: str, name: str, value: Any, signal_id: str | None = None) -> None:
         """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again."""
+        keys.check_name(name, "signal")
         check_value(value, f"the value of signal {name!r}")
         async with self._going(run_id) as run:
             await run.signal(name, value, signal_id)

@@ -28,8 +28,16 @@ def check_tags(tags: Mapping[str, str | None]) -> None:
         raise InvalidValue(f"{len(tags)} tags", hint=f"A run has at most {TAGS_MAX}.")
 
 
+def check_name(name: str, what: str) -> None:
+    """InvalidValue: nothing that is typed and shown in a line. what: whose name it is."""
+    if len(name) > LENGTH_MAX or not name.isprintable():
+        hint = f"It has at most {LENGTH_MAX} printable characters."
+        raise InvalidValue(f"not the name of a {what}: {name[:40]!r} ({len(name)} characters)", hint=hint)
+
+
 def check(request: StartRequest) -> None:
     """Raises InvalidValue naming the field."""
+    check_name(request.name, "run")
     check_tags(request.tags)
     check_value(request.metadata, "metadata")
     if request.key is None:

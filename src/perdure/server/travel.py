@@ -22,6 +22,7 @@ from aiohttp import web
 from perdure.errors import InvalidValue
 from perdure.model import Frozen
 from perdure.runs.engine import Engine
+from perdure.runs.keys import check_name
 
 BODY_HINT = "See docs/time-travel.md."
 
@@ -55,6 +56,7 @@ class Travel:
 
     async def _fork(self, request: web.Request) -> web.Response:
         run_id, wanted = await self._run(request), await _body(request, Fork)
+        check_name(wanted.name, "run")
         runs = await self._engine.fork(run_id, at=wanted.at, count=wanted.count, name=wanted.name)
         return _json({"runs": runs}, 201)
 

@@ -23,6 +23,9 @@ DESCRIPTION = (
 )
 
 
+_OF_MACHINES = ("image", "memory", "cpus", "disk", "workdir", "user", "volume", "network", "egress", "checkpoint")
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
@@ -99,9 +102,10 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         if durability == "replay" and options.on_divergence in ("fork", "live"):
             message = f"--on-divergence {options.on_divergence} is of microVMs: on the replay road such a run fails"
             raise InvalidValue(message, hint="leave it out")
-        if durability == "replay" and any(text != "manual" for text in options.checkpoint):
-            raise InvalidValue("--checkpoint is of microVMs: the replay road has its log", hint="leave it out")
         if durability == "replay":  # what @agent says of a machine is for the other road; what is said here is refused
+            if said := [name for name in _OF_MACHINES if getattr(options, name)]:
+                hint = "leave it out, or say --durability snapshot"
+                raise InvalidValue(f"--{said[0]} is of microVMs: there is none on the replay road", hint=hint)
             return request
         request["image"] = options.image or agent.image
         request["memory_mib"] = request["memory_mib"] or agent.memory_mib

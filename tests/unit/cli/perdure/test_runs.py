@@ -69,6 +69,7 @@ async def test_from_its_start_to_its_result(desk: Desk) -> None:
     assert "waits for   approval Publish? (wait " in status and "shows: the draft" in status
     shown, _ = await desk("show", "first")
     assert "draft: " in shown and "Publish?" in shown and "1 asked, 0 answered from the log" in shown
+    assert "not the name of a signal" in (await desk("signal", "first", "g" * 300, status=2))[1]
     following = await desk.start("log", "first", "--follow", "--json")
     approved, _ = await desk("approve", "first", "--comment", "go on", "--by", "ann")
     assert approved == "approved: Publish?\n"
@@ -92,6 +93,7 @@ async def test_from_its_start_to_its_result(desk: Desk) -> None:
 async def test_queues_at_the_command_line(desk: Desk) -> None:
     desk.house.machines.program = stays
     assert (await desk("queue", "create", "nightly", "--concurrency", "1", "--rate", "10/m"))[0] == "nightly\n"
+    assert "`perdure queue ls` lists them" in (await desk("queue", "create", "nightly", status=1))[1]
     await desk("queue", "set", "nightly", "--key-concurrency", "1", "--rate", "none")
     await desk("queue", "pause", "nightly")
     first = (await desk("run", "x.py:f", "-d", "--queue", "nightly", "--queue-key", "ann"))[0].strip()
