@@ -3,6 +3,7 @@ tests/integration/agent/test_examples.py."""
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from perdure.agent.context import Context
+from perdure.agent.declaration import agent
 from perdure.cli import perdure
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +33,11 @@ def test_a_command_can_be_typed(command: str) -> None:
 
 
 def test_what_it_says_of_ctx_is_there() -> None:
-    methods = set(re.findall(r"`ctx\.(\w+)", PAGE))
-    assert methods >= {"sleep", "sleep_until", "wait_for", "approval", "run", "all", "any", "later"}
-    assert [name for name in methods if not hasattr(Context, name)] == []
+    named = set(re.findall(r"`ctx\.(\w+)", PAGE))
+    there = {name for name in vars(Context) if not name.startswith("_")} | {"run_id"}
+    assert named == there
+
+
+def test_what_it_says_of_agent_is_there() -> None:
+    (told,) = re.findall(r"`@agent\(…\)` says (.*?)\n\n", PAGE, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", told)) == set(inspect.signature(agent).parameters)

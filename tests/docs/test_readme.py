@@ -21,19 +21,33 @@ DOCUMENTS = [
 ]
 
 
+TYPED = [
+    "README.md",
+    *(f"docs/{name}.md" for name in ("any-language", "roads", "running", "several-servers", "time-travel")),
+]
+
+
 def commands() -> Iterator[Any]:
-    """Every indented line of the README that begins with one of the programs, without its comment."""
-    for line in (ROOT / "README.md").read_text().splitlines():
+    """Every indented line of these pages that begins with one of the programs, without its comment."""
+    for line in (line for page in TYPED for line in (ROOT / page).read_text().splitlines()):
         if line.startswith("    ") and line.split()[:1] and line.split()[0] in PROGRAMS:
-            yield pytest.param(shlex.split(line, comments=True), id=line.strip()[:60])
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
+            lexer.whitespace_split = True
+            words = list(lexer)
+            while words:
+                end = words.index(";") if ";" in words else len(words)
+                yield pytest.param(words[:end], id=" ".join(words[:end])[:60])
+                words = words[end + 1 :]
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_a_command_of_the_readme_parses(words: list[str]) -> None:
+def test_a_command_of_the_pages_parses(words: list[str]) -> None:
     program, rest = PROGRAMS[words[0]], words[1:]
     assert rest[0] in program.command_names()
     module = program.command_module(rest.pop(0))
     while (group := group_of(module)) is not None:
+        if rest[0] not in group.command_names():
+            rest.insert(0, "show")  # perdure log RUN
         assert rest[0] in group.command_names()
         program, module = group, group.command_module(rest.pop(0))
     options = program.parser_of(module).parse_args(rest)
