@@ -270,8 +270,8 @@ class Captures:
             answer = await self._models.answer(call, branch)
             async for _ in answer.body:
                 break
-        except PerdureError as error:
-            log.info("run %s: call %s while it sleeps: %s", self.run.id, call.key, error)
+        except Exception as error:  # whatever it is: the machine asks again, and is told
+            log.info("run %s: call %s while it sleeps: %r", self.run.id, call.key, error)
         await self._wake()
 
     async def _wake(self) -> None:

@@ -167,10 +167,11 @@ class Engine(Desk):
         record = from_head(head)
         if self.courier is not None:
             await self.courier.take(run_id, record)
-        if self._is_for_the_shelf(record):
+        run = self._runs.get(run_id)  # it was not taken up as a whole
+        if run is None and self._is_for_the_shelf(record):
             self._put_up(run_id, record)
         else:
-            run = self._take_up(head)
+            run = run or self._take_up(head)
             await (self._adopt(run) if is_ours or run.ended else self._take_over(run, of))
             self._drive(run)
         self._children.taken(run_id, record)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import Conflict, LeaseLost
+from perdure.errors import Conflict, LeaseLost, Unavailable
 from perdure.model import RunState
 from perdure.runs import places
 from perdure.runs.queues import Queue
@@ -274,3 +274,24 @@ async def test_each_moment_of_a_schedule_starts_one_run(houses: Houses) -> None:
     moments = sorted(head.value["request"]["metadata"]["moment"] for head in heads)
     assert len(set(moments)) == len(moments) >= 3
     assert all(abs((later - earlier) - 1.0) < 0.01 for earlier, later in pairwise(moments))
+
+
+async def test_a_run_whose_take_over_did_not_succeed_at_once_begins_all_the_same(houses: Houses) -> None:
+    first, second = await up(houses, quick), await up(houses, quick)
+    await first.engine.queues.create(Queue(name="q", paused=True))
+    run_id = await first.start(quick, queue="q")
+    real, failures = second.log.head, 2
+
+    async def head(asked: str) -> Any:
+        nonlocal failures
+        if asked == run_id and second.engine.has(run_id) and failures:
+            failures -= 1
+            raise Unavailable("the database is away")
+        return await real(asked)
+
+    second.log.head = head
+    await first.down()
+    await until(lambda: taken(second, run_id))
+    await second.engine.queues.change("q", {"paused": False})
+    assert (await second.ends(run_id)).state is RunState.COMPLETED
+    assert failures == 0

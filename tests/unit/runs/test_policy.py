@@ -61,6 +61,29 @@ async def test_a_server_that_ends_while_a_model_thinks_asks_again(house: Any, pr
     assert (info.result, provider.requests) == (200, 2)
 
 
+async def test_a_machine_wakes_whatever_breaks_its_call_while_it_sleeps(house: Any, provider: Any) -> None:
+    provider.silence = asyncio.Event()
+
+    def program() -> Steps:
+        said = yield chat("question")
+        yield Ask("complete", {"result": said.status})
+
+    real, broken = house.gateway.answer, asyncio.Event()
+
+    async def answer(call: Any, branch: int) -> Any:
+        if house.engine._runs[call.run_id].state is RunState.SUSPENDED and not broken.is_set():
+            broken.set()
+            raise ValueError("nobody thought of this")
+        return await real(call, branch)
+
+    house.gateway.answer = answer
+    run_id = await house.start(program, policy=QUICK)
+    await asyncio.wait_for(broken.wait(), DEADLINE_S)
+    provider.silence.set()
+    assert (await house.ends(run_id)).result == 200
+    assert provider.requests == 1
+
+
 async def test_a_suspend_that_fails_while_a_model_thinks_loses_nothing(house: Any, provider: Any) -> None:
     provider.silence, failed = asyncio.Event(), asyncio.Event()
 
