@@ -326,11 +326,11 @@ class Driver:
         seen = self.run.record
         if (pause_s := seen.retry_at - self.run.clock.time()) > 0:
             await self._machines.remove(self.run.id)  # it is of no use, and the pause may be long
-            if await self.run.until(lambda: self.run.state is not seen.state, pause_s):
+            if await self.run.until(lambda: self._is_other(seen), pause_s):
                 return
         if (tries := max(seen.failures, self._away)) > 1:
             pause_s = min(self._settings.backoff_s * 2 ** min(tries - 2, 32), self._settings.backoff_max_s)
-            if await self.run.until(lambda: self.run.record is not seen and self.run.state is not seen.state, pause_s):
+            if await self.run.until(lambda: self._is_other(seen), pause_s):
                 return
         seen = self.run.record
         newest = await self._newest(seen)
@@ -347,6 +347,10 @@ class Driver:
         else:
             why = {"from": newest.digest, "seq": newest.seq, "epoch": seen.epoch}
             await self._go(seen, RunState.RUNNING, wake=False, why=why)
+
+    def _is_other(self, seen: Record) -> bool:
+        """It has ended, or was rewound: then it recovers, too, and in another epoch."""
+        return self.run.state is not seen.state or self.run.record.epoch != seen.epoch
 
     async def _without(self, damaged: Kept, error: PerdureError) -> None:
         """It is gone or damaged: the one before it is next, and at last the log alone, which is enough."""

@@ -9,6 +9,7 @@ import pytest
 
 from perdure.errors import InvalidValue
 from perdure.model import RunState
+from perdure.runs.retries import Retry
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval, chat
 
@@ -221,6 +222,17 @@ async def test_a_rewind_whose_asker_hung_up_is_moved_along(house: Any) -> None:
     await reached.wait()
     asking.cancel()
     await asyncio.wait({asking})
+    await house.waits(run_id, "approval")
+    await house.engine.approve(run_id, None, approved=True, comment="two")
+    assert (await house.ends(run_id)).state is RunState.COMPLETED
+
+
+async def test_a_run_that_pauses_before_its_next_attempt_goes_back_at_once(house: Any) -> None:
+    run_id = await house.start(decision, retry={"any": Retry(attempts=2, delay_s=3600)})
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="break")
+    await house.reaches(run_id, RunState.RECOVERING)
+    await house.engine.rewind(run_id, await before_the_answer(house, run_id))
     await house.waits(run_id, "approval")
     await house.engine.approve(run_id, None, approved=True, comment="two")
     assert (await house.ends(run_id)).state is RunState.COMPLETED
