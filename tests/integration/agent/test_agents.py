@@ -238,5 +238,5 @@ async def test_children_and_sets_in_an_agent_that_is_killed(house: House) -> Non
     assert info.state is RunState.COMPLETED, info.error
     text, failed, code, *rest = info.result
     assert (text, code, rest) == ("owls by ann", "agent-failed", [1, 7, [1, 2]])
-    assert "(note) failed: there are none" in failed and len(info.children) == 3
+    assert "(note) failed: ValueError: there are none" in failed and len(info.children) == 3
     assert (await house.engine.ended(info.children[2], 30)).state is RunState.CANCELLED
