@@ -16,9 +16,12 @@ emulated host, where it is a shared folder. What lives only in that kernel's mem
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from perdure.errors import NoRights, NoSpace
 
 UNIX_PATH_MAX = 107  # bytes that fit in sockaddr_un.sun_path with its final NUL (unix(7))
 
@@ -41,11 +44,16 @@ class Home:
         return Home(Path(home).absolute(), Path(cache).absolute())
 
     def make(self) -> Home:
-        """Make the folders that daemons write to (mode 0700: they hold memory images)."""
+        """Make the folders that daemons write to (mode 0700: they hold memory images). NoRights, NoSpace."""
         written = (self.run, self.host, self.images, self.templates, self.store, self.sandboxes, self.volumes)
-        for folder in (self.root, *written):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.cache.mkdir(parents=True, exist_ok=True)
+        try:
+            for folder in (self.root, *written):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            kind = NoSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else NoRights
+            hint = "PERDURE_HOME names the state folder, PERDURE_CACHE the one of what is downloaded."
+            raise kind(f"the folder {error.filename} cannot be made: {error.strerror}", hint=hint) from error
         return self
 
     @property

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from aiohttp import web
 
-from perdure.errors import AlreadyRunning
+from perdure.errors import AlreadyRunning, PerdureError
 from perdure.execution.images.library import ImageLibrary
 from perdure.execution.sandboxes import keptdisks, reading
 from perdure.execution.sandboxes.ground import Ground
@@ -180,7 +180,10 @@ def detach(home: Home) -> int:
     except BaseException as error:
         logging.getLogger(__name__).exception("fcrund failed")
         try:
-            os.write(writer, repr(error).encode())
+            told = (
+                "; ".join(filter(None, (error.message, error.hint))) if isinstance(error, PerdureError) else repr(error)
+            )
+            os.write(writer, told.encode())
         except OSError:
             pass  # it failed later, when nobody listens
     finally:

@@ -100,6 +100,17 @@ def test_up_names_wrong_settings(shell: Shell) -> None:
     assert "the server did not start" in said and "nobody" in said
 
 
+def test_a_wrong_setting_of_the_node_and_a_home_that_cannot_be(shell: Shell) -> None:
+    shell.home.root.mkdir()
+    (shell.home.root / "settings.toml").write_text("[node]\nmemory = 5\n")
+    said = shell.refused("up", status=1)
+    assert "settings.toml: [node]: unknown setting 'memory'; known are " in said and "InvalidValue" not in said
+    (shell.folder / "file").touch()
+    shell.environ["PERDURE_HOME"] = str(shell.folder / "file" / "home")
+    said = shell.refused("up", status=1)
+    assert f"the folder {shell.folder}/file/home cannot be made: Not a directory" in said and "PERDURE_HOME" in said
+
+
 def test_status_and_an_empty_list(served: Shell) -> None:
     assert str(served.home.root) in served("status").stdout
     assert served("runs").stdout.splitlines() == ["RUN  NAME  STATE  AGENT  CREATED  TURNS  WAITS FOR"]
