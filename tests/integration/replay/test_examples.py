@@ -125,8 +125,8 @@ def test_the_command_line_takes_both_roads(server: Server) -> None:
     info = server.client.get(started.stdout.strip())
     assert (info.durability, info.image) == ("replay", "")
     for words, message in (
-        (("--durability", "replay", "--image", "debian", path), "image is of microVMs, and durability=replay has none"),
-        (("--durability", "replay", "--memory", "1g", path), "memory_mib is of microVMs"),
+        (("--durability", "replay", "--image", "debian", path), "--image is of microVMs"),
+        (("--durability", "replay", "--memory", "1g", path), "--memory is of microVMs"),
         (("--durability", "replay", "--image", "debian", "--", "true"), "--durability replay is for agents"),
         (("--durability", "replay", "--on-divergence", "fork", path), "--on-divergence fork is of microVMs"),
     ):
