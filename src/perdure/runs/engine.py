@@ -20,7 +20,7 @@ import msgspec
 
 from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import InvalidValue, LeaseLost, LogConflict, PerdureError, StaleEpoch
+from perdure.errors import Conflict, InvalidValue, LeaseLost, LogConflict, PerdureError, StaleEpoch
 from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
 from perdure.runs import checkpoints, ends, keys, limits, travel
 from perdure.runs.bounds import check_value
@@ -411,10 +411,19 @@ class Engine(Desk):
         """The new run of this request, or the one that has its key."""
         run_id = new_id()
         await self.expect(run_id, msgspec.convert(value, Record))
-        head, is_new = await self._create_as(run_id, value, request)
-        if self.courier is not None and not is_new:
-            await self.courier.forget(run_id)
+        try:
+            head, is_new = await self._create_as(run_id, value, request)
+        except Conflict:
+            await self._forget(run_id)
+            raise
+        if not is_new:
+            await self._forget(run_id)
         return head, is_new
+
+    async def _forget(self, run_id: str) -> None:
+        """See ``expect``: it was not made."""
+        if self.courier is not None:
+            await self.courier.forget(run_id)
 
     async def _create_as(self, run_id: str, value: Any, request: StartRequest) -> tuple[Head, bool]:
         replacing = None

@@ -195,6 +195,9 @@ class Courier:
         except NotFound:  # a server that ended before it was made
             await self._through(told)
             return False
+        if head.pruned:  # there is nothing left to tell
+            await self._through(told)
+            return False
         record = from_head(head)
         hook = self._find(record, hook_name)
         after = await self._after(told, head.branch)

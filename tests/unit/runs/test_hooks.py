@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from perdure.errors import InvalidValue, Unavailable
+from perdure.errors import Conflict, InvalidValue, Unavailable
 from perdure.model import RunState
+from perdure.runs import retention
 from perdure.runs.hook import Hook, RunHook
 from perdure.runs.hooks import Courier
 from perdure.testing.house import AGENT, House, nothing
@@ -143,6 +144,25 @@ async def test_a_start_under_a_key_that_is_taken_owes_nothing(house: House) -> N
     await house.start(asks, key="k")
     _, is_new = await house.engine.start(msgspec.structs.replace(AGENT, key="k"))
     assert not is_new and len(await house.context.kept("hook")) == 1
+    with pytest.raises(Conflict, match="another input"):
+        await house.engine.start(msgspec.structs.replace(AGENT, key="k", input=2))
+    assert len(await house.context.kept("hook")) == 1
+
+
+async def test_a_pruned_run_owes_nothing(house: House) -> None:
+    outside = Outside()
+    outside.down = True
+    await up(house, outside, ends=Hook(url="http://ends"))
+    run_id = await house.start(nothing)
+    await house.ends(run_id)
+    await house.released(run_id)
+    await retention.prune(house.context, run_id)
+    outside.down = False
+    await up(house, outside, ends=Hook(url="http://ends"))
+    async with asyncio.timeout(20):
+        while await house.context.kept("hook"):
+            await asyncio.wait({asyncio.create_task(asyncio.sleep(0.005))})
+    assert outside.told == []
 
 
 @pytest.mark.parametrize(
