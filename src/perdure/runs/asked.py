@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from perdure.context.log import NewEntry, request_hash, valid
-from perdure.errors import InvalidValue, StaleEpoch, VersionMismatch
+from perdure.errors import Cancelled, InvalidValue, StaleEpoch, VersionMismatch
 from perdure.model import Call, Entry, RunState
 from perdure.runs.bounds import read_body
 from perdure.runs.record import Overruled
@@ -103,6 +103,9 @@ class Asked:
             (e.payload["request"] for e in entries if isinstance(e.payload, dict) and "request" in e.payload), ""
         )
         if not entries or recorded in ("", asked) or self._goes_by_name():
+            if last(entries, "ending.told"):  # of a run that was taken back, or is a fork, from after that
+                hint = "Clean up and return, as it did then."
+                raise Cancelled("the run was cancelled when this was first asked", hint=hint)
             if entries and self.run.replay is not None:
                 self.run.replay.saw(self.key, entries, self.call.epoch)
             return entries

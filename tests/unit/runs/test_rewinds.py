@@ -10,7 +10,7 @@ import pytest
 from perdure.errors import InvalidValue
 from perdure.model import RunState
 from perdure.runs.retries import Retry
-from perdure.testing.machines import Ask
+from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
 
 
@@ -236,3 +236,30 @@ async def test_a_run_that_pauses_before_its_next_attempt_goes_back_at_once(house
     await house.waits(run_id, "approval")
     await house.engine.approve(run_id, None, approved=True, comment="two")
     assert (await house.ends(run_id)).state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize("name", ["value", "emit", "checkpoint", "step", "signal", "messages"])
+async def test_who_goes_back_to_after_it_was_told_of_its_end_is_told_again(house: Any, name: str) -> None:
+    told, go_on, cleaned = list[Any](), asyncio.Event(), asyncio.Event()
+    body = {"value": {"of": "now"}, "emit": {"name": "a"}, "step": {"name": "a"}, "signal": {"run": "x", "name": "a"}}
+
+    def program() -> Steps:
+        yield Effect(go_on.wait)
+        said = yield Ask(name, body.get(name, {}))
+        told.append(said.value["error"]["code"])
+        yield Ask("emit", {"name": "clean"})
+        yield Effect(cleaned.wait)
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.RUNNING)
+    await house.engine.cancel(run_id)
+    go_on.set()
+    run = house.engine._runs[run_id]
+    await run.until(lambda: run.record.ending.told, 10)
+    cleaned.set()
+    assert (await house.ends(run_id)).state is RunState.CANCELLED
+    at = (await house.entries(run_id, "emit"))[-1].seq
+    await house.engine.rewind(run_id, at)
+    assert (await house.ends(run_id)).state is RunState.COMPLETED
+    assert told == ["cancelled", "cancelled"]
