@@ -54,8 +54,10 @@ def passed(record: Record, now: float) -> dict[str, Any] | None:
     for at, name in sorted(_deadlines(record)):
         if at <= now:
             limit_s = getattr(record.request, name)
-            what = "of wall time" if name == "timeout_s" else "with a machine"
+            body = "process" if record.request.is_replay else "machine"
+            what = "of wall time" if name == "timeout_s" else f"with a {body}"
             message = f"the run did not end within {limit_s:g} s {what}"
-            hint = f"Give it more with {name}, or look with `perdure show` at where the time went."
+            option = "--" + name.removesuffix("_s").replace("_", "-")
+            hint = f"Give it more with {option}, or look with `perdure show` at where the time went."
             return {"code": "timed-out", "message": message, "hint": hint, "details": {"limit": name}}
     return None

@@ -45,7 +45,7 @@ async def test_wall_time_passes_while_a_run_sleeps_and_while_no_server_runs(hous
     clock.move(11)
     info = await house.ends(run_id)
     assert (info.state, info.error["code"]) == (RunState.FAILED, "timed-out")
-    assert "within 60 s of wall time" in info.error["message"]
+    assert "within 60 s of wall time" in info.error["message"] and "--timeout" in info.error["hint"]
     # its program was told, where it waited, and cleaned up
     told = (await house.entries(run_id, "emit"))[0].payload["value"]
     assert told["error"]["code"] == "cancelled" and "60 s" in told["error"]["message"]
