@@ -88,6 +88,9 @@ class Captures:
             for wish in wishes:
                 wish.error = error
             await run.atomically(partial(self._not_checkpointed, error, wishes))
+        except BaseException:
+            run.wishes = [wish for wish in wishes if not wish.is_over] + run.wishes  # it is tried again
+            raise
         finally:
             run.capturing = False
             run.notify()

@@ -93,7 +93,7 @@ class Children:
         """A run was taken over. What its server, or its parent's, was to cancel may not have been."""
         if record.state in TERMINAL and record.is_parent:
             self._again(lambda: self._cancel_all(run_id), run_id)
-        elif record.parent:
+        elif record.is_bound:
             self._again(lambda: self._cancel(run_id), run_id)
 
     async def look(self, is_ours: Callable[[str], bool]) -> None:

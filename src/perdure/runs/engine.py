@@ -101,7 +101,7 @@ class Engine(Desk):
         else:
             for head in await self._context.heads(released=False):
                 record = from_head(head)
-                if record.parent:
+                if record.is_bound:
                     children.append(head.run_id)
                 if self._is_for_the_shelf(record):
                     self._put_up(head.run_id, record)

@@ -182,6 +182,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     active_since: float = 0.0  # since when it has that; 0: it has none
     ending: Ending | None = None
     parent: str = ""  # the run that started it, and waits for it
+    is_alone: bool = False  # somebody took it back: it goes on also where its parent does not wait for it any more
     depth: int = 0  # how many runs are above it
     is_parent: bool = False  # it has started children: its entries say which
     result: Any = None
@@ -205,6 +206,11 @@ class Record(Frozen, frozen=True, kw_only=True):
     def sleeps(self) -> bool:
         """Only a deadline, or somebody outside, can wake it."""
         return self.state is RunState.SUSPENDED and not self.wake and not self.thinking
+
+    @property
+    def is_bound(self) -> bool:
+        """It is a child, and lives only as long as somebody waits for it."""
+        return bool(self.parent) and not self.is_alone
 
     def is_lost(self, epoch: int) -> bool:
         """Whether what a machine of this epoch began may have taken effect unseen."""

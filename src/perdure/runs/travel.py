@@ -154,6 +154,7 @@ async def rewind(run: Run, seq: int) -> None:
             thinking=[],
             lost_upto=record.epoch,
             lost_epochs=[],
+            is_alone=bool(record.parent),
             wake=False,
             released=False,
             result=None,

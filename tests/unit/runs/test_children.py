@@ -166,3 +166,24 @@ async def test_an_agent_that_runs_itself_for_ever_is_stopped(house: Any) -> None
     info = await house.ends(await house.start(program))
     assert "16 levels deep" in info.result
     assert len(await house.engine.runs()) == 17
+
+
+async def test_a_child_that_somebody_took_back_goes_on_without_its_parent(house: Any) -> None:
+    def parent() -> Steps:
+        yield Ask("wait", child())
+        yield approval()
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(family(parent, answers))
+    kid = await child_of(house, run_id)
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    at = (await house.entries(kid.id, "run.running"))[0].seq
+    await house.engine.approve(kid.id, None, approved=True)
+    await house.ends(kid.id)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.rewind(kid.id, at)
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    await house.restart()
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    await house.engine.approve(kid.id, None, approved=True)
+    assert (await house.ends(kid.id)).state is RunState.COMPLETED

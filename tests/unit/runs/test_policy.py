@@ -360,3 +360,20 @@ async def test_the_time_slept_is_the_sum_of_its_sleeps(house: Any) -> None:
         slept.append(run.record.suspended_s)
     assert slept == sorted(slept)
     assert slept[-1] <= house.clock.time() - began
+
+
+async def test_a_checkpoint_that_breaks_in_a_way_that_nobody_thought_of_is_tried_again(house: Any) -> None:
+    left = 2
+
+    async def breaks() -> None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise OSError("broken pipe")
+
+    def program() -> Steps:
+        said = yield Ask("checkpoint", {"keep": True})
+        yield Ask("complete", {"result": said.status})
+
+    house.machines.before["checkpoint"] = breaks
+    assert (await house.ends(await house.start(program))).result == 200
