@@ -180,10 +180,10 @@ def detach(home: Home) -> int:
     except BaseException as error:
         logging.getLogger(__name__).exception("fcrund failed")
         try:
-            told = (
+            words = (
                 "; ".join(filter(None, (error.message, error.hint))) if isinstance(error, PerdureError) else repr(error)
             )
-            os.write(writer, told.encode())
+            os.write(writer, words.encode())
         except OSError:
             pass  # it failed later, when nobody listens
     finally:
