@@ -22,14 +22,14 @@ Line = tuple[str, str, str]  # who, what, cost
 class Story:
     """Turns entries, given in order, into lines."""
 
-    def __init__(self, width: int = WIDTH) -> None:
+    def __init__(self, width: int = WIDTH, *, has_machine: bool = True) -> None:
         self._width = width
         self._day = ""
         self._waits: dict[str, float] = {}
         self._slept_since: float | None = None
         self._stored = 0
         self._asked: dict[str, int] = {}
-        self._has_machine = True  # unless it is of the replay road
+        self._has_machine = has_machine  # not on the replay road, which a run's first entry says
 
     def lines(self, entry: Entry) -> Iterator[str]:
         """The lines of one entry; none for what only machines care about."""

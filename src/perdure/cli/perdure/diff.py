@@ -71,7 +71,8 @@ def _log(server: ServerClient, found: dict[str, Any], columns: int) -> Iterator[
     half = (columns - 3) // 2
     told: list[list[str]] = []
     for side in "ab":
-        one, story = found[side], Story(half)
+        one = found[side]
+        story = Story(half, has_machine=server.get(one["run_id"]).durability != "replay")
         heading = f"{one['run_id']} branch {one['branch']}: {one['seq'] - (parted['seq'] if parted else 0)} entries"
         after = server.entries(one["run_id"], branch=one["branch"], after=parted["seq"] if parted else 0)
         told.append([heading, *(line for entry in after for line in story.lines(entry))])
