@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from perdure.errors import LeaseLost
 from perdure.runs.run import Run
 
 
@@ -64,7 +65,13 @@ class Shelf:
         task = self._coming.get(run_id)
         if task is None:
             task = self._coming[run_id] = asyncio.create_task(self._fetch(run_id), name=f"shelf-{run_id}")
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            who = asyncio.current_task()
+            if task.cancelled() and who is not None and not who.cancelling():  # it was let go: nobody ended who asked
+                raise LeaseLost(f"run {run_id} is not this server's any more", hint="Ask again in a moment.") from None
+            raise
 
     async def _fetch(self, run_id: str) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import Unavailable
+from perdure.errors import LeaseLost, Unavailable
 from perdure.model import RunState
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
@@ -114,3 +114,21 @@ async def test_parents_and_children_sleep_too(shelving: Any) -> None:
     await shelving.restart()
     await shelving.engine.approve(kid, None, approved=True, by="ann")
     assert (await shelving.ends(run_id)).result == "ann"
+
+
+async def test_who_wants_a_run_that_is_let_go_meanwhile_is_told_so_and_not_broken_off(shelving: Any) -> None:
+    run_id = await shelving.start(asks)
+    await shelved(shelving, run_id)
+    real, reached = shelving.log.head, asyncio.Event()
+
+    async def head(asked: str) -> Any:
+        reached.set()
+        await asyncio.Event().wait()  # the database is slow
+
+    shelving.log.head = head
+    signalling = asyncio.ensure_future(shelving.engine.signal(run_id, "x", None))
+    await reached.wait()
+    await shelving.engine._shelf.let_go()
+    shelving.log.head = real
+    with pytest.raises(LeaseLost):
+        await signalling
