@@ -15,7 +15,7 @@ import pytest
 
 from perdure.errors import PerdureError
 from perdure.execution.guest.session import GuestCall, GuestSession
-from perdure.model import Call
+from perdure.model import Call, RunState
 from perdure.runs.policy import NEVER_S, Policy
 from perdure.testing.house import House
 from perdure.testing.house_fixtures import house, provider
@@ -124,6 +124,7 @@ async def machine(house: House, guest_build: Path, tmp_path: Path) -> AsyncItera
         yield Ask("wait", {"kind": "signal", "name": "never"}, lane="stays")
 
     run_id = await house.start(stays, policy=Policy(idle_grace_s=NEVER_S))
+    await house.reaches(run_id, RunState.WAITING)  # in the epoch that its calls are of
     made = Machine(house, run_id, tmp_path, guest_build / "guestd-test")
     await made.open()
     yield made

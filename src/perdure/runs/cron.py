@@ -62,9 +62,12 @@ class Cron:
     def before(self, moment: float, count: int) -> list[float]:
         """The last ``count`` due moments up to and including this one, oldest first."""
         start = datetime.fromtimestamp(math.floor(moment) + 1, self._zone)
-        found = (due.timestamp() for due in CronSim(self._expression, start, reverse=True))
-        dues = {due for due in islice(found, count + 1) if due <= moment}
-        return sorted(dues)[-count:]
+        back = (due.timestamp() for due in CronSim(self._expression, start, reverse=True))
+        # Where clocks change by half an hour, the way back has moments that the way forth has not, which counts.
+        due, dues = min(islice(back, count + 2)) - 1.0, list[float]()
+        while (due := self.after(due)) <= moment:
+            dues.append(due)
+        return dues[-count:]
 
 
 class Every:
