@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 LONG = (
     "test_suspend", "test_fork", "test_durable_run", "test_care", "test_network", "test_volumes", "test_remote",
     "test_many", "test_below", "test_demo", "test_views", "test_run", "test_idle", "test_kill", "test_machine",
-    "test_roads", "test_unmodified", "test_run_forks",
+    "test_roads", "test_unmodified", "test_run_forks", "test_run_output",
 )  # fmt: skip
 
 # How fast examples are made says how busy the machine is, and nothing about the code.
