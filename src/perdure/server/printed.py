@@ -32,7 +32,8 @@ async def printed(
         ):
             if answer.status >= 400:
                 raise _refusal(await answer.read())
-            at, offset = {logs.STDOUT: 0, logs.STDERR: 0}, int(answer.headers["Log-Offset"])
+            # A node of a version that has no positions tells all that it has.
+            at, offset = {logs.STDOUT: 0, logs.STDERR: 0}, int(answer.headers.get("Log-Offset", "0"))
             async for chunk in answer.content.iter_any():
                 for record in decoder.feed(chunk):
                     if record.stream == logs.POSITION:
