@@ -1,6 +1,6 @@
 """The figures of this project, beside unmodified Firecracker doing the least it can, in one run on one machine.
 
-    make bench          prints a table; writes build/bench.json, bench-environment.json and bench.svg
+    make bench          prints a table; writes build/bench.json, bench-environment.json, bench.svg and recovery.svg
     make bench PARTS="log replay"       measures these parts alone; what else is in build/bench.json stays as it is
 
 ``build/bench.json`` is a list of {name, value, unit, baseline, ratio, goal, met}: ``baseline`` is the figure that this
@@ -9,10 +9,11 @@ one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a b
 
 The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
-are taken above the dotted line, those of raw.py in the kernel that runs the VM (``bench_sandboxes``). The pager is
-measured natively, beside decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image
-(``bench_unpack``), the context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``),
-runs that sleep (``bench_sleep``), and what the gateway adds to a model's answer (``bench_gateway``).
+are taken above the dotted line, those of raw.py in the kernel that runs the VM (``bench_sandboxes``); so are those of
+runs on the snapshot road (``bench_recovery``). The pager is measured natively, beside decompression and memcpy on one
+core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``), the context log on both databases
+(``bench_log``), the replay road, beside DBOS (``bench_replay``), runs that sleep (``bench_sleep``), and what the
+gateway adds to a model's answer (``bench_gateway``).
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from typing import Any
 import bench_gateway
 import bench_log
 import bench_pager
+import bench_recovery
 import bench_replay
 import bench_sandboxes
 import bench_sleep
 import bench_unpack
+import curves
 import picture
 from report import HEAD, MEGABYTE, Report, read, write
 from unmodified import Raw
@@ -60,6 +63,7 @@ def main(parts: Sequence[str]) -> int:
         print(f"no such part: {', '.join(unknown)}; there are {', '.join((*NATIVE, *IN_MACHINES))}", file=sys.stderr)
         return 2
     build = ROOT / "build"
+    surroundings = build / "bench-environment.json"
     home = Home(build / "bench-home", Home.find().cache).make()
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     _clear(home)
@@ -72,16 +76,17 @@ def main(parts: Sequence[str]) -> int:
                 add(report)
         if wanted := [part for part in IN_MACHINES if part in parts or not parts]:
             _in_machines(report, home, assets, wanted)
-        environment = _environment(home, assets)
-        (build / "bench-environment.json").write_text(json.dumps(environment, indent=1) + "\n")
+        if wanted or not surroundings.exists():
+            surroundings.write_text(json.dumps(_environment(home, assets), indent=1) + "\n")
     finally:
         _clear(home)
-    figures = report.figures
+    figures, environment = report.figures, json.loads(surroundings.read_text())
     if parts:
         measured = {figure.name for figure in figures}
         figures = [figure for figure in read(build / "bench.json") if figure.name not in measured] + figures
     write(build / "bench.json", figures)
     (build / "bench.svg").write_text(picture.draw(figures, environment))
+    (build / "recovery.svg").write_text(curves.draw(figures, environment))
     missed = [figure.name for figure in report.figures if figure.met is False]
     print(f"\n{len(report.figures)} figures in {build / 'bench.json'}; goals not met: {', '.join(missed) or 'none'}")
     return 0
@@ -100,11 +105,14 @@ def _in_machines(report: Report, home: Home, assets: Assets, parts: Sequence[str
         ensure_running(home)
         client, launcher = NodeClient(home), Launcher(address)
         found = bench_sandboxes.measure(report, home, client, launcher, raw) if "sandboxes" in parts else None
+        times = bench_recovery.measure(home, client, launcher, raw) if "recovery" in parts else None
     finally:
         raw.close()
     raw.add(report)
     if found is not None:
         bench_sandboxes.add(report, found, emulated=status.emulated)
+    if times is not None:
+        bench_recovery.add(report, times, emulated=status.emulated)
 
 
 def _emulated_host(report: Report, status: BelowStatus) -> None:
@@ -201,7 +209,7 @@ NATIVE: dict[str, Callable[[Report], None]] = {
     "sleep": bench_sleep.add,
     "gateway": bench_gateway.add,
 }
-IN_MACHINES = ("sandboxes",)
+IN_MACHINES = ("sandboxes", "recovery")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from perdure.model import RunState
 from perdure.runs.driver import Settings
 from perdure.testing.workers import WorkerHouse
 
-STEPS = (1, 100, 1000, 10_000)
+STEPS = (1, 10, 100, 1000, 10_000)
 LIVE_STEPS = 1000
 ROUNDS = 3
 DBOS = Path(__file__).parents[2] / "build" / "dbos" / "bin" / "python"

@@ -9,7 +9,7 @@ from json import loads
 from pathlib import Path
 from typing import Any
 
-from report import Figure
+from report import Figure, read
 
 WIDTH, LABEL, BAR, ROW, GAP, TOP = 900, 380, 340, 15, 11, 88
 OURS, THEIRS, GOAL, TEXT, PALE = "#2563eb", "#9ca3af", "#dc2626", "#111827", "#6b7280"
@@ -19,15 +19,16 @@ HALO = 'paint-order="stroke" stroke="#ffffff" stroke-width="3"'
 def draw(figures: Sequence[Figure], environment: dict[str, Any]) -> str:
     """Every figure in seconds that has a baseline, all that is stored or held, all rates; each group has a scale."""
     timed = [one for one in figures if one.unit == "s" and one.baseline is not None and "host" not in one.name]
-    # of what is beside more than one baseline, and of cold things that dwarf the rest, the table tells
-    timed = [one for one in timed if "cold" not in one.name]
+    # of what is beside more than one baseline, and of cold things that dwarf the rest, the table tells; of the roads
+    # another picture (``curves``)
+    timed = [one for one in timed if "cold" not in one.name and " road: " not in one.name]
     sized = [one for one in figures if one.unit == "MB" and one.goal and one.goal.startswith("value")]
     rates = [one for one in figures if one.unit == "MB/s" and one.baseline is not None]
     parts: list[str] = []
     y = TOP
     for title, group in (("seconds", timed), ("megabytes", sized), ("megabytes a second", rates)):
         if group:
-            parts.append(_text(16, y, title, size=13, bold=True))
+            parts.append(text(16, y, title, size=13, bold=True))
             y += 12
             drawn, y = _group(group, y)
             parts += drawn
@@ -43,8 +44,8 @@ def draw(figures: Sequence[Figure], environment: dict[str, Any]) -> str:
         f'viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" role="img">',
         f"<title>{escape(where)}</title>",
         f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
-        _text(16, 24, "Perdure beside unmodified Firecracker, one run", size=16, bold=True),
-        _text(16, 42, where, size=11, fill=PALE),
+        text(16, 24, "Perdure beside unmodified Firecracker, one run", size=16, bold=True),
+        text(16, 42, where, size=11, fill=PALE),
         *_legend(),
     ]
     return "\n".join([*head, *parts, "</svg>"]) + "\n"
@@ -55,7 +56,7 @@ def _group(figures: Sequence[Figure], y: int) -> tuple[list[str], int]:
     parts: list[str] = []
     for one in figures:
         rows = 1 if one.baseline is None else 2
-        parts.append(_text(LABEL - 10, y + ROW * rows / 2 + 4, one.name, anchor="end"))
+        parts.append(text(LABEL - 10, y + ROW * rows / 2 + 4, one.name, anchor="end"))
         bound = _bound(one)
         if bound is not None:
             x = LABEL + BAR * bound / longest
@@ -91,20 +92,20 @@ def _bound(one: Figure) -> float | None:
 def _bar(y: float, value: float, longest: float, fill: str, said: str) -> Iterator[str]:
     width = max(BAR * value / longest, 1)
     yield f'<rect x="{LABEL}" y="{y}" width="{width:.1f}" height="{ROW - 2}" rx="2" fill="{fill}"/>'
-    yield _text(LABEL + width + 6, y + ROW - 4, said, fill=TEXT if fill == OURS else PALE, more=HALO)
+    yield text(LABEL + width + 6, y + ROW - 4, said, fill=TEXT if fill == OURS else PALE, more=HALO)
 
 
 def _legend() -> Iterator[str]:
     x = 16.0
     for fill, name in ((OURS, "Perdure"), (THEIRS, "what it is measured against")):
         yield f'<rect x="{x}" y="51" width="11" height="11" rx="2" fill="{fill}"/>'
-        yield _text(x + 16, 61, name)
+        yield text(x + 16, 61, name)
         x += 30 + 6.5 * len(name)
     yield f'<line x1="{x + 5}" x2="{x + 5}" y1="50" y2="63" stroke="{GOAL}" stroke-width="1.5" stroke-dasharray="3 2"/>'
-    yield _text(x + 12, 61, "goal (a bound)")
+    yield text(x + 12, 61, "goal (a bound)")
 
 
-def _text(
+def text(
     x: float,
     y: float,
     said: str,
@@ -124,4 +125,4 @@ def _text(
 
 if __name__ == "__main__":  # python picture.py BENCH.JSON ENVIRONMENT.JSON PICTURE.SVG
     figures, environment, target = map(Path, sys.argv[1:4])
-    target.write_text(draw([Figure(**one) for one in loads(figures.read_text())], loads(environment.read_text())))
+    target.write_text(draw(read(figures), loads(environment.read_text())))
