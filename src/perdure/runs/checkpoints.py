@@ -80,4 +80,5 @@ async def of_program(asked: Asked) -> Body:
             if "checkpoint_failed" in found:
                 raise from_json(found["checkpoint_failed"])
             return {"snapshot": found["checkpoint"], "seq": found["seq"]}
+        # mypy gives a lambda whose parameters have defaults no type
         await run.until(lambda wish=found: wish.is_over or asked.is_over())  # type: ignore[misc]

@@ -64,9 +64,11 @@ class Children:
         self._is_open = True
         for run_id, waits in self._awaited.items():
             for wait in waits.values():
+                # mypy gives a lambda whose parameters have defaults no type
                 self._again(lambda run_id=run_id, wait=wait: self._ensure(run_id, wait), wait.child)  # type: ignore[misc]
         for child in orphans:
             if child not in self._waiting:
+                # mypy gives a lambda whose parameters have defaults no type
                 self._again(lambda child=child: self._cancel(child), child)  # type: ignore[misc]
 
     def awaited(self, run_id: str, wait: Wait) -> None:

@@ -20,6 +20,7 @@ async def end(run: Run, to: RunState, error: dict[str, Any], clean_up_s: float) 
         record = run.record
         hears = record.sandbox_id and (record.source is not None or run.state in WARM)
         if not hears or clean_up_s <= 0:
+            # the state is one of the three that end a run
             ending = record.ending or Ending(to=to.value, error=error, until=0.0)  # type: ignore[arg-type]
             await conclude(run, RunState(ending.to), epoch=record.epoch + 1, error=ending.error)
             return False
@@ -37,6 +38,7 @@ async def _begin_end(run: Run, to: RunState, error: dict[str, Any], until: float
     for wait in waits:
         over = {"wait": wait.id, "kind": wait.kind, "outcome": "cancelled", "at": now}
         entries.append(NewEntry(kind="wait.completed", key=wait.key, payload=over))
+    # the state is one of the three that end a run
     ending = Ending(to=to.value, error=error, until=until, told=bool(waits))  # type: ignore[arg-type]
     if waits and run.state is RunState.WAITING:
         await run.write(*entries, to=RunState.RUNNING, why={"wait": waits[-1].id}, ending=ending)

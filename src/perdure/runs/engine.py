@@ -531,6 +531,7 @@ class Engine(Desk):
             answer = await self._calls.answer(run, call)
             leases = self._context.leases
             if leases is not None and not leases.is_sure:  # it was stopped meanwhile: nobody acts on what it knew
+                # what runs answer with are generators, whose iterators can be closed
                 await answer.body.aclose()  # type: ignore[attr-defined]
                 raise LeaseLost("this server was stopped, or cut off", hint="Ask again in a moment.")
             return answer

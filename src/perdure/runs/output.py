@@ -93,6 +93,7 @@ async def _moved(context: ContextLog, head: Head) -> None:
     with suppress(TimeoutError):
         async with (
             asyncio.timeout(LOOK_S),
+            # a generator, though its Protocol says iterator
             aclosing(context.follow(head.run_id, after=head.seq, expand=False)) as entries,  # type: ignore[type-var]
         ):
             async for _ in entries:
