@@ -64,7 +64,7 @@ class Blobs:
     def find(self, digest: str) -> Path | None:
         """The file of a blob that is here and whole."""
         name = hex_of(digest, "a blob")
-        for folder in (self._kept, self._incoming):
+        for folder in (self._kept, self._incoming, self._kept):  # twice: it may be moved there between the two looks
             if (folder / name).exists():
                 return folder / name
         return None
