@@ -2,7 +2,8 @@
 //   main.c      start, signals, the loop            mounts.c   modules, boot and image mounts, files in the image
 //   channel.c   the connection to the host          system.c   freeze, quiesce, wake, power off
 //   requests.c  requests are done once              process.c  the host's processes: their life
-//   calls.c     the HTTP door and its calls         streams.c  their output and input
+//   clients.c calls.c   the HTTP door: its programs, and their calls at the host
+//   streams.c   output and input of processes
 //   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
 //   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
 //   network.c   interfaces, name files              usage.c    what the workload uses
