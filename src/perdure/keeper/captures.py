@@ -11,6 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_LEAVING_TIMEOUT_S = 30.0
+
 
 class Captures:
     """What is known of a machine's captures. A capture that cannot be collected costs the next one all memory."""
@@ -21,6 +23,7 @@ class Captures:
         self._diff_lost = False  # a diff was taken from Firecracker and not kept: the next capture needs all memory
         self._holes_are_zeros = False  # of the capture that waits to be collected
         self._collector: Collector | None = None  # of the capture that is made, or waits to be collected
+        self._leaving: Collector | None = None  # it may hold the memory of a capture that was removed
 
     @property
     def is_waiting(self) -> bool:
@@ -39,6 +42,7 @@ class Captures:
         """
         kind = "full" if self._diff_lost else wanted
         self.forget()
+        self._take_room_back()
         starting = self._loop.after(0, lambda: self._start_collector(program, ground, early=True))
         try:
             self._diff_lost = True
@@ -69,7 +73,13 @@ class Captures:
         remove(*(f"{self.place}/{name}" for name in CAPTURED))
         if self._collector is not None:
             self._collector.close()
-            self._collector = None
+            self._leaving, self._collector = self._collector, None
+
+    def _take_room_back(self) -> None:
+        """A machine's folder has room for one capture of all its memory, and a collector maps its own until it ends."""
+        if self._leaving is not None:
+            self._loop.run_until(lambda: self._leaving is None or self._leaving.is_gone, _LEAVING_TIMEOUT_S)
+            self._leaving = None
 
     def _start_collector(self, program: str, ground: Ground | None, *, early: bool = False) -> None:
         try:

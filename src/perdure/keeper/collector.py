@@ -84,6 +84,11 @@ class Collector:
                 raise _not_written(folder, error) from error
             raise
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether it was closed, and has let go of what it mapped."""
+        return self._process.pidfd < 0
+
     def close(self) -> None:
         """Kill it, if it runs. It is reaped when it has ended: letting go of its mappings takes a while."""
         self._stream.close()

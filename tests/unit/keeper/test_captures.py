@@ -13,6 +13,7 @@ from perdure.formats.blockmap import BLOCK, LAYER, ZERO
 from perdure.keeper.captures import Captures
 from perdure.keeper.collector import CAPTURED
 from perdure.keeper.loop import Loop
+from perdure.testing import smalldisks
 
 
 class Firecracker:
@@ -84,3 +85,29 @@ def test_nothing_waits_after_a_capture_that_failed(place: Path, loop: Loop, coll
     with pytest.raises(MachineFailed, match="the collector /nowhere cannot be started: No such file"):
         captures.take("diff", "/nowhere", None, lambda kind: loop.turn(0))  # early is no error
     assert not captures.is_waiting
+
+
+def test_a_capture_begins_when_the_one_before_has_let_go_of_its_room(
+    place: Path, loop: Loop, collector_program: Path
+) -> None:
+    """A machine's folder has room for one: the collector of the one before maps it until it ends."""
+    captures = Captures(loop)
+    program = place / "collector"  # no search for leaks: that is a thread which lives on for a moment
+    program.write_text(f'#!/bin/sh\nASAN_OPTIONS=detect_leaks=0 exec {collector_program} "$@"\n')
+    program.chmod(0o755)
+    with smalldisks.mounted(place / "jail", 96) as folder:
+        captures.place = str(folder)
+        free = os.statvfs(folder).f_bavail
+
+        def create(kind: str) -> None:
+            assert os.statvfs(folder).f_bavail == free
+            (folder / CAPTURED[0]).write_bytes(b"state")
+            (folder / CAPTURED[1]).write_bytes(b"x" * (64 << 20))
+
+        for name in ("first", "next"):
+            (place / name).mkdir()
+            captures.take("full", str(program), None, create)
+            captures.collect(str(place / name))
+        captures.take("full", str(program), None, create)  # that was not collected
+        captures.take("full", str(program), None, create)
+        captures.forget()
