@@ -8,22 +8,14 @@ leases (``runs.tenure``).
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any
 
-import msgspec
-
-from perdure import __version__
-from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import Conflict, InvalidValue, LeaseLost, LogConflict, PerdureError, StaleEpoch
-from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunOrigin, RunState, new_id
-from perdure.runs import checkpoints, ends, keys, limits, travel
-from perdure.runs.bounds import check_value
+from perdure.context.log import ContextLog, Head
+from perdure.errors import LeaseLost, PerdureError, StaleEpoch
+from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState
+from perdure.runs import ends, limits
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
 from perdure.runs.clock import SYSTEM, Clock
@@ -32,20 +24,18 @@ from perdure.runs.driver import Driver, Settings
 from perdure.runs.hooks import Courier
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.queueing import Queues
-from perdure.runs.record import Record, StartRequest, from_head, to_value
-from perdure.runs.replay import CALLS_VERSION
+from perdure.runs.record import Record, StartRequest, from_head
+from perdure.runs.returns import Returns
 from perdure.runs.roads import Roads
 from perdure.runs.run import Run
 from perdure.runs.schedules import Schedules
+from perdure.runs.starts import Starts
+from perdure.runs.tasks import Tasks
 from perdure.runs.tenure import Tenure
 from perdure.runs.timers import Timers
+from perdure.runs.tokens import Tokens
 from perdure.runs.waits import Wait
 
-log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-FORKS_MAX = 100  # by one request
-CAPTURE_S = 30.0  # for the checkpoint that a fork of a warm machine goes on from
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
 SCHEDULE = "schedule:"
 QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
@@ -72,20 +62,20 @@ class Engine(Desk):
         super().__init__(context, Roads(machines, workers), models, settings.clean_up_s)
         self._clock = clock
         self._calls = Calls(models, self.deliver)
-        self._calls_url = calls_url
-        self._secret = secret
+        self._tokens = Tokens(calls_url, secret)
         self._settings = settings
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks = Tasks()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
-        self._rewinds: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         # Asks the owner of a run (run id, what, body), where that is another server.
         self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
         self._timers = Timers(self._deadline, clock)
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
+        self._starts = Starts(context, self, self.queues, self._tasks, settings, clock)
+        self._returns = Returns(context, self, self._shelf, self.queues, models, clock)
         self.schedules = Schedules(context, self, clock, self._wind)
-        self._children = Children(context, self, self._shelf.held, self._spawn)
+        self._children = Children(context, self, self._shelf.held, self._tasks.spawn)
 
     # -- life
 
@@ -94,10 +84,10 @@ class Engine(Desk):
         shelf."""
         children = []
         if self.courier is not None:
-            await self.courier.open(self._spawn)
+            await self.courier.open(self._tasks.spawn)
         if self.tenure is not None:
             await self.tenure.begin()
-            self._spawn(self.tenure.run(), "heartbeat")
+            self._tasks.spawn(self.tenure.run(), "heartbeat")
         else:
             for head in await self._context.heads(released=False):
                 record = from_head(head)
@@ -106,21 +96,19 @@ class Engine(Desk):
                 if self._is_for_the_shelf(record):
                     self._put_up(head.run_id, record)
                 else:
-                    await self._adopt(self._take_up(head))
+                    await self._adopt(self.take_up(head))
         await self.queues.open()
         await self.schedules.open()
-        self._spawn(self._timers.run(), "timers")
+        self._tasks.spawn(self._timers.run(), "timers")
         for machines in self._roads.all:
-            self._spawn(self._listen(machines), "machine-events")
+            self._tasks.spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():
             if run.id not in self._driving:
-                self._drive(run)
+                self.drive(run)
         self._children.open(children)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._tasks.close()
         await self._shelf.close()
         if self.tenure is not None:
             with suppress(PerdureError):  # the database is away: the others see that the lease does not move
@@ -171,9 +159,9 @@ class Engine(Desk):
         if run is None and self._is_for_the_shelf(record):
             self._put_up(run_id, record)
         else:
-            run = run or self._take_up(head)
+            run = run or self.take_up(head)
             await (self._adopt(run) if is_ours or run.ended else self._take_over(run, of))
-            self._drive(run)
+            self.drive(run)
         self._children.taken(run_id, record)
 
     async def look(self, servers: frozenset[str]) -> None:
@@ -200,14 +188,15 @@ class Engine(Desk):
         """Its machine, if it has one, is at the node of another server: it is as good as lost. What is asleep sleeps
         on: when it is to wake, its snapshot is not found here, and it recovers without."""
         if run.state is RunState.QUEUED:
-            await self._queued(run)
+            await self._starts.queued(run)
         elif run.state is not RunState.SUSPENDED:
             await self._recover(run, f"server {of} was lost while it was {run.state}")
 
     def _is_for_the_shelf(self, record: Record) -> bool:
         return record.sleeps and self._settings.shelve_after_s is not None
 
-    def _take_up(self, head: Head) -> Run:
+    def take_up(self, head: Head) -> Run:
+        """Have the run in memory; somebody is to drive it."""
         run = self._runs[head.run_id] = Run(head, self._context, self._on_wait, self._on_change, self._clock)
         self._on_change(run)
         return run
@@ -223,13 +212,13 @@ class Engine(Desk):
         self._shelf.put(run_id)
 
     async def _take_down(self, run_id: str) -> None:
-        self._drive(self._take_up(await self._context.head(run_id)))
+        self.drive(self.take_up(await self._context.head(run_id)))
 
     async def _adopt(self, run: Run) -> None:
         """What a former server was doing with this run's machine when it ended."""
         run.look()
         if run.state is RunState.QUEUED:
-            await self._queued(run)
+            await self._starts.queued(run)
         elif run.state in (RunState.STARTING, RunState.RESUMING, RunState.RECOVERING):
             # A machine of this epoch may have begun: what it did is like what a lost one did.
             await self._recover(run, f"the server ended while it was {run.state}")
@@ -244,38 +233,13 @@ class Engine(Desk):
 
         await run.atomically(act)
 
-    async def _queued(self, run: Run) -> None:
-        """The first entry of a log: what was asked for."""
-
-        async def act() -> None:
-            if (await self._context.head(run.id)).seq == 0:
-                record = run.record
-                asked = {"request": msgspec.to_builtins(record.request), "source": record.source}
-                asked |= {"made_by": record.made_by, "calls_version": record.calls_version}
-                with suppress(LogConflict):  # a write of before, whose answer was lost, has come through meanwhile
-                    await run.write(NewEntry(kind="run.queued", payload=asked), expected_seq=0)
-
-        await run.atomically(act)
-
-    async def _note(self, run: Run) -> None:
-        """Write the first entry as soon as the database lets us."""
-        pause_s = self._settings.backoff_s
-        while run.state is RunState.QUEUED:
-            try:
-                await self._queued(run)
-                return
-            except (PerdureError, OSError) as error:
-                log.warning("run %s, %s: %s (again in %.1f s)", run.id, run.state, error, pause_s)
-            await self._clock.sleep_until(self._clock.monotonic() + pause_s)
-            pause_s = min(pause_s * 2, self._settings.backoff_max_s)
-
-    def _drive(self, run: Run, *, is_noted: bool = True) -> None:
-        """is_noted: its first entry is written."""
+    def drive(self, run: Run, *, is_noted: bool = True) -> None:
+        """Move the run along. is_noted: its first entry is written."""
         run.driven = True
 
         async def drive() -> None:
             if not is_noted:
-                await self._note(run)
+                await self._starts.note(run)
             await self.queues.wait_for_turn(run)
             machines = self._roads.of(run.record.request)
             driver = Driver(run, machines, self._models, self.endpoint, self._settings)
@@ -287,32 +251,7 @@ class Engine(Desk):
             else:
                 self._runs.pop(run.id, None)
 
-        self._driving[run.id] = self._spawn(drive(), f"run-{run.id}")
-
-    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        task = asyncio.create_task(work, name=name)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled() and task.exception() is not None:
-                log.error("%s ended: %r", name, task.exception(), exc_info=task.exception())
-
-        task.add_done_callback(ended)
-        return task
-
-    async def _to_its_end(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Even where the caller goes away meanwhile: what was made has to be moved along."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-
-        def ended(task: asyncio.Task[Result]) -> None:
-            self._tasks.discard(task)
-            if not task.cancelled():
-                task.exception()  # seen: the caller has it, or does not want to hear of it
-
-        task.add_done_callback(ended)
-        return await asyncio.shield(task)
+        self._driving[run.id] = self._tasks.spawn(drive(), f"run-{run.id}")
 
     async def _listen(self, machines: Machines) -> None:
         async for event in machines.events():
@@ -368,161 +307,46 @@ class Engine(Desk):
 
     async def start(self, request: StartRequest) -> tuple[RunInfo, bool]:
         """Start a run; with a ``key`` that was used before: that run, and False. Conflict: it is of something else."""
-        request.check()
-        check_value(request.input, "the input")
-        await self.queues.check(request)
-        source = await self._context.put_blob(request.source.encode()) if request.source else None
-        policy = request.policy.over(self._settings.policy)
-        kept = msgspec.structs.replace(request, source="", policy=policy)
-        record = Record(
-            state=RunState.QUEUED,
-            request=kept,
-            source=source,
-            made_by=__version__,
-            calls_version=CALLS_VERSION,
-        )
-        return await self._to_its_end(self._start(to_value(record), request))
-
-    async def _start(self, value: Any, request: StartRequest) -> tuple[RunInfo, bool]:
-        head, is_new = await self._create(value, request)
-        await (self._begin(head) if is_new else self.adopt(head))
-        return await self.info(head.run_id), is_new
-
-    async def _begin(self, head: Head) -> None:
-        """Move a run along that was made just now; also where its first entry cannot be written yet."""
-        if self.has(head.run_id):
-            return
-        run, is_noted = self._take_up(head), False
-        try:
-            await self._queued(run)
-            is_noted = True
-        finally:
-            self._drive(run, is_noted=is_noted)
+        run_id, is_new = await self._starts.start(request)
+        return await self.info(run_id), is_new
 
     async def adopt(self, head: Head) -> None:
-        """Move a run along that nobody does: it was made, and whoever asked for it was not told."""
-        if self.has(head.run_id) or from_head(head).state is not RunState.QUEUED:
-            return
-        leases = self._context.leases
-        if leases is None or (await leases.owner(head.run_id)).server == leases.server:
-            await self._begin(head)
-
-    async def _create(self, value: Any, request: StartRequest) -> tuple[Head, bool]:
-        """The new run of this request, or the one that has its key."""
-        run_id = new_id()
-        await self.expect(run_id, msgspec.convert(value, Record))
-        try:
-            head, is_new = await self._create_as(run_id, value, request)
-        except Conflict:
-            await self._forget(run_id)
-            raise
-        if not is_new:
-            await self._forget(run_id)
-        return head, is_new
-
-    async def _forget(self, run_id: str) -> None:
-        """See ``expect``: it was not made."""
-        if self.courier is not None:
-            await self.courier.forget(run_id)
-
-    async def _create_as(self, run_id: str, value: Any, request: StartRequest) -> tuple[Head, bool]:
-        replacing = None
-        while True:
-            key = keys.scoped(request)
-            head = await self._context.create(run_id, value, key=key, replacing=replacing)
-            if head.run_id == run_id:
-                return head, True
-            older = from_head(head).request
-            if not keys.is_over(older, head.created, self._clock.time()):
-                keys.check_same(head, older, request)
-                return head, False
-            replacing = head.run_id
+        """See ``Starts.adopt``."""
+        await self._starts.adopt(head)
 
     async def expect(self, run_id: str, record: Record) -> None:
         """A run is about to be made."""
         if self.courier is not None:
             await self.courier.expect(run_id, record)
 
+    async def forget(self, run_id: str) -> None:
+        """See ``expect``: it was not made."""
+        if self.courier is not None:
+            await self.courier.forget(run_id)
+
     # -- back in time
 
     async def fork(self, run_id: str, *, at: int | None = None, count: int = 1, name: str = "") -> list[RunInfo]:
         """New runs that go on from an entry of this one (None: the newest), each by itself. InvalidValue: no such
         entry, or nothing goes on from it."""
-        if not 1 <= count <= FORKS_MAX:
-            raise InvalidValue(f"{count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
-        return await self._to_its_end(self._fork(run_id, at, count, name))
-
-    async def _fork(self, run_id: str, at: int | None, count: int, name: str) -> list[RunInfo]:
-        if at is None:
-            await self._captured(run_id)
-        head = await self._context.head(run_id)
-        await self.queues.check(from_head(head).request)  # a fork waits in it for its turn
-        seq = await travel.newest(self._context, head) if at is None else at
-        moment = await travel.moment(self._context, run_id, head.branch, seq)
-        origin = RunOrigin(run_id=run_id, branch=head.branch, seq=seq)
-        made = []
-        for number in range(1, count + 1):
-            named = f"{name}-{number}" if name and count > 1 else name
-            record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
-            new = await self._context.branch_off(
-                new_id(),
-                to_value(record),
-                entries,
-                parent_run=run_id,
-                parent=head.branch,
-                fork_seq=seq,
-                epoch=moment.epoch,
-            )
-            self._drive(self._take_up(new))
-            made.append(new.run_id)
+        made = await self._tasks.to_its_end(self._returns.fork(run_id, at, count, name))
         return [await self.info(fork_id) for fork_id in made]
-
-    async def _captured(self, run_id: str) -> None:
-        """Take a checkpoint of a warm machine, so that forks of this moment have all that is in its memory. Where that
-        is not possible now they go on from an older one, or the start, as the log has it."""
-        run = self._runs.get(run_id)
-        if run is None or not run.answers or run.record.steps or run.activity.speaking or run.record.request.is_replay:
-            return
-        try:
-            async with asyncio.timeout(CAPTURE_S):
-                await checkpoints.of_person(run, keep=False)
-        except (PerdureError, TimeoutError) as error:
-            log.info("run %s is forked without a checkpoint: %s", run_id, error)
 
     async def rewind(self, run_id: str, to: int) -> RunInfo:
         """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new
         branch, and the old tail stays readable. InvalidValue, Conflict: see ``travel``."""
-        return await self._to_its_end(self._rewind(run_id, to))
-
-    async def _rewind(self, run_id: str, to: int) -> RunInfo:
-        lock = self._rewinds.setdefault(run_id, asyncio.Lock())  # two make not two of one that has ended
-        async with lock, self._shelf.held(run_id) as found:
-            run = found or self._take_up(await self._context.head(run_id))
-            try:
-                await travel.rewind(run, to)
-            except BaseException:
-                if not run.driven:
-                    self._runs.pop(run_id, None)  # it stays ended, or another server's
-                raise
-            await self._models.forget(run_id)  # what was asked for the old branch is of no use
-            if not run.driven:
-                self._runs[run_id] = run
-                self._drive(run)
+        await self._tasks.to_its_end(self._returns.rewind(run_id, to))
         return await self.info(run_id)
 
     # -- what machines ask
 
     def endpoint(self, run_id: str, epoch: int) -> CallsEndpoint:
-        """Where the machine of an epoch of a run sends its calls."""
-        return CallsEndpoint(url=self._calls_url, run_id=run_id, epoch=epoch, token=self._token(run_id, epoch))
-
-    def _token(self, run_id: str, epoch: int) -> str:
-        return hmac.new(self._secret, f"{run_id}/{epoch}".encode(), hashlib.sha256).hexdigest()
+        """See ``Tokens.endpoint``."""
+        return self._tokens.endpoint(run_id, epoch)
 
     async def answer(self, call: Call, token: str) -> Answer:
         """See ``Calls.answer``. StaleEpoch too: a wrong token, a run that has ended."""
-        if not hmac.compare_digest(token, self._token(call.run_id, call.epoch)):
-            raise StaleEpoch(f"a call for run {call.run_id} has a wrong token", hint="This machine is to end.")
+        self._tokens.check(call, token)
         async with self._shelf.held(call.run_id) as run:
             if run is None and self.tenure is not None and not self.tenure.is_held:
                 raise LeaseLost("this server is beginning anew", hint="Ask again in a moment.")
