@@ -372,6 +372,8 @@ async def test_runs_are_listed_by_what_their_summaries_say(log: ContextLog) -> N
     assert await ids(parent="aa1") == ["ab3"]
     assert await ids(prefix="a", limit=2) == ["aa1", "aa2"]
     assert await ids(prefix="aa") == ["aa1", "aa2"]
+    assert await ids(ids=["c5", "aa1", "none", "b4"], states=["queued"]) == ["aa1", "b4"]
+    assert await ids(ids=[]) == []
     assert await ids(tags={"team": "birds"}) == ["aa1", "aa2"]
     assert await ids(tags={"team": "birds", "size": "big"}) == ["aa1"]
     assert await ids(tags={"team": "fish"}) == ["b4"]

@@ -220,6 +220,19 @@ async def test_it_goes_away_and_comes_back_and_nothing_acknowledged_is_lost(
     await log.close()
 
 
+async def test_the_first_that_is_asked_after_a_restart_is_answered(brittle: PostgresServer) -> None:
+    log = await postgres_log.open(brittle.url)
+    await log.create("run", {})
+    assert (await log.head("run")).seq == 0
+    await asyncio.to_thread(brittle.stop)
+    await asyncio.to_thread(brittle.start)  # all connections that were open are of no use, and nobody knows yet
+    [entry] = await log.append("run", NOTE, epoch=1)
+    await asyncio.to_thread(brittle.stop)
+    await asyncio.to_thread(brittle.start)
+    assert [found.hash for found in await log.read("run")] == [entry.hash]
+    await log.close()
+
+
 async def test_an_older_backup_is_refused(brittle: PostgresServer, tmp_path: Path) -> None:
     with psycopg.connect(brittle.url, autocommit=True) as shell:
         shell.execute("CREATE DATABASE now")

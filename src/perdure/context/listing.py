@@ -56,6 +56,7 @@ def heads_query(
     parent: str | None,
     tags: Mapping[str, str],
     prefix: str,
+    ids: Collection[str] | None,
     released: bool | None,
     beyond: str | None,
     newest: bool,
@@ -66,6 +67,10 @@ def heads_query(
     if states is not None:
         values |= {f"state{number}": state for number, state in enumerate(states)}
         parts.append(f"r.state IN ({', '.join(f':{slot}' for slot in values) or 'NULL'})")
+    if ids is not None:
+        slots = {f"id{number}": run_id for number, run_id in enumerate(ids)}
+        parts.append(f"r.run_id IN ({', '.join(f':{slot}' for slot in slots) or 'NULL'})")
+        values |= slots
     if name is not None:
         parts.append("r.name = :name")
         values["name"] = name

@@ -28,6 +28,7 @@ from perdure.runs.waits import Wait
 log = logging.getLogger(__name__)
 
 DEEPEST = 16  # runs below each other: an agent that runs itself for ever is stopped somewhere
+AT_ONCE = 1000  # children that are looked at in one query
 AGAIN_S = 1.0  # after a failure: the database is away, perhaps
 
 
@@ -100,10 +101,10 @@ class Children:
 
     async def look(self, is_ours: Callable[[str], bool]) -> None:
         """Children at other servers may have ended."""
-        for child in [child for child in self._waiting if not is_ours(child)]:
-            with suppress(NotFound):  # it is being made
-                if from_head(await self._context.head(child)).state in TERMINAL:
-                    await self._tell(child)
+        others = [child for child in self._waiting if not is_ours(child)]
+        for first in range(0, len(others), AT_ONCE):
+            for head in await self._context.heads(ids=others[first : first + AT_ONCE], states=TERMINAL):
+                await self._tell(head.run_id)
 
     def let_go(self) -> None:
         """No run is this server's any more."""

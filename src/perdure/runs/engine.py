@@ -110,6 +110,7 @@ class Engine(Desk):
     async def close(self) -> None:
         await self._tasks.close()
         await self._shelf.close()
+        await asyncio.gather(*(run.doubt.close() for run in self._runs.values()))
         if self.tenure is not None:
             with suppress(PerdureError):  # the database is away: the others see that the lease does not move
                 await self.tenure.end()

@@ -20,6 +20,7 @@ from perdure.runs import places
 from perdure.runs.activity import Activity
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.completions import completion, taking
+from perdure.runs.doubt import Doubt
 from perdure.runs.keyed import Keyed
 from perdure.runs.limits import clocked
 from perdure.runs.record import Record, from_head, to_value
@@ -66,6 +67,7 @@ class Run:
         self._on_change = on_change
         self._lock = asyncio.Lock()
         self._changed = asyncio.Event()
+        self.doubt = Doubt(self.id, self.held, self._settle)
         self.activity = Activity(self.touch, clock)
         self.activity.moved(self.record.state)
         self.capturing = False  # by a checkpoint: nothing is answered meanwhile
@@ -127,7 +129,8 @@ class Run:
 
     async def atomically(self, act: Callable[[], Awaitable[Result]]) -> Result:
         """Run ``act`` under the run's lock, to its end even if the caller goes away meanwhile. Once more, where the log
-        knows more than we do: a write whose answer was lost came through all the same."""
+        knows more than we do: a write whose answer was lost came through all the same. Where nobody knows whether it
+        did, as the database is away, the log is read as soon as that answers."""
 
         async def locked() -> Result:
             async with self._lock:
@@ -137,6 +140,9 @@ class Run:
                     if not await self._reread():
                         raise
                     return await act()
+                except Unavailable:
+                    self.doubt.arise()
+                    raise
 
         task = asyncio.ensure_future(locked())
         hand = self.held()
@@ -154,6 +160,15 @@ class Run:
             self.users -= 1
             if not self.users:
                 self.notify()
+
+    async def _settle(self) -> bool:
+        leases = self.context.leases
+        if not self.is_let_go and leases is not None and not leases.is_sure:
+            return False
+        async with self._lock:
+            if not self.is_let_go:
+                await self._reread()
+        return True
 
     async def _reread(self) -> bool:
         """Take over what the log has; False: that is what is known here. Under the lock."""

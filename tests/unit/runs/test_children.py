@@ -187,3 +187,23 @@ async def test_a_child_that_somebody_took_back_goes_on_without_its_parent(house:
     await house.reaches(kid.id, RunState.SUSPENDED)
     await house.engine.approve(kid.id, None, approved=True)
     assert (await house.ends(kid.id)).state is RunState.COMPLETED
+
+
+async def test_children_at_other_servers_are_looked_at_together(house: Any) -> None:
+    def many() -> Steps:
+        yield Ask("wait/set", {"mode": "all", "waits": [child(), child(), child()]})
+
+    run_id = await house.start(family(many, answers))
+    kids = [await child_of(house, run_id, index) for index in range(3)]
+    for kid in kids:
+        await house.reaches(kid.id, RunState.SUSPENDED)
+    asked, real = list[str](), {name: getattr(house.log, name) for name in ("head", "heads")}
+    for name in real:
+
+        async def counted(*args: Any, _name: str = name, **how: Any) -> Any:
+            asked.append(_name)
+            return await real[_name](*args, **how)
+
+        setattr(house.log, name, counted)
+    await house.engine._children.look(lambda run_id: False)
+    assert asked == ["heads"]

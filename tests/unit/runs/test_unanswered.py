@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from typing import Any
 
 import msgspec
 import pytest
 
 from perdure.errors import Unavailable
+from perdure.model import RunState
 from perdure.testing.house import AGENT
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps
@@ -105,3 +107,40 @@ async def test_a_child_that_was_made_and_not_begun_is_begun(house: Any, lost: st
         house.log.create = create
     run_id = await house.start(program)
     assert (await house.ends(run_id)).result == "grown"
+
+
+@pytest.mark.parametrize("is_shelved", [False, True])
+async def test_an_answer_of_which_nobody_knew_whether_it_was_kept_is_seen_when_the_database_is_back(
+    house: Any, is_shelved: bool
+) -> None:
+    def program() -> Steps:
+        said = yield Ask("wait", {"kind": "approval", "name": "Go on?"})
+        yield Ask("complete", {"result": said.value["approved"]})
+
+    if is_shelved:
+        house.settings = dataclasses.replace(house.settings, shelve_after_s=0.0)
+        await house.restart()
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    append, head, looks = house.log.append, house.log.head, 0
+
+    async def cut(*args: Any, **how: Any) -> Any:
+        await append(*args, **how)
+        house.log.append, house.log.head = append, away
+        raise Unavailable("the connection broke in the middle of a commit")
+
+    async def away(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise Unavailable("the database is away")
+        return await head(*args)
+
+    house.log.append = cut
+    with pytest.raises(Unavailable):
+        await house.engine.approve(run_id, None, approved=True, by="ada")
+    house.log.append = append
+    async with house.engine._shelf.held(run_id) as run:
+        assert run is not None and await run.until(lambda: run.ended, 10)  # nobody writes to it, or asks again
+    assert (await house.ends(run_id)).result is True
+    assert looks >= 3

@@ -4,6 +4,8 @@ Jobs that arrive while a commit is on its way share the next one. What they need
 round trip; what they change is written and committed in another. Servers that write to the same run wait for each
 other's locks there; each sees what the other committed. A job is acknowledged only after the commit that holds it.
 
+A connection that broke since it was last used (the database was restarted) is made anew, and nobody hears of it.
+
 When the connection breaks in the middle of a commit, the database is asked what became of it: so that what was
 committed is acknowledged, and what is refused as ``Unavailable`` was not (unless the database stays away).
 """
@@ -97,6 +99,7 @@ class Writer:
 
     async def _commit(self, jobs: list[Job[Any]], lease: str) -> list[Any]:
         """One result or error per job."""
+        was_open = self._connection is not None
         for tried in range(1, TRIES + 1):
             results: list[Any] = []
             self._xid = ""
@@ -107,10 +110,15 @@ class Writer:
             except (errors.UniqueViolation, errors.DeadlockDetected, errors.SerializationFailure) as error:
                 # Another server was first: what is known now is newer.
                 await self._drop()
+                was_open = False
                 if tried == TRIES:
                     return [self._address.explain(error)] * len(jobs)
             except (psycopg.Error, TimeoutError, PerdureError) as error:
+                is_stale = was_open and self._is_broken and not self._xid
                 await self._drop()
+                if is_stale:  # the database went away and came back since it was used: nothing was asked of it yet
+                    was_open = False
+                    continue
                 if isinstance(error, (*LOST, TimeoutError)) and self._xid and await self._was_committed():
                     return results
                 return [self._address.explain(error)] * len(jobs)
@@ -140,6 +148,10 @@ class Writer:
     def _notice(self, state: State) -> str:
         notice = " ".join([self._server, *dict.fromkeys(run_id for run_id, _ in state.changed_tips)])
         return notice if len(notice.encode()) <= NOTIFY_MAX_BYTES else f"{self._server} *"
+
+    @property
+    def _is_broken(self) -> bool:
+        return self._connection is not None and self._connection.closed
 
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
