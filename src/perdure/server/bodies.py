@@ -14,16 +14,19 @@ from perdure.errors import InvalidValue
 
 Wanted = TypeVar("Wanted")
 
+NDJSON = "application/x-ndjson"
 KEEP_ALIVE_S = 5.0
 
 
-async def body(request: web.Request, kind: type[Wanted]) -> Wanted:
+async def body(request: web.Request, kind: type[Wanted], hint: str = "") -> Wanted:
     """The request's JSON as a value of ``kind``. InvalidValue names the field."""
     data = await request.read()
     try:
         return msgspec.json.decode(data or b"{}", type=kind)
+    except RecursionError:
+        raise InvalidValue(f"the body of {request.method} {request.path} is nested too deeply", hint=hint) from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"the body of {request.method} {request.path}: {error}") from error
+        raise InvalidValue(f"the body of {request.method} {request.path}: {error}", hint=hint) from error
 
 
 def answer(value: Any, status: int = 200) -> web.Response:

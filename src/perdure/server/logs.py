@@ -15,19 +15,18 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from perdure.context.log import ContextLog
-from perdure.errors import InvalidValue, PerdureError, TooLarge
+from perdure.errors import PerdureError, TooLarge
 from perdure.formats.logfile import LINE_MAX_BYTES
 from perdure.model import Frozen
 from perdure.runs import retention
 from perdure.runs.engine import Engine
+from perdure.server.bodies import NDJSON, answer, body
 
-NDJSON = "application/x-ndjson"
 CHUNK_BYTES = 1 << 16
 
 
@@ -74,21 +73,18 @@ class Logs:
 
     async def _import(self, request: web.Request) -> web.Response:
         head = await self._context.take_up(_lines(request), retention.taken_up)
-        return _json(await self._engine.info(head.run_id), 201)
+        return answer(await self._engine.info(head.run_id), 201)
 
     async def _prune(self, request: web.Request) -> web.Response:
         await retention.prune(self._context, await self._engine.find(request.match_info["ref"]))
-        return _json({})
+        return answer({})
 
     async def _prune_older(self, request: web.Request) -> web.Response:
-        try:
-            wanted = msgspec.json.decode(await request.read() or b"{}", type=Prune)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidValue(f"the body of this request: {error}", hint='{"older_than_s": 2592000}') from error
+        wanted = await body(request, Prune, '{"older_than_s": 2592000}')
         before = retention.moment(wanted.older_than_s, time.time())
         runs = await retention.prune_older(self._context, before, dry_run=wanted.dry_run)
         swept = None if wanted.dry_run else await self._context.sweep()
-        return _json({"runs": runs, "swept": swept})
+        return answer({"runs": runs, "swept": swept})
 
 
 async def _lines(request: web.Request) -> AsyncIterator[bytes]:
@@ -104,7 +100,3 @@ async def _lines(request: web.Request) -> AsyncIterator[bytes]:
             del kept[: end + 1]
     if kept:
         yield bytes(kept)
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

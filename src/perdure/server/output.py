@@ -20,9 +20,8 @@ from aiohttp import web
 
 from perdure.errors import PerdureError
 from perdure.runs.engine import Engine
-from perdure.server.bodies import kept_alive, number
+from perdure.server.bodies import NDJSON, kept_alive, number
 
-NDJSON = "application/x-ndjson"
 TAIL_BYTES = 1 << 20
 PIECES = ("offset", "life", "follow", "tail")
 

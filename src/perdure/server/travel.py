@@ -14,15 +14,14 @@ GET  /v1/diff                               ``?a=RUN[:BRANCH]&b=RUN[:BRANCH]&fil
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from perdure.errors import InvalidValue
 from perdure.model import Frozen
 from perdure.runs.engine import Engine
 from perdure.runs.keys import check_name
+from perdure.server.bodies import answer, body
 
 BODY_HINT = "See docs/time-travel.md."
 
@@ -55,20 +54,20 @@ class Travel:
         ]
 
     async def _fork(self, request: web.Request) -> web.Response:
-        run_id, wanted = await self._run(request), await _body(request, Fork)
+        run_id, wanted = await self._run(request), await body(request, Fork, BODY_HINT)
         check_name(wanted.name, "run")
         runs = await self._engine.fork(run_id, at=wanted.at, count=wanted.count, name=wanted.name)
-        return _json({"runs": runs}, 201)
+        return answer({"runs": runs}, 201)
 
     async def _rewind(self, request: web.Request) -> web.Response:
-        run_id, wanted = await self._run(request), await _body(request, Rewind)
-        return _json(await self._engine.rewind(run_id, wanted.to))
+        run_id, wanted = await self._run(request), await body(request, Rewind, BODY_HINT)
+        return answer(await self._engine.rewind(run_id, wanted.to))
 
     async def _tree(self, request: web.Request) -> web.Response:
-        return _json((await self._engine.trees(await self._run(request)))[0])
+        return answer((await self._engine.trees(await self._run(request)))[0])
 
     async def _trees(self, request: web.Request) -> web.Response:
-        return _json({"trees": await self._engine.trees()})
+        return answer({"trees": await self._engine.trees()})
 
     async def _file(self, request: web.Request) -> web.Response:
         run_id, path = await self._run(request), request.query.get("path", "")
@@ -83,18 +82,7 @@ class Travel:
             if not ref:
                 raise InvalidValue(f"no run was named as {name}", hint="?a=RUN&b=RUN")
             sides.append((await self._engine.find(ref), branch))
-        return _json(await self._engine.diff(*sides, files=request.query.get("files") == "1"))
+        return answer(await self._engine.diff(*sides, files=request.query.get("files") == "1"))
 
     async def _run(self, request: web.Request) -> str:
         return await self._engine.find(request.match_info["ref"])
-
-
-async def _body(request: web.Request, kind: type[Any]) -> Any:
-    try:
-        return msgspec.json.decode(await request.read() or b"{}", type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidValue(f"the body of this request: {error}", hint=BODY_HINT) from error
-
-
-def _json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")

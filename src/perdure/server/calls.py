@@ -1,0 +1,84 @@
+"""The part of the server's API that answers what machines ask.
+
+==========================================  =====================================================================
+POST /v1/calls                              from a node (docs/design/0001-contracts.md, 6); its own token
+==========================================  =====================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import aclosing
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from perdure.errors import InvalidValue, LogConflict, NoSpace, Unavailable
+from perdure.model import Call
+from perdure.runs.calls import PREFIX
+from perdure.runs.engine import Engine
+from perdure.server.failures import failure
+
+log = logging.getLogger(__name__)
+
+PATH = "/v1/calls"
+
+
+class CallsApi:
+    """Handlers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def routes(self) -> Iterable[web.RouteDef]:
+        return [web.post(PATH, self._call)]
+
+    async def _call(self, request: web.Request) -> web.StreamResponse:
+        call, token = await _read_call(request)
+        try:
+            answer = await self._engine.answer(call, token)
+        except (Unavailable, LogConflict, NoSpace) as error:
+            # Not the guest's concern: it is asked again until it can be answered, and nothing is lost.
+            log.info("call %s of run %s again: %s", call.key, call.run_id, error.message)
+            again = failure(Unavailable(error.message, hint=error.hint))
+            again.headers["Perdure-Retry"] = "1"
+            return again
+        if call.path.startswith(PREFIX):  # no model's: it is there as a whole
+            whole = b"".join([piece async for piece in answer.body])
+            return web.Response(status=answer.status, headers=_end_to_end(answer.headers), body=whole)
+        response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
+        async with aclosing(answer.body) as body:  # type: ignore[type-var]
+            await response.prepare(request)
+            async for piece in body:
+                await response.write(piece)
+        await response.write_eof()
+        return response
+
+
+async def _read_call(request: web.Request) -> tuple[Call, str]:
+    """A node's request as a call, and its token (docs/design/0001-contracts.md, 6)."""
+    given = request.headers
+    try:
+        headers = msgspec.json.decode(given.get("Perdure-Headers", "{}"), type=dict[str, str])
+        call = Call(
+            run_id=given["Perdure-Run"],
+            epoch=int(given["Perdure-Epoch"]),
+            lane=given["Perdure-Lane"],
+            ordinal=int(given["Perdure-Ordinal"]),
+            method=given["Perdure-Method"],
+            path=given["Perdure-Path"],
+            headers={name.lower(): value for name, value in headers.items()},
+            body=await request.read(),
+            offset=int(given.get("Perdure-Offset", "0")),
+        )
+        return call, given["Perdure-Token"]
+    except (KeyError, ValueError, msgspec.MsgspecError) as error:
+        raise InvalidValue(f"this is not a call: {error!r}", hint="Only nodes ask here.") from error
+
+
+def _end_to_end(headers: Any) -> dict[str, str]:
+    """Without the length: the body begins at the offset, and is framed anew."""
+    skipped = ("content-length", "transfer-encoding", "connection")
+    return {name: value for name, value in headers.items() if name.lower() not in skipped}
