@@ -14,6 +14,7 @@ from perdure.runs.waits import Wait
 
 LONGEST_S = 1e10  # 300 years
 SET_MAX = 1000
+SHOWN = 80  # of a command, where its wait is named
 KINDS = ("time", "signal", "approval", "child")
 
 
@@ -29,6 +30,7 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     show: Any = None
     form: list[Field] = msgspec.field(default_factory=list)
     function: str = ""  # of a child: the agent, in the same file
+    command: list[str] = msgspec.field(default_factory=list)  # of a child: a program instead
     input: Any = None
     image: str = ""  # its parent's
     memory_mib: int = 0
@@ -54,7 +56,14 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             moment(self.until, "until")
 
     def _check_child(self) -> None:
-        if not self.function.isidentifier():
+        if bool(self.function) == bool(self.command):
+            hint = '"function" is an agent of the same file, "command" a program and its arguments.'
+            raise InvalidValue("a child is either a function or a command", hint=hint)
+        if self.command and (not self.command[0] or any("\0" in word for word in self.command)):
+            raise InvalidValue(f"not a command: {self.command[0]!r}", hint="It is a program, and its arguments.")
+        if self.command and self.input is not None:
+            raise InvalidValue("a command has no input", hint="Give it arguments.")
+        if self.function and not self.function.isidentifier():
             raise InvalidValue(f"not the name of a function: {self.function!r}", hint='"function" is the agent.')
         for name in ("memory_mib", "vcpus"):
             if getattr(self, name) < 0:
@@ -62,7 +71,7 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def start(self) -> dict[str, Any]:
         """What a child is started with."""
-        return {name: getattr(self, name) for name in ("function", "input", "image", "memory_mib", "vcpus")}
+        return {name: getattr(self, name) for name in ("function", "command", "input", "image", "memory_mib", "vcpus")}
 
     def wait(self, key: str, now: float, *, of: str = "", index: int = 0) -> Wait:
         """The wait of the call ``key``, begun ``now``; or part ``index`` of the set ``of``."""
@@ -72,7 +81,7 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             id=new_id(),
             key=key,
             kind=self.kind,  # type: ignore[arg-type]  # check knows the kinds
-            name=self.name or self.prompt or self.function,
+            name=self.name or self.prompt or self.function or " ".join(self.command)[:SHOWN],
             child=new_id() if self.kind == "child" else "",
             since=now,
             until=until if seconds is None else now + seconds,

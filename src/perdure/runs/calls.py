@@ -18,9 +18,10 @@ POST /perdure/v1/wait          {"kind": "time", "seconds"}, or        {"kind": "
                                {"kind": "approval", "prompt",         {"kind": "approval", "approved", "comment",
                                "show"?, "form"?: [field, ..],         "values", "by", "at", "timed_out"} (late: not
                                "timeout_s"?}                          approved); a field: ``runs.forms.Field``
-                               {"kind": "child", "function",          {"kind": "child", "run_id", and "result" or
-                               "input"?, "image"?, "memory_mib"?,     "error"}: a run of another agent of the same
-                               "vcpus"?, "timeout_s"?}                file, started once; its image the parent's
+                               {"kind": "child", "function" and       {"kind": "child", "run_id", and "result" or
+                               "input"?, or "command": [word, ..],    "error"}: a run of another agent of the same
+                               "image"?, "memory_mib"?, "vcpus"?,     file, or of a program, started once; its image
+                               "timeout_s"?}                          the parent's
 POST /perdure/v1/wait/set      {"mode": "all" | "any", "waits": [the  {"kind": mode, "timed_out", "order": [index, ..],
                                bodies of waits], "timeout_s"?}        "waits": [the answer, or null, of each]}: once
                                                                       all or one of them came; the others are over

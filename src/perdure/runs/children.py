@@ -176,9 +176,12 @@ class Children:
         if not starts:
             raise NotFound(f"run {parent.run_id} has no entry of the start of its child {wait.child}")
         start, of = starts[0], from_head(parent)
+        command = start.get("command", [])  # older logs have only agents
         request = msgspec.structs.replace(
             of.request,
+            file="" if command else of.request.file,
             function=start["function"],
+            command=command,
             input=start["input"],
             image="" if of.request.is_replay else start["image"] or of.request.image,
             memory_mib=0 if of.request.is_replay else start["memory_mib"],
@@ -194,7 +197,7 @@ class Children:
         return Record(
             state=RunState.QUEUED,
             request=request,
-            source=of.source,
+            source=None if command else of.source,
             parent=parent.run_id,
             depth=of.depth + 1,
             made_by=of.made_by,
@@ -239,8 +242,12 @@ def check(record: Record, asking: Asking) -> None:
     """Raises InvalidValue where this run can have no such child."""
     if asking.kind != "child":
         return
-    if record.source is None:
-        raise InvalidValue("this run is of a program: it has no agents to run", hint="Start it through the server.")
+    if asking.function and record.source is None:
+        hint = 'Give a "command" instead: a program that runs on the same image.'
+        raise InvalidValue("this run is of a program: it has no agents to run", hint=hint)
+    if asking.command and record.request.is_replay:
+        hint = "Run an agent of the same file, or start this one with durability=snapshot."
+        raise InvalidValue("this run has no microVM: no program can be its child", hint=hint)
     if record.depth >= DEEPEST:
         hint = "An agent that runs itself needs an end."
         raise InvalidValue(f"this is a child run {record.depth} levels deep: it has no children", hint=hint)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from perdure.errors import InvalidValue
 from perdure.model import RunInfo, RunState
+from perdure.runs import children
+from perdure.runs.asking import Asking
+from perdure.runs.record import Record, StartRequest
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 
@@ -146,6 +151,12 @@ async def test_the_losing_children_of_a_set_are_cancelled(house: Any) -> None:
         (child("a b"), "not the name of a function: 'a b'"),
         (child(memory_mib=-1), "memory_mib is negative"),
         (child(timeout=1), "unknown field 'timeout'"),
+        (child(command=["sh"]), "either a function or a command"),
+        (child(""), "either a function or a command"),
+        (child("", command=[""]), "not a command: ''"),
+        (child("", command=["a\0b"]), "not a command"),
+        (child("", command="sh"), "Expected `array`, got `str`"),
+        (child("", command=["sh"], input=1), "a command has no input"),
     ],
 )
 async def test_a_child_that_cannot_be(house: Any, asked: dict[str, Any], words: str) -> None:
@@ -207,3 +218,74 @@ async def test_children_at_other_servers_are_looked_at_together(house: Any) -> N
         setattr(house.log, name, counted)
     await house.engine._children.look(lambda run_id: False)
     assert asked == ["heads"]
+
+
+def program_family(words: list[str], end: Callable[[], Steps]) -> Any:
+    """A program, and the one that it has as a child: which of both it is is told by who was there first."""
+    parents: list[str] = []
+
+    def program() -> Steps:
+        begun = yield Ask("begin", {})
+        parents.append(begun.value["run_id"])
+        if parents[-1] == parents[0]:
+            said = yield Ask("wait", child("", command=words))
+            yield Ask("emit", {"name": "said", "value": said.value})
+            return 0
+        return (yield from end())
+
+    return program
+
+
+PROGRAM = {"source": "", "file": "", "function": "", "command": ["sh", "team.sh"]}
+
+
+@pytest.mark.parametrize("of", [{}, PROGRAM])
+async def test_a_program_is_the_child_of_an_agent_or_a_program(house: Any, of: dict[str, Any]) -> None:
+    def ends() -> Steps:
+        yield approval()
+        return 0
+
+    run_id = await house.start(program_family(["sh", "-c", "echo owls"], ends), env={"A": "b"}, **of)
+    kid = await child_of(house, run_id)
+    assert (kid.parent, kid.agent, kid.image) == (run_id, "sh -c echo owls", "image")
+    await house.reaches(kid.id, RunState.SUSPENDED)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.restart()
+    await house.engine.approve(kid.id, None, approved=True)
+    await house.ends(run_id)
+    (said,) = await house.entries(run_id, "emit")
+    result = {"exit_status": 0, "output": "output\n"}
+    assert said.payload["value"] == {"kind": "child", "run_id": kid.id, "result": result, "timed_out": False}
+    plan = house.machines.plans[-1]
+    assert (plan.command, plan.agent, plan.source, plan.env) == (["sh", "-c", "echo owls"], "", b"", {"A": "b"})
+
+
+async def test_a_program_that_fails_is_told_with_its_exit_status(house: Any) -> None:
+    def ends() -> Steps:
+        yield Ask("emit", {"name": "begun", "value": 1})
+        return 3
+
+    run_id = await house.start(program_family(["sh"], ends), **PROGRAM)
+    await house.ends(run_id)
+    (said,) = await house.entries(run_id, "emit")
+    error = said.payload["value"]["error"]
+    assert (error["code"], error["details"]["exit_status"]) == ("program-failed", 3)
+
+
+async def test_a_program_has_no_agents(house: Any) -> None:
+    def program() -> Steps:
+        said = yield Ask("wait", child())
+        yield Ask("emit", {"name": "said", "value": said.value["error"]})
+
+    run_id = await house.start(program, **PROGRAM)
+    await house.ends(run_id)
+    (said,) = await house.entries(run_id, "emit")
+    assert "it has no agents" in said.payload["value"]["message"] and "command" in said.payload["value"]["hint"]
+
+
+def test_a_run_without_microvms_has_no_programs() -> None:
+    request = StartRequest(source="x", file="agent.py", function="main", durability="replay")
+    record = Record(state=RunState.RUNNING, request=request, source="sha256:1")
+    with pytest.raises(InvalidValue, match="no program can be its child"):
+        children.check(record, Asking(kind="child", command=["sh"]))
+    children.check(record, Asking(kind="child", function="other"))
