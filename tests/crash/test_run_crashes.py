@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from perdure.context.points import EVERY
 from perdure.testing.crash.life import Life, Outcome, Wish
 from perdure.testing.crash.matrix import Asked, Matrix, compare, live
-from perdure.testing.crash.points import LEASES, ROWS
 from perdure.testing.crash.workload import BY_NAME
 
 # A server that says that an emit was written, and writes it a moment later.
@@ -87,6 +87,10 @@ async def test_every_durable_write_has_a_row_in_the_matrix() -> None:
         "step.result:before:1",
         "diverged:before:1",
         "file.server.secret:before:1",
+        "row.hook:after:9",
+        "row.key:before:1",
+        "row.pruned:before:1",
+        "row.swept:before:1",
     ],
 )
 async def test_a_server_that_dies_there_loses_nothing_and_repeats_nothing(crash: str) -> None:
@@ -119,7 +123,7 @@ async def test_the_table_tells_what_was_lived_and_what_was_wrong() -> None:
     matrix.outcomes += [outcome, bad]
     table = matrix.table()
     assert "| `emit` | the program said something | -, **1 wrong** | 1 |" in table
-    assert table.count("\n| `") == len(ROWS | LEASES)
+    assert table.count("\n| `") == len(EVERY)
     assert '"crash": "emit:after:1"' in matrix.to_json()
 
 

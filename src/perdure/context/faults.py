@@ -3,7 +3,7 @@
 Every write of the control plane has a name, its *point*, made from what is written, so that no write can forget to
 have one: the kinds of the entries in a transaction (``step.intent``, ``run.suspended`` …), ``row.WHAT`` for rows beside
 them (``State.points``), ``file.NAME`` for files of the server. A transaction that holds several writes is at all their
-points.
+points. ``context.points`` lists them.
 
     PERDURE_CRASH=POINT[:before|after][:N]    the process kills itself at the Nth (1) write of that name: just before it
                                               is committed, or just after, when nobody was told of it yet
@@ -17,6 +17,7 @@ import signal
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from perdure.context.points import EVERY
 from perdure.errors import InvalidValue
 
 MOMENTS = ("before", "after")
@@ -42,6 +43,9 @@ class Faults:
         if more or moment not in MOMENTS or count < 1:
             hint = "It is POINT, POINT:before, POINT:after, or one of them with :N for the Nth time."
             raise InvalidValue(f"PERDURE_CRASH is {asked!r}", hint=hint)
+        if asked and point not in EVERY:
+            hint = f"Points are {', '.join(EVERY)} (docs/testing.md)."
+            raise InvalidValue(f"PERDURE_CRASH is {asked!r}: no write has that name", hint=hint)
         return Faults(point, moment, count, record=Path(record) if record else None)
 
     def reach(self, moment: str, points: Collection[str]) -> None:

@@ -25,6 +25,7 @@ from perdure.client.server import ServerClient
 from perdure.errors import Unavailable
 from perdure.host.paths import Home
 from perdure.testing.postgres import PostgresServer, postgres_server
+from perdure.testing.will import Will
 
 START_S = 60.0
 LOOK_S = 0.02
@@ -107,7 +108,8 @@ class _NodeSocket(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
 class Server:
     """One perdured, which can be killed, stopped and started again."""
 
-    def __init__(self, folder: Path, environ: dict[str, str], provider_url: str) -> None:
+    def __init__(self, folder: Path, environ: dict[str, str], provider_url: str, *, will: Will | None = None) -> None:
+        self._will = will
         self.home = Home(folder, folder / "cache").make()
         (folder / "settings.toml").write_text(f'[providers.test]\nbase_url = "{provider_url}"\nmodel = "tiny"\n')
         self.client = ServerClient(self.home)
@@ -135,6 +137,8 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "perdure.server"], env=self.environ, stdout=output, stderr=output
             )
+        if self._will is not None:
+            self._will.kill(self._process.pid)
 
     def up(self) -> None:
         self.start()
@@ -171,7 +175,7 @@ class Server:
 class Fleet:
     """The database, the provider, and the servers."""
 
-    def __init__(self, folder: Path, database: PostgresServer, count: int, *, schema: str = "") -> None:
+    def __init__(self, folder: Path, database: PostgresServer, count: int, *, will: Will | None = None) -> None:
         self.database = database
         self.provider = CountingProvider()
         environ = {
@@ -179,7 +183,9 @@ class Fleet:
             "PERDURE_HEARTBEAT_S": str(HEARTBEAT_S),
             "PERDURE_LOST_S": str(LOST_S),
         }
-        self.servers = [Server(folder / f"server{number}", environ, self.provider.url) for number in range(count)]
+        self.servers = [
+            Server(folder / f"server{number}", environ, self.provider.url, will=will) for number in range(count)
+        ]
 
     def up(self) -> None:
         for server in self.servers:
@@ -193,10 +199,13 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, count: int) -> Iterator[Fleet]:
-    """A database of its own, and so many servers that are up."""
+def fleet(folder: Path, count: int, *, will: Will | None = None) -> Iterator[Fleet]:
+    """A database of its own, and so many servers that are up. will: of the program, where it may be killed."""
     with postgres_server() as database:
-        made = Fleet(folder, database, count)
+        if will is not None:
+            will.kill(database.pid)
+            will.remove(database.folder)
+        made = Fleet(folder, database, count, will=will)
         try:
             made.up()
             yield made

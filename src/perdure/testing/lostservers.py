@@ -25,6 +25,7 @@ from perdure.client.server import ENDED
 from perdure.errors import Conflict, PerdureError, Unavailable
 from perdure.model import Entry, RunState
 from perdure.testing.fleet import LOST_S, Fleet, Server, fleet
+from perdure.testing.will import Will
 
 PARTS = 3  # turns and steps of each run
 END_S = 120.0  # after the last blow, until all runs have ended
@@ -225,10 +226,10 @@ def read_ledger(path: Path) -> dict[str, list[float]]:
     return found
 
 
-def lose(folder: Path, *, runs: int, servers: int, seed: int) -> tuple[list[str], str]:
+def lose(folder: Path, *, runs: int, servers: int, seed: int, will: Will | None = None) -> tuple[list[str], str]:
     """What did not hold, and what was done, in words."""
     began, ledger = time.monotonic(), folder / "ledger"
-    with fleet(folder, servers) as made:
+    with fleet(folder, servers, will=will) as made:
         blows = Blows(random.Random(seed), made)
         people = People(made, AGENT.format(ledger=str(ledger)), runs, seed)
         most = max(2, runs // 12)
@@ -264,8 +265,9 @@ def main() -> int:
     parser.add_argument("--servers", type=int, default=3)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="perdure-lost-") as folder:
-        wrong, did = lose(Path(folder), runs=options.runs, servers=options.servers, seed=options.seed)
+    with Will() as will, tempfile.TemporaryDirectory(prefix="perdure-lost-") as folder:
+        will.remove(Path(folder))
+        wrong, did = lose(Path(folder), runs=options.runs, servers=options.servers, seed=options.seed, will=will)
     for what in wrong:
         print(f"WRONG: {what}")
     print(f"{did}; seed {options.seed}; {len(wrong)} wrong")

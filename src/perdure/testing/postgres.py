@@ -33,7 +33,7 @@ class PostgresServer:
 
     def __init__(self, folder: Path) -> None:
         self._bin = binaries() or Path()
-        self._folder = folder
+        self.folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._numbers = itertools.count(1)
         self._user: dict[str, Any] = {}
@@ -48,9 +48,15 @@ class PostgresServer:
         with (self._data / "postgresql.conf").open("a") as settings:
             settings.write(f"listen_addresses = ''\nunix_socket_directories = '{folder}'\nshared_buffers = 32MB\n")
 
+    @property
+    def pid(self) -> int:
+        """Of its first process, while it runs."""
+        assert self._process is not None
+        return self._process.pid
+
     def _run(self, program: str, *words: str) -> None:
         done = subprocess.run(
-            [self._bin / program, *words], capture_output=True, text=True, cwd=self._folder, check=False, **self._user
+            [self._bin / program, *words], capture_output=True, text=True, cwd=self.folder, check=False, **self._user
         )
         if done.returncode:
             raise RuntimeError(f"{program}: {done.stderr}{done.stdout}")
@@ -61,25 +67,25 @@ class PostgresServer:
             settings.write(line + "\n")
 
     def start(self) -> None:
-        with (self._folder / "log").open("ab") as output:
+        with (self.folder / "log").open("ab") as output:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", str(self._data)],
                 stdout=output,
                 stderr=output,
-                cwd=self._folder,
+                cwd=self.folder,
                 start_new_session=True,
                 **self._user,
             )
         deadline = time.monotonic() + START_S
-        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self._folder], check=False).returncode:
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", self.folder], check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError((self._folder / "log").read_text()[-4000:])
+                raise RuntimeError((self.folder / "log").read_text()[-4000:])
             time.sleep(0.02)
 
     def new_database(self) -> str:
         """The url of an empty one."""
         name = f"life_{next(self._numbers)}"
-        words = ["-q", "-h", str(self._folder), "-U", "postgres", "-c", f"CREATE DATABASE {name}"]
+        words = ["-q", "-h", str(self.folder), "-U", "postgres", "-c", f"CREATE DATABASE {name}"]
         self._run("psql", *words, "postgres")
         return self.url.replace("///postgres?", f"///{name}?")
 

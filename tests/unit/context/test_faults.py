@@ -70,10 +70,19 @@ def test_what_is_not_reached_kills_nobody_and_points_are_recorded(tmp_path: Path
     assert record.read_text().split().count("note") == 3
 
 
-@pytest.mark.parametrize("asked", ["a:sometimes", "a:before:0", "a:before:1:2"])
+@pytest.mark.parametrize("asked", ["note:sometimes", "note:before:0", "note:before:1:2"])
 def test_nonsense_is_refused(asked: str) -> None:
     with pytest.raises(InvalidValue, match="PERDURE_CRASH"):
         Faults.wanted({"PERDURE_CRASH": asked})
+
+
+@pytest.mark.parametrize("asked", ["nonsense", "step.intents:after:2", ":before", "row.hooks"])
+def test_a_point_that_is_none_is_refused_with_those_that_are(asked: str) -> None:
+    with pytest.raises(InvalidValue, match="no write has that name") as caught:
+        Faults.wanted({"PERDURE_CRASH": asked})
+    assert all(
+        name in caught.value.hint for name in ("step.intent", "row.hook.dropped", "lease.take", "file.server.json")
+    )
 
 
 def test_nobody_asked_for_it() -> None:

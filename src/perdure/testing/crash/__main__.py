@@ -19,12 +19,14 @@ import sys
 from pathlib import Path
 
 from perdure.testing.crash.matrix import Asked, Matrix, ProgressLine
+from perdure.testing.will import Will
 
 
 def main() -> int:
-    matrix, line = Matrix(Asked.of(os.environ)), ProgressLine()
-    asyncio.run(matrix.run(line))
-    line.end()
+    with Will() as will:
+        matrix, line = Matrix(Asked.of(os.environ), will=will), ProgressLine()
+        asyncio.run(matrix.run(line))
+        line.end()
     build = Path("build")
     build.mkdir(exist_ok=True)
     (build / "crash.json").write_text(matrix.to_json())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perdure.errors import PerdureError
 from perdure.host.paths import Home
 from perdure.model import RunInfo
+from perdure.testing.crash import hooked
 from perdure.testing.crash.people import as_line
 from perdure.testing.crash.workload import EFFECTS, Plan
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 # What a guest was told is in the log: by path, the kinds of entries of which one is there.
 ANSWERED = {
     "/perdure/v1/emit": ("emit",),
+    "/perdure/v1/value": ("value",),
     "/perdure/v1/message": ("message",),
     "/perdure/v1/messages": ("note",),
     "/perdure/v1/step": ("step.intent", "step.result"),
@@ -35,6 +37,7 @@ async def wrong(life: Life, ends: list[tuple[Plan, RunInfo]]) -> list[str]:
     wanted = len(ends) + sum(plan.made for plan in {plan.name: plan for plan, _ in ends}.values())
     if len(known) != wanted:
         found.append(f"there are to be {wanted} runs, {len(known)} are there")
+    found += await hooked.wrong(life, [info for _, info in ends])
     for plan, info in ends:
         found += [f"{plan.name} ({info.id}): {what}" for what in await _of_run(life, plan, info)]
     return found
@@ -54,7 +57,7 @@ async def _of_run(life: Life, plan: Plan, info: RunInfo) -> list[str]:
         *_effects(life, run, entries),
     ]
     try:
-        count = int((await life.people.ask(lambda client: client.verify(run)))["entries"])
+        count = await life.people.verify(run)
     except PerdureError as error:
         return [*found, f"its chain does not verify: {error}"]
     return found if count == len(here) else [*found, f"its chain has {count} entries, {len(here)} were read"]

@@ -16,18 +16,23 @@ from perdure.errors import PerdureError
 from perdure.host.paths import Home
 from perdure.model import RunInfo, SandboxSpec
 from perdure.server.machines import LABEL
-from perdure.testing.crash import checks
+from perdure.testing.crash import checks, pruning
+from perdure.testing.crash.listener import NAME, STATES, Listener
 from perdure.testing.crash.node import SmallNode
 from perdure.testing.crash.people import People
 from perdure.testing.crash.provider import CountingProvider
 from perdure.testing.crash.workload import PLANS, Outside, Plan, program
 from perdure.testing.machines import Program
+from perdure.testing.will import Will
 
 LIFE_S = 90.0  # within which everything has ended
 START_S = 30.0
 END_S = 20.0
 SERVER = (sys.executable, "-m", "perdure.server")
 SETTINGS = """provider = "test"
+[hooks.{hook}]
+url = "{hook_url}"
+states = [{states}]
 [providers.test]
 base_url = "{url}"
 model = "tiny"
@@ -44,17 +49,19 @@ class Death:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to happen in a life. ``crash``: POINT:MOMENT:N at which its first server dies, or a later one. ``kills``:
-    so many deaths at random instants, drawn from ``seed``."""
+    """What is to happen in a life. ``crash``: POINT:MOMENT:N at which its first server dies; or with ``before`` its
+    second one, where the first died at that. ``kills``: so many deaths at random instants, drawn from ``seed``."""
 
     database: str = "sqlite"
     crash: str = ""
-    server: int = 1  # which one it is that dies there
+    before: str = ""
     kills: int = 0
     seed: int = 0
 
     @property
     def name(self) -> str:
+        if self.before:
+            return f"{self.crash} after {self.before}"
         return self.crash or (f"random {self.seed}" if self.kills else "undisturbed")
 
 
@@ -69,6 +76,11 @@ class Outcome:
     points: list[str] = field(default_factory=list)  # of all writes, in order
     random_deaths: int = 0
 
+    @property
+    def is_reached(self) -> bool:
+        """A server died where one was to."""
+        return sum(death.who == "server" for death in self.deaths) > bool(self.wish.before)
+
 
 class Life:
     """Made for one ``run``."""
@@ -81,12 +93,15 @@ class Life:
         database: str = "",
         server: Sequence[str] = SERVER,
         plans: Sequence[Plan] = PLANS,
+        will: Will | None = None,
     ) -> None:
-        """database: the url of an empty one of PostgreSQL. server: the command line of perdured."""
+        """database: the url of an empty one of PostgreSQL. server: the command line of perdured. will: of the program,
+        where it may be killed."""
         self.wish, self._folder, self._command, self._plans = wish, folder, server, plans
-        self._database = database
+        self._database, self._will = database, will
         self.home = Home(folder / "home", folder / "cache").make()
         self.provider = CountingProvider()
+        self.listener = Listener()
         self.node = SmallNode(self.home, self._program)
         self.outside = Outside(folder / "ledger", self._lose)
         self.people = People(self.home, self.outside.ledger)
@@ -101,19 +116,23 @@ class Life:
     async def run(self) -> Outcome:
         began = time.monotonic()
         await self.provider.open()
+        await self.listener.open()
         await self.node.open()
-        (self.home.root / "settings.toml").write_text(SETTINGS.format(url=self.provider.url))
+        self.people.hook = self.listener.url
+        told = {"hook": NAME, "hook_url": self.listener.url, "states": ", ".join(f'"{state}"' for state in STATES)}
+        (self.home.root / "settings.toml").write_text(SETTINGS.format(url=self.provider.url, **told))
         serving = asyncio.create_task(self._serve())
         killing = asyncio.create_task(self._kill_at_random())
         people = [asyncio.create_task(self._see_through(plan)) for plan in self._plans]
         try:
             async with asyncio.timeout(LIFE_S):
                 await asyncio.wait(people, return_when=asyncio.FIRST_EXCEPTION)
-                killing.cancel()
                 ends = [(plan, info) for plan, of in zip(self._plans, people, strict=True) for info in await of]
                 await self._released()
-                await self.people.tidy_up()
                 self.wrong += await checks.wrong(self, ends)
+                await self.people.tidy_up()
+                self.wrong += await pruning.wrong(self, ends)
+                killing.cancel()
         except TimeoutError:
             self.wrong.append(f"it had not ended after {LIFE_S:g} s: {self._tail()}")
         except PerdureError as error:
@@ -125,6 +144,7 @@ class Life:
             await self._end(serving)
             await self.node.close()
             await self.provider.close()
+            await self.listener.close()
         record = self._folder / "points"
         points = record.read_text().split() if record.exists() else []
         return Outcome(self.wish, self.wrong, self.deaths, time.monotonic() - began, points, self._killed)
@@ -140,10 +160,9 @@ class Life:
 
     async def _serve(self) -> None:
         """A server, and another one whenever it has died."""
-        number = 0
+        crashes = [crash for crash in (self.wish.before, self.wish.crash) if crash]
         while not self._ending:
-            number += 1
-            crash = self.wish.crash if number == self.wish.server else ""
+            crash = crashes.pop(0) if crashes else ""
             environ = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE", "OPENAI"))}
             environ |= {"PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
             environ |= {"PERDURE_CRASH_POINTS": str(self._folder / "points"), "PERDURE_CRASH": crash}
@@ -151,6 +170,8 @@ class Life:
             with (self._folder / "perdured.log").open("ab") as log:
                 process = await asyncio.create_subprocess_exec(*self._command, env=environ, stderr=log, stdout=log)
             self._process = process
+            if self._will is not None:
+                self._will.kill(process.pid)
             status = await process.wait()
             if status == -signal.SIGKILL:
                 self.deaths.append(Death("server", time.time()))

@@ -16,12 +16,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from perdure.context.faults import MOMENTS
+from perdure.context.points import EVERY, POINTS
 from perdure.testing.crash.life import Life, Outcome, Wish
-from perdure.testing.crash.points import AFTER_A_DEATH, LEASES, ROWS, rows
 from perdure.testing.postgres import PostgresServer, postgres_server
+from perdure.testing.will import Will
 
 Show = Callable[[str, list[str]], None]  # how far it is, and what was wrong in the last life
 
+AFTER_A_DEATH = ("lease.remove", "lease.take")  # the server that follows on a dead one comes by
+A_DEATH = "wait.started:after:4"  # in the middle: it leaves runs
 KILLS = 5  # at random instants, in one life
 SHOWN_EVERY_S = 5.0  # where standard error is no terminal
 
@@ -75,6 +78,7 @@ class Matrix:
     outcomes: list[Outcome] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     postgres: PostgresServer | None = None  # while its lives are lived
+    will: Will | None = None  # of the program
     planned: int = 0
     began: float = field(default_factory=time.monotonic)
     _shown: float = 0.0
@@ -82,6 +86,9 @@ class Matrix:
     async def run(self, show: Show) -> None:
         for database in self.asked.databases:
             with postgres_server() if database == "postgres" else nullcontext() as self.postgres:
+                if self.will is not None and self.postgres is not None:
+                    self.will.kill(self.postgres.pid)
+                    self.will.remove(self.postgres.folder)
                 await self._run_on(database, show)
 
     async def _run_on(self, database: str, show: Show) -> None:
@@ -92,21 +99,22 @@ class Matrix:
             batch = [Wish(database=database, kills=KILLS, seed=seed + n) for n in range(2 * self.asked.at_once)]
             seed += len(batch)
             instants += sum(outcome.random_deaths for outcome in await self._live(batch, show))
-        self.wrong += compare(database, (point for outcome in self.outcomes for point in outcome.points))
+        lives = [outcome for outcome in self.outcomes if outcome.wish.database == database]
+        self.wrong += compare(database, (point for outcome in lives for point in outcome.points))
+        for point in self._points(database):
+            for moment in MOMENTS:
+                if not any(o.is_reached for o in self._lives(database, point, moment)):
+                    self.wrong.append(f"{database}: no server died at {point}:{moment}")
 
     def _wishes(self, database: str, counts: Mapping[str, int]) -> Iterable[Wish]:
-        for point in rows(database):
-            if self.asked.points and not point.startswith(self.asked.points):
-                continue
+        for point in self._points(database):
             last = max(counts.get(point, 1), 1)
             chosen = sorted({1 + (last - 1) * n // max(self.asked.times - 1, 1) for n in range(self.asked.times)})
             for moment in MOMENTS:
                 for number in chosen:
                     crash = f"{point}:{moment}:{number}"
-                    if point in AFTER_A_DEATH:
-                        yield Wish(database=database, crash=crash, server=2, kills=1)
-                    else:
-                        yield Wish(database=database, crash=crash)
+                    before = A_DEATH if point in AFTER_A_DEATH else ""
+                    yield Wish(database=database, crash=crash, before=before)
 
     async def _live(self, wishes: list[Wish], show: Show) -> list[Outcome]:
         self.planned += len(wishes)
@@ -115,7 +123,7 @@ class Matrix:
         async def one(wish: Wish) -> Outcome:
             async with room:
                 url = "" if self.postgres is None else await asyncio.to_thread(self.postgres.new_database)
-                outcome = await live(wish, url, keep=self.asked.keep)
+                outcome = await live(wish, url, keep=self.asked.keep, will=self.will)
             self.outcomes.append(outcome)
             wrong = [f"{wish.database}, {wish.name}: {what}" for what in outcome.wrong]
             self.wrong += wrong
@@ -136,7 +144,7 @@ class Matrix:
         titles = [f"{database}, {moment}" for database in databases for moment in MOMENTS]
         lines.append("| point | the server dies while | " + " | ".join(titles) + " |\n")
         lines.append("| --- | --- |" + " --- |" * len(titles) + "\n")
-        for point, what in (ROWS | LEASES).items():
+        for point, what in EVERY.items():
             cells = [self._cell(database, point, moment) for database in databases for moment in MOMENTS]
             lines.append(f"| `{point}` | {what} | " + " | ".join(cells) + " |\n")
         lines.append("\n| at random instants | lives | servers killed | machines killed | wrong |\n")
@@ -150,11 +158,18 @@ class Matrix:
         return "".join(lines)
 
     def _cell(self, database: str, point: str, moment: str) -> str:
+        lives = self._lives(database, point, moment)
+        reached, wrong = sum(o.is_reached for o in lives), sum(bool(o.wrong) for o in lives)
+        return (f"{reached}" if reached else "-") + (f", **{wrong} wrong**" if wrong else "")
+
+    def _lives(self, database: str, point: str, moment: str) -> list[Outcome]:
+        """Those whose server was to die there."""
         begin = f"{point}:{moment}:"
-        lives = [o for o in self.outcomes if o.wish.database == database and o.wish.crash.startswith(begin)]
-        reached = [o for o in lives if sum(death.who == "server" for death in o.deaths) >= o.wish.server]
-        wrong = sum(bool(o.wrong) for o in lives)
-        return (f"{len(reached)}" if reached else "-") + (f", **{wrong} wrong**" if wrong else "")
+        return [o for o in self.outcomes if o.wish.database == database and o.wish.crash.startswith(begin)]
+
+    def _points(self, database: str) -> list[str]:
+        """Those that are asked for."""
+        return [point for point in rows(database) if not self.asked.points or point.startswith(self.asked.points)]
 
     def to_json(self) -> str:
         lives = [
@@ -164,21 +179,30 @@ class Matrix:
         return json.dumps({"lives": lives, "wrong": self.wrong}, indent=1) + "\n"
 
 
+def rows(database: str) -> dict[str, str]:
+    """The points that the lives on a database come by."""
+    return EVERY if database == "postgres" else POINTS
+
+
 def compare(database: str, points: Iterable[str]) -> list[str]:
     """What lives wrote, against the rows of the matrix."""
     reached = set(points)
     found = [f"{point} is written, and has no row in the matrix" for point in sorted(reached - set(rows(database)))]
-    return found + [f"no life on {database} comes by {point}" for point in sorted(set(ROWS) - reached)]
+    return found + [f"no life on {database} comes by {point}" for point in sorted(set(rows(database)) - reached)]
 
 
-async def live(wish: Wish, database: str = "", *, keep: bool = False) -> Outcome:
+async def live(wish: Wish, database: str = "", *, keep: bool = False, will: Will | None = None) -> Outcome:
     """One life in a folder of its own. database: the url of an empty one of PostgreSQL."""
     folder = Path(tempfile.mkdtemp(prefix="crash-"))  # short: sockets have their paths in it
-    outcome = await Life(folder, wish, database=database).run()
+    if will is not None:
+        will.remove(folder)
+    outcome = await Life(folder, wish, database=database, will=will).run()
     if outcome.wrong and keep:
         outcome.wrong.append(f"its folder is {folder}")
     else:
         await asyncio.to_thread(shutil.rmtree, folder)
+    if will is not None:
+        will.keep(folder)
     return outcome
 
 

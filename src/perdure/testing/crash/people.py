@@ -15,7 +15,8 @@ import aiohttp
 from perdure.client.server import ServerClient
 from perdure.errors import Conflict, NotFound, PerdureError, Unavailable
 from perdure.host.paths import Home
-from perdure.model import RunInfo, RunState
+from perdure.model import Entry, RunInfo, RunState
+from perdure.testing.crash.listener import STATES
 from perdure.testing.crash.workload import Plan
 
 Result = TypeVar("Result")
@@ -25,6 +26,9 @@ ENDED = (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED)
 LOOK_S = 0.1
 QUEUE = "line"  # and a schedule of the same name
 AGAIN_S = 0.03
+LONG_S = 1e9  # longer than anything here: in seconds before now a moment that was
+SWEEPS = 3
+ONCE = {"once": "yes"}  # a tag
 
 
 @dataclass
@@ -36,6 +40,8 @@ class People:
     ledger: Path
     acknowledged: list[tuple[str, str, str]] = field(default_factory=list)  # run, kind, part of the payload
     seen: dict[Place, str] = field(default_factory=dict)
+    hook: str = ""  # a url that a run brings along
+    hooked: set[str] = field(default_factory=set)  # runs that did
 
     def __post_init__(self) -> None:
         self._client = ServerClient(self.home)
@@ -69,11 +75,63 @@ class People:
         asked = {**request, "key": plan.name, "policy": plan.policy, **plan.more}
         if plan.takes_ledger:
             asked["input"] = {"ledger": str(self.ledger)}
-        run_id = (await self.ask(lambda client: client._info("POST", "/v1/runs", asked))).id
+        if plan.brings_hook:
+            asked["hooks"] = [{"url": self.hook, "states": list(STATES)}]
+        run_id = await (self._start_once if plan.again else self._start)(asked)
         self.acknowledged.append((run_id, "run.queued", plan.name))
+        if plan.brings_hook:
+            self.hooked.add(run_id)
         for name in plan.early:
             await self._signal(run_id, name, "early")
-        return await self._accompany(plan, run_id, forks=plan.forks)
+        ended = await self._accompany(plan, run_id, forks=plan.forks)
+        if plan.tags:
+            await self.ask(lambda client: client.tag(run_id, plan.tags))
+            self.acknowledged += [(run_id, "tagged", value) for value in plan.tags.values()]
+        if plan.again:
+            run_id = await self._start({**asked, "key_ttl_s": LONG_S})
+            self.acknowledged.append((run_id, "run.queued", plan.name))
+            ended += await self._accompany(plan, run_id, forks=0)
+        return ended
+
+    async def _start(self, asked: dict[str, Any]) -> str:
+        """Its key says that it is the same one where it is asked for again."""
+        return (await self.ask(lambda client: client._info("POST", "/v1/runs", asked))).id
+
+    async def _start_once(self, asked: dict[str, Any]) -> str:
+        """Its key is over soon: who is not told of the run looks for it first."""
+
+        def work(client: ServerClient) -> RunInfo:
+            made = client.runs(tags=ONCE)
+            return made[0] if made else client._info("POST", "/v1/runs", {**asked, "tags": ONCE})
+
+        return (await self.ask(work)).id
+
+    async def info(self, run_id: str) -> RunInfo:
+        return await self.ask(lambda client: client.get(run_id))
+
+    async def lineage(self, run_id: str) -> list[Entry]:
+        """What its current branch has, also from those that it comes from."""
+        return await self.ask(lambda client: list(client.entries(run_id, compact=True)))
+
+    async def verify(self, run_id: str) -> int:
+        """How many entries its chains have. ProtocolError: one does not hold."""
+        return int((await self.ask(lambda client: client.verify(run_id)))["entries"])
+
+    async def prune(self, run_id: str) -> None:
+        """Drop its log."""
+        while True:
+            try:
+                await self.ask(lambda client: client.prune(run_id))
+            except Conflict as error:
+                if "pruned already" not in str(error):
+                    await asyncio.sleep(AGAIN_S)  # what is left of its sandbox is being removed
+                    continue
+            return  # also where a former server did it that could not say so
+
+    async def sweep(self) -> None:
+        """Let go of large values that nothing refers to: those of the sweep before the last."""
+        for _ in range(SWEEPS):
+            await self.ask(lambda client: client.prune_older(LONG_S))
 
     async def _accompany(self, plan: Plan, run_id: str, *, forks: int) -> list[RunInfo]:
         watching, others = asyncio.create_task(self._watch(run_id)), list[asyncio.Task[list[RunInfo]]]()

@@ -14,7 +14,8 @@ from perdure.testing.crash.provider import BROKEN, REFUSED
 from perdure.testing.machines import CHAT, Ask, Effect, Program
 
 Steps = Generator[Any, Any, Any]
-LARGE = "a large value " * 100  # goes to a blob
+LARGE = "a large value " * 100  # goes to a blob, that several runs share
+LARGE_ALONE = "a large value of one run " * 100
 
 
 class Outside:
@@ -69,6 +70,10 @@ class Plan:
     forks: int = 0  # while it sleeps; then it is rewound
     takes_ledger: bool = False  # its input is the ledger's path
     made: int = 0  # runs that it makes itself
+    brings_hook: bool = False
+    tags: dict[str, str] = field(default_factory=dict)  # set once it has ended
+    again: bool = False  # once it has ended its key is over, and starts another one
+    is_pruned: bool = False  # its log, at the end; of a run with forks theirs
 
 
 def chat(text: str, at: int, **more: Any) -> Ask:
@@ -105,6 +110,7 @@ def everything(outside: Outside, run: str) -> Steps:
     verdict = yield Ask("wait", {"kind": "approval", "prompt": "Go on?", "show": {"draft": LARGE}}, at=6)
     done = yield from streamed("everything two", 7)
     yield Ask("wait", {"kind": "time", "seconds": 0.1}, at=8)
+    drawn = yield Ask("value", {"of": "uuid"}, at=12)
     both = yield [
         Ask("wait", {"kind": "signal", "name": "left"}, lane="main.1", at=0),
         Ask("wait", {"kind": "signal", "name": "right"}, lane="main.2", at=0),
@@ -112,12 +118,14 @@ def everything(outside: Outside, run: str) -> Steps:
     yield Ask("checkpoint", {"keep": False}, at=9)
     paid = yield from step(outside, run, "pay", 10, "ask")
     text = one.value["choices"][0]["message"]["content"]
-    said = [text, len(messages.value["messages"]), draft, verdict.value["approved"], done]
+    same = (yield Ask("value", {"of": "uuid"}, at=12)).value == drawn.value
+    said = [text, len(messages.value["messages"]), draft, verdict.value["approved"], done, same]
     yield Ask("complete", {"result": [*said, [each.value["value"] for each in both], paid]}, at=11)
 
 
 def failing(outside: Outside, run: str) -> Steps:
     """What goes wrong by itself, and its end."""
+    yield Ask("emit", {"name": "begun", "value": LARGE_ALONE}, at=7)
     refused = yield chat(REFUSED, 0)
     broken = yield (asked := chat(BROKEN, 1, stream=True))
     while "stream-lost" in broken.value:  # with its server, and not by the provider
@@ -134,6 +142,7 @@ def failing(outside: Outside, run: str) -> Steps:
 
 def lost(outside: Outside, run: str) -> Steps:
     """Its machine is lost in the middle of effects, which are then in doubt."""
+    yield Ask("emit", {"name": "begun", "value": LARGE}, at=5)
     one = yield chat("lost one", 0)
     again = yield from step(outside, run, "retried", 1, "retry", lost=True)
     asked = yield from step(outside, run, "asked", 2, "ask", lost=True)
@@ -225,16 +234,28 @@ PLANS = (
         "everything",
         everything,
         RunState.COMPLETED,
-        [ANSWER, 1, "draft done", True, 1, ["left", "right"], "pay done"],
+        [ANSWER, 1, "draft done", True, 1, True, ["left", "right"], "pay done"],
         policy=SLEEPY,
         signals=("left", "right"),
         asleep=("Go on?",),
+        is_pruned=True,
     ),
-    Plan("failing", failing, RunState.FAILED, "400 True True kept", policy=SLEEPY, early=("kept",)),
+    Plan("failing", failing, RunState.FAILED, "400 True True kept", policy=SLEEPY, early=("kept",), is_pruned=True),
     Plan("lost", lost, RunState.COMPLETED, [200, "retried done", "asked done", "InDoubt"], policy=AWAKE),
-    Plan("queued", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"queue": "line", "tags": {"of": "crash"}}),
+    Plan(
+        "queued",
+        queued,
+        RunState.COMPLETED,
+        1,
+        policy=AWAKE,
+        more={"queue": "line", "tags": {"of": "crash"}},
+        brings_hook=True,
+        tags={"of": "nobody"},
+    ),
     Plan("queued_too", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"queue": "line", "priority": 1}),
     Plan("diverging", diverging, RunState.COMPLETED, "right", policy=AWAKE),
+    Plan("overruling", diverging, RunState.COMPLETED, "right", policy=AWAKE, more={"on_divergence": "live"}),
+    Plan("keyed", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"key_ttl_s": 0.05}, again=True),
     Plan("waiting", waiting, RunState.CANCELLED, policy=SLEEPY, cancel="suspended"),
     Plan("busy", busy, RunState.CANCELLED, policy=AWAKE, cancel="running"),
     Plan(
@@ -246,7 +267,16 @@ PLANS = (
         takes_ledger=True,
     ),
     Plan("parent", parent, RunState.COMPLETED, "parent", policy=SLEEPY, made=1),
-    Plan("forking", forking, RunState.COMPLETED, [200, True], policy=SLEEPY, forks=2, asleep=("Which way?",)),
+    Plan(
+        "forking",
+        forking,
+        RunState.COMPLETED,
+        [200, True],
+        policy=SLEEPY,
+        forks=2,
+        asleep=("Which way?",),
+        is_pruned=True,
+    ),
 )
 BY_NAME = {plan.name: plan for plan in PLANS}
 PROGRAMS = {plan.name: plan.program for plan in PLANS} | {"child": child}

@@ -1,11 +1,13 @@
-"""The rows of the matrix: every point (``perdure.context.faults``), and what a server that dies there was doing.
+"""The names of all durable writes (``context.faults``), and what a server that dies there was doing.
 
-A test fails when a life writes at a point that has no row here, and when a row is of a point that no life comes by.
+A write has its name from what is written; here they are listed, so that one that does not exist can be refused, and so
+that the crash matrix (``perdure.testing.crash``) has a row for each: it fails where a life writes at a point that is
+not here, and where no life comes by one that is.
 """
 
 from __future__ import annotations
 
-ROWS = {
+POINTS = {
     "run.queued": "a run was asked for",
     "run.starting": "its machine is to be made",
     "run.running": "its machine runs, or its program goes on",
@@ -28,39 +30,46 @@ ROWS = {
     "wait.completed": "what was waited for has come",
     "signal": "somebody sent a signal",
     "emit": "the program said something",
+    "value": "the time, a random number or an id is drawn",
     "message": "the program keeps a message",
     "note": "the program read its messages",
     "snapshot": "a snapshot is bound to the log",
+    "tagged": "tags are changed",
     "ending": "a run is to end, and its program is to hear of it",
     "ending.told": "its program was told by what it asked",
     "forked": "another run goes on from here",
     "rewound": "a run is taken back",
     "diverged": "the program went another way than its log: the branch is forked",
+    "overruled": "it did, and goes on live: what the log has of that call is void",
+    "replayed": "the program was answered again from its log after a recovery",
     "row.run": "a new run's row",
     "row.summary": "the summary of a run is replaced",
     "row.branch": "a branch begins",
     "row.tip": "a branch has grown",
+    "row.key": "a key is taken from the run that had it, for a new one",
     "row.blob": "a large value is kept",
     "row.tag": "a run is tagged",
     "row.queue": "a queue is made",
     "row.queue.dropped": "a queue is removed",
     "row.schedule": "a schedule is made",
     "row.schedule.dropped": "a schedule is removed",
-    "replayed": "the program was answered again from its log after a recovery",
+    "row.hook": "somebody outside was told of a run, or is to be",
+    "row.hook.dropped": "of the whole run",
+    "row.pruned": "the log of a run that has ended is dropped",
+    "row.sweep": "a sweep looks for large values that nothing refers to",
+    "row.swept": "it removes some",
     "file.server.secret": "what machines' tokens are made with is written",
     "file.server.json": "the server says where it is",
 }
 
 # Of servers that share a database.
-LEASES = {
+SHARED = {
+    "row.line": "who is the next in a queue of several servers",
+    "row.place": "a run leaves such a queue, and has a place among those that it lets run",
+    "row.place.dropped": "it gives it up",
     "lease.begin": "the server takes a lease",
     "lease.beat": "it says that it lives",
     "lease.remove": "the lease of a server that was lost is removed",
     "lease.take": "a run of such a server is taken over",
 }
-AFTER_A_DEATH = ("lease.remove", "lease.take")  # the server that follows on a dead one comes by
-
-
-def rows(database: str) -> dict[str, str]:
-    """Those that the lives on a database have."""
-    return ROWS | LEASES if database == "postgres" else ROWS
+EVERY = POINTS | SHARED
