@@ -2,15 +2,15 @@
 //   main.c      start, signals, the loop            mounts.c   modules, boot and image mounts, files in the image
 //   channel.c   the connection to the host          system.c   freeze, quiesce, wake, power off
 //   requests.c  requests are done once              process.c  the host's processes: their life
-//   clients.c calls.c   the HTTP door: its programs, and their calls at the host
-//   streams.c   output and input of processes
-//   http.c      parser of HTTP/1.1 requests         launch.c   their start: terminal or pipes, fork
-//   memory.c    who has the machine's memory        spawn.c    the child's side: user, cwd, PATH, exec
-//   network.c   interfaces, name files              usage.c    what the workload uses
+//   clients.c   the HTTP door: programs' sockets    streams.c  their output and input
+//   calls.c     their calls at the host             launch.c   their start: terminal or pipes, fork
+//   http.c      parser of HTTP/1.1 requests         spawn.c    the child's side: user, cwd, PATH, exec
+//   lanes.c     lanes that programs name            usage.c    what the workload uses
+//   network.c   interfaces, name files              memory.c   who has the machine's memory
 //   files.c tree.c top.c   file tools, run as children         attach.c   mounts that a sandbox wishes for, volumes
 //   fit.c       how else a sandbox wishes to find its machine
-//   lanes.c     lanes that programs name
-//   client.c say.c step.c door.c json.c   perdure-guest: the door's calls for shells
+//   client.c words.c help.c waits.c form.c step.c   perdure-guest: the door's calls for shells
+//   ask.c say.c door.c json.c   what these ask, and tell
 //   frames.c bytes.c loop.c   the pieces below all that
 #pragma once
 #include <stdbool.h>

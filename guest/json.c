@@ -166,6 +166,22 @@ struct slice json_member(struct slice object, const char *name) {
     return none;
 }
 
+struct slice json_item(struct slice list, size_t index) {
+    const uint8_t *end = list.data + list.size, *at = space_end(list.data, end);
+    struct slice none = {0};
+    if (at >= end || *at != '[' || *space_end(at + 1, end) == ']')
+        return none;
+    for (;; index--) {
+        const uint8_t *begun = space_end(at + 1, end);
+        at = value_end(begun, end, 0);
+        if (!index)
+            return (struct slice){begun, (size_t)(at - begun)};
+        at = space_end(at, end);
+        if (*at == ']')
+            return none;
+    }
+}
+
 bool json_is_text(struct slice value) { return value.size && *value.data == '"'; }
 
 static void put_code(struct bytes *out, uint32_t code) {

@@ -33,7 +33,7 @@ _Noreturn void refused(unsigned status, struct slice body) {
     char *message = member_text(error, "message");
     if (!*message)
         die(FAILED, NULL, "the host answered %u: %.*s", status, (int)(body.size < 200 ? body.size : 200), (const char *)body.data);
-    die(FAILED, member_text(error, "hint"), "%s", message);
+    die(slice_is(json_member(error, "code"), "\"cancelled\"") ? CANCELLED : FAILED, member_text(error, "hint"), "%s", message);
 }
 
 void say(const void *text, size_t size) {

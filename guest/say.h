@@ -2,7 +2,8 @@
 #pragma once
 #include "bytes.h"
 
-enum { FAILED = 125 };  // perdure-guest itself: wrong usage, or the host refuses. Other statuses are answers
+// Exit statuses of perdure-guest itself: the run is to end; wrong usage, or the host refuses. Others are answers.
+enum { CANCELLED = 124, FAILED = 125 };
 
 _Noreturn void die(int status, const char *hint, const char *format, ...) __attribute__((format(printf, 3, 4)));
 _Noreturn void refused(unsigned status, struct slice body);  // the host's words

@@ -192,6 +192,9 @@ static void fuzz_json(void) {
             MUST(found.data > exact && found.data + found.size < exact + size && json_check(found));
         if (json_is_text(found))
             json_decode(&read, found);
+        struct slice item = json_item(found.data ? found : text, below(3));
+        if (item.data)
+            MUST(item.data > exact && item.data + item.size < exact + size && json_check(item));
     }
     bytes_free(&read);
     json_put(&written, exact, size);

@@ -35,11 +35,11 @@ PROGRAMS = {
 NAMES = {"javascript": "program.mjs", "go": "program.go"}
 
 
-def shown(language: str) -> str:
+def shown(language: str, number: int = 0) -> str:
     """The page's block in this language."""
     found = re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.M | re.S)
-    assert len(found) == 1, language
-    return str(found[0])
+    assert len(found) == (2 if language == "sh" else 1), language
+    return str(found[number])
 
 
 class Machine:
@@ -90,10 +90,10 @@ class Machine:
                 await asked.write(piece)
         await asked.end()
 
-    async def run(self, language: str) -> str:
+    async def run(self, language: str, number: int = 0) -> str:
         """What the page's program in this language wrote."""
         program = self.folder / NAMES.get(language, "program")
-        program.write_text(shown(language))
+        program.write_text(shown(language, number))
         door = f"127.0.0.1:{self._port}"
         environ = {
             **os.environ,
@@ -114,8 +114,20 @@ class Machine:
         run = self.house.engine._runs[self.run_id]
         assert await run.until(lambda: any(wait.kind == kind for wait in run.record.waits.open), DEADLINE_S)
 
+    async def child(self) -> str:
+        """The run that it waits for; its machine is one that ends at once, with some output."""
+        await self.waits_for("child")
+        found = self.house.engine._runs[self.run_id].record.waits.open
+        return next(wait.child for wait in found if wait.child)
+
     async def emitted(self) -> list[Any]:
         return [[e.payload["name"], e.payload["value"]] for e in await self.house.entries(self.run_id, "emit")]
+
+
+def ends() -> Any:
+    """The machine of a child: its program ends, and has said something."""
+    yield Ask("emit", {"name": "began", "value": None}, lane="child")
+    return 0
 
 
 @pytest.fixture
@@ -125,6 +137,7 @@ async def machine(house: House, guest_build: Path, tmp_path: Path) -> AsyncItera
 
     run_id = await house.start(stays, policy=Policy(idle_grace_s=NEVER_S))
     await house.reaches(run_id, RunState.WAITING)  # in the epoch that its calls are of
+    house.machines.program = ends
     made = Machine(house, run_id, tmp_path, guest_build / "guestd-test")
     await made.open()
     yield made
@@ -144,6 +157,27 @@ async def test_a_shell_script(machine: Machine, approved: bool) -> None:
     assert result == {"exit_status": 0, "output": "owls: 12\n"}
 
 
+@pytest.mark.parametrize(("came", "said"), [("delivered", "3 snowy owls: all well\n"), ("called-off", "called off\n")])
+async def test_a_shell_script_with_a_form_a_child_and_a_set(machine: Machine, came: str, said: str) -> None:
+    engine = machine.house.engine
+    running = asyncio.create_task(machine.run("sh", 1))
+    await machine.waits_for("approval")
+    wait = engine._runs[machine.run_id].record.waits.askable[0]
+    assert [(field.name, field.label, field.choices) for field in wait.form] == [
+        ("count", "How many?", []),
+        ("kind", "", ["snowy", "tawny"]),
+    ]
+    await engine.approve(machine.run_id, wait.id, approved=True, values={"count": 3, "kind": "snowy"})
+    kid = await machine.child()
+    await machine.waits_for("any")
+    info = await machine.house.ends(kid)
+    assert (info.parent, info.agent) == (machine.run_id, "sh /work/search.sh snowy")
+    assert machine.house.machines.plans[-1].memory_mib == 256
+    assert await machine.emitted() == [["found", "output"]]
+    await engine.signal(machine.run_id, came, "all well")
+    assert await running == said
+
+
 async def test_curl(machine: Machine) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
@@ -153,7 +187,7 @@ async def test_curl(machine: Machine) -> None:
 
 
 async def test_python(machine: Machine) -> None:
-    assert await machine.run("python") == "counted 45\n"
+    assert await machine.run("python") == "counted 45\nfound output\n\n"
     assert [e.key for e in await machine.house.entries(machine.run_id, "step.result")] == ["steps/0"]
 
 
@@ -162,8 +196,10 @@ async def test_node(machine: Machine) -> None:
         pytest.skip("Node.js is not installed")
     running = asyncio.create_task(machine.run("javascript"))
     await machine.waits_for("approval")
-    await machine.house.engine.approve(machine.run_id, None, approved=True, by="ann")
-    assert await running == "approved by ann\n"
+    await machine.house.engine.approve(machine.run_id, None, approved=True, by="ann", values={"count": 12})
+    await machine.waits_for("any")
+    await machine.house.engine.signal(machine.run_id, "stop", "now")
+    assert await running == "12 approved by ann\nstopped: now\n"
 
 
 async def test_go(machine: Machine) -> None:

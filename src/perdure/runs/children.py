@@ -182,6 +182,7 @@ class Children:
             file="" if command else of.request.file,
             function=start["function"],
             command=command,
+            fittings=of.request.fittings.of_child(),
             input=start["input"],
             image="" if of.request.is_replay else start["image"] or of.request.image,
             memory_mib=0 if of.request.is_replay else start["memory_mib"],

@@ -18,6 +18,11 @@ class Fittings(Frozen, frozen=True, kw_only=True):
     networks: list[str] = msgspec.field(default_factory=list)
     egress: list[str] | None = None  # networks and host names that it may reach; None: all
 
+    def of_child(self) -> Fittings:
+        """Without the volumes that are written: the run that waits for the child has them, also while it sleeps."""
+        kept = [m for m in self.mounts if m.kind is not MountKind.VOLUME or m.read_only or not m.source]
+        return msgspec.structs.replace(self, mounts=kept)
+
     def check(self) -> None:
         """Raises InvalidValue naming the field."""
         if self.cpus < 0:

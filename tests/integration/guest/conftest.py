@@ -1,17 +1,20 @@
 """The real guestd, under ASan and UBSan, on this machine: it dials a Unix socket instead of vsock.
 
-``guest`` runs one; ``guest.cut()`` ends its connection (as a snapshot does), it dials again by itself. A sanitizer's
-report, or an end that no test asked for, fails the test.
+``guest`` runs one; ``guest.cut()`` ends its connection (as a snapshot does), it dials again by itself. ``shell`` runs
+``perdure-guest`` beside it, and answers what that asks. A sanitizer's report, or an end that no test asked for, fails
+the test.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shlex
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -171,3 +174,49 @@ async def mounting_guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Gue
         yield guest
     finally:
         await guest.stop()
+
+
+Answer = Callable[[GuestCall, Any], Any]
+
+
+class Shell:
+    """A shell in the guest, and what it asks: (lane, ordinal, call, body) each."""
+
+    def __init__(self, guest: Guest, folder: Path) -> None:
+        self.guest, self.folder = guest, folder
+        self.asked: list[tuple[str, int, str, Any]] = []
+        self.says: Answer = lambda call, body: {}
+        self.status = 200
+        guest.answer = self.answer
+
+    async def answer(self, call: GuestCall) -> None:
+        body = json.loads(call.body)
+        self.asked.append((call.lane, call.ordinal, call.path.removeprefix("/perdure/v1/"), body))
+        said = self.says(call, body)
+        if isinstance(said, Awaitable):
+            said = await said
+        await call.respond(self.status, {"content-type": "application/json"})
+        await call.write(json.dumps(said).encode())
+        await call.end()
+
+    async def start(self, *words: str, **environ: str) -> asyncio.subprocess.Process:
+        door = {"PERDURE_DOOR": f"127.0.0.1:{self.guest.http_port}"}
+        door["ASAN_OPTIONS"] = "detect_leaks=0"  # it gives its memory back by ending
+        return await asyncio.create_subprocess_exec(
+            self.folder / "perdure-guest", *words, cwd=self.folder, env={**os.environ, **door, **environ},
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+
+    async def __call__(self, *words: str, status: int = 0, given: bytes = b"", **environ: str) -> tuple[bytes, str]:
+        """What it wrote to stdout and stderr; it must end with ``status``, and without a sanitizer's report."""
+        process = await self.start(*words, **environ)
+        said, told = await asyncio.wait_for(process.communicate(given), DEADLINE_S)
+        assert process.returncode == status, (words, process.returncode, said, told)
+        assert b"Sanitizer" not in told and b"runtime error" not in told
+        return said, told.decode()
+
+
+@pytest_asyncio.fixture
+async def shell(guest: Guest, guest_build: Path, tmp_path: Path) -> AsyncIterator[Shell]:
+    (tmp_path / "perdure-guest").symlink_to(guest_build / "guestd-test")
+    yield Shell(guest, tmp_path)

@@ -5,62 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from perdure.execution.guest.session import GuestCall
 
-from .conftest import DEADLINE_S, Guest
-
-Answer = Callable[[GuestCall, Any], Any]
-
-
-class Shell:
-    """A shell in the guest, and what it asks: (lane, ordinal, call, body) each."""
-
-    def __init__(self, guest: Guest, folder: Path) -> None:
-        self.guest, self.folder = guest, folder
-        self.asked: list[tuple[str, int, str, Any]] = []
-        self.says: Answer = lambda call, body: {}
-        self.status = 200
-        guest.answer = self.answer
-
-    async def answer(self, call: GuestCall) -> None:
-        body = json.loads(call.body)
-        self.asked.append((call.lane, call.ordinal, call.path.removeprefix("/perdure/v1/"), body))
-        said = self.says(call, body)
-        if isinstance(said, Awaitable):
-            said = await said
-        await call.respond(self.status, {"content-type": "application/json"})
-        await call.write(json.dumps(said).encode())
-        await call.end()
-
-    async def start(self, *words: str, **environ: str) -> asyncio.subprocess.Process:
-        door = {"PERDURE_DOOR": f"127.0.0.1:{self.guest.http_port}"}
-        door["ASAN_OPTIONS"] = "detect_leaks=0"  # it gives its memory back by ending
-        return await asyncio.create_subprocess_exec(
-            self.folder / "perdure-guest", *words, cwd=self.folder, env={**os.environ, **door, **environ},
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-
-    async def __call__(self, *words: str, status: int = 0, given: bytes = b"", **environ: str) -> tuple[bytes, str]:
-        """What it wrote to stdout and stderr; it must end with ``status``, and without a sanitizer's report."""
-        process = await self.start(*words, **environ)
-        said, told = await asyncio.wait_for(process.communicate(given), DEADLINE_S)
-        assert process.returncode == status, (words, process.returncode, said, told)
-        assert b"Sanitizer" not in told and b"runtime error" not in told
-        return said, told.decode()
-
-
-@pytest_asyncio.fixture
-async def shell(guest: Guest, guest_build: Path, tmp_path: Path) -> AsyncIterator[Shell]:
-    (tmp_path / "perdure-guest").symlink_to(guest_build / "guestd-test")
-    yield Shell(guest, tmp_path)
+from .conftest import DEADLINE_S, Shell
 
 
 async def test_an_approval_and_its_three_ends(shell: Shell) -> None:
@@ -98,7 +49,7 @@ async def test_a_signals_value(shell: Shell, value: Any, printed: str) -> None:
 
 
 async def test_a_signal_that_does_not_come_and_times(shell: Shell) -> None:
-    shell.says = lambda call, body: {"kind": body["kind"], "value": None, "timed_out": True}
+    shell.says = lambda call, body: {"kind": body["kind"], "value": None, "timed_out": body["kind"] == "signal"}
     assert await shell("wait", "signal", "go", "--timeout", "90", status=2) == (b"", "")
     assert await shell("wait", "time", "1m30s") == (b"", "")
     assert [body for _, _, _, body in shell.asked] == [
@@ -252,7 +203,7 @@ async def test_the_hosts_refusal_is_told_with_its_hint(shell: Shell) -> None:
         ([], "perdure-guest: what a program asks"),
         (["wiat"], "there is no command wiat"),
         (["wait"], "not for nothing"),
-        (["wait", "child"], "not for child"),
+        (["wait", "model"], "not for model"),
         (["wait", "signal"], "wait signal NAME"),
         (["wait", "time", "soon"], "soon is no time"),
         (["wait", "time", "3y"], "3y is no time"),
@@ -262,7 +213,8 @@ async def test_the_hosts_refusal_is_told_with_its_hint(shell: Shell) -> None:
         (["wait", "approval", "a", "--show", "none.md"], "none.md: No such file"),
         (["wait", "approval", "a", "--show", "."], ".: Is a directory"),
         (["wait", "approval", "a", "--colour"], "there is no option --colour"),
-        (["emit", "a", "b", "c", "d", "e"], "e is one word too many"),
+        (["emit", "a", "b", "c"], "emit NAME [VALUE|-]"),
+        (["emit", *"abcdefghi"], "i is one word too many"),
         (["emit", "a", "{", "--json"], "this is not JSON: {"),
         (["emit", "a", "--", "b"], "-- and a command are for step, not for emit"),
         (["emit", "a", "--lane", "auto"], "auto is no name of a lane"),

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from perdure.errors import InvalidValue
-from perdure.model import RunInfo, RunState
+from perdure.model import Mount, MountKind, RunInfo, RunState
 from perdure.runs import children
 from perdure.runs.asking import Asking
+from perdure.runs.fittings import Fittings
 from perdure.runs.record import Record, StartRequest
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
@@ -245,7 +246,14 @@ async def test_a_program_is_the_child_of_an_agent_or_a_program(house: Any, of: d
         yield approval()
         return 0
 
-    run_id = await house.start(program_family(["sh", "-c", "echo owls"], ends), env={"A": "b"}, **of)
+    mounts = [
+        Mount(target="/notes", source="notes"),
+        Mount(target="/data", source="data", read_only=True),
+        Mount(target="/new"),
+        Mount(target="/tmp", kind=MountKind.TMPFS),
+    ]
+    more: dict[str, Any] = {"env": {"A": "b"}, "fittings": Fittings(mounts=mounts, user="ann"), **of}
+    run_id = await house.start(program_family(["sh", "-c", "echo owls"], ends), **more)
     kid = await child_of(house, run_id)
     assert (kid.parent, kid.agent, kid.image) == (run_id, "sh -c echo owls", "image")
     await house.reaches(kid.id, RunState.SUSPENDED)
@@ -258,6 +266,8 @@ async def test_a_program_is_the_child_of_an_agent_or_a_program(house: Any, of: d
     assert said.payload["value"] == {"kind": "child", "run_id": kid.id, "result": result, "timed_out": False}
     plan = house.machines.plans[-1]
     assert (plan.command, plan.agent, plan.source, plan.env) == (["sh", "-c", "echo owls"], "", b"", {"A": "b"})
+    # what its parent writes stays its parent's
+    assert (plan.fittings.user, plan.fittings.mounts) == ("ann", mounts[1:])
 
 
 async def test_a_program_that_fails_is_told_with_its_exit_status(house: Any) -> None:

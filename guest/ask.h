@@ -1,0 +1,10 @@
+// One call of a command of perdure-guest: its lane and number, and what the host says.
+#pragma once
+#include "door.h"
+#include "words.h"
+
+// The lane that --lane or PERDURE_LANE names, or one named by what is asked (kind and name); and its next number.
+void ask_name(struct key *key, const struct words *words, const char *kind, const char *name);
+// The answer, which is JSON, in `answer`'s memory. A refusal of the host ends the program.
+struct slice ask(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer);
+bool is_true(struct slice object, const char *name);

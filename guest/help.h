@@ -1,0 +1,4 @@
+// What `perdure-guest --help` says.
+#pragma once
+
+extern const char perdure_guest_help[];
