@@ -38,8 +38,8 @@ __all__ = ["agent", "Agent", "Context", "AsyncContext", "Cancelled", "Field", "T
 class _Module(type(sys)):  # type: ignore[misc]  # the type of modules, without importing types
     """``from perdure import agent`` finds this package, once it was imported: so the package is the decorator too."""
 
-    def __call__(self, **options: Any) -> Any:
-        return agent(**options)
+    def __call__(self, *function: Any, **options: Any) -> Any:
+        return agent(*function, **options)
 
 
 sys.modules[__name__].__class__ = _Module

@@ -157,7 +157,7 @@ def child(agent: Agent, given: dict[str, Any]) -> dict[str, Any]:
     name = getattr(agent, "__name__", repr(agent))
     function = getattr(agent, "function", None)
     if function is None or function.__globals__.get(name) is not agent:
-        hint = "a function with @agent() above it, at the top level of its file"
+        hint = "a function with @agent above it, at the top level of its file"
         raise InvalidValue(f"ctx.run: {name} is not an agent", hint=hint)
     if function.__globals__.get("__name__") != MODULE:
         raise InvalidValue(f"ctx.run: {name} is of another file", hint="agents that run each other stand in one file")

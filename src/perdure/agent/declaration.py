@@ -7,7 +7,7 @@ from perdure.errors import InvalidValue
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, overload
 
 DURABILITIES = ("snapshot", "replay")
 
@@ -48,7 +48,30 @@ class Agent:
         return f"<agent {self.__name__}>"
 
 
+if TYPE_CHECKING:
+
+    @overload
+    def agent(function: Callable[..., Any], /) -> Agent: ...
+
+    @overload
+    def agent(
+        *,
+        image: str = "",
+        memory_mib: int | None = None,
+        vcpus: int | None = None,
+        durability: str = "snapshot",
+        idle_grace_s: float | None = None,
+        think_grace_s: float | None = None,
+        checkpoint_turns: int | None = None,
+        checkpoint_s: float | None = None,
+        version: str = "",
+        retry: dict[str, Any] | None = None,
+    ) -> Callable[[Callable[..., Any]], Agent]: ...
+
+
 def agent(
+    function: Callable[..., Any] | None = None,
+    /,
     *,
     image: str = "",
     memory_mib: int | None = None,
@@ -60,8 +83,8 @@ def agent(
     checkpoint_s: float | None = None,
     version: str = "",
     retry: dict[str, Any] | None = None,
-) -> Callable[[Callable[..., Any]], Agent]:
-    """Mark a function as an agent.
+) -> Any:
+    """Mark a function as an agent: ``@agent``, or ``@agent(durability="replay")``.
 
     image: what its microVM runs ("": what the run is started with); it needs ``python3``, 3.9 or newer.
     memory_mib, vcpus: the machine's size. durability: "snapshot", or "replay": no machine, a process of the server's
@@ -92,4 +115,4 @@ def agent(
             retry=retry,
         )
 
-    return mark
+    return mark if function is None else mark(function)

@@ -47,7 +47,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
         return found.function
     if not hasattr(found, "__code__"):
         agents = [key for key, value in vars(module).items() if isinstance(value, Agent)]
-        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent()"
+        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent"
         raise AgentInvalid(f"{path} has no function {name!r}", hint=hint)
     function: Callable[..., Any] = found
     return function

@@ -61,11 +61,11 @@ def read(reference: str) -> AgentSource:
     found = next((node for node in reversed(definitions) if node.name == function), None)
     if found is None:
         agents = [node.name for node in definitions if _decorator(node) is not None]
-        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent()"
+        hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent"
         raise AgentInvalid(f"{place} has no function {function!r} at its top level", hint=hint)
     decorator = _decorator(found)
     if decorator is None:
-        raise AgentInvalid(f"{place}, line {found.lineno}: {function} is not an agent", hint="write @agent() above it")
+        raise AgentInvalid(f"{place}, line {found.lineno}: {function} is not an agent", hint="write @agent above it")
     return AgentSource(path.name, function, source, **_options(decorator, place))
 
 
@@ -87,7 +87,7 @@ def _decorator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.expr | None:
 
 def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
     if not isinstance(decorator, ast.Call):
-        raise AgentInvalid(f"{place}, line {decorator.lineno}: @agent is called", hint="write @agent()")
+        return {}
     if decorator.args:
         raise AgentInvalid(f"{place}, line {decorator.lineno}: @agent takes names only", hint='@agent(image="...")')
     options: dict[str, Any] = {}

@@ -14,6 +14,8 @@ from perdure import agent
 async def work(ctx): ...
 @agent()
 def other(ctx): ...
+@agent
+def bare(ctx): ...
 def plain(ctx): ...
 """
 
@@ -22,19 +24,19 @@ def test_it_is_read_without_being_run(tmp_path: Path) -> None:
     path = tmp_path / "x.py"
     path.write_text(GOOD)
     assert read(f"{path}:work") == AgentSource("x.py", "work", GOOD, "python", 256, 2)
-    assert read(f"{path}:other") == AgentSource("x.py", "other", GOOD)
+    for name in ("other", "bare"):
+        assert read(f"{path}:{name}") == AgentSource("x.py", name, GOOD)
 
 
 @pytest.mark.parametrize(
     ("text", "name", "message", "hint"),
     [
-        (GOOD, "plain", "line 8: plain is not an agent", "@agent()"),
+        (GOOD, "plain", "line 10: plain is not an agent", "@agent above"),
         (GOOD, "nobody", "no function 'nobody'", "its agents are: work, other"),
         ("x = 1", "f", "no function 'f'", "mark a function"),
         ("def f(:\n", "f", "line 1: ", "correct the file"),
         ("return 5\n", "f", "line 1: 'return' outside function", "correct"),
         ("x = '\0'", "f", "does not import", "correct"),
-        ("@agent\ndef f(ctx): ...", "f", "line 1: @agent is called", "@agent()"),
         ("@agent('i')\ndef f(ctx): ...", "f", "takes names only", "image="),
         ("@agent(image=NAME)\ndef f(ctx): ...", "f", "@agent(image=...) is not a literal", "without running"),
         ("@agent(image=3)\ndef f(ctx): ...", "f", "@agent(image=...) is 3", "str"),
