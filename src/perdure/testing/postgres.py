@@ -28,7 +28,7 @@ def binaries() -> Path | None:
 
 
 class PostgresServer:
-    """Reached at ``url``, on a Unix socket in its folder. Durable as by default: only what is slow and of no use to a
+    """Reached at ``url``, on a Unix socket in ``folder``. Durable as by default: only what is slow and of no use to a
     test is off."""
 
     def __init__(self, folder: Path) -> None:

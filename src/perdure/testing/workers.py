@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import textwrap
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from perdure.context.log import ContextLog
-from perdure.context.sqlite import open as open_log
+from perdure.context.sqlite import open as open_in_file
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.host.paths import Home
@@ -32,10 +33,19 @@ HEAD = "from perdure import Context, agent\nfrom perdure.agent import AsyncConte
 
 
 class WorkerHouse:
-    """One state folder with its server, which can be ended and started again. ``limit``: of workers at once."""
+    """One state folder with its server, which can be ended and started again. ``limit``: of workers at once;
+    ``open_log``: where its database is not the file in the folder."""
 
-    def __init__(self, home: Home, provider_url: str = "http://127.0.0.1:9/v1", *, limit: int = 8) -> None:
+    def __init__(
+        self,
+        home: Home,
+        provider_url: str = "http://127.0.0.1:9/v1",
+        *,
+        limit: int = 8,
+        open_log: Callable[[], Awaitable[ContextLog]] | None = None,
+    ) -> None:
         self.home = home.make()
+        self._open_log = open_log or (lambda: open_in_file(self.home.database))
         self.settings = QUICK
         self.limit = limit
         self._provider_url = provider_url
@@ -44,7 +54,7 @@ class WorkerHouse:
         self.workers: Workers
 
     async def up(self) -> None:
-        self.log = await open_log(self.home.database)
+        self.log = await self._open_log()
         providers = Providers({"test": RemoteProvider("test", self._provider_url, "", "tiny")}, "test")
         self.gateway = Gateway(self.log, providers)
         self.workers = Workers(self.home, self.limit)

@@ -76,7 +76,7 @@ async def test_a_file_that_became_read_only(tmp_path: Path) -> None:
     log = await sqlite.open(tmp_path / "log.db")
     await log.create("run", {})
     log._database._writer._connection.execute("PRAGMA query_only = ON").fetchone()
-    with pytest.raises(NoRights, match="cannot be written") as refused:
+    with pytest.raises(Unavailable, match="cannot be written") as refused:
         await log.append("run", NOTE, epoch=1)
     assert refused.value.hint
     assert await log.read("run") == []

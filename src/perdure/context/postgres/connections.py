@@ -98,6 +98,11 @@ class Address:
             return self._not_connected(what, where)
         return PerdureError(f"{where}: {what}")
 
+    def explain_open(self, error: BaseException) -> PerdureError:
+        """The same of a log that was written before: it may be again, and no run is to fail of it meanwhile."""
+        told = self.explain(error)
+        return Unavailable(told.message, hint=told.hint) if isinstance(told, NoRights) else told
+
     def _not_connected(self, what: str, where: str) -> PerdureError:
         # libpq gives no code for what is refused while connecting, only the server's words.
         if "password" in what or "authentication" in what or "pg_hba.conf" in what or "role " in what:
@@ -125,13 +130,13 @@ class Readers:
                 return await self._asked(query, values, fresh=False)
             except LOST as error:
                 if isinstance(error, errors.QueryCanceled):
-                    raise self._address.explain(error) from error
-            except (psycopg.Error, TimeoutError) as error:
-                raise self._address.explain(error) from error
+                    raise self._address.explain_open(error) from error
+            except (psycopg.Error, TimeoutError, NoRights) as error:
+                raise self._address.explain_open(error) from error
             try:
                 return await self._asked(query, values, fresh=True)
-            except (psycopg.Error, TimeoutError) as error:
-                raise self._address.explain(error) from error
+            except (psycopg.Error, TimeoutError, NoRights) as error:
+                raise self._address.explain_open(error) from error
 
     async def _asked(self, query: str, values: Any, *, fresh: bool) -> list[tuple[Any, ...]]:
         async with self._connection(fresh=fresh) as connection, asyncio.timeout(STATEMENT_S + CONNECT_S):

@@ -112,7 +112,7 @@ class Writer:
                 await self._drop()
                 was_open = False
                 if tried == TRIES:
-                    return [self._address.explain(error)] * len(jobs)
+                    return [self._address.explain_open(error)] * len(jobs)
             except (psycopg.Error, TimeoutError, PerdureError) as error:
                 is_stale = was_open and self._is_broken and not self._xid
                 await self._drop()
@@ -121,7 +121,7 @@ class Writer:
                     continue
                 if isinstance(error, (*LOST, TimeoutError)) and self._xid and await self._was_committed():
                     return results
-                return [self._address.explain(error)] * len(jobs)
+                return [self._address.explain_open(error)] * len(jobs)
             except Exception as error:  # of ours: the next batch is to have a clean connection
                 await self._drop()
                 return [error] * len(jobs)

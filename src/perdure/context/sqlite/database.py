@@ -20,7 +20,7 @@ from perdure.context.faults import Faults
 from perdure.context.listing import listed
 from perdure.context.rows import blob_of, refs_of, unzipped
 from perdure.context.sqlite import schema
-from perdure.context.sqlite.writer import Writer, connect, explain
+from perdure.context.sqlite.writer import Writer, connect, explain, explain_open
 from perdure.errors import AlreadyRunning, NoRights, ProtocolError
 
 READERS = 2
@@ -93,7 +93,7 @@ class SqliteDatabase:
                     self._connections.append(db)
                 return job(db)
             except sqlite3.Error as error:
-                raise explain(error, self.name) from error
+                raise explain_open(error, self.name) from error
 
         return await asyncio.get_running_loop().run_in_executor(self._readers, call)
 

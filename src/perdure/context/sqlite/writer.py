@@ -56,6 +56,12 @@ def explain(error: sqlite3.Error, path: str) -> PerdureError:
     return PerdureError(f"the context log {path}: {error}")
 
 
+def explain_open(error: sqlite3.Error, path: str) -> PerdureError:
+    """The same of a log that was written before: it may be again, and no run is to fail of it meanwhile."""
+    told = explain(error, path)
+    return Unavailable(told.message, hint=told.hint) if isinstance(told, NoRights) else told
+
+
 class Writer:
     """Runs jobs in the order they were submitted. ``close`` finishes what was submitted before it."""
 
@@ -123,7 +129,7 @@ class Writer:
                 self._faults.reach("after", state.points)
         except sqlite3.Error as error:
             self._rollback()
-            return [explain(error, self._path)] * len(jobs)
+            return [explain_open(error, self._path)] * len(jobs)
         except BaseException as error:
             self._rollback()
             return [error] * len(jobs)
