@@ -57,7 +57,7 @@ async def _branches(context: ContextLog, head: Head) -> list[dict[str, Any]]:
         why = ""
         if len(branches) > 1 and one.fork_seq and not head.pruned:
             first = await context.read(head.run_id, branch=one.branch, after=one.fork_seq, limit=1, expand=False)
-            why = first[0].kind
+            why = "" if first[0].payload.get("carried") else first[0].kind
         is_current = one.branch == head.branch
         shown = {"branch": one.branch, "parent": one.parent, "fork_seq": one.fork_seq, "seq": one.seq}
         found.append({**shown, "why": why, "current": is_current})

@@ -1,8 +1,8 @@
 """Another attempt of a run that failed: which failures, when, and what the new attempt has of the log. Pure.
 
 An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done
-or paid again. What failed is not in its branch: a step that raised, a model call that was refused, a wait that ended
-with its run. So those are asked anew.
+or paid again. What failed is not in its branch: a step that raised, a model call that was refused, a child that failed
+(or a set of waits with one), a wait that ended with its run. So those are asked anew.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from perdure.context.log import NewEntry
 from perdure.errors import InvalidValue
 from perdure.model import Entry, Frozen
-from perdure.runs.waits import Waits
+from perdure.runs.waits import SHIFTS, Waits
 
 KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
 ANY = "any"
@@ -61,8 +61,13 @@ def _failed(entry: Entry) -> bool:
     if entry.kind == "step.result":
         return "error" in payload
     if entry.kind == "wait.completed":
-        return payload.get("outcome") == "cancelled"
+        return payload.get("outcome") == "cancelled" or (payload.get("kind") == "child" and _has_error(payload))
     return entry.kind == "ending.told" or (entry.kind == "model.aborted" and "answer" in payload)
+
+
+def _has_error(payload: dict[str, Any]) -> bool:
+    told = payload.get("value")
+    return isinstance(told, dict) and "error" in told
 
 
 class Carried:
@@ -104,6 +109,8 @@ class Carried:
                 waits = waits.after(entry.kind, entry.payload)
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
+            elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
+                carried.append(NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True}))
         return fork_seq, waits, carried
 
 

@@ -16,7 +16,8 @@ WaitKind = Literal["time", "signal", "approval", "doubt", "child", "all", "any"]
 SETS = ("all", "any")
 
 # The kinds of entries that the fold looks at: others are not even read for it.
-FOLDED = ("wait.started", "wait.completed", "signal", "forked", "rewound")
+SHIFTS = ("forked", "rewound")  # time stood still for what is open
+FOLDED = ("wait.started", "wait.completed", "signal", *SHIFTS)
 
 
 class Wait(Frozen, frozen=True, kw_only=True):
@@ -79,7 +80,7 @@ class Waits(Frozen, frozen=True, kw_only=True):
         """The waits after one more entry."""
         if kind not in FOLDED:
             return self
-        if kind in ("forked", "rewound"):
+        if kind in SHIFTS:
             return Waits(open=[wait.later(payload.get("shift_s", 0.0)) for wait in self.open], signals=self.signals)
         if kind == "wait.started":
             new = msgspec.convert([payload["wait"], *payload.get("parts", [])], list[Wait])

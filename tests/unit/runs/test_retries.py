@@ -11,7 +11,7 @@ import pytest
 from perdure.context.log import NewEntry
 from perdure.errors import InvalidValue, MachineFailed
 from perdure.model import Entry, RunState
-from perdure.runs import retries
+from perdure.runs import retries, travel
 from perdure.runs.retries import Carried, Retry
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import QUICK, nothing
@@ -173,6 +173,56 @@ async def test_a_time_limit_is_that_of_an_attempt(house: Any) -> None:
     assert run.record.ending is None and told[0].status == 409
     await house.engine.signal(run_id, "go", None)  # the wait is asked anew: it was not over
     assert (await house.ends(run_id)).result == 1
+
+
+async def test_a_child_that_failed_is_run_anew_by_the_next_attempt(house: Any) -> None:
+    children, told = 0, []
+
+    def program() -> Steps:
+        nonlocal children
+        begun = yield Ask("begin", {})
+        if begun.value["agent"].endswith(":child"):
+            children += 1
+            yield breaks("agent-invalid") if children == 1 else Ask("complete", {"result": "fledged"})
+            return
+        owl = yield Ask("wait", {"kind": "child", "function": "child"})
+        told.append(owl.value)
+        yield breaks("agent-failed") if "error" in owl.value else Ask("complete", {"result": owl.value["result"]})
+
+    info = await house.ends(await house.start(program, retry={"agent-failed": Retry(attempts=2, delay_s=0)}))
+    assert (info.state, info.result, info.attempt) == (RunState.COMPLETED, "fledged", 2)
+    assert told[0]["run_id"] != told[1]["run_id"]
+
+
+@pytest.mark.parametrize("way", ["rewind", "fork"])
+async def test_an_open_wait_keeps_the_time_that_going_back_gave_it(house: Any, way: str) -> None:
+    house.settings = dataclasses.replace(QUICK, idle_grace_s=1e10, failures_max=0)
+    clock = await house.at(FakeClock())
+
+    def program() -> Steps:
+        yield Ask("step", {"name": "s", "on_doubt": "retry"})
+        wait = Ask("wait", {"kind": "signal", "name": "go", "timeout_s": 100}, lane="other")
+        fails = Ask("step/end", {"error": {"type": "OSError", "message": "no owl"}}, at=0)
+        yield [wait, fails, Ask("wait", {"kind": "signal", "name": "never"}, lane="third")]
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program, retry={"machine-failed": Retry(attempts=2, delay_s=0)})
+    await house.waits(run_id, "signal")
+    (wait,) = [wait for wait in (await house.engine.info(run_id)).waits if wait["name"] == "go"]
+    clock.move(60)
+    at = (await house.entries(run_id, "wait.started"))[0].seq
+    if way == "rewind":
+        await house.engine.rewind(run_id, at)
+    else:
+        run_id = (await house.engine.fork(run_id, at=at))[0].id
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: "never" in [wait.name for wait in run.record.waits.open], 20)
+    await house.kill_machine(run_id)  # it begins again, without the step that failed
+    assert await run.until(lambda: run.record.attempt == 2, 20)
+    (kept,) = [wait for wait in run.record.waits.open if wait.name == "go"]
+    assert kept.until == pytest.approx(wait["until"] + 60, abs=5)
+    await house.restart()
+    assert await travel.waits_at(house.context, run_id, run.branch, 10**6) == run.record.waits  # as the log has it
 
 
 def test_pauses_grow_to_their_maximum_and_are_the_same_for_whoever_asks() -> None:

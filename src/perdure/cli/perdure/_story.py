@@ -176,7 +176,9 @@ class Story:
         answered = ", ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in counts.items() if n) or "nothing"
         return "log", f"answered since: {answered}", ""
 
-    def forked(self, entry: Entry, payload: dict[str, Any]) -> Line:
+    def forked(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        if payload.get("carried"):  # by another attempt: only what is open has to know
+            return None
         if entry.kind == "forked":
             return "run", f"forked from run {payload.get('run')} at entry {payload.get('at')}", ""
         if entry.kind == "rewound":
