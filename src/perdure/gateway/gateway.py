@@ -33,6 +33,8 @@ MODELS = "/v1/models"
 TEXT_SHOWN = 200  # characters of an answer that its entry repeats, for readers of the log
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
+LOST = "stream-lost"  # what a program is told that has a part of an answer which died with a server
+ENDED = "the server ended before the answer was complete"
 COMMIT_AGAIN_S = 0.1
 COMMIT_AGAIN_MAX_S = 5.0
 
@@ -108,13 +110,14 @@ class Gateway:
                 turn.task = asyncio.create_task(self._take(turn, key, call, branch, request))
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch
-                await self._append(call, branch, _replayed(call, 0), epoch=call.epoch)
+                if not call.is_first:
+                    await self._append(call, branch, _replayed(call, 0), epoch=call.epoch)
             await turn.begun()
             if not turn.lost:
                 return Answer(turn.status, turn.headers, turn.read(call.offset))
             if call.offset:
                 message = "the answer was cut off when the server ended, and is gone: ask again"
-                event = error_event(message, kind="server_error", code="stream-lost")
+                event = error_event(message, kind="server_error", code=LOST)
                 return Answer(200, STREAM_HEADERS, _once(event))
 
     def _models(self, call: Call) -> Answer:
@@ -133,7 +136,7 @@ class Gateway:
             entries = valid(await self._log.find(call.run_id, branch, call.key))
             if (committed := _last(entries, "model.committed")) is not None:
                 payload = committed.payload
-                if call.epoch > _newest_epoch(entries):
+                if call.epoch > _newest_epoch(entries) and not call.is_first:
                     await self._append(call, branch, _replayed(call, committed.seq), epoch=call.epoch)
                 body = await self._log.get_blob(payload["body"])
                 turn.begin(payload["status"], payload["headers"])
@@ -146,12 +149,13 @@ class Gateway:
                 turn.add(body)
                 turn.end()
                 return
-            if entries and entries[-1].kind == "model.started":
-                reason = "the server ended before the answer was complete"
-                await self._append(call, branch, _aborted(call, reason, 0), epoch=call.epoch)
             if call.offset:
+                if not entries or entries[-1].payload.get("told") != LOST:
+                    await self._append(call, branch, _lost(call), epoch=call.epoch)
                 turn.lose()
                 return
+            if entries and entries[-1].kind == "model.started":
+                await self._append(call, branch, _aborted(call, ENDED, 0), epoch=call.epoch)
             await self._ask(turn, call, branch, request, is_new=_last(entries, "model.intent") is None)
         except asyncio.CancelledError:
             turn.fail(Unavailable("the server is ending", hint="ask again"))
@@ -283,6 +287,12 @@ def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
 def _aborted(call: Call, reason: str, status: int, received: int = 0, answer: dict[str, Any] | None = None) -> NewEntry:
     payload = {"reason": reason, "bytes": received, "status": status} | ({"answer": answer} if answer else {})
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
+
+
+def _lost(call: Call) -> NewEntry:
+    """The program has a part of an answer of which nothing else is left; it is told, and asks again if it can."""
+    entry = _aborted(call, f"{ENDED}: its program has {call.offset} bytes of it, and is told {LOST}", 0, call.offset)
+    return NewEntry(kind=entry.kind, payload={**entry.payload, "told": LOST}, key=entry.key)
 
 
 def _replayed(call: Call, seq: int) -> NewEntry:

@@ -33,6 +33,7 @@ class Call:
     headers: Mapping[str, str]  # lower-case names
     body: bytes
     offset: int = 0  # the guest already has this many bytes of the answer's body
+    is_first: bool = False  # no machine has heard the answer yet: it was captured while the model thought
 
     @property
     def key(self) -> str:

@@ -55,6 +55,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -106,10 +107,12 @@ class Calls:
             run.touch()
 
     async def _model(self, asked: Asked) -> Answer:
-        activity = asked.run.activity
+        activity, call = asked.run.activity, asked.call
         branch = await asked.warm(lambda: _look(asked))
-        with activity.asking(asked.call, branch):
-            answer = await self._models.answer(asked.call, branch)
+        if asked.key in asked.run.record.unheard:
+            call = replace(call, is_first=True)
+        with activity.asking(call, branch):
+            answer = await self._models.answer(call, branch)
             pieces = aiter(answer.body)
             first = await anext(pieces, b"")
         with ExitStack() as held:
@@ -159,6 +162,8 @@ async def _look(asked: Asked) -> int:
         asked.run.progressed = True
         if asked.run.replay is not None and asked.run.replay.entries():
             await asked.run.write(epoch=epoch)  # what was answered since a loss, before the gateway's own entries
+    elif asked.key in asked.run.record.unheard:
+        pass  # no earlier machine has heard it
     elif done.epoch < epoch and (noted is None or noted.epoch < epoch):
         entry = NewEntry(kind="model.replayed", key=asked.key, payload={"seq": done.seq})
         await asked.run.write(entry, epoch=epoch)

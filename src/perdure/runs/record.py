@@ -159,6 +159,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     )  # keys of steps begun on this machine and not ended: a capture now would put their effects beyond doubt's reach
     wake: bool = False  # a wait was completed since the suspend began
     thinking: list[str] = msgspec.field(default_factory=list)  # keys of model calls that its machine was suspended in
+    unheard: list[str] = msgspec.field(default_factory=list)  # those that it was in, since it was woken from there
     snapshot: SnapshotInfo | None = None  # the newest
     snapshots: list[Kept] = msgspec.field(default_factory=list)  # that are still there, the oldest first
     stored_bytes: int = 0  # by all snapshots that were ever taken of it

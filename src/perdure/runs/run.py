@@ -218,6 +218,7 @@ class Run:
                 steps.remove(entry.key)
         if to is RunState.RECOVERING:
             steps = []  # the next machine was captured, or starts, with none of them begun
+            changes.setdefault("unheard", [])
         if epoch is not None and epoch > self.record.epoch:
             changes["epoch"] = epoch
             self.progressed = False

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import msgspec
 
 from perdure.context.log import ContextLog, Kept
-from perdure.errors import InvalidValue, NoSpace, NotFound, PerdureError, Unavailable, from_json
+from perdure.errors import InvalidValue, LogConflict, NoSpace, NotFound, PerdureError, Unavailable, from_json
 from perdure.model import Frozen, RunInfo, new_id
 from perdure.runs.clock import Clock
 from perdure.runs.cron import LONGEST_S, Cron, Every
@@ -213,7 +213,17 @@ class Schedules:
         if started["error"] is not None:
             raise from_json(started["error"])
         run_id: str = started["last_run"]
+        await self._ran(name, run_id)
         return run_id
+
+    async def _ran(self, name: str, run_id: str) -> None:
+        while found := await self._context.kept(KIND, name):
+            after = msgspec.structs.replace(_schedule(found[0]), last_run=run_id, error=None)
+            try:
+                await self._context.keep(KIND, name, msgspec.to_builtins(after), expected_version=found[0].version)
+                return
+            except (LogConflict, NotFound):  # what is due was started meanwhile, or it was changed
+                continue
 
 
 def _schedule(kept: Kept) -> Schedule:

@@ -129,6 +129,8 @@ class Api:
         try:
             return await handler(request)
         except Exception as error:
+            if isinstance(error, ConnectionError) and (request.transport is None or request.transport.is_closing()):
+                return failure(Unavailable("whoever asked has gone"))  # which nobody reads
             return failure(known(error))
 
     @web.middleware

@@ -233,6 +233,12 @@ async def test_a_guest_in_the_middle_of_a_lost_stream_is_told_so(provider: Provi
     async with Gateway(log, providers_of(provider)) as fresh:
         told = await read(await fresh.answer(chat(stream=True, offset=seen), 1))
         assert b'"stream-lost"' in told and len(provider.asked) == 1
+        for _ in range(2):  # asked again from there it is told again, and the log says so once
+            lost = (await log.read(RUN))[-1]
+            assert (lost.kind, lost.payload["told"], lost.payload["bytes"]) == ("model.aborted", "stream-lost", seen)
+            assert "stream-lost" in lost.payload["reason"]
+            assert b'"stream-lost"' in await read(await fresh.answer(chat(stream=True, offset=seen), 1))
+        assert (await kinds(log)).count("model.aborted") == 1
         assert await read(await fresh.answer(chat(stream=True), 1)) == b"".join(pieces)
 
 

@@ -41,8 +41,31 @@ async def test_a_machine_sleeps_while_a_model_thinks_and_hears_its_answer(
     ended = await house.ends(run_id)
     assert "answer" in str(ended.result)
     assert (provider.requests, ended.turns_asked, ended.recoveries) == (1, 1, 0)
+    assert ended.turns_replayed == 0  # it is the first time that its program hears it
     assert house.machines.done.count("resume") == 1
     assert ended.suspended_s > 0
+
+
+async def test_an_answer_that_was_slept_for_counts_as_replayed_once_its_machine_is_lost(
+    house: Any, provider: Any
+) -> None:
+    provider.silence = asyncio.Event()
+
+    def program() -> Steps:
+        yield chat("a long question")
+        yield Ask("emit", {"name": "heard", "value": 1})
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        yield Ask("complete", {"result": 1})
+
+    run_id = await house.start(program, policy=msgspec.structs.replace(QUICK, idle_grace_s=1e9))
+    await house.reaches(run_id, RunState.SUSPENDED)
+    provider.silence.set()
+    await house.waits(run_id, "signal")
+    assert (await house.engine.info(run_id)).turns_replayed == 0
+    await house.kill_machine(run_id)  # and goes on from the snapshot of before the answer
+    await house.engine.signal(run_id, "go", None)
+    ended = await house.ends(run_id)
+    assert (ended.turns_asked, ended.turns_replayed, provider.requests) == (1, 1, 1)
 
 
 async def test_a_server_that_ends_while_a_model_thinks_asks_again(house: Any, provider: Any) -> None:

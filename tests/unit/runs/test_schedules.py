@@ -156,7 +156,7 @@ async def test_one_by_hand_and_a_start_that_is_refused(house: Any) -> None:
     clock.move(60)
     await idle(house, clock.time())
     shown = await house.engine.schedules.show("s")
-    assert (shown["error"]["code"], shown["last_run"]) == ("not-found", "")
+    assert (shown["error"]["code"], shown["last_run"]) == ("not-found", run_id)
     with pytest.raises(NotFound, match="no such queue: q"):
         await house.engine.schedules.run("s")
     await house.engine.queues.create(Queue(name="q"))

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.host.paths import Home
 from perdure.model import RunState
-from perdure.server import bodies
+from perdure.server import api, bodies
 from perdure.testing.house import House, nothing
 from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
@@ -91,6 +93,35 @@ async def test_a_followed_log_is_kept_alive(served: Served, monkeypatch: pytest.
         await served.ask(lambda client: client.cancel(info.id, force=True))
         rest = [line for line in (await answer.content.read()).split(b"\n") if line]
     assert b"run.cancelled" in rest[-1]
+
+
+async def test_a_reader_that_leaves_is_no_error(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a command line does that has seen the last entry: before the server has ended its answer."""
+    left = asyncio.Event()
+
+    @asynccontextmanager
+    async def slow(response: web.StreamResponse) -> AsyncIterator[None]:
+        yield
+        await left.wait()
+        request = response._req
+        assert request is not None
+        while request.transport is not None and not request.transport.is_closing():
+            request.transport.close()
+
+    monkeypatch.setattr(api, "kept_alive", slow)
+    served.house.machines.program = nothing
+    info = await served.ask(start)
+    await served.house.ends(info.id)
+    reader, writer = await asyncio.open_unix_connection(str(served.home.socket("perdured")))
+    writer.write(f"GET /v1/runs/{info.id}/entries?follow=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    await asyncio.wait_for(reader.readuntil(b"run.failed"), 10)
+    writer.close()
+    left.set()
+    assert await served.ask(lambda client: client.get(info.id))  # the server is fine
+    await served.runner.cleanup()
+    assert "internal error" not in caplog.text and "Traceback" not in caplog.text
 
 
 async def test_signal_output_cancel(served: Served) -> None:

@@ -127,9 +127,10 @@ async def test_schedules_at_the_command_line(desk: Desk) -> None:
     assert "0 9 * * * Europe/Berlin" in listed[1] and "every 15m" in listed[2] and "paused" in listed[2]
     run_id = (await desk("schedule", "run", "often"))[0].strip()
     assert (await desk("runs", "-q", "--tag", "schedule=often"))[0].strip() == run_id
+    assert run_id in (await desk("schedule", "ls"))[0].splitlines()[2]
     await desk("schedule", "resume", "often")
     shown = json.loads((await desk("schedule", "inspect", "often"))[0])
-    assert (shown["catch_up"], shown["catch_up_max"], len(shown["next"]), shown["last_run"]) == ("all", 3, 5, "")
+    assert (shown["catch_up"], shown["catch_up_max"], len(shown["next"]), shown["last_run"]) == ("all", 3, 5, run_id)
     await desk("schedule", "pause", "often")
     await desk("schedule", "create", "other", "x.py:f", "--every", "1h")
     assert (await desk("schedule", "rm", "daily", "other"))[0] == "daily\nother\n"
