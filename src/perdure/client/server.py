@@ -233,16 +233,17 @@ class ServerClient:
 
     # -- back in time
 
-    def fork(self, run: str, *, at: int | None = None, count: int = 1, name: str = "") -> _Runs:
-        """New runs that go on from an entry of this one (None: the newest), each by itself. ``InvalidValue``: there is
-        no such entry, or it ended the run."""
-        body = {"at": at, "count": count, "name": name}
+    def fork(self, run: str, *, at: int | None = None, count: int = 1, name: str = "", key: str | None = None) -> _Runs:
+        """New runs that go on from an entry of this one (None: the newest), each by itself; with a ``key`` that it was
+        forked with before the runs of then. ``InvalidValue``: there is no such entry, or it ended the run."""
+        body = {"at": at, "count": count, "name": name, "key": key}
         answer = self._transport.call("POST", _path(run, "fork"), json_body=body)
         return msgspec.convert(answer["runs"], list[RunInfo])
 
-    def rewind(self, run: str, to: int) -> RunInfo:
-        """Take the run itself back to an entry, also after its end: it goes on from there on a new branch."""
-        return self._info("POST", _path(run, "rewind"), {"to": to})
+    def rewind(self, run: str, to: int, *, key: str | None = None) -> RunInfo:
+        """Take the run itself back to an entry, also after its end: it goes on from there on a new branch. With the
+        same ``key`` that is done once."""
+        return self._info("POST", _path(run, "rewind"), {"to": to, "key": key})
 
     def tree(self, run: str) -> dict[str, Any]:
         """The run with its branches and forks, and theirs (docs/time-travel.md)."""

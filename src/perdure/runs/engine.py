@@ -21,6 +21,7 @@ from perdure.runs.children import Children
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
+from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.queueing import Queues
@@ -330,13 +331,22 @@ class Engine(Desk):
     async def fork(self, run_id: str, *, at: int | None = None, count: int = 1, name: str = "") -> list[RunInfo]:
         """New runs that go on from an entry of this one (None: the newest), each by itself. InvalidValue: no such
         entry, or nothing goes on from it."""
-        made = await self._tasks.to_its_end(self._returns.fork(run_id, at, count, name))
-        return [await self.info(fork_id) for fork_id in made]
+        return (await self.fork_once(run_id, at=at, count=count, name=name))[0]
 
-    async def rewind(self, run_id: str, to: int) -> RunInfo:
+    async def fork_once(
+        self, run_id: str, *, at: int | None = None, count: int = 1, name: str = "", key: str | None = None
+    ) -> tuple[list[RunInfo], bool]:
+        """The same; with a ``key`` that this run was forked with before: those runs, and False. Conflict: other ones
+        were asked for with it."""
+        wanted = Wanted(at=at, count=count, name=name)
+        made, is_new = await self._tasks.to_its_end(self._returns.fork(run_id, wanted, key))
+        return [await self.info(fork_id) for fork_id in made], is_new
+
+    async def rewind(self, run_id: str, to: int, *, key: str | None = None) -> RunInfo:
         """Take the run back to an entry of its current branch, also after its end: it goes on from there on a new
-        branch, and the old tail stays readable. InvalidValue, Conflict: see ``travel``."""
-        await self._tasks.to_its_end(self._returns.rewind(run_id, to))
+        branch, and the old tail stays readable. With a ``key`` that was used before: nothing. InvalidValue, Conflict:
+        see ``travel``."""
+        await self._tasks.to_its_end(self._returns.rewind(run_id, to, key))
         return await self.info(run_id)
 
     # -- what machines ask

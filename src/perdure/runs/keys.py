@@ -35,6 +35,12 @@ def check_name(name: str, what: str) -> None:
         raise InvalidValue(f"not the name of a {what}: {name[:40]!r} ({len(name)} characters)", hint=hint)
 
 
+def check_key(text: str, name: str = "key") -> None:
+    """InvalidValue: no key, or too long a one."""
+    if not text or len(text) > LENGTH_MAX:
+        raise InvalidValue(f"{name} has {len(text)} characters", hint=f"It has 1 to {LENGTH_MAX}.")
+
+
 def check(request: StartRequest) -> None:
     """Raises InvalidValue naming the field."""
     check_name(request.name, "run")
@@ -46,8 +52,7 @@ def check(request: StartRequest) -> None:
                 raise InvalidValue(f"{name} is of a key, and there is none", hint='Give "key", too.')
         return
     for name, text in (("key", request.key), ("key_scope", request.key_scope or "agent")):
-        if not text or len(text) > LENGTH_MAX:
-            raise InvalidValue(f"{name} has {len(text)} characters", hint=f"It has 1 to {LENGTH_MAX}.")
+        check_key(text, name)
     if request.key_ttl_s is not None and not request.key_ttl_s > 0:
         raise InvalidValue(f"key_ttl_s is {request.key_ttl_s:g}", hint="It is a number of seconds above 0.")
 

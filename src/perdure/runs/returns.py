@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from perdure.context.log import ContextLog, Head
-from perdure.errors import InvalidValue, PerdureError
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
 from perdure.model import RunOrigin, new_id
-from perdure.runs import checkpoints, travel
+from perdure.runs import checkpoints, forkkeys, travel
 from perdure.runs.clock import Clock
+from perdure.runs.forkkeys import Forks, Wanted
+from perdure.runs.keys import check_key
 from perdure.runs.ports import ModelCalls
 from perdure.runs.queueing import Queues
 from perdure.runs.record import from_head, to_value
@@ -46,33 +49,60 @@ class Returns:
         self._clock = clock
         self._rewinds: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by run
 
-    async def fork(self, run_id: str, at: int | None, count: int, name: str) -> list[str]:
-        """See ``Engine.fork``; the ids of the new runs."""
-        if not 1 <= count <= FORKS_MAX:
-            raise InvalidValue(f"{count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
-        if at is None:
+    async def fork(self, run_id: str, wanted: Wanted, key: str | None) -> tuple[list[str], bool]:
+        """See ``Engine.fork_once``; the ids of the runs."""
+        if not 1 <= wanted.count <= FORKS_MAX:
+            raise InvalidValue(f"{wanted.count} forks were asked for", hint=f"It is 1 to {FORKS_MAX} at once.")
+        if key is not None:
+            check_key(key)
+            older = await forkkeys.found(self._context, run_id, key, wanted)
+            if older is not None:
+                await self._make_up(run_id, older)
+                return older.runs, False
+        if wanted.at is None:
             await self._captured(run_id)
         head = await self._context.head(run_id)
         await self._queues.check(from_head(head).request)  # a fork waits in it for its turn
-        seq = await travel.newest(self._context, head) if at is None else at
+        seq = await travel.newest(self._context, head) if wanted.at is None else wanted.at
         moment = await travel.moment(self._context, run_id, head.branch, seq)
-        origin = RunOrigin(run_id=run_id, branch=head.branch, seq=seq)
-        made = []
-        for number in range(1, count + 1):
-            named = f"{name}-{number}" if name and count > 1 else name
-            record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
-            new = await self._context.branch_off(
-                new_id(),
-                to_value(record),
-                entries,
-                parent_run=run_id,
-                parent=head.branch,
-                fork_seq=seq,
-                epoch=moment.epoch,
-            )
-            self._live.drive(self._live.take_up(new))
-            made.append(new.run_id)
-        return made
+        runs = [new_id() for _ in range(wanted.count)]
+        forks, is_new = Forks(wanted=wanted, branch=head.branch, seq=seq, runs=runs), True
+        if key is not None:
+            forks, is_new = await forkkeys.keep(self._context, run_id, key, forks)
+        if is_new:
+            for number in range(wanted.count):
+                with suppress(Conflict):  # of the same key: somebody who asked again was faster with this one
+                    await self._make(head, forks, number, moment)
+        else:
+            await self._make_up(run_id, forks)
+        return forks.runs, is_new
+
+    async def _make(self, head: Head, forks: Forks, number: int, moment: travel.Moment) -> None:
+        name, run_id = forks.wanted.name, head.run_id
+        named = f"{name}-{number + 1}" if name and forks.wanted.count > 1 else name
+        origin = RunOrigin(run_id=run_id, branch=forks.branch, seq=forks.seq)
+        record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
+        new = await self._context.branch_off(
+            forks.runs[number],
+            to_value(record),
+            entries,
+            parent_run=run_id,
+            parent=forks.branch,
+            fork_seq=forks.seq,
+            epoch=moment.epoch,
+        )
+        self._live.drive(self._live.take_up(new))
+
+    async def _make_up(self, run_id: str, forks: Forks) -> None:
+        """Those that whoever was first had not made."""
+        for number, fork_id in enumerate(forks.runs):
+            try:
+                await self._context.head(fork_id)
+            except NotFound:
+                head = await self._context.head(run_id)
+                moment = await travel.moment(self._context, run_id, forks.branch, forks.seq)
+                with suppress(Conflict):  # it is made by somebody else just now
+                    await self._make(head, forks, number, moment)
 
     async def _captured(self, run_id: str) -> None:
         """Take a checkpoint of a warm machine, so that forks of this moment have all that is in its memory. Where that
@@ -86,13 +116,17 @@ class Returns:
         except (PerdureError, TimeoutError) as error:
             log.info("run %s is forked without a checkpoint: %s", run_id, error)
 
-    async def rewind(self, run_id: str, to: int) -> None:
+    async def rewind(self, run_id: str, to: int, key: str | None) -> None:
         """See ``Engine.rewind``."""
+        if key is not None:
+            check_key(key)
         lock = self._rewinds.setdefault(run_id, asyncio.Lock())  # two make not two of one that has ended
         async with lock, self._shelf.held(run_id) as found:
+            if key is not None and await travel.is_rewound(self._context, run_id, to, key):
+                return
             run = found or self._live.take_up(await self._context.head(run_id))
             try:
-                await travel.rewind(run, to)
+                await travel.rewind(run, to, key)
             except BaseException:
                 if not run.driven:
                     self._shelf.live.pop(run_id, None)  # it stays ended, or another server's

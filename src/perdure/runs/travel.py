@@ -121,7 +121,24 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
     return record, [entry, NewEntry(kind="run.queued", payload=queued)]
 
 
-async def rewind(run: Run, seq: int) -> None:
+def _rewind_key(key: str) -> str:
+    """That of the entry of a rewind that was asked for with a key; no call has such a one."""
+    return f"rewind:{key}"
+
+
+async def is_rewound(context: ContextLog, run_id: str, seq: int, key: str) -> bool:
+    """Whether the rewind of this key was done, on whichever branch. Conflict: that one was to another entry."""
+    for branch in await context.branches(run_id):
+        for entry in await context.find(run_id, branch.branch, _rewind_key(key)):
+            if entry.run_id == run_id and entry.payload["at"] != seq:
+                message = f"the key {key!r} is that of a rewind to entry {entry.payload['at']} of run {run_id}"
+                raise Conflict(message, hint="Take another key for another rewind.")
+            if entry.run_id == run_id:
+                return True
+    return False
+
+
+async def rewind(run: Run, seq: int, key: str | None = None) -> None:
     """Take a run back to an entry of its current branch. Conflict: it has not begun."""
 
     async def act() -> None:
@@ -141,7 +158,7 @@ async def rewind(run: Run, seq: int) -> None:
         # those beyond are of the abandoned branch: the first that are given up
         kept = [] if record.released else sorted(record.restorable, key=lambda one: is_on(way, run.id, one))
         await run.write(
-            NewEntry(kind="rewound", payload=told),
+            NewEntry(kind="rewound", payload=told, key=None if key is None else _rewind_key(key)),
             to=RunState.RECOVERING,
             rewinds=True,
             fork=(run.branch, seq),

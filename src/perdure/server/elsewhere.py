@@ -12,7 +12,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import msgspec
@@ -109,7 +109,7 @@ class Elsewhere:
             return None  # nothing was sent
         except (ClientError, OSError, TimeoutError) as error:
             log.info("server %s: %s: %r", lease.server, path, error)
-            if method != "POST" or part in AGAIN:
+            if method != "POST" or part in AGAIN or _has_key(body):
                 return None
             hint = "`perdure show` says whether it was done; ask again if not."
             raise Unavailable(f"server {lease.server} went away in the middle of the request", hint=hint) from error
@@ -160,6 +160,14 @@ class Elsewhere:
             return any(other.server == lease.server for other in await self._leases.leases())
         except Unavailable:
             return True  # the database is away: nobody knows better
+
+
+def _has_key(body: bytes) -> bool:
+    """Whether what is asked for is done once for its key."""
+    with suppress(msgspec.DecodeError):
+        asked = msgspec.json.decode(body or b"null")
+        return isinstance(asked, dict) and asked.get("key") is not None
+    return False
 
 
 def _with_id(body: bytes) -> bytes:

@@ -1,8 +1,9 @@
 """The part of the server's API that goes back in time (docs/time-travel.md).
 
 ==========================================  =====================================================================
-POST /v1/runs/{id}/fork                     ``{"at"?: SEQ, "count"?: N, "name"?}`` -> 201 ``{"runs": [RunInfo, ...]}``
-POST /v1/runs/{id}/rewind                   ``{"to": SEQ}`` -> ``RunInfo``
+POST /v1/runs/{id}/fork                     ``{"at"?: SEQ, "count"?: N, "name"?, "key"?}`` -> 201 ``{"runs": [RunInfo,
+                                            ...]}`` (200 and the older runs when ``key`` was used before)
+POST /v1/runs/{id}/rewind                   ``{"to": SEQ, "key"?}`` -> ``RunInfo``; with the same ``key`` once
 GET  /v1/runs/{id}/tree                     the run with its branches and forks, and theirs
 GET  /v1/tree                               ``{"trees": [...]}``, of every run that is no fork
 GET  /v1/runs/{id}/file                     ``?path=PATH``: bytes of a file that its sandbox changed, 1 MiB at most
@@ -30,10 +31,12 @@ class Fork(Frozen, frozen=True, kw_only=True):
     at: int | None = None
     count: int = 1
     name: str = ""
+    key: str | None = None
 
 
 class Rewind(Frozen, frozen=True, kw_only=True):
     to: int
+    key: str | None = None
 
 
 class Travel:
@@ -56,12 +59,13 @@ class Travel:
     async def _fork(self, request: web.Request) -> web.Response:
         run_id, wanted = await self._run(request), await body(request, Fork, BODY_HINT)
         check_name(wanted.name, "run")
-        runs = await self._engine.fork(run_id, at=wanted.at, count=wanted.count, name=wanted.name)
-        return answer({"runs": runs}, 201)
+        asked = msgspec.structs.asdict(wanted)
+        runs, is_new = await self._engine.fork_once(run_id, **asked)
+        return answer({"runs": runs}, 201 if is_new else 200)
 
     async def _rewind(self, request: web.Request) -> web.Response:
         run_id, wanted = await self._run(request), await body(request, Rewind, BODY_HINT)
-        return answer(await self._engine.rewind(run_id, wanted.to))
+        return answer(await self._engine.rewind(run_id, wanted.to, key=wanted.key))
 
     async def _tree(self, request: web.Request) -> web.Response:
         return answer((await self._engine.trees(await self._run(request)))[0])

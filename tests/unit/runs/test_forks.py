@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import InvalidValue, MachineFailed, NotFound
+from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, Unavailable
 from perdure.model import RunState
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
@@ -45,6 +45,54 @@ async def test_forks_at_an_open_decision_are_answered_each_by_itself(house: Any,
     assert (await house.ends(run_id)).result[1:] == ["answer to finish: mine", "me"]
     for one in (run_id, *(fork.id for fork in forks)):
         await house.context.verify(one)
+
+
+async def test_forks_of_one_key_are_made_once(house: Any) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    asked = {"count": 2, "name": "try", "key": "k 1/ä"}
+    made, is_new = await house.engine.fork_once(run_id, **asked)
+    again, is_new_again = await asyncio.gather(*(house.engine.fork_once(run_id, **asked) for _ in range(2)))
+    await house.engine.approve(run_id, None, approved=True)  # the run has gone on: the key's forks are those of then
+    await house.ends(run_id)
+    await house.restart()
+    later, _ = await house.engine.fork_once(run_id, **asked)
+    ids = [fork.id for fork in made]
+    assert [[fork.id for fork in forks] for forks in (again[0], is_new_again[0], later)] == [ids] * 3
+    assert (is_new, again[1], is_new_again[1]) == (True, False, False)
+    for other in ({"count": 3}, {"name": "other"}, {"at": 3}):
+        with pytest.raises(Conflict, match=f"the key 'k 1/ä' is that of other forks of run {run_id}"):
+            await house.engine.fork_once(run_id, **{**asked, **other})
+    with pytest.raises(InvalidValue, match="key has 0 characters"):
+        await house.engine.fork_once(run_id, key="")
+    other, _ = await house.engine.fork_once(run_id, at=later[0].origin.seq, key="k2")
+    assert len(await house.engine.runs()) == 4 and other[0].id not in ids
+
+
+async def test_forks_whose_server_dies_among_them_are_made_up(house: Any) -> None:
+    run_id = await house.start(decision)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    real, calls = house.log.branch_off, 0
+
+    async def dies(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Unavailable("the server dies here")
+        return await real(*args, **more)
+
+    house.log.branch_off = dies
+    with pytest.raises(Unavailable):
+        await house.engine.fork_once(run_id, count=3, key="k")
+    (first,) = [info.id for info in await house.engine.runs() if info.origin]
+    await house.engine.approve(run_id, None, approved=True)
+    await house.ends(run_id)
+    await house.restart()
+    made, is_new = await house.engine.fork_once(run_id, count=3, key="k")
+    assert (len(made), made[0].id, is_new) == (3, first, False)
+    assert {fork.origin.seq for fork in made} == {made[0].origin.seq}
+    for fork in made:
+        await house.reaches(fork.id, RunState.SUSPENDED)
 
 
 async def test_a_fork_shares_the_log_up_to_its_entry(house: Any) -> None:

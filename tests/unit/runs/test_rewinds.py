@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import InvalidValue
+from perdure.errors import Conflict, InvalidValue
 from perdure.model import RunState
 from perdure.runs.retries import Retry
 from perdure.testing.machines import Ask, Effect
@@ -53,6 +53,23 @@ async def test_an_ended_run_goes_back_and_ends_another_way(house: Any, provider:
     assert rewound.payload["state"] == end
     await house.context.verify(run_id)
     await house.released(run_id)
+
+
+async def test_a_rewind_with_a_key_is_done_once(house: Any) -> None:
+    run_id = await house.start(decision)
+    at = (await house.reaches(run_id, RunState.SUSPENDED)).seq
+    assert (await house.engine.rewind(run_id, at, key="back")).branch == 2
+    both = await asyncio.gather(*(house.engine.rewind(run_id, at, key="back") for _ in range(2)))
+    assert [info.branch for info in both] == [2, 2]
+    assert (await house.engine.rewind(run_id, at, key="again")).branch == 3
+    await house.restart()
+    assert (await house.engine.rewind(run_id, at, key="back")).branch == 3  # it was done, on a branch that was left
+    with pytest.raises(Conflict, match=f"the key 'back' is that of a rewind to entry {at}"):
+        await house.engine.rewind(run_id, at - 1, key="back")
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True, comment="x")
+    await house.ends(run_id)
+    assert (await house.engine.rewind(run_id, at, key="back")).state is RunState.COMPLETED
 
 
 async def test_a_suspended_run_goes_back_to_its_first_snapshot(house: Any, provider: Any) -> None:

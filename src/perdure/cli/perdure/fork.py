@@ -24,6 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--at", type=int, metavar="SEQ", help="the last entry to share ('perdure log RUN'); the newest")
     parser.add_argument("-n", type=int, default=1, dest="count", metavar="N", help="how many (1)")
     parser.add_argument("--name", default="", help="a name to call it by; of several: NAME-1, NAME-2 …")
+    parser.add_argument("--key", help="fork only once: the same key gives the same runs")
     parser.add_argument(
         "--wait", action="store_true", help="until all have ended, then their results; status 1: not all completed"
     )
@@ -36,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from perdure.client.server import ServerClient
 
     server = ServerClient()
-    forks = server.fork(options.run_id, at=options.at, count=options.count, name=options.name)
+    forks = server.fork(options.run_id, at=options.at, count=options.count, name=options.name, key=options.key)
     if options.wait:
         forks = [_ended(server, fork) for fork in forks]
     if options.json:

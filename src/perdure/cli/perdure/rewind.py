@@ -16,11 +16,12 @@ DESCRIPTION = (
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_id", metavar="RUN", help="id, unique prefix of it, or name")
     parser.add_argument("seq", type=int, metavar="SEQ", help="the last entry that stays ('perdure log RUN')")
+    parser.add_argument("--key", help="rewind only once: with the same key nothing more is done")
 
 
 def run(options: argparse.Namespace) -> int:
     from perdure.client.server import ServerClient
 
-    info = ServerClient().rewind(options.run_id, options.seq)
+    info = ServerClient().rewind(options.run_id, options.seq, key=options.key)
     print(f"run {info.id} goes on from entry {options.seq}, on branch {info.branch}")
     return 0

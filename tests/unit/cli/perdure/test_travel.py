@@ -69,6 +69,20 @@ async def test_fork_tree_diff_and_rewind(desk: Desk) -> None:
     assert f"rewound to entry {at + 2}" in story
 
 
+async def test_forks_and_a_rewind_with_a_key(desk: Desk) -> None:
+    run_id = await desk.house.start(decision)
+    at = (await desk.house.reaches(run_id, RunState.SUSPENDED)).seq
+    first, _ = await desk("fork", run_id, "-n", "2", "--key", "tries")
+    assert len(first.splitlines()) == 2
+    assert (await desk("fork", run_id, "-n", "2", "--key", "tries"))[0] == first
+    _, told = await desk("fork", run_id, "-n", "3", "--key", "tries", status=1)
+    assert "the key 'tries' is that of other forks" in told
+    for _ in range(2):
+        assert "on branch 2" in (await desk("rewind", run_id, str(at), "--key", "back"))[0]
+    _, told = await desk("rewind", run_id, str(at - 1), "--key", "back", status=1)
+    assert "the key 'back' is that of a rewind" in told
+
+
 async def test_forks_that_are_waited_for(desk: Desk) -> None:
     run_id = await desk.house.start(decision)
     await desk.house.reaches(run_id, RunState.SUSPENDED)
