@@ -19,7 +19,7 @@ from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
 from perdure.host.paths import Home
-from perdure.model import Entry, OutputPiece, RunInfo, RunState, SnapshotInfo, settle
+from perdure.model import Entry, OutputPiece, RunInfo, RunState, Signalled, SnapshotInfo, settle
 
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
 WAIT_S = 30.0  # of one long poll
@@ -189,12 +189,14 @@ class ServerClient:
                     raise
                 time.sleep(0.2)
 
-    def signal(self, run: str, name: str, value: Any = None, *, id: str | None = None) -> RunInfo:
+    def signal(self, run: str, name: str, value: Any = None, *, id: str | None = None) -> Signalled:
         """Send a signal; it is kept until the run waits for it. ``Conflict`` when the run has ended.
 
         id: the run takes a signal with the same id only once, so it may be sent again when nobody knows if it came.
+        The run, and in ``outcome`` what became of the signal.
         """
-        return self._info("POST", _path(run, "signal"), {"name": name, "value": value, "id": id})
+        body = {"name": name, "value": value, "id": id}
+        return msgspec.convert(self._transport.call("POST", _path(run, "signal"), json_body=body), Signalled)
 
     def approve(
         self,

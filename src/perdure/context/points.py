@@ -53,6 +53,7 @@ POINTS = {
     "row.queue.dropped": "a queue is removed",
     "row.schedule": "a schedule is made",
     "row.schedule.dropped": "a schedule is removed",
+    "row.fork": "runs are to be forked once, for a key",
     "row.hook": "somebody outside was told of a run, or is to be",
     "row.hook.dropped": "of the whole run",
     "row.pruned": "the log of a run that has ended is dropped",

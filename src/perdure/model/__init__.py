@@ -35,6 +35,7 @@ from perdure.model.runs import (
     RunInfo,
     RunOrigin,
     RunState,
+    Signalled,
 )
 from perdure.model.sandboxes import (
     Change,
@@ -137,4 +138,5 @@ __all__ = [
     "OutputPiece",
     "RunOrigin",
     "RunInfo",
+    "Signalled",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from perdure.model.snapshots import SnapshotInfo
 from perdure.model.values import Frozen
@@ -98,3 +98,11 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     parent: str = ""  # the run that started it
     children: list[str] = []  # runs that it started, oldest first
     ending: dict[str, Any] | None = None  # it is to end and cleans up: {to, error, until, told}
+
+
+class Signalled(RunInfo, frozen=True, kw_only=True):
+    """A run after it was sent a signal, and what became of that: a wait of it has ``taken`` it, it is ``kept`` for a
+    later one, or it is a ``duplicate``: the run has had one with its id."""
+
+    outcome: Literal["taken", "kept", "duplicate"]
+    wait_id: str = ""  # of the one that took it

@@ -20,7 +20,7 @@ from perdure.runs.moments import said
 from perdure.runs.ports import ModelCalls
 from perdure.runs.record import from_head
 from perdure.runs.roads import Roads
-from perdure.runs.run import Run
+from perdure.runs.run import Outcome, Run
 from perdure.runs.shelf import Shelf
 from perdure.runs.states import TERMINAL
 
@@ -113,12 +113,13 @@ class Desk:
             if entry.kind in ends:
                 return
 
-    async def signal(self, run_id: str, name: str, value: Any, signal_id: str | None = None) -> None:
-        """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again."""
+    async def signal(self, run_id: str, name: str, value: Any, signal_id: str | None = None) -> tuple[Outcome, str]:
+        """Deliver a signal. With an id that the run has already had: nothing, so that a sender may send it again. What
+        became of it: see ``Run.signal``."""
         keys.check_name(name, "signal")
         check_value(value, f"the value of signal {name!r}")
         async with self._going(run_id) as run:
-            await run.signal(name, value, signal_id)
+            return await run.signal(name, value, signal_id)
 
     async def deliver(self, ref: str, name: str, value: Any, signal_id: str) -> str:
         """Signal the run that ``ref`` means, in the name of another run; its id."""

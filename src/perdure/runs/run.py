@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -30,6 +30,7 @@ from perdure.runs.waits import Signal, Wait, Waits, signal_key
 from perdure.runs.wishes import Wish
 
 Result = TypeVar("Result")
+Outcome = Literal["taken", "kept", "duplicate"]  # of a signal
 
 WARM = frozenset((RunState.RUNNING, RunState.WAITING))
 GONE = frozenset((RunState.SUSPENDED, RunState.RECOVERING))  # whoever asks next is another machine
@@ -301,23 +302,26 @@ class Run:
             await self.write(*before, *entries, wake=self.record.wake or asleep)
         self._owed.add(over.id)
 
-    async def signal(self, name: str, value: Any, signal_id: str | None = None) -> None:
-        """Deliver a signal to the oldest wait for it, or keep it. One whose id the branch has is taken already."""
+    async def signal(self, name: str, value: Any, signal_id: str | None = None) -> tuple[Outcome, str]:
+        """Deliver a signal to the oldest wait for it, or keep it. One whose id the branch has is taken already. What
+        became of it (``model.Signalled``), and the wait that took it."""
         key = None if signal_id is None else signal_key(signal_id)
+        tried: tuple[Outcome, str] | None = None
 
-        async def act() -> None:
+        async def act() -> tuple[Outcome, str]:
+            nonlocal tried
             self.check_going()
             if key is not None and await self.context.find(self.id, self.branch, key):
-                return
+                return tried or ("duplicate", "")  # tried: its answer was lost, and it came through all the same
             signal = Signal(id=signal_id or new_id(), name=name, value=value, at=self.clock.time())
             entry = NewEntry(kind="signal", key=key, payload={"signal": msgspec.to_builtins(signal)})
             wait = self.record.waits.taker(name)
-            if wait is None:
-                await self.write(entry)
-            else:
-                await self.complete_wait(wait, taking(signal), entry)
+            became: tuple[Outcome, str] = ("kept", "") if wait is None else ("taken", wait.id)
+            tried = became
+            await (self.write(entry) if wait is None else self.complete_wait(wait, taking(signal), entry))
+            return became
 
-        await self.atomically(act)
+        return await self.atomically(act)
 
     async def timeout(self, wait_id: str) -> None:
         """The deadline of a wait has passed; nothing happens when it is not open any more."""

@@ -1,7 +1,8 @@
 """The part of the server's API by which runs are told something.
 
 ==========================================  =====================================================================
-POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``RunInfo``; the same id is taken once
+POST /v1/runs/{id}/signal                   ``{"name", "value", "id"?}`` -> ``Signalled``: ``RunInfo`` with ``outcome``
+                                            (taken, kept, duplicate: the same id is taken once) and ``wait_id``
 POST /v1/runs/{id}/approve                  ``{"wait_id"?, "approved", "comment"?, "by"?, "values"?}`` ->
                                             ``{"wait": {...}}``; 409 ``conflict`` when not waiting, expired, or
                                             answered already (details: by, at)
@@ -22,7 +23,7 @@ import msgspec
 from aiohttp import web
 
 from perdure.errors import InvalidValue
-from perdure.model import Frozen
+from perdure.model import Frozen, Signalled
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
@@ -74,8 +75,9 @@ class ActsApi:
         run_id, signal = await self._run(request), await body(request, Signal)
         if not signal.name:
             raise InvalidValue("the signal has no name")
-        await self._engine.signal(run_id, signal.name, signal.value, signal.id)
-        return answer(await self._engine.info(run_id))
+        outcome, wait_id = await self._engine.signal(run_id, signal.name, signal.value, signal.id)
+        info = msgspec.structs.asdict(await self._engine.info(run_id))
+        return answer(Signalled(**info, outcome=outcome, wait_id=wait_id))
 
     async def _approve(self, request: web.Request) -> web.Response:
         run_id, given = await self._run(request), await body(request, Approval)

@@ -42,7 +42,7 @@ from aiohttp import web
 from perdure import __version__
 from perdure.client.node import NodeClient
 from perdure.context.log import ContextLog
-from perdure.errors import InvalidValue, NoRights, PerdureError
+from perdure.errors import InvalidValue, NoRights, PerdureError, Unavailable
 from perdure.host.paths import Home
 from perdure.model import RunState
 from perdure.runs.engine import Engine

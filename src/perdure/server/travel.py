@@ -59,8 +59,8 @@ class Travel:
     async def _fork(self, request: web.Request) -> web.Response:
         run_id, wanted = await self._run(request), await body(request, Fork, BODY_HINT)
         check_name(wanted.name, "run")
-        asked = msgspec.structs.asdict(wanted)
-        runs, is_new = await self._engine.fork_once(run_id, **asked)
+        at, count, name, key = wanted.at, wanted.count, wanted.name, wanted.key
+        runs, is_new = await self._engine.fork_once(run_id, at=at, count=count, name=name, key=key)
         return answer({"runs": runs}, 201 if is_new else 200)
 
     async def _rewind(self, request: web.Request) -> web.Response:

@@ -93,10 +93,12 @@ async def test_signals_before_the_wait_are_kept_in_order(house: Any) -> None:
 
     run_id = await house.start(program)
     await house.reaches(run_id, RunState.WAITING, RunState.SUSPENDED)
+    (wait,) = (await house.engine.info(run_id)).waits
     for value in (1, 2):
-        await house.engine.signal(run_id, "data", value)
+        assert await house.engine.signal(run_id, "data", value, f"d{value}") == ("kept", "")
+    assert await house.engine.signal(run_id, "data", 3, "d1") == ("duplicate", "")
     assert (await house.engine.info(run_id)).state is not RunState.COMPLETED
-    await house.engine.signal(run_id, "start", None)
+    assert await house.engine.signal(run_id, "start", None) == ("taken", wait["id"])
     assert (await house.ends(run_id)).result == [1, 2]
 
 

@@ -17,7 +17,7 @@ from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.host.paths import Home
 from perdure.model import RunState
-from perdure.server import api, bodies
+from perdure.server import bodies
 from perdure.testing.house import House, nothing
 from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
@@ -110,7 +110,7 @@ async def test_a_reader_that_leaves_is_no_error(
         while request.transport is not None and not request.transport.is_closing():
             request.transport.close()
 
-    monkeypatch.setattr(api, "kept_alive", slow)
+    monkeypatch.setattr("perdure.server.entries.kept_alive", slow)
     served.house.machines.program = nothing
     info = await served.ask(start)
     await served.house.ends(info.id)

@@ -22,5 +22,13 @@ def run(options: argparse.Namespace) -> int:
 
     value = None if options.value is None else _json.argument(options.value, "VALUE")
     info = ServerClient().signal(options.run_id, options.name, value, id=options.id)
-    print(f"signal {options.name} sent to run {info.id}")
+    told = {
+        "taken": f"signal {options.name}: run {info.id} was waiting for it, and has it",
+        "kept": f"signal {options.name} is kept until run {info.id} waits for it",
+        # without an id of its own it was sent on twice, by a server that the run was not at
+        "duplicate": f"signal {options.name}: run {info.id} has it"
+        if options.id is None
+        else f"run {info.id} has had a signal with the id {options.id} before: this one is not kept",
+    }
+    print(told[info.outcome])
     return 0

@@ -162,17 +162,14 @@ class People:
         self.acknowledged.append((run_id, "ending", "enough"))
 
     async def _fork(self, run_id: str, count: int) -> list[str]:
-        """Fork it, and take it back to its turn. Who is not told of the forks looks for them first."""
-
-        def work(client: ServerClient) -> list[str]:
-            made = [info.id for info in client.runs() if info.origin and info.origin.run_id == run_id]
-            missing = count - len(made)
-            return made + [info.id for info in client.fork(run_id, count=missing)] if missing else made
-
-        made = await self.ask(work)
+        """Fork it, and take it back to its turn. Who is not told of the forks asks again with their key."""
+        made = [fork.id for fork in await self.ask(lambda client: client.fork(run_id, count=count, key="forks"))]
+        there = [run.id for run in await self.ask(lambda client: client.runs()) if _is_fork_of(run, run_id)]
+        if sorted(there) != sorted(made):
+            raise AssertionError(f"run {run_id} has the forks {there}, and its key those of {made}")
         self.acknowledged += [(fork, "forked", run_id) for fork in made]
         turn = next(e["seq"] for e in (await self.read(run_id)).values() if e["kind"] == "model.committed")
-        await self.ask(lambda client: client.rewind(run_id, turn))
+        await self.ask(lambda client: client.rewind(run_id, turn, key="back"))
         self.acknowledged.append((run_id, "rewound", "suspended"))
         return made
 
@@ -237,3 +234,7 @@ class People:
 def as_line(entry: dict[str, Any]) -> str:
     """An entry, to be compared."""
     return json.dumps(entry, sort_keys=True)
+
+
+def _is_fork_of(run: RunInfo, run_id: str) -> bool:
+    return run.origin is not None and run.origin.run_id == run_id

@@ -196,8 +196,12 @@ async def test_ctrl_c_leaves_the_run_going_on(desk: Desk) -> None:
     assert f"run {run_id} goes on" in told.decode() and "Traceback" not in told.decode()
     _, refused = await desk("approve", run_id, status=1)
     assert "does not wait for an approval" in refused
+    said, _ = await desk("signal", run_id, "data", "--id", "d1")
+    assert said == f"signal data is kept until run {run_id} waits for it\n"
+    said, _ = await desk("signal", run_id, "data", "--id", "d1")
+    assert said == f"run {run_id} has had a signal with the id d1 before: this one is not kept\n"
     said, _ = await desk("signal", run_id, "go", '{"x": 1}')
-    assert run_id in said
+    assert said == f"signal go: run {run_id} was waiting for it, and has it\n"
     run = desk.house.engine._runs[run_id]
     assert await run.until(lambda: any(wait.name == "never" for wait in run.record.waits.open), 10)
     said, _ = await desk("cancel", run_id, "--reason", "enough", "--clean-up", "1m", "--wait")
