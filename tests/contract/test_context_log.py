@@ -286,7 +286,6 @@ async def test_a_run_branches_off_another_one_and_shares_its_entries(log: Contex
     ]
     (root,) = await log.branches("four")
     assert (root.parent_run, root.parent, root.fork_seq, root.seq) == ("two", 1, 6, 8)
-    assert await log.count("four", "forked") == 1  # its own
 
     await log.fork("four", [NewEntry(kind="diverged")], parent=1, fork_seq=2, epoch=8)  # among what it shares
     assert [(e.run_id, e.branch) for e in await log.read("four")] == [("one", 1), ("one", 1), ("four", 2)]
@@ -442,3 +441,54 @@ async def test_values_have_limits_that_are_told(log: ContextLog, monkeypatch: py
         deep = [deep]
     with pytest.raises(InvalidValue, match="nested too deeply"):
         await log.append("run", [NewEntry(kind="note", payload=deep)], epoch=1)
+
+
+TURN = [NewEntry(kind=f"model.{what}", key="main/1") for what in ("intent", "started", "committed")]
+
+
+async def test_a_head_says_how_many_turns_its_run_has_over_all_its_branches(
+    log: ContextLog, new_log: Callable[[], Opener]
+) -> None:
+    async def turns(name: str, of: ContextLog = log) -> tuple[int, int]:
+        (listed,) = await of.heads(prefix=name)
+        assert await of.head(name) == listed
+        return listed.turns_asked, listed.turns_replayed
+
+    for name in ("one", "two"):
+        await log.create(name, {})
+    written = [log.append(name, TURN, epoch=1) for name in ("one", "two", "one", "one")]  # perhaps one transaction
+    await asyncio.gather(*written)
+    assert await turns("one") == (3, 0) and await turns("two") == (1, 0)
+    await log.append("one", [NewEntry(kind="model.replayed", key="main/1")] * 2, epoch=2)
+    await log.fork("one", [NewEntry(kind="diverged"), *TURN], parent=1, fork_seq=3, epoch=2)
+    assert await turns("one") == (4, 2)
+    off = {"parent_run": "one", "parent": 2, "fork_seq": 4, "epoch": 2}
+    await log.branch_off("off", {}, [NewEntry(kind="forked")], **off)  # type: ignore[arg-type]
+    assert await turns("off") == (0, 0)  # it asked nobody for what it shares
+    with pytest.raises(StaleEpoch):
+        await log.append("one", TURN, epoch=1)
+    await log.append("off", TURN, epoch=2)
+    assert await turns("one") == (4, 2) and await turns("off") == (1, 0)
+
+    other = await new_log()()
+    for name in ("one", "off"):
+        assert await other.take_up(log.export(name)) == await other.head(name)
+    assert await turns("one", other) == (4, 2) and await turns("off", other) == (1, 0)
+    await other.close()
+    await log.prune("off")
+    assert await turns("off") == (1, 0)
+
+
+async def test_what_a_run_waited_for_is_read_along_its_branch(log: ContextLog) -> None:
+    wait = NewEntry(kind="wait.started", key="main/1")
+    await log.create("one", {})
+    await log.append("one", [NewEntry(kind="note"), wait, NewEntry(kind="note"), wait], epoch=1)
+    await log.fork("one", [NewEntry(kind="diverged"), wait], parent=1, fork_seq=2, epoch=1)
+    off = {"parent_run": "one", "parent": 2, "fork_seq": 3, "epoch": 1}
+    await log.branch_off("off", {}, [NewEntry(kind="forked"), wait, wait], **off)  # type: ignore[arg-type]
+    for name, branch, seqs in (("one", None, [2, 4]), ("one", 1, [2, 4]), ("off", None, [2, 5, 6])):
+        found = await log.read(name, branch=branch, kind="wait.started")
+        assert [entry.seq for entry in found] == seqs
+        assert found == [e for e in await log.read(name, branch=branch) if e.kind == "wait.started"]
+        assert await log.read(name, branch=branch, kind="wait.started", after=seqs[0], limit=1) == [found[1]]
+        assert await log.read(name, branch=branch, kind="wait.started", key="main/1") == found

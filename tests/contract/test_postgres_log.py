@@ -17,8 +17,10 @@ from perdure.context import postgres as postgres_log
 from perdure.context.log import ContextLog, NewEntry
 from perdure.context.postgres import connections
 from perdure.errors import Conflict, InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
+from perdure.testing.oldlogs import check_turns
 from perdure.testing.postgres import PostgresServer, postgres_server
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 NOTE = [NewEntry(kind="note", payload={"n": 1, "text": "x" * 600})]
 _schemas = (f"mine_{number}" for number in itertools.count())
 
@@ -126,6 +128,16 @@ async def test_what_does_not_let_us_in(postgres: PostgresServer, schema: str) ->
         shell.execute("CREATE ROLE weak LOGIN")
     with pytest.raises(NoRights, match="refuses"):
         await postgres_log.open(postgres.url.replace("user=postgres", "user=weak"), schema=schema)
+
+
+async def test_a_log_of_version_4_is_brought_forward_once(postgres: PostgresServer, schema: str) -> None:
+    script = (GOLDEN / "context-log-4" / "postgres.sql").read_text().replace("CREATE SCHEMA perdure;", "")
+    with psycopg.connect(postgres.url, autocommit=True) as shell:
+        shell.execute(f"CREATE SCHEMA {schema};{script.replace('perdure.', f'{schema}.')}".encode())
+    logs = await asyncio.gather(*(postgres_log.open(postgres.url, schema=schema) for _ in range(2)))
+    await check_turns(logs[0])
+    for log in logs:
+        await log.close()
 
 
 async def test_a_newer_version_is_refused(two: list[ContextLog], postgres: PostgresServer, schema: str) -> None:

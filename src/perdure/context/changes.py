@@ -68,6 +68,19 @@ class RunRow:
 TAGGED = "tagged"  # the kind of entry beside a summary with other tags
 
 
+class Turns:
+    """How many entries of a branch are of a turn, by the two kinds that lists of runs tell of."""
+
+    __slots__ = ("asked", "replayed")
+
+    def __init__(self) -> None:
+        self.asked = self.replayed = 0
+
+    def count(self, kind: str) -> None:
+        self.asked += kind == "model.started"
+        self.replayed += kind == "model.replayed"
+
+
 @dataclass
 class State:
     """What is known, as the jobs before left it, and the rows to write."""
@@ -90,6 +103,7 @@ class State:
     changed_runs: set[str] = field(default_factory=set)
     new_branches: list[tuple[Any, ...]] = field(default_factory=list)
     changed_tips: set[tuple[str, int]] = field(default_factory=set)
+    turns: dict[tuple[str, int], Turns] = field(default_factory=dict)  # of changed tips: how many more
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
@@ -153,7 +167,7 @@ class State:
     def add_branch(
         self, run_id: str, branch: int, parent: int | None, fork_seq: int, before: bytes, parent_run: str | None = None
     ) -> None:
-        self.new_branches.append((run_id, branch, parent, fork_seq, fork_seq, before, parent_run))
+        self.new_branches.append((run_id, branch, parent, fork_seq, fork_seq, before, parent_run, 0, 0))
         self.tips[run_id, branch] = fork_seq, before
 
     def fork_at(self, run_id: str, branch: int, seq: int) -> bytes:
@@ -184,13 +198,14 @@ class State:
         for job in packed.beside:
             job.apply(self)
         now = time.time()
-        written = []
+        written, turns = [], self.turns.setdefault((run_id, branch), Turns())
         for new, payload in zip(packed.entries, packed.payloads, strict=True):
             seq += 1
             facts = (run_id, branch, seq, epoch, now, new.kind, new.key, payload)
             before = entry_hash(before, facts)
             row = (*facts, before)
             self.entries.append(row)
+            turns.count(new.kind)
             written.append(as_entry(row, new.payload))
         if written:
             self.tips[run_id, branch] = seq, before

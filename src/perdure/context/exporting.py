@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from perdure.context import queries
-from perdure.context.moving import Stage, TakeUp, Tips
+from perdure.context.changes import Turns
+from perdure.context.moving import Stage, TakeUp, Tips, TurnsOf
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.formats import logfile
 from perdure.formats.chain import Counted, canonical, link_references
@@ -108,6 +109,7 @@ class _Incoming:
         self._bytes = 0
         self._is_first = True
         self._tips: Tips = {}
+        self._turns: TurnsOf = {}
         self._shared: dict[tuple[str, int], tuple[int, bytes]] = {}  # the last entry of what other runs have
         self._beginning: Beginning
 
@@ -123,6 +125,7 @@ class _Incoming:
             self._tips[run_id, branch] = last
             if run_id == self._beginning.run_id:
                 self._rows.append(part)
+                self._turns.setdefault((run_id, branch), Turns()).count(part[5])
             else:
                 self._shared[run_id, branch] = seq, last
         self._bytes += size_bytes
@@ -148,4 +151,4 @@ class _Incoming:
                 hint = f"Take up the log of run {run_id} first."
                 message = f"run {self._beginning.run_id} is a fork: entry {seq} of run {run_id} is not here"
                 raise Conflict(message, hint=hint)
-        return await self._log.submit(TakeUp(self._beginning, self._tips))
+        return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns))

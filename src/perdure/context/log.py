@@ -82,6 +82,8 @@ class Head(Frozen, frozen=True, kw_only=True):
     version: int
     value: Any
     pruned: bool = False  # its entries were dropped
+    turns_asked: int = 0  # entries ``model.started`` of all its own branches, also of those that were dropped since
+    turns_replayed: int = 0  # the same of ``model.replayed``
 
 
 class NewHead(Frozen, frozen=True, kw_only=True):
@@ -251,10 +253,6 @@ class ContextLog(Protocol):
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
         """All entries of one call along a branch, in order; [] for a new one."""
-        ...
-
-    async def count(self, run_id: str, kind: str) -> int:
-        """How many entries of a kind the run has, over all its branches."""
         ...
 
     def follow(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from perdure.context.changes import Needs, State
+from perdure.context.changes import Needs, State, Turns
 from perdure.context.listing import listed, tags
 from perdure.context.log import Head
 from perdure.context.rows import blob_row
@@ -14,6 +14,7 @@ from perdure.formats.chain import root_hash
 from perdure.formats.logfile import Beginning, Blob, Row, Stretch
 
 Tips = dict[tuple[str, int], bytes]  # (run, branch) -> the hash of its last entry
+TurnsOf = dict[tuple[str, int], Turns]  # (run, branch) -> what was counted in it
 
 
 class Stage:
@@ -43,8 +44,8 @@ class TakeUp:
 
     alone = True
 
-    def __init__(self, beginning: Beginning, tips: Tips) -> None:
-        self.beginning, self.tips = beginning, tips
+    def __init__(self, beginning: Beginning, tips: Tips, turns: TurnsOf) -> None:
+        self.beginning, self.tips, self.turns = beginning, tips, turns
         self.content = encode(beginning.value, "summary of a run")
         self.created = beginning.created
         self.own = [stretch for stretch in beginning.stretches if stretch.run_id == beginning.run_id]
@@ -64,7 +65,7 @@ class TakeUp:
         state.new_tags += [(of.run_id, name, what) for name, what in tags(of.value).items()]
         for own in self.own:
             last = self.tips.get((own.run_id, own.branch)) or root_hash(own.run_id)
-            state.new_branches.append(_branch(own, last))
+            state.new_branches.append(_branch(own, last, self._turns(own)))
         seq = next(own.upto for own in self.own if own.branch == of.branch)
         return Head(
             run_id=of.run_id,
@@ -75,12 +76,17 @@ class TakeUp:
             seq=seq,
             version=1,
             value=of.value,
+            turns_asked=sum(self._turns(own).asked for own in self.own),
+            turns_replayed=sum(self._turns(own).replayed for own in self.own),
         )
 
+    def _turns(self, own: Stretch) -> Turns:
+        return self.turns.get((own.run_id, own.branch)) or Turns()
 
-def _branch(own: Stretch, last: bytes) -> Row:
+
+def _branch(own: Stretch, last: bytes, turns: Turns) -> Row:
     parent_run = own.parent_run if own.parent_run != own.run_id else None
-    return (own.run_id, own.branch, own.parent, own.fork_seq, own.upto, last, parent_run)
+    return (own.run_id, own.branch, own.parent, own.fork_seq, own.upto, last, parent_run, turns.asked, turns.replayed)
 
 
 class Drop:

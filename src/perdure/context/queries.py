@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-# The head of a run with the last seq of its current branch.
+# The head of a run with the last seq of its current branch, and the turns of all.
 HEAD = """
-SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value, r.pruned
+SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value, r.pruned,
+    (SELECT CAST(sum(t.turns_asked) AS BIGINT) FROM branches t WHERE t.run_id = r.run_id),
+    (SELECT CAST(sum(t.turns_replayed) AS BIGINT) FROM branches t WHERE t.run_id = r.run_id)
 FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 """
 
@@ -30,18 +32,28 @@ LINEAGE = PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
 
 ENTRY = "e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash"
 
-READ = (
+_PAGE = (
     PATH
     + f"""
 SELECT {ENTRY}
 FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
     AND e.seq > :after AND e.seq > path.fork_seq AND e.seq <= path.upto
+"""
+)
+
+READ = (
+    _PAGE
+    + """
     AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind
         OR (:kind LIKE '%.' AND substr(e.kind, 1, length(:kind)) = :kind))
     AND (CAST(:key AS TEXT) IS NULL OR e.key = :key OR (:key LIKE '%/' AND substr(e.key, 1, length(:key)) = :key))
 ORDER BY e.seq LIMIT :limit
 """
 )
+
+# The same of one kind that has an index of its own: what a run waited for, and which children it has.
+WAITS = "wait.started"
+READ_WAITS = _PAGE + f"    AND e.kind = '{WAITS}' ORDER BY e.seq LIMIT :limit"
 
 FIND = (
     PATH
@@ -57,8 +69,6 @@ OWN = f"""
 SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit
 """
-
-COUNT = "SELECT count(*) FROM entries WHERE run_id = :run_id AND kind = :kind"
 
 KEPT = """
 SELECT kind, name, version, value FROM kept

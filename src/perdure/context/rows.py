@@ -31,7 +31,7 @@ def no_blob(digest: str) -> NotFound:
 
 
 def head_of(row: tuple[Any, ...]) -> Head:
-    run_id, key, created, epoch, branch, seq, version, value, pruned = row
+    run_id, key, created, epoch, branch, seq, version, value, pruned, asked, replayed = row
     decoded = msgspec.json.decode(value)
     return Head(
         run_id=run_id,
@@ -43,6 +43,8 @@ def head_of(row: tuple[Any, ...]) -> Head:
         version=version,
         value=decoded,
         pruned=bool(pruned),
+        turns_asked=asked,
+        turns_replayed=replayed,
     )
 
 

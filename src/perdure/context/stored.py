@@ -261,8 +261,11 @@ To go on with this one, and lose what it does not have, remove {path}."""
         kind: str | None = None,
         key: str | None = None,
     ) -> list[Entry]:
-        where = {"run_id": run_id, "branch": branch, "after": after, "limit": limit, "kind": kind, "key": key}
-        rows = await self._database.rows(queries.READ, where)
+        where: dict[str, Any] = {"run_id": run_id, "branch": branch, "after": after, "limit": limit}
+        if kind == queries.WAITS and key is None:
+            rows = await self._database.rows(queries.READ_WAITS, where)
+        else:
+            rows = await self._database.rows(queries.READ, {**where, "kind": kind, "key": key})
         if not rows and branch is None:
             head = await self.head(run_id)
             if head.pruned and after < head.seq:
@@ -272,10 +275,6 @@ To go on with this one, and lose what it does not have, remove {path}."""
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
         rows = await self._database.rows(queries.FIND, {"run_id": run_id, "branch": branch, "key": key})
         return await self._entries(rows, expand=True)
-
-    async def count(self, run_id: str, kind: str) -> int:
-        [(number,)] = await self._database.rows(queries.COUNT, {"run_id": run_id, "kind": kind})
-        return int(number)
 
     async def _entries(self, rows: list[Row], *, expand: bool) -> list[Entry]:
         if not expand:

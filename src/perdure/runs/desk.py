@@ -53,11 +53,11 @@ class Desk:
         return found[0]
 
     async def info(self, run_id: str) -> RunInfo:
-        head = await self._context.head(run_id)
-        asked = await self._context.count(run_id, "model.started")
-        replayed = await self._context.count(run_id, "model.replayed")
+        return await self._info(await self._context.head(run_id))
+
+    async def _info(self, head: Head) -> RunInfo:
         record = from_head(head)
-        return record.info(head, asked, replayed, await self._children_of(head) if record.is_parent else [])
+        return record.info(head, await self._children_of(head) if record.is_parent else [])
 
     async def _children_of(self, head: Head) -> list[str]:
         run_id, found, after = head.run_id, list[str](), 0
@@ -75,7 +75,7 @@ class Desk:
     ) -> list[RunInfo]:
         """Newest first; with ``tags`` only those that have all of them."""
         heads = await self._context.heads(states=list(states) or None, tags=tags or {}, newest=True, limit=limit)
-        return [await self.info(head.run_id) for head in heads]
+        return [await self._info(head) for head in heads]
 
     async def states(self) -> dict[str, int]:
         """How many runs are in each state."""

@@ -37,7 +37,7 @@ async def trees(context: ContextLog, run_id: str | None = None) -> list[Tree]:
 
 
 async def _tree(context: ContextLog, head: Head, record: Record) -> Tree:
-    info = record.info(head, 0, 0, [])
+    info = record.info(head, [])
     return {
         "id": head.run_id,
         "name": info.name,

@@ -221,8 +221,8 @@ class Record(Frozen, frozen=True, kw_only=True):
         """Whether an entry of a call is still what its program did."""
         return key is None or not any(one.covers(key, seq) for one in self.overruled)
 
-    def info(self, head: Head, asked: int, replayed: int, children: list[str]) -> RunInfo:
-        """The run as the API shows it. asked, replayed: model calls."""
+    def info(self, head: Head, children: list[str]) -> RunInfo:
+        """The run as the API shows it."""
         now_s = time.time() - self.suspended_at if self.state is RunState.SUSPENDED else 0.0
         return RunInfo(
             id=head.run_id,
@@ -240,8 +240,8 @@ class Record(Frozen, frozen=True, kw_only=True):
             seq=head.seq,
             waits=[wait.to_info() for wait in self.waits.open],
             snapshot=self.snapshot,
-            turns_asked=asked,
-            turns_replayed=replayed,
+            turns_asked=head.turns_asked,
+            turns_replayed=head.turns_replayed,
             recoveries=self.recoveries,
             attempt=self.attempt,
             key=self.request.key,

@@ -14,8 +14,9 @@ import pytest
 from perdure.context import sqlite
 from perdure.context.log import NewEntry
 from perdure.context.sqlite import schema
+from perdure.testing.oldlogs import check_turns
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "context-log-1"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 # Opens a log and is killed right before its Nth statement; says how many there were when it lives to the end.
 OPENER = """
@@ -79,7 +80,7 @@ async def check(path: Path) -> None:
 
 
 async def test_a_log_of_version_1_is_listed_and_read(tmp_path: Path) -> None:
-    golden("conversation.sql", tmp_path / "log.db")
+    golden("context-log-1/conversation.sql", tmp_path / "log.db")
     await check(tmp_path / "log.db")
     assert version(tmp_path / "log.db") == schema.VERSION
     with closing(sqlite3.connect(tmp_path / "log.db")) as db:
@@ -88,12 +89,12 @@ async def test_a_log_of_version_1_is_listed_and_read(tmp_path: Path) -> None:
 
 
 async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None:
-    golden("conversation.sql", tmp_path / "whole.db")
+    golden("context-log-1/conversation.sql", tmp_path / "whole.db")
     statements = int(opened(tmp_path / "whole.db", 1_000_000).stdout)
     seen = set()
     for killed_at in range(1, statements + 1):
         path = tmp_path / f"log-{killed_at}.db"
-        golden("conversation.sql", path)
+        golden("context-log-1/conversation.sql", path)
         assert opened(path, killed_at).returncode < 0
         seen.add(version(path))
         if killed_at % 4 == 0 or killed_at > statements - 4:  # the others are in the same state
@@ -101,7 +102,7 @@ async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None
     assert seen == set(range(1, schema.VERSION + 1))
 
 
-@pytest.mark.parametrize("name", ["log.sql", "conversation.sql"])
+@pytest.mark.parametrize("name", ["context-log-1/log.sql", "context-log-1/conversation.sql", "context-log-4/log.sql"])
 async def test_what_was_brought_forward_has_the_tables_of_a_new_one(tmp_path: Path, name: str) -> None:
     golden(name, tmp_path / "old.db")
     tables = []
@@ -110,3 +111,10 @@ async def test_what_was_brought_forward_has_the_tables_of_a_new_one(tmp_path: Pa
         with closing(sqlite3.connect(path)) as db:
             tables.append(set(db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()))
     assert tables[0] == tables[1]
+
+
+async def test_a_log_of_version_4_knows_the_turns_that_it_has(tmp_path: Path) -> None:
+    golden("context-log-4/log.sql", tmp_path / "log.db")
+    log = await sqlite.open(tmp_path / "log.db")
+    await check_turns(log)
+    await log.close()

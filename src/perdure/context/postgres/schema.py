@@ -10,7 +10,7 @@ import re
 from perdure.context.queries import PATH
 
 FIRST_VERSION = 4
-VERSION = 4
+VERSION = 5
 
 # What makes version N: of an empty schema, or of version N - 1, in one transaction.
 MIGRATIONS = {
@@ -121,6 +121,16 @@ CREATE TRIGGER blobs_never_change BEFORE UPDATE OF digest, zstd, content, refs O
 CREATE TRIGGER epochs_never_go_back BEFORE UPDATE OF epoch ON runs
     FOR EACH ROW WHEN (NEW.epoch < OLD.epoch) EXECUTE FUNCTION refuse('an epoch never goes down');
 """,
+    5: """
+ALTER TABLE branches ADD COLUMN turns_asked    BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE branches ADD COLUMN turns_replayed BIGINT NOT NULL DEFAULT 0;
+UPDATE branches b SET turns_asked = c.asked, turns_replayed = c.replayed FROM (
+    SELECT run_id, branch, count(*) FILTER (WHERE kind = 'model.started') AS asked,
+        count(*) FILTER (WHERE kind = 'model.replayed') AS replayed
+    FROM entries WHERE kind IN ('model.started', 'model.replayed') GROUP BY run_id, branch
+) c WHERE c.run_id = b.run_id AND c.branch = b.branch;
+CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
+""",
 }
 
 
@@ -199,8 +209,9 @@ FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %
 WHERE r.run_id = w.run_id
 """
 INSERT_BRANCHES = """
-INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run)
-SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::text[])
+INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run, turns_asked, turns_replayed)
+SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[], %s::text[],
+    %s::bigint[], %s::bigint[])
 """
 INSERT_BLOBS = """
 INSERT INTO blobs (digest, zstd, content, refs, sweep)
@@ -213,8 +224,10 @@ SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::f
     %s::bytea[], %s::bytea[])
 """
 UPDATE_TIPS = """
-UPDATE branches b SET seq = w.seq, hash = w.hash
-FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bytea[]) AS w (run_id, branch, seq, hash)
+UPDATE branches b SET seq = w.seq, hash = w.hash,
+    turns_asked = b.turns_asked + w.asked, turns_replayed = b.turns_replayed + w.replayed
+FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bigint[], %s::bigint[])
+    AS w (run_id, branch, seq, hash, asked, replayed)
 WHERE b.run_id = w.run_id AND b.branch = w.branch
 """
 INSERT_KEPT = "INSERT INTO kept SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[])"

@@ -244,7 +244,10 @@ async def _write(
         ),
         (schema.INSERT_BLOBS, [row for _, row in sorted(state.blobs.items())]),  # in one order: no two wait for another
         (schema.INSERT_ENTRIES, state.entries),
-        (schema.UPDATE_TIPS, [(*tip, *state.tips[tip]) for tip in state.changed_tips]),
+        (
+            schema.UPDATE_TIPS,
+            [(*tip, *state.tips[tip], state.turns[tip].asked, state.turns[tip].replayed) for tip in state.changed_tips],
+        ),
         (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
         (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
         (schema.REMOVE_BLOBS, state.removed_blobs),

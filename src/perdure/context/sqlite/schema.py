@@ -5,7 +5,7 @@ from __future__ import annotations
 from perdure.context.queries import PATH
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 4  # PRAGMA user_version
+VERSION = 5  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -111,6 +111,15 @@ CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
     WHEN NOT (SELECT pruned FROM runs WHERE run_id = OLD.run_id)
     BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
 """,
+    5: """
+-- Counted as they are written, so that no list counts entries.
+ALTER TABLE branches ADD COLUMN turns_asked    INTEGER NOT NULL DEFAULT 0; -- entries model.started of this branch
+ALTER TABLE branches ADD COLUMN turns_replayed INTEGER NOT NULL DEFAULT 0; -- entries model.replayed
+UPDATE branches AS b SET (turns_asked, turns_replayed) = (
+    SELECT COALESCE(sum(e.kind = 'model.started'), 0), COALESCE(sum(e.kind = 'model.replayed'), 0)
+    FROM entries e WHERE e.run_id = b.run_id AND e.branch = b.branch);
+CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
+""",
 }
 
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
@@ -139,9 +148,13 @@ UPDATE runs SET epoch = ?, branch = ?, version = ?, value = ?, state = ?, name =
 WHERE run_id = ?
 """
 INSERT_BRANCH = """
-INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO branches (run_id, branch, parent, fork_seq, seq, hash, parent_run, turns_asked, turns_replayed)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
-UPDATE_TIP = "UPDATE branches SET seq = ?, hash = ? WHERE run_id = ? AND branch = ?"
+UPDATE_TIP = """
+UPDATE branches SET seq = ?, hash = ?, turns_asked = turns_asked + ?, turns_replayed = turns_replayed + ?
+WHERE run_id = ? AND branch = ?
+"""
 INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_BLOB = """
 INSERT INTO blobs (digest, zstd, content, refs, sweep) VALUES (?, ?, ?, ?, (SELECT sweep FROM meta))

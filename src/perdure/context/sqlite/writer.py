@@ -205,7 +205,8 @@ def write(db: sqlite3.Connection, state: State) -> None:
             db.execute(schema.UPDATE_RUN, row)
     db.executemany(schema.INSERT_BLOB, state.blobs.values())
     db.executemany(schema.INSERT_ENTRY, state.entries)
-    db.executemany(schema.UPDATE_TIP, [(*state.tips[tip], *tip) for tip in state.changed_tips])
+    moved = [(tip, state.turns[tip]) for tip in state.changed_tips]
+    db.executemany(schema.UPDATE_TIP, [(*state.tips[tip], turns.asked, turns.replayed, *tip) for tip, turns in moved])
     for kept, value in state.keeps.items():
         if value is None:
             db.execute(schema.DROP, kept)
