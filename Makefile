@@ -14,7 +14,7 @@ export PERDURE_HOME ?= $(CURDIR)/build/home
 # there is no KVM its emulated host takes up to 8 GB.
 WORKERS ?= 3
 
-.PHONY: help setup demo test unit check bench soak crash many docs clean
+.PHONY: help setup demo test unit check bench soak crash campaign many docs clean
 
 help:     ## print this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -69,6 +69,9 @@ soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that check
 crash: .venv/dev.done build/test-packages.done ## a server killed at each of its durable writes, and at random (CRASH_*: docs/testing.md)
 	$(BIN)/python -m perdure.testing.crash
 	$(BIN)/python -m perdure.testing.lostservers
+
+campaign: .venv/dev.done build/test-packages.done ## the property tests with many examples each (EXAMPLES=1000)
+	EXAMPLES=$${EXAMPLES:-1000} $(BIN)/python -m pytest -n $(WORKERS) -m 'hypothesis and not vm' -o timeout=3600
 
 many: .venv/dev.done build/test-packages.done setup ## fifty sandboxes at once, also where processors are emulated
 	$(SUDO) env PERDURE_TEST_MANY=$${PERDURE_TEST_MANY:-50} $(BIN)/python -m pytest -q tests/vm/test_many.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -22,8 +23,14 @@ LONG = (
     "test_roads", "test_unmodified", "test_run_forks", "test_run_output",
 )  # fmt: skip
 
-# How fast examples are made says how busy the machine is, and nothing about the code.
-settings.register_profile("perdure", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# How fast examples are made says how busy the machine is, and nothing about the code. Each run makes others: what few
+# of them miss the next ones find, and `make campaign`. Slow tests make a fraction of them.
+settings.register_profile(
+    "perdure",
+    max_examples=int(os.environ.get("EXAMPLES", "30")),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("perdure")
 
 

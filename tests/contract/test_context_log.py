@@ -69,7 +69,10 @@ class Model:
 
 
 @given(st.lists(operations, max_size=12))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 def test_a_log_behaves_like_lists(new_log: Callable[[], Opener], todo: list[Any]) -> None:
     async def check() -> None:
         log, model = await new_log()(), Model()

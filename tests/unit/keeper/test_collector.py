@@ -81,7 +81,7 @@ def sources(file: CaptureFile) -> dict[int, tuple[int, bytes]]:
 seeds = st.dictionaries(st.integers(0, 40), st.integers(0, 3), max_size=25)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seeds, seeds, st.booleans(), st.booleans())
 def test_every_block_is_named_for_what_it_is(
     place: Path,

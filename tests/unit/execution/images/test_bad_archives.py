@@ -305,7 +305,7 @@ def test_two_images_where_one_is_bad_load_neither(library, tmp_path):
     assert library.list() == []
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_of_ours_or_harmless(tmp_path_factory, monkeypatch, data):
     """Flip bytes of a tar with every kind of header: no other exception, no hang, nothing left."""

@@ -224,7 +224,7 @@ def compared(layers: list[bytes]) -> tuple[dict[str, Any], dict[str, Any]]:
 PROGRAM = Entry("init", tarfile.REGTYPE, elf(), {"mode": 0o755})
 
 
-@settings(max_examples=int(os.environ.get("PEER_EXAMPLES", "40")), deadline=None)
+@settings(max_examples=settings().max_examples // 2)
 @given(stacks())
 def test_random_layers_give_the_tree_that_umoci_makes(stack: list[list[Entry]]) -> None:
     layers = [_tar([Entry(".", tarfile.DIRTYPE, fields={"mode": 0o755}), PROGRAM]), *map(_tar, stack)]

@@ -203,7 +203,7 @@ def test_any_flipped_bit_in_a_header_is_refused(world: World, part: str) -> None
             path.unlink()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=st.sampled_from(PARTS), place=st.integers(min_value=0), bit=st.integers(0, 7))
 def test_any_flipped_bit_is_refused(world: World, part: str, place: int, bit: int) -> None:
     """A file that was damaged: its digest refuses it, whatever was hit."""

@@ -41,7 +41,10 @@ disks = st.lists(st.integers(0, 3), min_size=DISK_BLOCKS, max_size=DISK_BLOCKS)
 touches = st.dictionaries(st.integers(0, BLOCKS - 1), st.one_of(st.integers(0, 9), st.just("read")), max_size=60)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(first=memories, generations=st.lists(st.tuples(touches, disks, st.booleans()), min_size=1, max_size=4))
 def test_every_generation_restores_what_it_captured(
     new_bench: Callable[[], Bench], first: list[int], generations: list[tuple[dict[int, int | str], list[int], bool]]

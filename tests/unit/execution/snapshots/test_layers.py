@@ -37,7 +37,9 @@ def test_what_was_written_is_read(layer_path: Path) -> None:
         assert b"".join(layer.frame(number) for number in range(3)) == b"".join(CONTENT)
 
 
-fixture = settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+fixture = settings(
+    max_examples=2 * settings().max_examples, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @fixture

@@ -31,7 +31,7 @@ def test_other_content_is_another_digest(bench: Bench) -> None:
     assert bench.template(b"a" * BLOCKS * BLOCK, "one").digest != bench.template(b"b" * BLOCKS * BLOCK, "two").digest
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples // 2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 3), min_size=BLOCKS, max_size=BLOCKS),
     st.dictionaries(st.integers(0, BLOCKS - 1), st.integers(0, 3), max_size=60),

@@ -46,7 +46,10 @@ disks = st.lists(st.integers(0, 3), min_size=DISK_BLOCKS, max_size=DISK_BLOCKS)
 touches = st.dictionaries(st.integers(0, BLOCKS - 1), st.integers(0, 9), max_size=60)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=settings().max_examples // 3,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     first=memories,
     generations=st.lists(st.tuples(touches, disks), min_size=1, max_size=4),
