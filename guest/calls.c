@@ -22,7 +22,7 @@ uint32_t calls_count(void) {
 size_t calls_bodies_size(void) {
     size_t size = 0;
     for (struct call *call = calls; call; call = call->next)
-        size += bytes_length(&call->http.body);
+        size += bytes_length(&call->http.body) + bytes_length(&call->in);
     return size;
 }
 

@@ -15,6 +15,7 @@ struct call {
         ANSWERED,  // the answer has come whole; the client still takes it
         REFUSED,   // an error was answered; what else the client sends is thrown away
     } state;
+    int64_t heard_ms;  // when the client last said something
     bool continued;
     uint64_t id, ordinal;
     struct slice lane;
@@ -31,7 +32,7 @@ struct call {
 
 extern struct call *calls;  // all connections of programs, whatever they are at
 
-size_t calls_bodies_size(void);       // of the requests of all
+size_t calls_bodies_size(void);       // of the requests of all, and of what is read of further ones
 void call_begin(struct call *call);   // its request is whole: the host is to have it
 void call_forget(struct call *call);  // with its connection
 

@@ -10,13 +10,23 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
-enum { CONNECTIONS = 512, BODIES_MAX = 128 << 20, READ = 64 << 10, LANE_MAX = 128 };
+enum {
+    CALLS_MAX = 512,
+    CALLS_LEAST = 64,  // also in a small machine
+    IDLE_MAX = 64,     // connections besides those with a call
+    BODIES_MAX = 128 << 20,
+    SHARE = 4,         // of the machine's memory, at most this part is for bodies, and this part for answers
+    READ = 64 << 10,
+    LANE_MAX = 128,
+};
 
 static struct watch listener = {.fd = -1};
 static uint64_t auto_ordinal;
-static uint32_t connection_count;
+static uint32_t connection_count, calls_max = CALLS_MAX;
+static size_t bodies_max = BODIES_MAX;
 
 uint64_t calls_auto_ordinal(void) { return auto_ordinal; }
 
@@ -97,13 +107,27 @@ static bool take_key(struct call *call) {
     return true;
 }
 
+static bool is_busy(const struct call *call) { return call->state == ASKED || call->state == ANSWERED; }
+
+static uint32_t busy_count(void) {
+    uint32_t count = 0;
+    for (const struct call *call = calls; call; call = call->next)
+        count += is_busy(call);
+    return count;
+}
+
 static void request_complete(struct call *call) {
+    bool takes_number = slice_is(call->http.path, "/perdure/v1/ordinal");
+    if (!takes_number && busy_count() >= calls_max) {  // before it has a number: asked again, it has the same
+        refuse(call, 503, "as many calls are open as may be at once");
+        return;
+    }
     if (!take_key(call)) {
         refuse(call, 400, "Perdure-Lane has 1 to 128 characters, is not 'auto', and is one of 65,536; "
                           "Perdure-Ordinal is a number, and goes with a lane");
         return;
     }
-    if (slice_is(call->http.path, "/perdure/v1/ordinal")) {  // a number to ask with, as often as it takes
+    if (takes_number) {  // a number to ask with, as often as it takes
         char body[64];
         snprintf(body, sizeof body, "{\"ordinal\": %llu}\n", (unsigned long long)call->ordinal);
         answer_here(call, 200, body);
@@ -116,8 +140,8 @@ static void request_step(struct call *call) {
     http_feed(&call->http, &call->in);
     if (call->http.state == HTTP_BAD) {
         refuse(call, (unsigned)call->http.status, call->http.reason);
-    } else if (calls_bodies_size() > BODIES_MAX) {
-        refuse(call, 503, "the bodies of the open calls are over 128 MiB");
+    } else if (calls_bodies_size() > bodies_max) {
+        refuse(call, 503, "the bodies of the open calls are over 128 MiB, or a quarter of the machine's memory");
     } else if (call->http.state == HTTP_DONE) {
         request_complete(call);
     } else if (call->http.wants_continue && !call->continued) {
@@ -130,6 +154,8 @@ static void request_step(struct call *call) {
 static bool client_read(struct call *call) {
     struct bytes ignored = {0}, *in = call->state == READING ? &call->in : &ignored;
     ssize_t count = recv(call->client.fd, bytes_reserve(in, READ), READ, 0);
+    if (count > 0)
+        call->heard_ms = now_ms();
     if (count > 0 && in == &call->in)
         in->end += (size_t)count;
     else if (!bytes_length(in))
@@ -231,8 +257,21 @@ static void client_ready(struct watch *watch, uint32_t events) {
     client_step(call);
 }
 
+// Of those that ask nothing, the one that has said nothing for the longest: whoever opens connections and leaves them so
+// shuts nobody out. What waits for its answer stays.
+static void forget_stalest(void) {
+    struct call *stalest = NULL;
+    for (struct call *call = calls; call; call = call->next)
+        if (!is_busy(call) && (!stalest || call->heard_ms <= stalest->heard_ms))
+            stalest = call;
+    if (stalest)
+        call_forget(stalest);
+}
+
 static void accept_ready(struct watch *watch, uint32_t events) {
     (void)events;
+    if (connection_count >= calls_max + IDLE_MAX)
+        forget_stalest();
     int yes = 1, fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
         return;
@@ -240,11 +279,19 @@ static void accept_ready(struct watch *watch, uint32_t events) {
     struct call *call = allocate(sizeof *call);
     call->next = calls;
     calls = call;
+    connection_count++;
+    call->heard_ms = now_ms();
     watch_open(&call->client, fd, EPOLLIN, client_ready);
-    if (++connection_count > CONNECTIONS) {
-        refuse(call, 503, "512 connections are open already");
-        client_step(call);
-    }
+}
+
+// Its memory is the machine's, and outside of what the workload may use: in a small one it takes less.
+static void take_share(void) {
+    struct sysinfo machine;
+    if (sysinfo(&machine))
+        return;
+    uint64_t share = (uint64_t)machine.totalram * machine.mem_unit / SHARE, windows = share / WINDOW;
+    bodies_max = share < BODIES_MAX ? (size_t)share : BODIES_MAX;
+    calls_max = windows > CALLS_MAX ? CALLS_MAX : windows < CALLS_LEAST ? CALLS_LEAST : (uint32_t)windows;
 }
 
 void calls_open(int port) {
@@ -259,6 +306,7 @@ void calls_open(int port) {
         complain("calls will not work: port %d: %s", port, strerror(errno));
         return;
     }
+    take_share();
     watch_open(&listener, fd, EPOLLIN, accept_ready);
     if (guestd.test) {
         printf("http %d\n", ntohs(address.sin_port));

@@ -79,7 +79,7 @@ static bool take_chunks(const char *at, const char *end, struct bytes *body) {
         at = (const char *)memmem(at, (size_t)(end - at), "\r\n", 2) + 2;
         if (!size)
             return true;
-        if ((size_t)(end - at) < size + 2)
+        if ((size_t)(end - at) < 2 || (size_t)(end - at) - 2 < size)
             return false;
         bytes_append(body, at, size);
         at += size + 2;

@@ -156,7 +156,8 @@ static void parse_head(struct http *http, struct bytes *in) {
         }
         if (!line.size)
             break;
-        lines++;
+        if (++lines > HTTP_HEADERS_MAX)
+            break;  // also where the head's end has not come: it is looked through again with each piece of it
     }
     size_t size = (size_t)(at - bytes_head(in));
     if (size > HTTP_HEAD_MAX || lines > HTTP_HEADERS_MAX) {

@@ -10,11 +10,14 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "guestd.h"
+
+enum { OPEN_FILES = 65536 };  // the door's connections, and four of each process
 
 struct guestd guestd = {.cgroup = "/sys/fs/cgroup/workload", .root_fd = -1};
 
@@ -80,6 +83,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: guestd --test-socket PATH [--test-cgroup FOLDER]   (it is PID 1 of a microVM otherwise)\n");
         return 2;
     }
+    if (!guestd.test)
+        setrlimit(RLIMIT_NOFILE, &(struct rlimit){OPEN_FILES, OPEN_FILES});
     loop_open();
     signals_open();
     if (guestd.test) {

@@ -214,7 +214,8 @@ static bool root_is_sealed(unsigned long *flags) {
 // Where an image has no /etc, or a link there that leads nowhere (such as to what an init system would make), the file
 // is made nevertheless.
 static int open_own(const char *path) {
-    int fd = root_open(path, O_RDWR | O_CREAT, 0644);
+    const int flags = O_RDWR | O_CREAT | O_NONBLOCK | O_NOCTTY;  // whatever the workload has put there: nobody waits for it
+    int fd = root_open(path, flags, 0644);
     if (fd >= 0 || (errno != ENOENT && errno != ELOOP))
         return fd;
     char folder[64], link;
@@ -227,7 +228,12 @@ static int open_own(const char *path) {
             unlinkat(parent, name, 0);
         close(parent);
     }
-    return root_open(path, O_RDWR | O_CREAT, 0644);
+    return root_open(path, flags, 0644);
+}
+
+static bool is_plain(int fd) {
+    struct stat info;
+    return fd >= 0 && !fstat(fd, &info) && S_ISREG(info.st_mode);
 }
 
 void root_write(const char *path, const char *text, const char *only_over) {
@@ -239,8 +245,9 @@ void root_write(const char *path, const char *text, const char *only_over) {
     if (is_sealed)
         fd = open_own(path);
     size_t length = strlen(text), before = only_over ? strlen(only_over) : 0;
-    ssize_t size = fd >= 0 && only_over ? read(fd, held, sizeof held) : 0;
-    bool wanted = fd >= 0 && size >= (ssize_t)before && size < HELD_BYTES && !memcmp(held, only_over ? only_over : "", before);
+    bool plain = is_plain(fd);
+    ssize_t size = plain && only_over ? read(fd, held, sizeof held) : 0;
+    bool wanted = plain && size >= (ssize_t)before && size < HELD_BYTES && !memcmp(held, only_over ? only_over : "", before);
     size_t kept = wanted ? (size_t)size - before : 0;
     if (wanted && (pwrite(fd, text, length, 0) < 0 || pwrite(fd, held + before, kept, (off_t)length) < 0 ||
                    ftruncate(fd, (off_t)(length + kept))))

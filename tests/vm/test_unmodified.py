@@ -27,6 +27,19 @@ perdure-guest wait signal never --timeout 200ms && exit 9
 exit $(($? + 5))
 """
 
+TEAM = """
+set -eu
+echo x > /parent
+form=$(perdure-guest wait approval "How many?" --field count=number --timeout 3d)
+count=$(printf %s "$form" | perdure-guest get count)
+twice=$(perdure-guest wait child -- sh -c "test ! -e /parent; perdure-guest wait time 1s; echo $count; echo $count")
+came=$(perdure-guest wait any signal stop + time 9d)
+echo $twice "$came"
+perdure-guest wait child -- sh -c 'echo half; exit 3' || exit $(($? + 5))
+"""
+
+COMPLAINT = "perdure-guest: child run {}: the program ended with exit status 3\n"
+
 THINKS = """
 import json, os, urllib.request
 body = {"messages": [{"role": "user", "content": "Count to one hundred."}], "max_tokens": 160}
@@ -64,6 +77,25 @@ def test_a_shell_script_waits_sleeps_and_outlives_its_machine(
     assert (info.recoveries, info.suspends) == (1, 1)
     assert [one["keep"] for one in info.snapshots] == [False, True]
     assert run.kinds().count("run.starting") == 1
+    assert run.is_gone()
+
+
+@pytest.mark.timeout(900)
+def test_a_shell_script_with_a_form_children_and_a_set(start_run: Callable[..., Run]) -> None:
+    run = start_run(command=["sh", "-c", TEAM])
+    run.wait_for("run.suspended")
+    assert run.info().waits[0]["form"][0]["name"] == "count"
+    run.server.approve(run.id, values={"count": 21})
+    run.wait_for("wait.completed", 2)  # the first child has ended
+    run.server.signal(run.id, "stop", "now")
+    info = run.ends()
+    assert info.state is RunState.FAILED and info.error is not None
+    details = info.error["details"]
+    kids = {kid.state: kid for kid in (run.server.get(kid) for kid in info.children)}
+    assert all(kid.parent == run.id for kid in kids.values())
+    assert kids[RunState.COMPLETED].result == {"exit_status": 0, "output": "21\n21\n"}
+    complaint = COMPLAINT.format(kids[RunState.FAILED].id)
+    assert (details["exit_status"], details["output"]) == (6, f"21 21 0 now\nhalf\n{complaint}")
     assert run.is_gone()
 
 

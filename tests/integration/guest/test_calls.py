@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import resource
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,25 @@ async def client_of(guest: Guest) -> AsyncIterator[Client]:
     finally:
         writer.close()
         await writer.wait_closed()
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """The test itself needs a descriptor for each connection."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(8192, before[1]), before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def descriptors(guest: Guest) -> int:
+    return len(list(Path(f"/proc/{guest.pid}/fd").iterdir()))
+
+
+async def until(over: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not over():  # noqa: ASYNC110 - proc(5) tells nobody
+            await asyncio.sleep(0.01)
 
 
 async def next_call(guest: Guest) -> GuestCall:
@@ -337,3 +358,51 @@ async def test_calls_made_while_there_is_no_host_wait_for_it(guest: Guest) -> No
         guest.answer = echo
         await guest.cut()
         assert await client.answer() == (200, b"auto/1 GET / ")
+
+
+async def test_connections_that_ask_nothing_shut_nobody_out(guest: Guest, many_files: None) -> None:
+    """Thousands of them: idle, in the middle of a request, or refused. What waits for its answer has it."""
+    said = [b"", b"POST / HTTP/1.1\r\nContent-Length: 9\r\n\r\nhalf", b"POST / HTTP/1.1\r\nA: ", b"nonsense\r\n\r\n"]
+    async with client_of(guest) as waiting, AsyncExitStack() as others:
+        await waiting.send(b"GET /slow HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
+        slow = await next_call(guest)
+        for number in range(2000):
+            client = await others.enter_async_context(client_of(guest))
+            await client.send(said[number % len(said)])
+        assert descriptors(guest) < 700
+        guest.answer = echo
+        async with client_of(guest) as last:
+            await last.send(b"GET /last HTTP/1.1\r\n\r\n")
+            assert await last.answer() == (200, b"auto/1 GET /last ")
+        await reply(slow, b"at last")
+        assert await waiting.answer() == (200, b"at last")
+    await until(lambda: descriptors(guest) < 100)
+
+
+async def test_a_call_too_many_is_told_so(guest: Guest, many_files: None) -> None:
+    async with AsyncExitStack() as others:
+        clients = [await others.enter_async_context(client_of(guest)) for _ in range(512)]
+        for client in clients:
+            await client.send(b"GET /wait HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
+        calls = [await next_call(guest) for _ in clients]
+        async with client_of(guest) as one_more:
+            await one_more.send(b"GET /wait HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
+            status, body = await one_more.answer()
+            assert (status, json.loads(body)["error"]["message"]) == (
+                503,
+                "guestd: as many calls are open as may be at once",
+            )
+        async with client_of(guest) as number:  # is asked of nobody
+            await number.send(b"POST /perdure/v1/ordinal HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
+            assert await number.answer() == (200, b'{"ordinal": 512}\n')  # the one that was refused took none
+        await reply(calls[0], b"over")
+        async with client_of(guest) as again:
+            await again.send(b"GET /again HTTP/1.1\r\n\r\n")
+            assert (await next_call(guest)).path == "/again"
+
+
+async def test_a_head_of_many_lines_is_refused_before_its_end(guest: Guest) -> None:
+    async with client_of(guest) as client:
+        await client.send(b"GET / HTTP/1.1\r\n" + b"A:b\r\n" * 130)
+        status, body = await client.answer()
+        assert status == 431 and "128 lines" in json.loads(body)["error"]["message"]
