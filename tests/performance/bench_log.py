@@ -1,12 +1,14 @@
 """The context log beside the bare database under it: one fully synced insert per transaction, on the same disk.
 
 Appends of a small entry, one after the other and of 64 runs at once; and the bytes that a conversation of a hundred
-turns costs, each with the output of a tool and sent again whole, beside the bytes that are new in it.
+turns costs, each with the output of a tool and sent again whole, beside the bytes that are new in it: in a log that has
+another run already, and as the first of an empty database, whose tables each begin with pages of their own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import sqlite3
 import statistics
@@ -39,18 +41,18 @@ def add(report: Report) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _logs(report, "SQLite", lambda: _bare_sqlite(folder / "bare.db"), lambda: sqlite.open(folder / "log.db"))
-        asyncio.run(_empty(lambda: sqlite.open(folder / "talk.db")))
-        empty = _file_bytes(folder / "talk.db")
-        new = asyncio.run(_conversation(lambda: sqlite.open(folder / "talk.db")))
-        _size(report, "SQLite", _file_bytes(folder / "talk.db") - empty, new)
+        talk = folder / "talk.db"
+        _sizes(report, "SQLite", lambda: sqlite.open(talk), lambda: _file_bytes(talk))
     if binaries() is None:
         return
     with postgres_server() as server:
         _logs(report, "PostgreSQL", lambda: _bare_postgres(server), lambda: postgres.open(server.url))
-        asyncio.run(_empty(lambda: postgres.open(server.url, schema="talk")))
-        empty = _schema_bytes(server)
-        new = asyncio.run(_conversation(lambda: postgres.open(server.url, schema="talk")))
-        _size(report, "PostgreSQL", _schema_bytes(server) - empty, new)
+        _sizes(
+            report,
+            "PostgreSQL",
+            lambda: postgres.open(server.url, schema="talk"),
+            lambda: _schema_bytes(server),
+        )
 
 
 def _file_bytes(path: Path) -> int:
@@ -82,11 +84,19 @@ def _logs(report: Report, database: str, bare_rate: Callable[[], float], opener:
     report.add(f"context log on {database}: of {RUNS} runs at once", many, "1/s", over=bare, goal="ratio >= 5")
 
 
-def _size(report: Report, database: str, stored: int, unique: int) -> None:
-    name = "context log: what is new in a conversation of 100 turns"
+def _sizes(report: Report, database: str, opener: Open, stored_bytes: Callable[[], int]) -> None:
+    """Two conversations, one after the other, with nothing in common."""
+    asyncio.run(_empty(opener))
+    sizes, new = [stored_bytes()], 0
+    for seed in (1, 2):
+        new = asyncio.run(_conversation(opener, seed))
+        sizes.append(stored_bytes())
+    name = f"context log: what is new in a conversation of {TURNS} turns"
     if name not in {figure.name for figure in report.figures}:
-        report.add(name, unique / 1e6, "MB")
-    report.add(f"context log on {database}: its bytes", stored / 1e6, "MB", over=name, goal="ratio <= 1.2")
+        report.add(name, new / 1e6, "MB")
+    first, later = (after - before for before, after in itertools.pairwise(sizes))
+    report.add(f"context log on {database}: its bytes", later / 1e6, "MB", over=name, goal="ratio <= 1.2")
+    report.add(f"context log on {database}: its bytes, first of all", first / 1e6, "MB", over=name)
 
 
 def _bare_sqlite(path: Path) -> float:
@@ -137,12 +147,13 @@ async def _appends(opener: Open) -> tuple[float, float]:
         await log.close()
 
 
-async def _conversation(opener: Open) -> int:
+async def _conversation(opener: Open, seed: int) -> int:
     """The bytes that are new in it: text as tools print it, which packs to some extent."""
-    log, made, unique = await opener(), random.Random(7), 0
+    log, made, unique = await opener(), random.Random(seed), 0
     words = ["".join(made.choices(string.ascii_lowercase, k=made.randint(2, 9))) for _ in range(3000)]
     try:
-        await log.create("talk", {"state": "running"})
+        name = f"talk-{seed}"
+        await log.create(name, {"state": "running"})
         messages: list[dict[str, str]] = []
         for turn in range(TURNS):
             text = ""
@@ -153,8 +164,8 @@ async def _conversation(opener: Open) -> int:
             answer = f"turn {turn}: {text[:100]}"
             messages.append({"role": "assistant", "content": answer})
             told = NewEntry(kind="model.committed", key=f"main/{turn}", payload={"text": answer})
-            await log.append("talk", [asked], epoch=1)
-            await log.append("talk", [told], epoch=1)
+            await log.append(name, [asked], epoch=1)
+            await log.append(name, [told], epoch=1)
             unique += len(text) + len(answer)
         return unique
     finally:

@@ -1,4 +1,5 @@
-"""The replay road beside DBOS: recorded steps one after the other, and their recovery, on SQLite, each fully synced.
+"""The replay road beside DBOS: recorded steps one after the other, and their recovery, on the same SQLite and on the
+same PostgreSQL, each fully synced.
 
 A function takes N steps and waits for a signal. Live: the time of its steps. Recovery: its worker is killed (kill -9)
 while it waits, and the time is taken until it waits there again. DBOS does the same (``dbos_steps``) in a process of
@@ -21,12 +22,15 @@ from pathlib import Path
 
 from report import Report
 
+from perdure.context import postgres
 from perdure.host.paths import Home
 from perdure.model import RunState
 from perdure.runs.driver import Settings
+from perdure.testing.postgres import PostgresServer, binaries, postgres_server
 from perdure.testing.workers import WorkerHouse
 
 STEPS = (1, 10, 100, 1000, 10_000)
+POSTGRES_STEPS = (10, 1000, 10_000)
 LIVE_STEPS = 1000
 ROUNDS = 3
 DBOS = Path(__file__).parents[2] / "build" / "dbos" / "bin" / "python"
@@ -55,29 +59,39 @@ class Times:
 
 def add(report: Report) -> None:
     """DBOS is left out where ``build/dbos`` has no Python with it."""
-    has_dbos = DBOS.exists()
-    if not has_dbos:
+    if not DBOS.exists():
         print("  DBOS is not measured: make build/dbos.done installs it for this", file=sys.stderr)
     for steps in STEPS:
-        theirs = f"DBOS: recovery of {steps} recorded steps"
-        ours = asyncio.run(measure(steps))
-        other = _dbos(steps) if has_dbos else None
-        if steps == LIVE_STEPS:
-            live = "DBOS: a recorded step, live"
-            if other:
-                report.add(live, other.live_s / steps, "s")
-            over, goal = (live, "ratio <= 1") if other else ("", "")
-            report.add("replay road: a recorded step, live", ours.live_s / steps, "s", over=over, goal=goal)
+        _compare(report, steps)
+    if binaries() is not None:
+        with postgres_server() as server:
+            for steps in POSTGRES_STEPS:
+                _compare(report, steps, server)
+
+
+def _compare(report: Report, steps: int, server: PostgresServer | None = None) -> None:
+    """server: where it is not on SQLite; a database of its own for either."""
+    where = " on PostgreSQL" if server else ""
+    ours = asyncio.run(measure(steps, server.new_database() if server else ""))
+    other = _dbos(steps, server.new_database() if server else "") if DBOS.exists() else None
+    if steps == LIVE_STEPS:
+        live = f"DBOS{where}: a recorded step, live"
         if other:
-            report.add(theirs, other.recover_s, "s")
-        over, goal = (theirs, "ratio <= 0.333") if other else ("", "")
-        report.add(f"replay road: recovery of {steps} recorded steps", ours.recover_s, "s", over=over, goal=goal)
+            report.add(live, other.live_s / steps, "s")
+        over, goal = (live, "ratio <= 1") if other else ("", "")
+        report.add(f"replay road{where}: a recorded step, live", ours.live_s / steps, "s", over=over, goal=goal)
+    theirs = f"DBOS{where}: recovery of {steps} recorded steps"
+    if other:
+        report.add(theirs, other.recover_s, "s")
+    over, goal = (theirs, "ratio <= 0.333") if other else ("", "")
+    report.add(f"replay road{where}: recovery of {steps} recorded steps", ours.recover_s, "s", over=over, goal=goal)
 
 
-async def measure(steps: int) -> Times:
-    """Ours: one run, killed ``ROUNDS`` times."""
+async def measure(steps: int, database: str = "") -> Times:
+    """Ours: one run, killed ``ROUNDS`` times. database: a PostgreSQL."""
     with tempfile.TemporaryDirectory() as name:
-        road = WorkerHouse(Home(Path(name) / "home", Path(name) / "cache"))
+        opened = (lambda: postgres.open(database)) if database else None
+        road = WorkerHouse(Home(Path(name) / "home", Path(name) / "cache"), open_log=opened)
         # It stays while it waits, as a kill is what is measured; and no pause for being killed again and again.
         road.settings = Settings(idle_grace_s=3600.0, backoff_s=0.0)
         await road.up()
@@ -98,11 +112,11 @@ async def measure(steps: int) -> Times:
             await road.down()
 
 
-def _dbos(steps: int) -> Times:
+def _dbos(steps: int, database: str) -> Times:
     with tempfile.TemporaryDirectory() as name:
-        database = str(Path(name) / "dbos.sqlite")
-        live_s = _told("live", database, steps)
-        return Times(live_s, statistics.median(_told("recover", database, steps) for _ in range(ROUNDS)))
+        url = database.replace("postgresql:", "postgresql+psycopg:") or f"sqlite:///{Path(name) / 'dbos.sqlite'}"
+        live_s = _told("live", url, steps)
+        return Times(live_s, statistics.median(_told("recover", url, steps) for _ in range(ROUNDS)))
 
 
 def _told(mode: str, database: str, steps: int) -> float:

@@ -1,4 +1,4 @@
-"""DBOS doing the same as ``bench_replay``: ``python dbos_steps.py live|recover DATABASE STEPS``, with its own Python.
+"""DBOS doing the same as ``bench_replay``: ``python dbos_steps.py live|recover URL STEPS``, with its own Python.
 
 live: a workflow of STEPS steps; prints the seconds that they took, and ends with kill -9 while it waits for a message.
 recover: launches on that database and prints the seconds until the same workflow waits there again.
@@ -15,7 +15,7 @@ import time
 from dbos import DBOS
 
 mode, database, steps = sys.argv[1], sys.argv[2], int(sys.argv[3])
-DBOS(config={"name": "bench", "system_database_url": f"sqlite:///{database}", "log_level": "ERROR"})
+DBOS(config={"name": "bench", "system_database_url": database, "log_level": "ERROR"})
 reached = threading.Event()
 took_s = 0.0
 

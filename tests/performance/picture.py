@@ -21,7 +21,7 @@ def draw(figures: Sequence[Figure], environment: dict[str, Any]) -> str:
     timed = [one for one in figures if one.unit == "s" and one.baseline is not None and "host" not in one.name]
     # of what is beside more than one baseline, and of cold things that dwarf the rest, the table tells; of the roads
     # another picture (``curves``)
-    timed = [one for one in timed if "cold" not in one.name and " road: " not in one.name]
+    timed = [one for one in timed if "cold" not in one.name and " road" not in one.name]
     sized = [one for one in figures if one.unit == "MB" and one.goal and one.goal.startswith("value")]
     rates = [one for one in figures if one.unit == "MB/s" and one.baseline is not None]
     parts: list[str] = []
