@@ -39,6 +39,7 @@ from perdure.runs.waits import Wait
 
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
 SCHEDULE = "schedule:"
+DEADLINES_MAX = 16  # of waits of a run that are over
 QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
 
 
@@ -177,6 +178,7 @@ class Engine(Desk):
         self._driving.clear()
         self._children.let_go()
         self.queues.let_go()
+        self._timers.let_go()
         if self.courier is not None:
             await self.courier.let_go()
         runs = await self._shelf.let_go()
@@ -275,10 +277,20 @@ class Engine(Desk):
         self.queues.changed(run)
         if self.courier is not None:
             self.courier.changed(run)
+        self._forget_deadlines(run)
         until = limits.deadline(run.record)
         if until is not None and (run.limited_until is None or until < run.limited_until):
             run.limited_until = until
             self._timers.add(until, run.id, LIMIT + run.id)
+
+    def _forget_deadlines(self, run: Run) -> None:
+        """Of what is over. Waits are looked through once most deadlines are: a run may have had many."""
+        waits = run.record.waits.open
+        if run.ended:
+            self._timers.forget(run.id)
+            run.limited_until = None
+        elif self._timers.of(run.id) > 2 * len(waits) + DEADLINES_MAX:
+            self._timers.retain(run.id, {LIMIT + run.id, *(wait.id for wait in waits)})
 
     async def _deadline(self, run_id: str, wait_id: str) -> None:
         if wait_id.startswith(SCHEDULE):

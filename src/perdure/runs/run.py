@@ -256,7 +256,9 @@ class Run:
             self.branch = written[-1].branch
         if fork is not None or to is RunState.RECOVERING:
             self._owed.clear()  # it may never ask for them again; what it asks, it asks at once
-        known = {wait.id: wait.until for wait in older.waits.open} if waits is not older.waits else {}
+        # What was open at the end of a run has no deadline any more.
+        is_known = waits is not older.waits and older.state not in TERMINAL
+        known = {wait.id: wait.until for wait in older.waits.open} if is_known else {}
         for wait in waits.open if waits is not older.waits else ():
             if wait.id not in known or known[wait.id] != wait.until:
                 self._on_wait(self.id, wait)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 
 from perdure.runs.clock import SYSTEM, Clock
 
@@ -14,6 +14,7 @@ _log = logging.getLogger(__name__)
 LOOK_S = 60.0
 AGAIN_S = 1.0  # after a failure: the disk was full, perhaps, and will not be
 SET_BACK_S = 1.0  # what a clock goes back by when it is set, and not only drawn
+DEAD_MAX = 64  # deadlines that were taken out may lie in the heap, and as many as count
 
 # when, by the clock as it is now; the deadline as it was given; run; what of it; a moment that was named
 Entry = tuple[float, float, str, str, bool]
@@ -21,7 +22,8 @@ Entry = tuple[float, float, str, str, bool]
 
 class Timers:
     """Calls ``fire(run_id, name)`` once the wall clock has passed a deadline, in a task of its own: a slow one holds up
-    no other. Deadlines are never taken out: whoever is called looks whether there is something to be done.
+    no other. Whoever is called looks whether there is something to be done: a deadline that is over is taken out
+    (``forget``, ``retain``) to save room alone.
 
     A deadline is a moment that somebody named (``absolute``), which is the clock's business alone, or the end of a
     length of time: such a one does not take longer because the clock was set back. One that was set forward is like
@@ -32,19 +34,64 @@ class Timers:
         self._fire = fire
         self._clock = clock
         self._heap: list[Entry] = []
-        self._due: dict[str, float] = {}  # by name: the newest deadline
+        self._due: dict[str, dict[str, float]] = {}  # by run and name: the newest deadline
+        self._size = 0  # of them
         self._earlier = asyncio.Event()
         self._ahead_s = clock.time() - clock.monotonic()
         self._firing: set[asyncio.Task[None]] = set()
 
     def add(self, until: float, run_id: str, name: str, *, absolute: bool = False) -> None:
         """name: a wait's id, or whatever else is unique for all runs. Nothing happens where it has this deadline."""
-        if self._due.get(name) == until:
+        due = self._due.setdefault(run_id, {})
+        if due.get(name) == until:
             return
-        self._due[name] = until
+        self._size += name not in due
+        due[name] = until
+        self._sweep()
         heapq.heappush(self._heap, (until, until, run_id, name, absolute))
         if self._heap[0][3] == name:
             self._earlier.set()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def of(self, run_id: str) -> int:
+        """How many deadlines a run has."""
+        return len(self._due.get(run_id, ()))
+
+    def retain(self, run_id: str, names: Collection[str]) -> None:
+        """What else the run had deadlines of is over."""
+        due = self._due.get(run_id, {})
+        for name in due.keys() - set(names):
+            self._remove(run_id, name)
+        self._sweep()
+
+    def forget(self, run_id: str) -> None:
+        """The run has ended."""
+        self.retain(run_id, ())
+
+    def let_go(self) -> None:
+        """No run is ours any more."""
+        for run_id in [run_id for run_id in self._due if run_id]:
+            self.forget(run_id)
+
+    def _remove(self, run_id: str, name: str) -> None:
+        due = self._due[run_id]
+        del due[name]
+        self._size -= 1
+        if not due:
+            del self._due[run_id]
+
+    def _counts(self, entry: Entry) -> bool:
+        """Whether it is the newest deadline of what it is of, and was not taken out."""
+        _, until, run_id, name, _ = entry
+        return self._due.get(run_id, {}).get(name) == until
+
+    def _sweep(self) -> None:
+        """Once most of the heap is of no use: so it costs little for each deadline."""
+        if len(self._heap) > 2 * self._size + DEAD_MAX:
+            self._heap = [entry for entry in self._heap if self._counts(entry)]
+            heapq.heapify(self._heap)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -72,9 +119,10 @@ class Timers:
             heapq.heapify(self._heap)
         self._ahead_s = ahead_s
         while self._heap and self._heap[0][0] <= self._clock.time():
-            _, until, run_id, name, _ = heapq.heappop(self._heap)
-            if self._due.get(name) == until:  # else it has another one since
-                del self._due[name]
+            entry = heapq.heappop(self._heap)
+            if self._counts(entry):
+                run_id, name = entry[2:4]
+                self._remove(run_id, name)
                 task = asyncio.create_task(self._pass(run_id, name), name=f"deadline-{run_id}")
                 self._firing.add(task)
                 task.add_done_callback(self._firing.discard)

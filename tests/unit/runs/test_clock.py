@@ -146,3 +146,35 @@ async def test_the_hosts_clock_by_the_same_words() -> None:
         with pytest.raises(TimeoutError):
             async with SYSTEM.timeout_at(SYSTEM.monotonic()):
                 await asyncio.Event().wait()
+
+
+async def test_what_is_over_takes_no_room_and_does_not_fire() -> None:
+    clock, fired = FakeClock(), asyncio.Queue[str]()
+
+    async def fire(run_id: str, name: str) -> None:
+        fired.put_nowait(name)
+
+    timers, now = Timers(fire, clock), clock.time()
+    timers.add(now + DAY_S, "", "schedule")
+    timers.add(now + DAY_S, "kept", "wait")
+    for number in range(10_000):  # runs that may take weeks, and end at once
+        for name in ("limit", "wait"):
+            timers.add(now + number + 60, f"run-{number}", f"{name}-{number}")
+        timers.retain(f"run-{number}", [f"wait-{number}"])
+        assert timers.of(f"run-{number}") == 1
+        timers.forget(f"run-{number}")
+    assert len(timers) == 2
+    assert len(timers._heap) < 200
+    timers.add(now + 60, "kept", "limit")
+    running = asyncio.create_task(timers.run())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(10):
+        clock.move(DAY_S)
+        assert [await fired.get() for _ in range(3)] == ["limit", "schedule", "wait"]
+    assert (len(timers), fired.empty()) == (0, True)
+    timers.add(clock.time() + 60, "kept", "limit")
+    timers.add(clock.time() + 60, "", "queue")
+    timers.let_go()
+    assert (timers.of("kept"), len(timers)) == (0, 1)
+    running.cancel()
+    await asyncio.wait({running})

@@ -18,6 +18,7 @@ from perdure.testing.house import AGENT, QUICK, nothing
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 
+DAY_S = 86400.0
 AT_ONCE = dataclasses.replace(QUICK, idle_grace_s=0)
 
 
@@ -133,3 +134,27 @@ def test_times_of_a_record() -> None:
     assert limits.passed(record, 159) is None
     error = limits.passed(record, 160)
     assert error is not None and error["details"] == {"limit": "timeout_s"}
+
+
+async def test_the_deadlines_of_a_run_that_ended_or_of_waits_that_are_over_are_forgotten(house: Any) -> None:
+    def program() -> Steps:
+        for number in range(50):
+            yield Ask("wait", {"kind": "signal", "name": f"s{number}", "timeout_s": 14 * DAY_S})
+        yield approval(timeout_s=14 * DAY_S)
+        yield Ask("complete", {"result": 1})
+
+    timers = house.engine._timers
+    before = len(timers)
+    run_id = await house.start(program, timeout_s=30 * DAY_S)
+    for number in range(50):
+        await house.engine.signal(run_id, f"s{number}", None)
+    await house.waits(run_id, "approval")
+    assert 2 <= timers.of(run_id) < 25
+    await house.engine.approve(run_id, None, approved=True)
+    await house.ends(run_id)
+    assert len(timers) == before
+    other = await house.start(sleeps, timeout_s=30 * DAY_S)
+    await house.waits(other, "approval")
+    await house.engine.cancel(other, clean_up_s=0)
+    await house.ends(other)
+    assert len(timers) == before

@@ -10,6 +10,7 @@ import pytest
 from perdure.errors import Conflict, InvalidValue
 from perdure.model import RunState
 from perdure.runs.retries import Retry
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
 
@@ -168,6 +169,25 @@ async def test_a_deadline_of_before_does_not_end_a_wait_that_has_longer(house: A
     await run.timeout(after.id)  # the older deadline, which is still in the heap
     assert run.record.waits.find(after.id) is not None
     assert (await house.ends(run_id)).result is True
+
+
+async def test_a_moment_that_was_named_comes_after_the_end_and_a_rewind_all_the_same(house: Any) -> None:
+    clock = await house.at(FakeClock())
+    moment = clock.time() + 3600
+
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "time", "until": moment})
+        yield Ask("complete", {"result": "woken"})
+
+    run_id = await house.start(program)
+    await house.waits(run_id, "time")
+    at = (await house.entries(run_id, "wait.started"))[0].seq
+    await house.engine.cancel(run_id, clean_up_s=0)
+    await house.ends(run_id)
+    await house.engine.rewind(run_id, at)
+    await house.waits(run_id, "time")
+    clock.move(3600)
+    assert (await house.ends(run_id)).result == "woken"
 
 
 async def test_a_rewind_is_taken_up_after_the_end_of_the_server(house: Any) -> None:
