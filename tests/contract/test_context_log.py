@@ -376,6 +376,7 @@ async def test_runs_are_listed_by_what_their_summaries_say(log: ContextLog) -> N
     assert await ids(prefix="aa") == ["aa1", "aa2"]
     assert await ids(ids=["c5", "aa1", "none", "b4"], states=["queued"]) == ["aa1", "b4"]
     assert await ids(ids=[]) == []
+    assert await ids(below=[]) == []
     assert await ids(tags={"team": "birds"}) == ["aa1", "aa2"]
     assert await ids(tags={"team": "birds", "size": "big"}) == ["aa1"]
     assert await ids(tags={"team": "fish"}) == ["b4"]
@@ -495,3 +496,20 @@ async def test_what_a_run_waited_for_is_read_along_its_branch(log: ContextLog) -
         assert found == [e for e in await log.read(name, branch=branch) if e.kind == "wait.started"]
         assert await log.read(name, branch=branch, kind="wait.started", after=seqs[0], limit=1) == [found[1]]
         assert await log.read(name, branch=branch, kind="wait.started", key="main/1") == found
+
+
+async def test_children_and_forks_are_listed_below_their_runs(log: ContextLog) -> None:
+    for name, parent in (("root", None), ("kid", "root"), ("grandkid", "kid"), ("other", None)):
+        await log.create(name, {"state": "queued", "parent": parent})
+        await log.append(name, [NewEntry(kind="note")], epoch=1)
+    for name, of in (("fork", "root"), ("deeper", "fork"), ("beside", "kid")):
+        forked = [NewEntry(kind="forked")]
+        await log.branch_off(name, {}, forked, parent_run=of, parent=1, fork_seq=1, epoch=1)
+
+    async def below(*names: str) -> list[str]:
+        return [head.run_id for head in await log.heads(below=names)]
+
+    assert await below("root") == ["kid", "fork"]
+    assert await below("kid", "fork", "nobody") == ["grandkid", "deeper", "beside"]
+    assert await below("other", "beside") == []
+    assert [head.run_id for head in await log.heads(below=["root"], states=["queued"])] == ["kid"]

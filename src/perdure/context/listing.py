@@ -54,6 +54,7 @@ def heads_query(
     states: Collection[str] | None,
     name: str | None,
     parent: str | None,
+    below: Collection[str] | None,
     tags: Mapping[str, str],
     prefix: str,
     ids: Collection[str] | None,
@@ -70,6 +71,13 @@ def heads_query(
     if ids is not None:
         slots = {f"id{number}": run_id for number, run_id in enumerate(ids)}
         parts.append(f"r.run_id IN ({', '.join(f':{slot}' for slot in slots) or 'NULL'})")
+        values |= slots
+    if below is not None:
+        slots = {f"below{number}": run_id for number, run_id in enumerate(below)}
+        given = ", ".join(f":{slot}" for slot in slots) or "NULL"
+        children = f"SELECT run_id FROM runs WHERE parent IN ({given})"
+        forks = f"SELECT run_id FROM branches WHERE parent_run IN ({given})"
+        parts.append(f"r.run_id IN ({children} UNION ALL {forks})")
         values |= slots
     if name is not None:
         parts.append("r.name = :name")

@@ -152,6 +152,7 @@ class ContextLog(Protocol):
         states: Collection[str] | None = None,
         name: str | None = None,
         parent: str | None = None,
+        below: Collection[str] | None = None,
         tags: Mapping[str, str] = NO_TAGS,
         prefix: str = "",
         ids: Collection[str] | None = None,
@@ -162,8 +163,8 @@ class ContextLog(Protocol):
     ) -> list[Head]:
         """Runs, oldest first (``newest``: last first): those that have all of what is asked for.
 
-        prefix: of the id. ids: some thousands at most. The other words are those of the summary (``context.listing``).
-        beyond: the id of the run that the page before ended with.
+        prefix: of the id. below: children and forks of these. ids, below: some thousands at most. The other words are
+        those of the summary (``context.listing``). beyond: the id of the run that the page before ended with.
         """
         ...
 

@@ -24,6 +24,7 @@ from perdure.runs.run import Outcome, Run
 from perdure.runs.shelf import Shelf
 from perdure.runs.states import TERMINAL
 
+AT_ONCE = 500  # children that one query asks for
 FEW = 20  # as many as a reference that means several is looked for
 
 
@@ -60,6 +61,7 @@ class Desk:
         return record.info(head, await self._children_of(head) if record.is_parent else [])
 
     async def _children_of(self, head: Head) -> list[str]:
+        """Oldest first. One that nobody waited for any more before it was made is none."""
         run_id, found, after = head.run_id, list[str](), 0
         if head.pruned:
             return [child.run_id for child in await self._context.heads(parent=run_id)]
@@ -68,7 +70,10 @@ class Desk:
                 waits = [entry.payload["wait"], *entry.payload.get("parts", [])]
                 found += [wait["child"] for wait in waits if wait.get("child")]
             after = page[-1].seq
-        return found
+        made = set[str]()
+        for first in range(0, len(found), AT_ONCE):
+            made |= {child.run_id for child in await self._context.heads(ids=found[first : first + AT_ONCE])}
+        return [child for child in found if child in made]
 
     async def runs(
         self, states: Iterable[str] = (), limit: int = 1000, tags: Mapping[str, str] | None = None

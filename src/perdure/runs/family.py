@@ -7,12 +7,14 @@ from typing import Any
 from perdure.context.log import ContextLog, Head
 from perdure.runs.record import Record, from_head
 
+AT_ONCE = 500  # runs whose children and forks one query asks for
 Tree = dict[str, Any]  # docs/time-travel.md has its fields
 
 
 async def trees(context: ContextLog, run_id: str | None = None) -> list[Tree]:
     """The run with all that descend from it; without one every run that descends from none, oldest first."""
-    heads = {head.run_id: head for head in await context.heads()}
+    found = await context.heads() if run_id is None else await _family(context, run_id)
+    heads = {head.run_id: head for head in found}
     records = {name: from_head(head) for name, head in heads.items()}
     forks, children = dict[str, list[str]](), dict[str, list[str]]()
     for name, record in records.items():
@@ -34,6 +36,18 @@ async def trees(context: ContextLog, run_id: str | None = None) -> list[Tree]:
         made[name]["forks"] = [made[fork] for fork in forks.get(name, [])]
         made[name]["children"] = [made[child] for child in children.get(name, [])]
     return [made[name] for name in roots]
+
+
+async def _family(context: ContextLog, run_id: str) -> list[Head]:
+    """A run with all that descend from it, oldest first: no others are read."""
+    found, level = {run_id: await context.head(run_id)}, [run_id]
+    while level:
+        below = []
+        for first in range(0, len(level), AT_ONCE):
+            below += await context.heads(below=level[first : first + AT_ONCE])
+        level = [head.run_id for head in below if head.run_id not in found]
+        found |= {head.run_id: head for head in below}
+    return sorted(found.values(), key=lambda head: (head.created, head.run_id))
 
 
 async def _tree(context: ContextLog, head: Head, record: Record) -> Tree:

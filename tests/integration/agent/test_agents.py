@@ -165,11 +165,10 @@ async def f(ctx):
     async def long():
         begun.set()
         await asyncio.Event().wait()
-    try:
-        async with asyncio.timeout(0.05):
-            await ctx.approval("Nobody is there?")
-    except TimeoutError:
-        await ctx.emit("late")
+    nobody = asyncio.create_task(ctx.approval("Nobody is there?"))
+    await ctx.wait_for("late")
+    nobody.cancel()
+    await asyncio.gather(nobody, return_exceptions=True)
     task = asyncio.create_task(ctx.step("long", long))
     await begun.wait()
     task.cancel()
@@ -182,13 +181,17 @@ async def f(ctx):
 async def test_what_a_cancelled_task_waited_for_or_did_is_over(house: House) -> None:
     """Else its run would be kept warm for ever: nobody asks for that wait, and nothing ends that step."""
     run_id = await start(house, source.AgentSource("x.py", "f", CANCELS), None)
-    await until(house, run_id, "wait.started", 2)
+    await until(house, run_id, "wait.started", 2)  # of the approval, too
+    await house.engine.signal(run_id, "late", None)
+    await until(house, run_id, "wait.started", 3)
     info = await house.engine.info(run_id)
     assert [wait["name"] for wait in info.waits] == ["And you?"]
     entries = await house.log.read(run_id)
-    (gone,) = [entry.payload for entry in entries if entry.kind == "wait.completed"]
+    gone = [
+        entry.payload for entry in entries if entry.kind == "wait.completed" and entry.payload["kind"] == "approval"
+    ]
     (ended,) = [entry.payload for entry in entries if entry.kind == "step.result"]
-    assert (gone["outcome"], ended["error"]["type"]) == ("withdrawn", "CancelledError")
+    assert [payload["outcome"] for payload in gone] == ["withdrawn"] and ended["error"]["type"] == "CancelledError"
     await house.engine.approve(run_id, None, approved=True, by="ann")
     assert (await house.engine.ended(run_id, 30)).result == ["ann", True]
 
@@ -229,7 +232,8 @@ async def test_children_and_sets_in_an_agent_that_is_killed(house: House) -> Non
     await until(house, kid, "wait.started")
     await house.machines.kill(run_id)
     await house.engine.approve(kid, None, approved=True, by="ann")
-    await until(house, run_id, "wait.started", 3)
+    (*_, cats) = (await until(house, run_id, "wait.started", 3)).payload["parts"]
+    await until(house, cats["child"], "wait.started")  # one that is not there yet when "go" comes is never made
     await house.engine.signal(run_id, "go", 7)
     await until(house, run_id, "wait.started", 4)
     await house.engine.signal(run_id, "b", 2)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perdure.errors import InvalidValue
+from perdure.errors import InvalidValue, NotFound
 from perdure.model import Mount, MountKind, RunInfo, RunState
 from perdure.runs import children
 from perdure.runs.asking import Asking
@@ -144,6 +144,22 @@ async def test_the_losing_children_of_a_set_are_cancelled(house: Any) -> None:
     info = await house.ends(run_id)
     assert (info.result, info.children) == ([[1], [1, "ann"]], [slow.id, quick.id])
     assert (await house.ends(slow.id)).state is RunState.CANCELLED
+
+
+async def test_a_child_that_nobody_waited_for_before_it_was_made_is_none(house: Any) -> None:
+    def races() -> Steps:
+        yield Ask("wait", {"kind": "signal", "name": "first"})
+        said = yield Ask("wait/set", {"mode": "any", "waits": [{"kind": "signal", "name": "go"}, child(input=0)]})
+        yield Ask("complete", {"result": said.value["order"]})
+
+    run_id = await house.start(family(races, answers))
+    for name in ("go", "first"):
+        await house.engine.signal(run_id, name, None)
+    info = await house.ends(run_id)
+    assert (info.result, info.children) == ([0], [])
+    named = (await house.entries(run_id, "wait.started"))[-1].payload["parts"][1]["child"]
+    with pytest.raises(NotFound):
+        await house.engine.info(named)
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,17 @@ async def test_a_tree_has_children(served: Served) -> None:
     assert [(tree["id"], child["id"]) for child in tree["children"]] == [("parent", "child")]
 
 
+async def test_the_tree_of_one_run_reads_its_family_alone(served: Served) -> None:
+    context = served.house.context
+    for name, parent in (("root", ""), ("kid", "root"), ("grandkid", "kid")):
+        await context.create(name, to_value(msgspec.structs.replace(RECORD, parent=parent)))
+    await context.create("strange", {"state": "of a newer version"})
+    tree = await served.ask(lambda client: client.tree("root"))
+    (kid,) = tree["children"]
+    assert [grandkid["id"] for grandkid in kid["children"]] == ["grandkid"]
+    assert (await served.ask(lambda client: client.tree("kid"))) == kid
+
+
 async def test_where_logs_part(served: Served) -> None:
     run_id = await served.house.start(decision)
     at = (await served.house.reaches(run_id, RunState.SUSPENDED)).seq

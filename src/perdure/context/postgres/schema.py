@@ -129,6 +129,7 @@ UPDATE branches b SET turns_asked = c.asked, turns_replayed = c.replayed FROM (
         count(*) FILTER (WHERE kind = 'model.replayed') AS replayed
     FROM entries WHERE kind IN ('model.started', 'model.replayed') GROUP BY run_id, branch
 ) c WHERE c.run_id = b.run_id AND c.branch = b.branch;
+CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
 }

@@ -118,6 +118,7 @@ ALTER TABLE branches ADD COLUMN turns_replayed INTEGER NOT NULL DEFAULT 0; -- en
 UPDATE branches AS b SET (turns_asked, turns_replayed) = (
     SELECT COALESCE(sum(e.kind = 'model.started'), 0), COALESCE(sum(e.kind = 'model.replayed'), 0)
     FROM entries e WHERE e.run_id = b.run_id AND e.branch = b.branch);
+CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
 }
