@@ -104,7 +104,7 @@ class NodeClient(ViewsClient):
 
     # -- the node ---------------------------------------------------------------------------------------------------
     def system(self, timeout_s: float | None = None, *, brief: bool = False) -> dict[str, Any]:
-        """{version, pid, home, sandboxes: {state: count}, images, host: {…}}; brief: the first three."""
+        """{version, pid, home, id, sandboxes: {state: count}, images, host: {…}}; brief: the first four."""
         query = {"brief": 1} if brief else None
         answer: dict[str, Any] = self._http.call("GET", "/v1/system", query=query, timeout_s=timeout_s)
         return answer

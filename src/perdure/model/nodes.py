@@ -45,6 +45,19 @@ class VolumeInfo(Frozen, frozen=True, kw_only=True):
     users: list[VolumeUser] = []
 
 
+class NodePlace(Frozen, frozen=True, kw_only=True):
+    """Which node something is at: by its id, which it keeps, and where it was when that was written down."""
+
+    id: str
+    host: str = ""  # its name
+    address: str = ""  # there: as in FCRUN_HOST
+
+    @property
+    def said(self) -> str:
+        """For people."""
+        return f"node {self.id} ({self.host}: {self.address.removeprefix('unix://')})"
+
+
 class NodeEvent(Frozen, frozen=True, kw_only=True):
     """One line of ``GET /v1/events``."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any, Literal
 
+from perdure.model.nodes import NodePlace
 from perdure.model.snapshots import SnapshotInfo
 from perdure.model.values import Frozen
 
@@ -74,6 +75,7 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     image: str = ""
     durability: str = "snapshot"  # or "replay": a worker process, and no machine
     sandbox_id: str = ""
+    node: NodePlace | None = None  # where that is
     input: Any = None
     result: Any = None
     error: dict[str, Any] | None = None
@@ -92,7 +94,8 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     suspends: int = 0
     suspended_s: float = 0.0
     stored_bytes: int = 0  # by all its snapshots together
-    snapshots: list[dict[str, Any]] = []  # those that it can go on from: {digest, branch, seq, at, stored_bytes, keep}
+    # Those that it can go on from: {digest, branch, seq, at, stored_bytes, keep, node, store}.
+    snapshots: list[dict[str, Any]] = []
     name: str = ""
     origin: RunOrigin | None = None  # of a fork
     parent: str = ""  # the run that started it

@@ -63,6 +63,7 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     health: Health | None = None  # while it runs, where there is a health check
     machine: dict[str, Any] = {}  # keeper and Firecracker pids, backend, restore times
     owner: str = ""  # the token of scope `own` that made it
+    epoch: int | None = None  # of the run that its calls are made for now; None: nobody hears them
 
 
 class SandboxUsage(Frozen, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ from perdure.execution.sandboxes import diskuse
 from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.care import garbage
 from perdure.execution.snapshots.store import Store
+from perdure.host import identity
 from perdure.host.paths import Home
 from perdure.node.answers import NDJSON, number, ok, stream
 
@@ -36,7 +37,12 @@ class System:
         ]
 
     async def system(self, request: web.Request) -> web.Response:
-        facts = {"version": __version__, "pid": os.getpid(), "home": str(self._home.root)}
+        facts = {
+            "version": __version__,
+            "pid": os.getpid(),
+            "home": str(self._home.root),
+            "id": identity.place(self._home).id,
+        }
         if request.query.get("brief") == "1":  # every command line asks first whether somebody is there
             return ok(facts)
         states = Counter(str(sandbox.state) for sandbox in self._sandboxes.all())

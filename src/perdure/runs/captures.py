@@ -18,6 +18,7 @@ from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.model import LogPosition, RunState, SandboxState, SnapshotInfo
 from perdure.runs.policy import Policy
 from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.pushes import Pushes
 from perdure.runs.record import Kept, Record
 from perdure.runs.run import WARM, Run
 from perdure.runs.wishes import Wish
@@ -28,12 +29,15 @@ log = logging.getLogger(__name__)
 class Captures:
     """``policy``: the run's, where it says nothing the server's. ``retry_s``: after a capture that failed."""
 
-    def __init__(self, run: Run, machines: Machines, models: ModelCalls, policy: Policy, retry_s: float) -> None:
+    def __init__(
+        self, run: Run, machines: Machines, models: ModelCalls, policy: Policy, retry_s: float, pushes: Pushes
+    ) -> None:
         self.run = run
         self._machines = machines
         self._models = models
         self._policy = policy
         self._retry_s = retry_s
+        self._pushes = pushes
         self._not_before = 0.0  # monotonic
         self._thoughts: dict[str, Any] = {}  # the model calls that the machine was suspended in
         self._releasing: asyncio.Task[None] | None = None
@@ -94,7 +98,7 @@ class Captures:
         finally:
             run.capturing = False
             run.notify()
-        self._release()
+        self._captured()
 
     async def _hold(self) -> LogPosition | None:
         if not self._is_between() or self.run.state not in WARM:
@@ -134,11 +138,17 @@ class Captures:
             at=snapshot.created,
             stored_bytes=snapshot.stored_bytes,
             keep=keep,
+            node=record.node_id,
+            sandbox=record.sandbox_id,
         )
         stored = record.stored_bytes + snapshot.stored_bytes
         return {"snapshot": snapshot, "snapshots": [*record.restorable, kept], "stored_bytes": stored}
 
-    # -- what is not needed any more
+    # -- what is not needed any more, and what is needed elsewhere
+
+    def _captured(self) -> None:
+        self._pushes.begin()
+        self._release()
 
     def _release(self) -> None:
         """Give up the oldest snapshots beyond what the policy keeps; in the background, the run goes on."""
@@ -159,7 +169,8 @@ class Captures:
             await self.run.atomically(forget)
             while given_up:
                 for one in given_up:
-                    await self._machines.forget(sandbox_id, one.digest)
+                    if one.sandbox in ("", sandbox_id):  # else it is in a store: what no tag leads to is the store's
+                        await self._machines.forget(sandbox_id, one.digest)
                 self.run.notify()
                 await self.run.atomically(forget)  # of those that came meanwhile
         except NotFound:
@@ -169,6 +180,7 @@ class Captures:
 
     def close(self) -> None:
         """The run has ended: nothing is captured, or given up, any more."""
+        self._pushes.close()
         if self._releasing is not None:
             self._releasing.cancel()
         for wish in self.run.wishes:
@@ -212,7 +224,7 @@ class Captures:
             await self.run.atomically(back)
             return
         await self.accept(snapshot)
-        self._release()
+        self._captured()
 
     async def _suspended(self, seen: Record, position: LogPosition) -> SnapshotInfo | None:
         try:

@@ -16,14 +16,16 @@ from typing import Any
 import msgspec
 
 from perdure.context.log import NewEntry
-from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
+from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
 from perdure.runs import ends, output, travel
 from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
-from perdure.runs.ports import MachinePlan, Machines, ModelCalls
+from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.pushes import Pushes
 from perdure.runs.record import Kept, Record
 from perdure.runs.replay import check_versions
+from perdure.runs.restoring import Passed, Restoring
 from perdure.runs.run import WARM, Run
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Settings:
     backoff_max_s: float = 30.0
     clean_up_s: float = 30.0  # for a program that is told that its run is to end
     shelve_after_s: float | None = 5.0  # asleep for so long: only its deadline is kept in memory; None: never
+    snapshot_store: str = ""  # the URL of one that all nodes reach: what was captured is brought there
     failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
 
     @property
@@ -71,7 +74,9 @@ class Driver:
         policy = run.record.request.policy.over(settings.policy)
         if run.record.request.is_replay:  # there is nothing to capture
             policy = msgspec.structs.replace(policy, checkpoint_turns=0, checkpoint_s=0.0)
-        self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s)
+        self._pushes = Pushes(run, machines, settings.snapshot_store)
+        self._captures = Captures(run, machines, models, policy, settings.suspend_retry_s, self._pushes)
+        self._restoring = Restoring(run, machines)
         self._stopped_in = 0  # the epoch whose program was stopped
         self.shelved = False
         self._away = 0  # times in a row that the node was not there
@@ -88,6 +93,13 @@ class Driver:
             RunState.RESUMING: self._resuming,
             RunState.RECOVERING: self._recovering,
         }
+        self._pushes.begin()  # what a former server had not brought there
+        try:
+            await self._drive(acts)
+        finally:
+            self._pushes.close()
+
+    async def _drive(self, acts: dict[RunState, Callable[[], Awaitable[None]]]) -> None:
         pause_s = self._settings.backoff_s
         while not self.run.record.released and not self.shelved:
             try:
@@ -133,45 +145,18 @@ class Driver:
         try:
             if seen.request.is_replay:
                 check_versions(seen)
-            sandbox_id, snapshot = await self._begun(seen)
+            sandbox_id, snapshot, passed = await self._restoring.begun(self._endpoint(self.run.id, seen.epoch))
         except (MachineFailed, Unavailable) as error:
             await self._lost(seen, "start-failed", error.message, counts=not isinstance(error, Unavailable))
         except PerdureError as error:
             await self._fail(seen, error.to_json())
         else:
             why: dict[str, Any] = {"sandbox": sandbox_id, "epoch": seen.epoch}
-            changes: dict[str, Any] = {"sandbox_id": sandbox_id}
             if snapshot is not None:
                 why |= {"from": snapshot.digest, "seq": snapshot.seq}
-                changes |= {"snapshots": [snapshot]}  # it is the new sandbox's, too
-            if not await self._go(seen, RunState.RUNNING, why=why, **changes):
+            why |= self._restoring.whereabouts(passed)
+            if not await self._go(seen, RunState.RUNNING, why=why, **self._restoring.moved(sandbox_id, snapshot)):
                 log.info("run %s: its machine is not wanted any more", self.run.id)
-
-    async def _begun(self, seen: Record) -> tuple[str, Kept | None]:
-        """A new sandbox for the run, and the snapshot that it goes on from: of a fork the nearest one that a sandbox of
-        the runs above it still has."""
-        calls = self._endpoint(self.run.id, seen.epoch)
-        for snapshot in await travel.snapshots(self.run) if seen.origin else ():
-            try:
-                return await self._machines.fork(self.run.id, snapshot.digest, calls), snapshot
-            except (NotFound, SnapshotInvalid, Conflict, InvalidValue) as error:  # the latter two: nobody can fork it
-                log.info("run %s: no fork of snapshot %s: %s", self.run.id, snapshot.digest, error.message)
-        return await self._machines.start(await self._plan(), calls), None
-
-    async def _plan(self) -> MachinePlan:
-        request = self.run.record.request
-        return MachinePlan(
-            run_id=self.run.id,
-            image=request.image,
-            agent=request.agent,
-            source=await self.run.context.get_blob(self.run.record.source) if self.run.record.source else b"",
-            command=request.command,
-            env=request.env,
-            memory_mib=request.memory_mib,
-            vcpus=request.vcpus,
-            disk_mib=request.disk_mib,
-            fittings=request.fittings,
-        )
 
     async def _warm(self) -> None:
         run, captures, seen = self.run, self._captures, self.run.record
@@ -234,16 +219,21 @@ class Driver:
         if seen.request.is_replay:
             await self._starting()
             return
-        if seen.snapshot is None:
+        if seen.snapshot is None or not seen.restorable:
             await self._lost(seen, "no-snapshot", "the run has no snapshot")
             return
+        newest, why = seen.restorable[-1], {"epoch": seen.epoch, "snapshot": seen.snapshot.digest}
         try:
-            await self._machines.resume(seen.sandbox_id, seen.snapshot.digest, self._endpoint(self.run.id, seen.epoch))
+            sandbox_id = await self._restoring.restored(newest, self._endpoint(self.run.id, seen.epoch))
+        except Passed as error:
+            await self._lost(seen, "snapshot-elsewhere", str(error), counts=False)
         except PerdureError as error:
             # Whether it was restored or not: that machine is not ours any more, a new epoch is.
             await self._lost(seen, "resume-failed", error.message, counts=not isinstance(error, Unavailable))
         else:
-            await self._go(seen, RunState.RUNNING, why={"epoch": seen.epoch, "snapshot": seen.snapshot.digest})
+            moved = self._restoring.moved(sandbox_id, newest)
+            why |= self._restoring.whereabouts([], newest, moved)
+            await self._go(seen, RunState.RUNNING, why=why, **moved)
 
     # -- loss and recovery
 
@@ -334,20 +324,25 @@ class Driver:
             if await self.run.until(lambda: self._is_other(seen), pause_s):
                 return
         seen = self.run.record
-        newest = await self._newest(seen)
-        if newest is None:
-            await self._go(seen, RunState.STARTING, why={"from": "start", "epoch": seen.epoch})
+        calls, passed = self._endpoint(self.run.id, seen.epoch), list[dict[str, Any]]()
+        for one in await self._newest_first(seen):
+            try:
+                sandbox_id = await self._restoring.restored(one, calls)
+            except Passed as error:
+                passed.append(self._restoring.told(one, str(error)))
+                continue
+            except (NotFound, SnapshotInvalid) as error:
+                await self._without(one, error)
+            except PerdureError as error:
+                await self._lost(seen, "restore-failed", error.message, counts=not isinstance(error, Unavailable))
+            else:
+                moved = self._restoring.moved(sandbox_id, one)
+                why = {"from": one.digest, "seq": one.seq, "epoch": seen.epoch}
+                why |= self._restoring.whereabouts(passed, one, moved)
+                await self._go(seen, RunState.RUNNING, wake=False, why=why, **moved)
             return
-        calls = self._endpoint(self.run.id, seen.epoch)
-        try:
-            await self._machines.resume(seen.sandbox_id, newest.digest, calls)
-        except (NotFound, SnapshotInvalid) as error:
-            await self._without(newest, error)
-        except PerdureError as error:
-            await self._lost(seen, "restore-failed", error.message, counts=not isinstance(error, Unavailable))
-        else:
-            why = {"from": newest.digest, "seq": newest.seq, "epoch": seen.epoch}
-            await self._go(seen, RunState.RUNNING, wake=False, why=why)
+        why = {"from": "start", "epoch": seen.epoch, **self._restoring.whereabouts(passed)}
+        await self._go(seen, RunState.STARTING, why=why)
 
     def _is_other(self, seen: Record) -> bool:
         """It has ended, or was rewound: then it recovers, too, and in another epoch."""
@@ -364,10 +359,10 @@ class Driver:
 
         await self.run.atomically(act)
 
-    async def _newest(self, seen: Record) -> Kept | None:
-        """The newest snapshot whose position is on the way to the current branch's tip."""
+    async def _newest_first(self, seen: Record) -> list[Kept]:
+        """The snapshots whose position is on the way to the current branch's tip."""
         way = await self.run.context.lineage(self.run.id, self.run.branch)
-        return next((one for one in reversed(seen.restorable) if travel.is_on(way, self.run.id, one)), None)
+        return [one for one in reversed(seen.restorable) if travel.is_on(way, self.run.id, one)]
 
     async def _release(self) -> None:
         await self._models.forget(self.run.id)

@@ -31,6 +31,7 @@ from perdure.runs.roads import Roads
 from perdure.runs.run import Run
 from perdure.runs.schedules import Schedules
 from perdure.runs.starts import Starts
+from perdure.runs.strays import Strays
 from perdure.runs.tasks import Tasks
 from perdure.runs.tenure import Tenure
 from perdure.runs.timers import Timers
@@ -78,6 +79,7 @@ class Engine(Desk):
         self._returns = Returns(context, self, self._shelf, self.queues, models, clock)
         self.schedules = Schedules(context, self, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._tasks.spawn)
+        self._strays = Strays(context, machines, clock, self._tasks.spawn)
 
     # -- life
 
@@ -172,8 +174,10 @@ class Engine(Desk):
         if self.courier is not None:
             self.courier.look(servers)
         await self._children.look(self._shelf.has)
+        self._strays.look(self._shelf.has)
 
     async def let_go(self) -> None:
+        self._strays.want()
         driving = list(self._driving.values())
         self._driving.clear()
         self._children.let_go()
@@ -189,15 +193,16 @@ class Engine(Desk):
             await self._models.forget(run.id)
 
     async def _take_over(self, run: Run, of: str) -> None:
-        """Its machine, if it has one, is at the node of another server: it is as good as lost. What is asleep sleeps
-        on: when it is to wake, its snapshot is not found here, and it recovers without."""
+        """Its machine, if it has one, sends its calls to a server that is gone: it is as good as lost. What is asleep
+        sleeps on: when it is to wake, it goes on from its newest snapshot that our node reaches (``restoring``)."""
         if run.state is RunState.QUEUED:
             await self._starts.queued(run)
         elif run.state is not RunState.SUSPENDED:
             await self._recover(run, f"server {of} was lost while it was {run.state}")
 
     def _is_for_the_shelf(self, record: Record) -> bool:
-        return record.sleeps and self._settings.shelve_after_s is not None
+        is_owed = record.unshared(self._settings.snapshot_store) is not None  # its driver brings it to the store first
+        return record.sleeps and self._settings.shelve_after_s is not None and not is_owed
 
     def take_up(self, head: Head) -> Run:
         """Have the run in memory; somebody is to drive it."""
@@ -259,6 +264,8 @@ class Engine(Desk):
 
     async def _listen(self, machines: Machines) -> None:
         async for event in machines.events():
+            if event.kind == "node.connected" and machines is self._roads.snapshot:
+                self._strays.want()
             for run in list(self._runs.values()):
                 if event.kind == "node.connected" or event.sandbox_id == run.record.sandbox_id:
                     run.look()

@@ -15,6 +15,7 @@ from perdure.model import (
     Frozen,
     LogPosition,
     NodeEvent,
+    NodePlace,
     OutputPiece,
     SandboxInfo,
     SnapshotInfo,
@@ -37,8 +38,21 @@ class MachinePlan(Frozen, frozen=True, kw_only=True):
     fittings: Fittings = Fittings()
 
 
+class Sandbox(Frozen, frozen=True, kw_only=True):
+    """A sandbox that is of a run."""
+
+    id: str
+    run_id: str
+    epoch: int | None  # that its calls are made in; None: nobody hears them
+
+
 class Machines(Protocol):
     """The execution half, as far as a run needs it. Errors are those of ``perdure.errors``; all may take seconds."""
+
+    @property
+    def node(self) -> NodePlace | None:
+        """Where they are: what is at another node is out of reach. None: at none, there is nothing to find again."""
+        ...
 
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         """Make a sandbox, put the agent's files into it and start it; returns its id. A sandbox that was left of an
@@ -71,6 +85,16 @@ class Machines(Protocol):
         was left of an earlier start of the same run is removed first."""
         ...
 
+    async def push(self, snapshot: str, store: str) -> None:
+        """Bring a snapshot to a store beyond this node, at a URL; what is there already is skipped. NotFound: it is not
+        here (any more)."""
+        ...
+
+    async def pull(self, snapshot: str, store: str) -> None:
+        """The other way; what of it is only needed later may come later. It stays until ``fork`` has made a sandbox of
+        it."""
+        ...
+
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         """Send the program its stop signal, after ``timeout_s`` SIGKILL; returns when it has ended."""
         ...
@@ -96,6 +120,14 @@ class Machines(Protocol):
 
     async def remove(self, run_id: str) -> None:
         """Remove whatever sandbox the run has, also a running one. Nothing there: nothing to do."""
+        ...
+
+    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+        """All that are of runs, or of this one."""
+        ...
+
+    async def discard(self, sandbox_id: str) -> None:
+        """Remove this one, whatever it does. NotFound."""
         ...
 
     def events(self) -> AsyncIterator[NodeEvent]:

@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
-from perdure.model import Frozen, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.model import Frozen, NodePlace, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
@@ -116,6 +116,9 @@ class Kept(Frozen, frozen=True, kw_only=True):
     stored_bytes: int = 0  # beyond its parent
     keep: bool = False  # it is not given up for newer ones
     run: str = ""  # whose log the position is of, where that is not the run's own: of a fork
+    node: str = ""  # the id of the node that it is at; "": nobody wrote that down
+    sandbox: str = ""  # that it is of, there
+    store: str = ""  # the URL of a store where it is, too
 
 
 class Ending(Frozen, frozen=True, kw_only=True):
@@ -152,6 +155,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     source: str | None = None  # digest of the blob that has it
     epoch: int = 0
     sandbox_id: str = ""
+    node: NodePlace | None = None  # where that is
     released: bool = False  # after the end: its sandbox was removed
     waits: Waits = Waits()
     steps: list[str] = msgspec.field(
@@ -203,6 +207,15 @@ class Record(Frozen, frozen=True, kw_only=True):
         branch, seq = (at.branch, at.seq) if at else (0, 0)
         return [Kept(digest=one.digest, branch=branch, seq=seq, at=one.created, stored_bytes=one.stored_bytes)]
 
+    def unshared(self, store: str) -> Kept | None:
+        """The newest snapshot, where it is to be in a store ("": in none) and is not."""
+        newest = self.restorable[-1:] if store and self.node is not None else []
+        return next((one for one in newest if one.store != store and one.node in ("", self.node_id)), None)
+
+    @property
+    def node_id(self) -> str:
+        return "" if self.node is None else self.node.id
+
     @property
     def sleeps(self) -> bool:
         """Only a deadline, or somebody outside, can wake it."""
@@ -234,6 +247,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             image=self.request.image,
             durability=self.request.durability,
             sandbox_id=self.sandbox_id,
+            node=self.node,
             input=self.request.input,
             result=self.result,
             error=self.error,

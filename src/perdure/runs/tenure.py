@@ -21,6 +21,15 @@ from perdure.runs.clock import SYSTEM, Clock
 log = logging.getLogger(__name__)
 
 
+LEFT_LOOKS = 3  # so long runs of a lost server are left to another one at its node
+
+
+def node_of(facts: Mapping[str, Any]) -> str:
+    """The id of a server's node, by what it says of itself; "": it does not."""
+    found = facts.get("node")
+    return str(found) if isinstance(found, str) else ""
+
+
 class Holder(Protocol):
     """The engine, as far as a tenure moves it. Errors are those of the log."""
 
@@ -77,6 +86,8 @@ class Tenure:
         self._terms = terms or Terms()
         self._clock = clock
         self._still: dict[str, tuple[int, int]] = {}  # server -> its counter, and how many looks it did not move for
+        self._nodes: dict[str, str] = {}  # server -> the id of its node
+        self._left: dict[str, int] = {}  # lost server -> at how many looks its runs were left to others at its node
         self._moved: dict[str, float] = {}  # when it was last seen to move, on our monotonic clock
         self._owed: dict[str, str] = {}  # runs that were taken and could not be taken up yet -> whose they were
         self._beaten = 0.0  # when the counter was last moved, on the same clock
@@ -155,6 +166,7 @@ class Tenure:
         for lease in leases:
             if lease.server == self._leases.server:
                 continue
+            self._nodes[lease.server] = node_of(lease.facts)
             beat, looks = seen.get(lease.server, (lease.beat, 0))
             looks = looks + 1 if beat == lease.beat else 0
             self._still[lease.server] = lease.beat, looks
@@ -167,16 +179,34 @@ class Tenure:
         return living
 
     async def _take_over(self) -> None:
-        """What nobody owns, up to our share; in no order, as others take theirs now. What is left is anybody's with the
-        next beat."""
-        orphans = [(run_id, of) for of, runs in (await self._leases.orphans()).items() for run_id in runs]
-        if not orphans:
+        """What nobody owns, up to our share, and all of servers at our node; in no order, as others take theirs now.
+        What is left is anybody's with the next beat."""
+        found = await self._leases.orphans()
+        if not found:
+            self._left.clear()
             return
         leases = await self._leases.leases()
-        share = math.ceil((sum(lease.runs for lease in leases) + len(orphans)) / max(1, len(leases)))
-        random.shuffle(orphans)
-        for run_id, of in orphans[: max(1, share - self._holder.held)]:
+        mine, others, node = list[tuple[str, str]](), list[tuple[str, str]](), node_of(self._facts)
+        for of, runs in found.items():
+            of_node = self._nodes.get(of, "")
+            if of_node and of_node == node:
+                mine += [(run_id, of) for run_id in runs]  # their machines are here: that is worth more than shares
+            elif not self._is_for_another(of, of_node, leases):
+                others += [(run_id, of) for run_id in runs]
+        count = sum(len(runs) for runs in found.values())
+        share = math.ceil((sum(lease.runs for lease in leases) + count) / max(1, len(leases)))
+        random.shuffle(mine)
+        random.shuffle(others)
+        rest = max(1, share - self._holder.held - len(mine))
+        for run_id, of in [*mine, *others[:rest]]:
             await self._take(run_id, of)
+
+    def _is_for_another(self, of: str, node: str, leases: list[Lease]) -> bool:
+        """Whether a server that lives at the node of a lost one is let go first: the run's snapshots are there."""
+        if not node or all(node_of(lease.facts) != node for lease in leases):
+            return False
+        self._left[of] = self._left.get(of, 0) + 1
+        return self._left[of] <= LEFT_LOOKS
 
     async def _take(self, run_id: str, of: str) -> None:
         now = self._clock.monotonic()

@@ -86,7 +86,7 @@ class Api:
         token: str,
         started: float,
     ) -> None:
-        self._home = home
+        self._home = self.node = home  # ``node``: the home of the node that is used
         self._engine = engine
         self._context = context
         self._elsewhere = elsewhere
@@ -160,7 +160,7 @@ class Api:
     async def _status(self, request: web.Request) -> web.Response:
         def ask_node() -> dict[str, Any]:
             try:
-                return NodeClient(self._home).system(timeout_s=2.0)
+                return NodeClient(self.node).system(timeout_s=2.0)
             except PerdureError as error:
                 return {"error": error.to_json()}
 

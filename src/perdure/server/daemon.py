@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -59,7 +60,8 @@ async def serve(home: Home) -> None:
         raise _already_running(home, error) from error
     context = kept.context
     path, record = home.socket("perdured"), home.run / "server.json"
-    machines, workers = NodeMachines(home), Workers(home, workers_limit(home))
+    settings = dataclasses.replace(settings, snapshot_store=sharing.snapshots)
+    machines, workers = NodeMachines(sharing.node), Workers(home, workers_limit(home))
     gateway = Gateway(context, providers)
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
@@ -71,12 +73,13 @@ async def serve(home: Home) -> None:
     token, url = secrets.token_hex(16), f"http://{_shown(sharing.host)}:{tcp.getsockname()[1]}"
     elsewhere = None
     if context.leases is not None:
-        engine.tenure = tenure(home, context.leases, engine, sharing.terms, url=url, token=token)
+        engine.tenure = tenure(home, context.leases, engine, sharing.terms, url=url, token=token, node=machines.node.id)
         elsewhere = Elsewhere(context.leases, engine.has)
         engine.elsewhere = elsewhere.post
     started = time.time()
     named = list(providers.by_name)
     api = Api(home, engine, context, elsewhere, providers=named, url=url, token=token, started=started)
+    api.node = sharing.node
     runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True)
     try:
         await engine.open()

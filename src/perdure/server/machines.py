@@ -15,6 +15,7 @@ import msgspec
 from perdure.agent.bundle import sdk_files
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import NotFound, Unavailable
+from perdure.host import identity
 from perdure.host.paths import Home
 from perdure.model import (
     DEFAULT_DISK_MIB,
@@ -25,13 +26,14 @@ from perdure.model import (
     Fork,
     LogPosition,
     NodeEvent,
+    NodePlace,
     OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SnapshotInfo,
     settle,
 )
-from perdure.runs.ports import MachinePlan
+from perdure.runs.ports import MachinePlan, Sandbox
 from perdure.server.printed import printed
 
 log = logging.getLogger(__name__)
@@ -47,15 +49,22 @@ TAIL_LINES = 200
 
 
 class NodeMachines:
-    """See ``runs.ports.Machines``."""
+    """See ``runs.ports.Machines``. ``home``: that of the node, which others than this server may use, too."""
 
     def __init__(self, home: Home) -> None:
         settle(SandboxInfo, NodeEvent, SnapshotInfo)  # what the node's answers become in the threads below
         self._home = home
         self._node = NodeClient(home)
+        self._place: NodePlace | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="node")
         self._starting = threading.Lock()  # held while the node is being started
         self._closed = False
+
+    @property
+    def node(self) -> NodePlace:
+        if self._place is None:
+            self._place = identity.place(self._home)
+        return self._place
 
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         spec, files = _spec(plan, calls), _files(plan)
@@ -93,6 +102,12 @@ class NodeMachines:
 
         return await self._in_thread(work)
 
+    async def push(self, snapshot: str, store: str) -> None:
+        await self._in_thread(lambda: self._node.store.push(snapshot, store))
+
+    async def pull(self, snapshot: str, store: str) -> None:
+        await self._in_thread(lambda: self._node.store.pull(store, snapshot, lazy=True))
+
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         await self._in_thread(lambda: self._node.stop(sandbox_id, timeout_s=timeout_s))
 
@@ -124,6 +139,17 @@ class NodeMachines:
                     self._node.remove(info.id, force=True)
                 except NotFound:
                     pass  # somebody was faster
+
+    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+        def work() -> list[Sandbox]:
+            named = [(info.spec.labels.get(LABEL, ""), info) for info in self._node.list()]
+            found = [Sandbox(id=info.id, run_id=of, epoch=info.epoch) for of, info in named if of]
+            return [one for one in found if run_id in ("", one.run_id)]
+
+        return await self._in_thread(work)
+
+    async def discard(self, sandbox_id: str) -> None:
+        await self._in_thread(lambda: self._node.remove(sandbox_id, force=True))
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         loop = asyncio.get_running_loop()

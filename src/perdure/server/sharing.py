@@ -4,6 +4,8 @@
 listen = "127.0.0.1:0"  # PERDURE_LISTEN: where others reach it; port 0: any that is free
 heartbeat_s = 1.0       # PERDURE_HEARTBEAT_S: how often its lease moves
 lost_s = 5.0            # PERDURE_LOST_S: another server whose lease did not move for so long is lost
+node = ""               # PERDURE_NODE: the home whose node it uses; nothing: its own
+snapshots = ""          # PERDURE_SNAPSHOTS: a store that all nodes reach: a folder, s3://…, oci://…
 """
 
 from __future__ import annotations
@@ -13,10 +15,12 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from perdure import __version__
 from perdure.context.leases import Leases
 from perdure.errors import InvalidValue
+from perdure.host import identity
 from perdure.host.paths import Home
 from perdure.model import Frozen
 from perdure.runs.tenure import Holder, Tenure, Terms
@@ -24,6 +28,7 @@ from perdure.runs.tenure import Holder, Tenure, Terms
 LISTEN = "127.0.0.1:0"
 PROTOCOL = 1  # of what servers ask each other
 NUMBERS = {"heartbeat_s": "PERDURE_HEARTBEAT_S", "lost_s": "PERDURE_LOST_S"}
+TEXTS = {"listen": "PERDURE_LISTEN", "node": "PERDURE_NODE", "snapshots": "PERDURE_SNAPSHOTS"}
 SHORTEST_S, LONGEST_S = 0.01, 3600.0
 
 
@@ -31,6 +36,8 @@ class Sharing(Frozen, frozen=True, kw_only=True):
     host: str
     port: int
     terms: Terms
+    node: Home
+    snapshots: str = ""
 
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Sharing:
@@ -46,8 +53,8 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Sharing:
     table = document.get("servers", {})
     if not isinstance(table, dict):
         raise InvalidValue(f"{place}: servers is not a table", hint="write a [servers] section")
-    if unknown := sorted(set(table) - {"listen", *NUMBERS}):
-        known = ", ".join(["listen", *NUMBERS])
+    if unknown := sorted(set(table) - {*TEXTS, *NUMBERS}):
+        known = ", ".join([*TEXTS, *NUMBERS])
         raise InvalidValue(f"{place}: [servers]: unknown setting {unknown[0]!r}", hint=f"known are {known}")
     numbers = {}
     for name, variable in NUMBERS.items():
@@ -62,14 +69,29 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Sharing:
         where = f"{place}: [servers]: lost_s" if not env.get(NUMBERS["lost_s"]) else NUMBERS["lost_s"]
         message = f"{where} ({numbers['lost_s']:g}) is less than two heartbeats"
         raise InvalidValue(message, hint="A server is lost when it missed several of them.")
-    where, listen = f"{place}: [servers]: listen", table.get("listen", LISTEN)
-    if text := env.get("PERDURE_LISTEN"):
-        where, listen = "PERDURE_LISTEN", text
-    host, _, port = str(listen).rpartition(":")
+    texts = {name: _text(name, table, env, place) for name in TEXTS}
+    where, listen = texts["listen"]
+    host, _, port = (listen or LISTEN).rpartition(":")
     if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
         hint = "HOST:PORT, for example 10.0.0.5:8750"
         raise InvalidValue(f"{where} is {listen!r}", hint=hint)
-    return Sharing(host=host.strip("[]"), port=int(port), terms=Terms(**numbers))
+    return Sharing(
+        host=host.strip("[]"),
+        port=int(port),
+        terms=Terms(**numbers),
+        node=identity.node_home(home, env),
+        snapshots=texts["snapshots"][1],
+    )
+
+
+def _text(name: str, table: Mapping[str, Any], env: Mapping[str, str], place: Path) -> tuple[str, str]:
+    """Where it was said, and what."""
+    if given := env.get(TEXTS[name]):
+        return TEXTS[name], given
+    where, found = f"{place}: [servers]: {name}", table.get(name, "")
+    if not isinstance(found, str):
+        raise InvalidValue(f"{where} is not a text", hint=f'{name} = "..."')
+    return where, found
 
 
 def _number(text: str) -> float | str:
@@ -79,8 +101,8 @@ def _number(text: str) -> float | str:
         return text
 
 
-def tenure(home: Home, leases: Leases, holder: Holder, terms: Terms, *, url: str, token: str) -> Tenure:
-    """This server's, whose home has its former id in the file ``server.id``."""
+def tenure(home: Home, leases: Leases, holder: Holder, terms: Terms, *, url: str, token: str, node: str) -> Tenure:
+    """This server's, whose home has its former id in the file ``server.id``. node: the id of its node."""
     path = home.root / "server.id"
     facts = {
         "url": url,
@@ -90,6 +112,7 @@ def tenure(home: Home, leases: Leases, holder: Holder, terms: Terms, *, url: str
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "home": str(home.root),
+        "node": node,
     }
     former = path.read_text().strip() if path.exists() else ""
     return Tenure(leases, holder, facts, former=former, remember=lambda server: _remember(path, server), terms=terms)

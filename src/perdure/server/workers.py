@@ -35,7 +35,7 @@ from perdure.model import (
     SandboxState,
     SnapshotInfo,
 )
-from perdure.runs.ports import MachinePlan
+from perdure.runs.ports import MachinePlan, Sandbox
 from perdure.server.transcripts import PART_BYTES, READ_BYTES, Transcript
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class _Worker:
 
 class Workers:
     """See ``runs.ports.Machines``. ``limit``: how many live at once; who starts then waits for one to end."""
+
+    node = None  # they go on from their log, which is everywhere
 
     def __init__(self, home: Home, limit: int) -> None:
         self._folder = home.root / "workers"
@@ -166,6 +168,18 @@ class Workers:
 
     async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
         raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def push(self, snapshot: str, store: str) -> None:
+        raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def pull(self, snapshot: str, store: str) -> None:
+        raise NotFound(f"a worker has no snapshot {snapshot}")
+
+    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+        return []
+
+    async def discard(self, sandbox_id: str) -> None:
+        raise NotFound(f"no worker is left behind: {sandbox_id}")
 
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         await self._end(sandbox_id)  # an agent hears by its calls that its run is to end, and has heard it

@@ -86,7 +86,8 @@ class House:
         def remember(server: str) -> None:
             self.server = server
 
-        return Tenure(leases, self.engine, {}, former=self.server, remember=remember, terms=self.terms)
+        facts = {"node": self.machines.node.id}
+        return Tenure(leases, self.engine, facts, former=self.server, remember=remember, terms=self.terms)
 
     async def down(self) -> None:
         """As kill -9 leaves it: nothing is written any more, machines go on."""

@@ -26,13 +26,15 @@ from perdure.model import (
     FileChange,
     LogPosition,
     NodeEvent,
+    NodePlace,
     OutputPiece,
     SandboxInfo,
     SandboxSpec,
     SandboxState,
     SnapshotInfo,
+    new_id,
 )
-from perdure.runs.ports import MachinePlan
+from perdure.runs.ports import MachinePlan, Sandbox
 
 RETRY_S = 0.01
 CHAT = "/v1/chat/completions"
@@ -98,15 +100,23 @@ class LocalMachines:
     ``before``: async functions by operation ("start", "suspend", "resume", …), awaited first: they hold or fail it.
     """
 
-    def __init__(self, program: Program) -> None:
+    node: NodePlace
+
+    def __init__(self, program: Program, beside: LocalMachines | None = None) -> None:
+        """beside: those of another server, at the same node."""
         self.program = program
+        self.node = (
+            NodePlace(id=new_id(), host="host", address="unix:///fcrund.sock") if beside is None else beside.node
+        )
+        self.stores: dict[tuple[str, str], _Sandbox] = {}  # beyond the node, by url and digest; tests share it
+        self._pulled: dict[str, _Sandbox] = {}
         self.door: Door | None = None
         self.before: dict[str, Callable[[], Awaitable[None]]] = {}
         self.done: list[str] = []  # operations that succeeded
         self.plans: list[MachinePlan] = []  # of what was started
-        self.sandboxes: dict[str, _Sandbox] = {}
+        self.sandboxes: dict[str, _Sandbox] = beside.sandboxes if beside else {}
         self._listeners: list[asyncio.Queue[NodeEvent]] = []
-        self._numbers = itertools.count(1)
+        self._numbers: itertools.count[int] = beside._numbers if beside else itertools.count(1)
         self._attempts: set[asyncio.Task[int]] = set()
 
     # -- the port
@@ -137,6 +147,7 @@ class LocalMachines:
             cause=sandbox.cause,
             exit_status=sandbox.exit_status,
             snapshot=sandbox.snapshot,
+            epoch=sandbox.calls.epoch if sandbox.calls else None,
         )
 
     async def suspend(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
@@ -175,7 +186,7 @@ class LocalMachines:
     async def fork(self, run_id: str, snapshot: str, calls: CallsEndpoint) -> str:
         await self.remove(run_id)
         await self._begin("fork")
-        for source in self.sandboxes.values():
+        for source in (*self.sandboxes.values(), *self._pulled.values()):
             if snapshot in source.captures:
                 break
         else:
@@ -187,6 +198,36 @@ class LocalMachines:
         self._run(sandbox_id, calls)
         self.done.append("fork")
         return sandbox_id
+
+    async def push(self, snapshot: str, store: str) -> None:
+        await self._begin("push")
+        source = next((one for one in self.sandboxes.values() if snapshot in one.captures), None)
+        if source is None:
+            raise NotFound(f"no snapshot {snapshot}")
+        captures = {snapshot: list(source.captures[snapshot])}
+        self.stores[store, snapshot] = _Sandbox(source.spec, source.program, captures=captures)
+        self.done.append("push")
+
+    async def pull(self, snapshot: str, store: str) -> None:
+        await self._begin("pull")
+        if (store, snapshot) not in self.stores:
+            raise NotFound(f"{store} has no snapshot {snapshot}")
+        self._pulled[snapshot] = self.stores[store, snapshot]
+        self.done.append("pull")
+
+    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+        await self._begin("of_runs")
+        named = [(name, one.spec.labels["run"], one.calls) for name, one in self.sandboxes.items()]
+        found = [Sandbox(id=name, run_id=of, epoch=calls.epoch if calls else None) for name, of, calls in named]
+        return [one for one in found if run_id in ("", one.run_id)]
+
+    async def discard(self, sandbox_id: str) -> None:
+        await self._begin("discard")
+        sandbox = self._get(sandbox_id)
+        del self.sandboxes[sandbox_id]
+        await self._freeze(sandbox)
+        sandbox.notify()
+        self.done.append("discard")
 
     async def stop(self, sandbox_id: str, timeout_s: float) -> None:
         await self._begin("stop")
@@ -292,7 +333,7 @@ class LocalMachines:
         return sandbox
 
     def _capture(self, sandbox_id: str, sandbox: _Sandbox, position: LogPosition) -> SnapshotInfo:
-        digest = f"sha256:{next(self._numbers):064x}"
+        digest = f"sha256:{self.node.id}{next(self._numbers):052x}"
         sandbox.captures[digest] = list(sandbox.memory)
         return SnapshotInfo(
             digest=digest, sandbox_id=sandbox_id, created=time.time(), memory_bytes=1000, position=position

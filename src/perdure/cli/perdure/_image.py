@@ -15,10 +15,11 @@ def is_default(name: str) -> bool:
 def ensure_default() -> str:
     """The default image's name, once this machine's node has it."""
     from perdure.client.node import NodeClient, ensure_running
+    from perdure.host.identity import node_home
     from perdure.host.paths import Home
     from perdure.host.progress import TerminalProgress
 
-    home = Home.find()
+    home = node_home(Home.find())
     ensure_running(home)
     if any(is_default(image.name) for image in NodeClient(home).images()):
         return DEFAULT_IMAGE

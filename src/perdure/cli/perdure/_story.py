@@ -11,10 +11,12 @@ from typing import Any
 
 from perdure.cli.perdure._words import clock, duration, shorten, size, value
 from perdure.errors import in_words
-from perdure.model import Entry
+from perdure.model import Entry, NodePlace
 
 WIDTH = 100
 _COST = 22  # columns of the cost
+
+_LONGER = frozenset(("replayed", "run.running", "run.starting"))  # with more lines below
 
 Line = tuple[str, str, str]  # who, what, cost
 
@@ -44,7 +46,8 @@ class Story:
             yield self._gap(entry.time - self._slept_since)
             self._slept_since = None
         yield self._line(clock(entry.time), *told)
-        for more in _details(payload) if entry.kind == "replayed" else ():
+        more_told = _details(payload) if entry.kind == "replayed" else _whereabouts(payload)
+        for more in more_told if entry.kind in _LONGER else ():
             yield from (self._line(" " * 8, "", part, "") for part in wrap(more, self._width - 20, max_lines=8) or [""])
 
     def _gap(self, seconds: float) -> str:
@@ -69,6 +72,8 @@ class Story:
             self._has_machine = _dict(payload.get("request")).get("durability") != "replay"
         if payload.get("from"):  # a recovery, or a fork
             return "run", _beginning(payload, self._has_machine), f"epoch {entry.epoch}"
+        if name == "running" and (payload.get("node") or payload.get("store")):
+            return "run", "goes on from the snapshot that it slept in", f"epoch {entry.epoch}"
         if name in ("waiting", "suspending", "resuming") or (name == "running" and not cause):
             return None if name != "resuming" else ("run", "waking up", "")
         if name == "suspended":
@@ -211,13 +216,30 @@ def _details(payload: dict[str, Any]) -> Iterator[str]:
         yield f"no answer for {_call(one)}: {one.get('why')}"
 
 
+def _whereabouts(payload: dict[str, Any]) -> Iterator[str]:
+    """Where a machine goes on now that was elsewhere, and from which of its snapshots not."""
+    if isinstance(payload.get("node"), dict):
+        yield f"at {_node(payload['node'])}; it was at {_node(payload.get('node_before'))}"
+    if payload.get("store"):
+        yield f"from the copy of the snapshot in {payload['store']}"
+    passed = payload.get("passed")
+    for one in map(_dict, passed if isinstance(passed, list) else ()):
+        yield f"the snapshot of entry {one.get('seq')} is passed over: {one.get('why')}"
+
+
+def _node(told: Any) -> str:
+    of = _dict(told)
+    return NodePlace(**{name: str(of.get(name, "")) for name in NodePlace.__struct_fields__}).said
+
+
 def _call(one: dict[str, Any]) -> str:
     return f"{one.get('call')} {one.get('name') or one.get('key')}"
 
 
 def _beginning(payload: dict[str, Any], has_machine: bool) -> str:
     if payload["from"] == "start":
-        why = "no snapshot is left on its way" if has_machine else "the log answers what it has"
+        left = "no snapshot on its way is at hand" if payload.get("passed") else "no snapshot is left on its way"
+        why = left if has_machine else "the log answers what it has"
         return f"begins again: {why}"
     return f"goes on from the snapshot of entry {payload.get('seq')} ({str(payload['from'])[7:19]})"
 

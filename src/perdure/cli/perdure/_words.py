@@ -88,6 +88,15 @@ def waits(wait: dict[str, Any]) -> Iterator[str]:
         yield f"  --set {field['name']}=… ({kind}{may}){label}"
 
 
+def place(info: RunInfo) -> str:
+    """Where its sandbox is, and where its newest snapshot, too; nothing where it has none."""
+    if info.node is None:
+        return ""
+    newest = info.snapshots[-1] if info.snapshots else {}
+    copy = f"; its newest snapshot also in {newest['store']}" if newest.get("store") else ""
+    return f"sandbox {info.sandbox_id} at {info.node.said}{copy}"
+
+
 def policy(found: dict[str, Any]) -> str:
     """When a run's machine sleeps and is captured, in words."""
 

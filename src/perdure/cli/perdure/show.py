@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     turns = f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"
     if slept := _words.sleeps(info):
         print(f"sleeps: {slept}")
+    if place := _words.place(info):
+        print(_words.shorten(f"machine: {place}", columns, spaces=True))
     print(f"policy: {_words.policy(info.policy)}")
     print(f"{_words.duration(last - info.created)}  turns: {turns}  recoveries: {info.recoveries}  entries: {info.seq}")
     return 0

@@ -22,11 +22,12 @@ def run(options: argparse.Namespace) -> int:
 
     from perdure.cli.perdure import _daemons
     from perdure.client.node import ensure_running
+    from perdure.host.identity import node_home
     from perdure.host.paths import Home
 
     home = Home.find().make()
     _daemons.refuse_second(home)
-    ensure_running(home)
+    ensure_running(node_home(home).make())
     status = _daemons.start_server(home)
     if options.json:
         print(json.dumps(status))

@@ -128,6 +128,7 @@ class Life(ABC):
             health=self.health.health,
             machine=self.figures | self._fed() if record.state in states.LIVE else {},
             owner=record.owner,
+            epoch=record.calls.epoch if record.calls else None,
         )
 
     def _fed(self) -> dict[str, Any]:

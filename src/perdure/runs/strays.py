@@ -1,0 +1,110 @@
+"""Sandboxes at this server's node of runs that go on elsewhere: a lost server's, whose node has come back.
+
+Nobody else can remove them. One is removed only where its run's record, read after the sandbox was seen, says that it
+is nobody's any more: the run has another sandbox, in a later epoch than this one's calls; or it has ended, and was let
+go of. A sandbox is made in the epoch that its run is in then, and named by the record as long as anybody may go on from
+it, so whatever a driver anywhere is doing, its sandbox is not one of those.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from perdure.context.log import ContextLog
+from perdure.errors import NotFound, PerdureError
+from perdure.model import NodePlace
+from perdure.runs.clock import Clock
+from perdure.runs.ports import Machines, Sandbox
+from perdure.runs.record import Record, from_head
+
+log = logging.getLogger(__name__)
+
+AGAIN_S = 10.0  # between two looks at those of runs that others may still go on from
+AT_ONCE = 1000  # runs in one query
+
+
+class Strays:
+    """``spawn``: runs a task of the engine's."""
+
+    def __init__(
+        self, context: ContextLog, machines: Machines, clock: Clock, spawn: Callable[[Any, str], object]
+    ) -> None:
+        self._context = context
+        self._machines = machines
+        self._clock = clock
+        self._spawn = spawn
+        self._is_listed = False
+        self._others: dict[str, Sandbox] = {}  # sandboxes that may become strays
+        self._next = 0.0  # monotonic
+        self._is_looking = False
+
+    def want(self) -> None:
+        """There may be some: this server, or its node, has just come back."""
+        self._is_listed, self._next = False, 0.0
+
+    def look(self, is_ours: Callable[[str], bool]) -> None:
+        """With each heartbeat. ``is_ours``: whether a run is this server's; its driver knows its sandboxes."""
+        is_due = self._clock.monotonic() >= self._next and bool(not self._is_listed or self._others)
+        if is_due and not self._is_looking:
+            self._is_looking = True
+            self._spawn(self._look(is_ours), "strays")
+
+    async def _look(self, is_ours: Callable[[str], bool]) -> None:
+        try:
+            await self.sweep(is_ours)
+        except (PerdureError, OSError) as error:
+            log.info("no look at sandboxes that were left: %s", error)
+        finally:
+            self._is_looking = False
+            self._next = self._clock.monotonic() + AGAIN_S
+
+    async def sweep(self, is_ours: Callable[[str], bool]) -> None:
+        """Remove what is nobody's; what another server's run may still go on from is looked at again later."""
+        if not self._is_listed:
+            self._is_listed = True  # before it is read: who wants another look meanwhile gets one
+            try:
+                self._others = {one.id: one for one in await self._machines.of_runs()}
+            except BaseException:
+                self._is_listed = False
+                raise
+        self._others = {name: one for name, one in self._others.items() if not is_ours(one.run_id)}
+        records = await self._records({one.run_id for one in self._others.values()})
+        for one in list(self._others.values()):
+            record = records.get(one.run_id)
+            if record is None or one.epoch is None:  # of another database; of somebody's own
+                del self._others[one.id]
+            elif is_stray(one, record, self._machines.node):
+                await self._remove(one)
+
+    async def _records(self, runs: Iterable[str]) -> dict[str, Record]:
+        found, ids = dict[str, Record](), list(runs)
+        for first in range(0, len(ids), AT_ONCE):
+            heads = await self._context.heads(ids=ids[first : first + AT_ONCE])
+            found |= {head.run_id: from_head(head) for head in heads}
+        return found
+
+    async def _remove(self, seen: Sandbox) -> None:
+        """As it is now: what was seen may be old."""
+        now = next((one for one in await self._machines.of_runs(seen.run_id) if one.id == seen.id), None)
+        record = (await self._records([seen.run_id])).get(seen.run_id)
+        if now is not None and record is not None and is_stray(now, record, self._machines.node):
+            what = "sandbox %s of run %s, epoch %s, is removed: the run is %s in epoch %d, elsewhere"
+            log.info(what, now.id, now.run_id, now.epoch, record.state, record.epoch)
+            try:
+                await self._machines.discard(now.id)
+            except NotFound:
+                pass  # it is gone
+        if now is None or record is None or is_stray(now, record, self._machines.node):
+            self._others.pop(seen.id, None)
+
+
+def is_stray(one: Sandbox, record: Record, here: NodePlace | None) -> bool:
+    """Whether nobody goes on from a sandbox at the node ``here``, by the record of its run that was read after it."""
+    if one.epoch is None or one.epoch > record.epoch:
+        return False
+    if record.released:
+        return True
+    is_named = record.sandbox_id == one.id and (record.node is None or here is None or record.node.id == here.id)
+    return not is_named and one.epoch < record.epoch

@@ -1,0 +1,195 @@
+"""What another server goes on from when one is lost: a snapshot at the same node, one in the store that nodes share, or
+the log; and what becomes of the sandboxes that stayed at a node."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Generator
+from typing import Any
+
+import pytest
+
+from perdure.cli.perdure._story import Story
+from perdure.errors import Unavailable
+from perdure.model import RunState
+from perdure.runs.strays import is_stray
+from perdure.testing.house import DEADLINE_S, House
+from perdure.testing.machines import Ask, Effect, LocalMachines
+
+Houses = Callable[[], House]
+STORE = "s3://bucket/runs"
+
+
+async def until(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not true():  # noqa: ASYNC110 - what changes is in the database
+            await asyncio.sleep(0.01)
+
+
+def counting(memory: list[str]) -> Callable[[], Generator[Any, Any, Any]]:
+    """A step, what its memory alone knows, a wait for the signal ``go``, and another step. ``memory``: each time that a
+    machine came by here."""
+
+    def program() -> Generator[Any, Any, Any]:
+        begun = yield Ask("step", {"name": "before", "on_doubt": "ask"})
+        if begun.value["status"] == "run":
+            yield Effect(lambda: memory.append("step"))
+            yield Ask("step/end", {"result": "before"}, at=0)
+        yield Effect(lambda: memory.append("came by"))
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        yield Ask("complete", {"result": "fine"})
+
+    return program
+
+
+async def up(houses: Houses, machines: LocalMachines | None = None, *, store: str = "") -> House:
+    """``machines``: of another house, at the same node."""
+    house = houses()
+    if machines is not None:
+        house.machines = LocalMachines(machines.program, machines)
+    house.settings = dataclasses.replace(house.settings, snapshot_store=store)
+    await house.up()
+    return house
+
+
+async def asleep(house: House, memory: list[str], *, is_pushed: bool = False) -> str:
+    run_id = await house.start(counting(memory))
+    await house.reaches(run_id, RunState.SUSPENDED)
+    if is_pushed:
+        run = house.engine._runs[run_id]
+        assert await run.until(lambda: run.record.restorable[-1].store == STORE, 10)
+    return run_id
+
+
+async def shown(house: House, run_id: str) -> str:
+    story = Story(400)
+    return "\n".join(line for entry in await house.entries(run_id) for line in story.lines(entry))
+
+
+async def test_at_the_same_node_the_sandbox_itself_goes_on(houses: Houses) -> None:
+    memory: list[str] = []
+    first = await up(houses)
+    second, third = await up(houses, first.machines), await up(houses)
+    run_id = await asleep(first, memory)
+    info = await first.engine.info(run_id)
+    assert info.node == first.machines.node and info.snapshots[-1]["node"] == first.machines.node.id
+    await first.down()
+    await until(lambda: second.engine.has(run_id))  # not the third, whose share it was as well
+    assert not third.engine.has(run_id)
+    await second.engine.signal(run_id, "go", 1)
+    assert (await second.ends(run_id)).result == "fine"
+    assert memory == ["step", "came by"]  # it went on where it was
+    kinds = [entry.kind for entry in await second.entries(run_id)]
+    assert "run.resuming" in kinds and "run.recovering" not in kinds
+    assert "resume" in second.machines.done and "fork" not in second.machines.done
+
+
+async def test_at_another_node_the_copy_in_the_shared_store_goes_on(houses: Houses) -> None:
+    memory: list[str] = []
+    first, second = await up(houses, store=STORE), await up(houses, store=STORE)
+    second.machines.stores = first.machines.stores
+    run_id = await asleep(first, memory, is_pushed=True)
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await second.engine.signal(run_id, "go", 1)
+    info = await second.ends(run_id)
+    assert info.result == "fine" and info.node == second.machines.node
+    assert memory == ["step", "came by"]
+    assert second.machines.done[:2] == ["pull", "fork"]
+    told = await shown(second, run_id)
+    assert f"from the copy of the snapshot in {STORE}" in told
+    assert f"at {second.machines.node.said}; it was at {first.machines.node.said}" in told
+
+
+@pytest.mark.parametrize("store", ["", STORE])
+async def test_what_cannot_be_reached_is_passed_over_for_the_log_and_told(houses: Houses, store: str) -> None:
+    memory: list[str] = []
+    first, second = await up(houses, store=store), await up(houses, store=store)
+    run_id = await asleep(first, memory, is_pushed=bool(store))
+    second.machines.program = counting(memory)
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await second.engine.signal(run_id, "go", 1)
+    assert (await second.ends(run_id)).result == "fine"
+    assert memory == ["step", "came by", "came by"]  # the step was answered from the log
+    told = await shown(second, run_id)
+    why = f"it does not come from {STORE}" if store else f"it is at {first.machines.node.said} only"
+    assert f"passed over: {why}" in told and "begins again" in told
+    info = await second.engine.info(run_id)
+    assert [one["node"] for one in info.snapshots] == ([first.machines.node.id] if store else [])
+
+
+async def test_a_snapshot_that_was_not_in_the_store_yet_is_brought_by_the_next_start(houses: Houses) -> None:
+    memory: list[str] = []
+    house = await up(houses, store=STORE)
+    house.settings = dataclasses.replace(house.settings, shelve_after_s=0.0)
+
+    async def away() -> None:
+        raise Unavailable("the store is away")
+
+    house.machines.before["push"] = away
+    run_id = await asleep(house, memory)
+    await house.down()
+    del house.machines.before["push"]
+    await house.up()
+    await until(lambda: "push" in house.machines.done)
+    await until(lambda: run_id in house.engine._shelf)  # and then it is put up
+    assert (await house.engine.info(run_id)).snapshots[-1]["store"] == STORE
+
+
+async def test_a_node_that_comes_back_is_rid_of_what_goes_on_elsewhere_and_of_nothing_else(houses: Houses) -> None:
+    memory: list[str] = []
+    first, second = await up(houses), await up(houses)
+    asleep_id, gone_id = await asleep(first, memory), await asleep(first, memory)
+    own = first.machines.create(first.machines.sandboxes[first.sandbox(gone_id)].spec, counting(memory))
+    left = {run_id: first.sandbox(run_id) for run_id in (asleep_id, gone_id)}
+    second.machines.program = counting(memory)
+    await first.down()
+    await until(lambda: second.engine.has(asleep_id) and second.engine.has(gone_id))
+    await second.engine.signal(gone_id, "go", 1)
+    assert (await second.ends(gone_id)).result == "fine"
+    await second.released(gone_id)
+    await first.up()
+    await until(lambda: left[gone_id] not in first.machines.sandboxes)
+    # the other's snapshot is still what its run would go on from; and one that nobody hears is somebody's own
+    assert left[asleep_id] in first.machines.sandboxes and own in first.machines.sandboxes
+    assert first.machines.done.count("discard") == 1
+
+
+async def test_what_becomes_a_stray_later_is_removed_then(houses: Houses, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perdure.runs.strays.AGAIN_S", 0.05)
+    memory: list[str] = []
+    first, second = await up(houses), await up(houses)
+    run_id = await asleep(first, memory)
+    left = first.sandbox(run_id)
+    second.machines.program = counting(memory)
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await first.up()
+    await until(lambda: first.engine._strays._others)
+    await second.engine.signal(run_id, "go", 1)  # from now on it goes on from its log
+    await until(lambda: left not in first.machines.sandboxes)
+    assert (await second.ends(run_id)).result == "fine"
+
+
+async def test_a_sandbox_that_its_run_may_go_on_from_is_no_stray(houses: Houses) -> None:
+    house = await up(houses)
+    run_id = await asleep(house, [])
+    record = house.engine._runs[run_id].record
+    (seen,) = await house.machines.of_runs(run_id)
+    here, elsewhere = house.machines.node, LocalMachines(counting([])).node
+    replaced = lambda **changes: type(record)(**{**_fields(record), **changes})  # noqa: E731
+    later = record.epoch + 1
+    assert not is_stray(seen, record, here)
+    assert not is_stray(seen, replaced(epoch=later), here)  # named, whatever epoch it is
+    assert not is_stray(seen, replaced(epoch=later, node=None), here)  # nobody wrote down where it is
+    assert not is_stray(seen, replaced(sandbox_id="other"), here)  # it is being made, in the epoch of now
+    assert is_stray(seen, replaced(epoch=later, sandbox_id="other"), here)
+    assert is_stray(seen, replaced(epoch=later, node=elsewhere), here)
+    assert is_stray(seen, replaced(released=True), here)
+    assert not is_stray(type(seen)(id=seen.id, run_id=run_id, epoch=None), replaced(released=True), here)
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
