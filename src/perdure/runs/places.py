@@ -23,7 +23,7 @@ from perdure.context.log import Beside, ContextLog
 from perdure.errors import Conflict, NotFound
 from perdure.model import Frozen, RunState
 from perdure.runs.clock import Clock
-from perdure.runs.queues import Place, Queue, plan
+from perdure.runs.queues import Active, IsFull, Place, Queue, Waiting, order, plan
 from perdure.runs.states import TERMINAL
 
 LINE = "line"
@@ -51,7 +51,7 @@ class Asked(Protocol):
     def queue_key(self) -> str | None: ...
 
 
-class Waiting(Protocol):
+class Ready(Protocol):
     """A run that waits."""
 
     @property
@@ -88,16 +88,16 @@ class Places:
         self._left: dict[str, dict[str, float]] = {}  # by queue: runs of others, and since when it is their turn
         self._still: dict[str, tuple[int, float]] = {}  # by queue: the line's version, and the pause that it stood for
 
-    async def active(self, name: str) -> dict[str, str | None]:
-        """Key by run."""
-        return {kept.name: kept.value["key"] for kept in await self._context.kept(kind(name))}
+    async def active(self, name: str) -> Active:
+        """The runs of all servers."""
+        return Active({kept.name: kept.value["key"] for kept in await self._context.kept(kind(name))})
 
     async def turn(
         self,
         name: str,
         read: Callable[[], Awaitable[Queue | None]],
-        waiting: list[Place],
-        runs: Mapping[str, Waiting],
+        waiting: Waiting,
+        runs: Mapping[str, Ready],
     ) -> float | None:
         """Begin the runs whose turn it is. In how many seconds to look again (None: when something happens here, or
         with the next beat)."""
@@ -126,8 +126,8 @@ class Places:
         self,
         name: str,
         read: Callable[[], Awaitable[Queue | None]],
-        waiting: list[Place],
-        runs: Mapping[str, Waiting],
+        waiting: Waiting,
+        runs: Mapping[str, Ready],
     ) -> float | None:
         version, line = await self._line(name)  # first: see above
         me = self._leases.server
@@ -138,12 +138,18 @@ class Places:
             return None
         now = await self._leases.time() if queue.rate is not None else 0.0
         begun = [(at, count) for at, count in line.begun if queue.rate is not None and at > now - queue.period_s]
-        for run_id in active.keys() & runs.keys():  # it began, and we were not told: the answer was lost
+        unheard = [run_id for run_id in active if run_id in runs]  # they began, and the answer was lost
+        for run_id in unheard:
             await runs[run_id].begin(())
         others = self._others(name, line, active, runs)
+
+        def beside(is_full: IsFull) -> Iterator[Place]:
+            elsewhere = Waiting(others.values()).beside(is_full)
+            return heapq.merge(elsewhere, _ready(waiting.beside(is_full), runs), key=order)
+
         chosen, again_at = plan(
             queue,
-            heapq.merge(sorted(others.values(), key=_order), _ready(waiting, runs), key=_order),
+            beside,
             active,
             [at for at, count in begun for _ in range(count)],
             now,
@@ -172,9 +178,7 @@ class Places:
             return None
         return self._pause_s(name, version)
 
-    def _others(
-        self, name: str, line: Line, active: Mapping[str, str | None], runs: Mapping[str, Waiting]
-    ) -> dict[str, Place]:
+    def _others(self, name: str, line: Line, active: Active, runs: Mapping[str, Ready]) -> dict[str, Place]:
         """The first that waits at each other server. One that did not begin when it could is passed over: that server
         is lost, it seems, or busy; it says so anew if it is not."""
         now, left = self._clock.monotonic(), self._left.get(name, {})
@@ -199,13 +203,9 @@ class Places:
         return pause_s
 
 
-def _ready(waiting: list[Place], runs: Mapping[str, Waiting]) -> Iterator[Place]:
+def _ready(waiting: Iterable[Place], runs: Mapping[str, Ready]) -> Iterator[Place]:
     """Those that somebody drives: others are being made, or taken over."""
     return (place for place in waiting if runs[place.run_id].driven)
-
-
-def _order(place: Place) -> tuple[int, int, str]:
-    return place.order
 
 
 def _counted(begun: list[tuple[float, int]], now: float, period_s: float) -> list[tuple[float, int]]:

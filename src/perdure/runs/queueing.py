@@ -8,8 +8,8 @@ the runs of several servers is for ``runs.places``.
 from __future__ import annotations
 
 import asyncio
-import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
 from perdure.runs.clock import Clock
 from perdure.runs.places import Places
-from perdure.runs.queues import Place, Queue, plan
+from perdure.runs.queues import Active, Place, Queue, Waiting, order, plan
 from perdure.runs.record import StartRequest, from_head
 from perdure.runs.run import Run
 
@@ -35,12 +35,19 @@ class Line:
     def __init__(self, queue: Queue | None) -> None:
         """None: it is not there (any more), and nothing of it begins."""
         self.queue = queue
-        self.waiting: list[Place] = []  # in their order
-        self.active: dict[str, str | None] = {}  # run -> key
+        self.waiting = Waiting()
+        self.active = Active()
+        self.expected = 0  # runs that are being made
         self.begun: list[float] = []  # oldest first, of the last period
         self.elsewhere: list[Place] = []  # that wait at other servers, when somebody last wanted to know
         self.turning = asyncio.Lock()
         self.turn_wanted = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is known of it that is not in the log."""
+        runs = len(self.waiting) + len(self.active) + self.expected
+        return self.queue is None and not runs and not self.turning.locked()
 
 
 class Queues:
@@ -92,8 +99,13 @@ class Queues:
     async def _read(self, name: str | None = None) -> None:
         """All of them, or one."""
         found = {kept.name: msgspec.convert(kept.value, Queue) for kept in await self._context.kept(KIND, name)}
-        for one in {*found, *([name] if name else self._lines)}:
-            self._line(one).queue = found.get(one)
+        for one, queue in found.items():
+            self._line(one).queue = queue
+        for one in [name] if name else list(self._lines):
+            if one in self._lines and one not in found:
+                self._lines[one].queue = None
+                if self._lines[one].is_idle:
+                    del self._lines[one]
 
     async def _find_begun(self, lines: dict[str, Line]) -> None:
         """When the runs of these queues began lately, also those that have ended since."""
@@ -118,17 +130,32 @@ class Queues:
     async def check(self, request: StartRequest) -> None:
         """NotFound: no such queue. InvalidValue: it names none, and has a place in it."""
         if request.queue is not None:
-            if self._line(request.queue).queue is None or self._places is not None:
+            line = self._lines.get(request.queue)
+            if line is None or line.queue is None or self._places is not None:
                 await self._read(request.queue)
             self._get(request.queue)
         elif request.queue_key is not None or request.priority:
             field = "queue_key" if request.queue_key is not None else "priority"
             raise InvalidValue(f"{field} is of a queue, and there is none", hint='Give "queue", too.')
 
+    @contextmanager
+    def expected(self, request: StartRequest) -> Iterator[None]:
+        """A run that was checked is being made: its queue stays meanwhile. NotFound: it is gone since."""
+        if request.queue is None:
+            yield
+            return
+        self._get(request.queue)
+        line = self._lines[request.queue]
+        line.expected += 1
+        try:
+            yield
+        finally:
+            line.expected -= 1
+
     def asleep(self, run_id: str, request: StartRequest) -> None:
         """A run that sleeps, and is not in memory, is active as any."""
         if request.queue is not None:
-            self._line(request.queue).active[run_id] = request.queue_key
+            self._line(request.queue).active.put(run_id, request.queue_key)
 
     def let_go(self) -> None:
         """The runs are another server's."""
@@ -149,12 +176,12 @@ class Queues:
         elif run.ended:
             was_there = run.id in self._waits or run.id in line.active
             self._leave(line, run.id)
-            line.active.pop(run.id, None)
+            line.active.remove(run.id)
             if was_there:
                 self.turn(name)
         elif run.state is not RunState.QUEUED:
             self._leave(line, run.id)
-            line.active.setdefault(run.id, run.record.request.queue_key)
+            line.active.put(run.id, run.record.request.queue_key)
 
     def _enter(self, line: Line, run: Run) -> None:
         if run.id not in self._waits:
@@ -163,12 +190,12 @@ class Queues:
             number = self._number if self._places is None else int(run.created * 1e6)
             place = Place(run_id=run.id, key=request.queue_key, priority=request.priority, number=number)
             self._waits[run.id], self._runs[run.id] = place, run
-            bisect.insort(line.waiting, place, key=lambda one: one.order)
+            line.waiting.add(place)
 
     def _leave(self, line: Line, run_id: str) -> None:
         if (place := self._waits.pop(run_id, None)) is not None:
             del self._runs[run_id]
-            del line.waiting[bisect.bisect_left(line.waiting, place.order, key=lambda one: one.order)]
+            line.waiting.remove(place)
 
     async def wait_for_turn(self, run: Run) -> None:
         """Until the run may begin, or has ended."""
@@ -189,11 +216,11 @@ class Queues:
             self._wake(now, name)
             return
         line.begun = [at for at in line.begun if at > now - line.queue.period_s]
-        chosen, again_at = plan(line.queue, line.waiting, line.active, line.begun, now)
+        chosen, again_at = plan(line.queue, line.waiting.beside, line.active, line.begun, now)
         for place in chosen:
             run = self._runs[place.run_id]
             self._leave(line, place.run_id)
-            line.active[place.run_id] = place.key
+            line.active.put(place.run_id, place.key)
             if line.queue.rate is not None:
                 line.begun.append(now)
             run.notify()
@@ -247,7 +274,7 @@ class Queues:
     def show(self, name: str) -> dict[str, Any]:
         """The queue, how many runs wait in it and are active, and the next that wait."""
         queue, line = self._get(name), self._lines[name]
-        waiting = sorted([*line.waiting, *line.elsewhere], key=lambda one: one.order)
+        waiting = sorted([*line.waiting, *line.elsewhere], key=order)
         runs = {"waiting": len(waiting), "active": len(line.active)}
         return {**msgspec.structs.asdict(queue), **runs, "next": [place.run_id for place in waiting[:SHOWN_MAX]]}
 
@@ -286,7 +313,7 @@ class Queues:
         self._get(name)
         line = self._lines[name]
         await self.refresh()
-        if waiting := len(line.waiting) + len(line.elsewhere):
+        if waiting := len(line.waiting) + len(line.elsewhere) + line.expected:
             hint = "Pause it, and cancel them or wait until they have begun."
             raise Conflict(f"{waiting} runs wait in the queue {name}", hint=hint, waiting=waiting)
         line.queue = None  # from now on no run is started in it

@@ -82,15 +82,16 @@ class Returns:
         named = f"{name}-{number + 1}" if name and forks.wanted.count > 1 else name
         origin = RunOrigin(run_id=run_id, branch=forks.branch, seq=forks.seq)
         record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
-        new = await self._context.branch_off(
-            forks.runs[number],
-            to_value(record),
-            entries,
-            parent_run=run_id,
-            parent=forks.branch,
-            fork_seq=forks.seq,
-            epoch=moment.epoch,
-        )
+        with self._queues.expected(record.request):
+            new = await self._context.branch_off(
+                forks.runs[number],
+                to_value(record),
+                entries,
+                parent_run=run_id,
+                parent=forks.branch,
+                fork_seq=forks.seq,
+                epoch=moment.epoch,
+            )
         self._live.drive(self._live.take_up(new))
 
     async def _make_up(self, run_id: str, forks: Forks) -> None:
@@ -100,6 +101,7 @@ class Returns:
                 await self._context.head(fork_id)
             except NotFound:
                 head = await self._context.head(run_id)
+                await self._queues.check(from_head(head).request)
                 moment = await travel.moment(self._context, run_id, forks.branch, forks.seq)
                 with suppress(Conflict):  # it is made by somebody else just now
                     await self._make(head, forks, number, moment)

@@ -70,7 +70,8 @@ class Starts:
         return await self._tasks.to_its_end(self._start(to_value(record), request))
 
     async def _start(self, value: Any, request: StartRequest) -> tuple[str, bool]:
-        head, is_new = await self._create(value, request)
+        with self._queues.expected(request):
+            head, is_new = await self._create(value, request)
         await (self._begin(head) if is_new else self.adopt(head))
         return head.run_id, is_new
 

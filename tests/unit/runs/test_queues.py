@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
 from perdure.runs.queueing import Queues
-from perdure.runs.queues import Place, Queue, plan
+from perdure.runs.queues import Active, Place, Queue, Waiting, plan
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import AGENT, nothing
 from perdure.testing.machines import Ask
@@ -240,7 +241,7 @@ def test_the_plan_is_what_one_after_the_other_would_do(
     waiting.sort(key=lambda place: place.order)
     active = {f"a{n}": key for n, key in enumerate(keys_active)}
     begun.sort()
-    chosen, again_at = plan(queue, waiting, active, begun, 100.0)
+    chosen, again_at = plan(queue, Waiting(waiting).beside, Active(active), begun, 100.0)
     assert chosen == naive(queue, waiting, active, begun, 100.0)
     if again_at is not None:  # at that moment something more may begin
         assert again_at > 100.0 and queue.rate is not None
@@ -249,3 +250,60 @@ def test_the_plan_is_what_one_after_the_other_would_do(
         at = begun + [100.0] * len(chosen)
         assert naive(queue, rest, after, at, again_at) != []
         assert naive(queue, rest, after, at, 100.0) == []
+
+
+@given(st.lists(st.tuples(keys, st.integers(-2, 2), st.booleans()), max_size=30), st.sets(keys))
+def test_who_waits_is_in_order_whoever_comes_and_goes(steps: list[Any], full: set[str | None]) -> None:
+    waiting, model = Waiting(), list[Place]()
+    for number, (key, priority, leaves) in enumerate(steps):
+        place = Place(run_id=f"w{number}", key=key, priority=priority, number=number)
+        waiting.add(place)
+        model.append(place)
+        if leaves:
+            waiting.remove(model.pop(number * 7 % len(model)))
+        model.sort(key=lambda one: one.order)
+        assert (list(waiting), len(waiting)) == (model, len(model))
+        assert list(waiting.beside(lambda key: key in full)) == [one for one in model if one.key not in full]
+
+
+def test_a_turn_costs_no_more_where_many_wait() -> None:
+    """Counted in looks at keys, not in time."""
+    for many in (100, 10_000):
+        looks: list[str | None] = []
+        queue = Queue(name="q", key_concurrency=1)
+        waiting = Waiting(Place(run_id=f"w{n:05}", key=f"k{n % 10}", priority=0, number=n) for n in range(many))
+        active = Active({f"a{n}": f"k{n}" for n in range(9)})
+
+        def beside(is_full: Any, waiting: Waiting = waiting, looks: list[str | None] = looks) -> Any:
+            return waiting.beside(lambda key: looks.append(key) or is_full(key))
+
+        chosen, _ = plan(queue, beside, active, [], 0.0)
+        assert [place.run_id for place in chosen] == ["w00009"]
+        assert len(looks) <= 11
+
+
+async def test_a_queue_stays_while_a_run_is_being_made_in_it(house: Any) -> None:
+    queues, making, go = house.engine.queues, asyncio.Event(), asyncio.Event()
+    await queues.create(Queue(name="q", concurrency=1))
+    create = house.context.create
+
+    async def slow(*args: Any, **options: Any) -> Any:
+        making.set()
+        await go.wait()
+        return await create(*args, **options)
+
+    house.context.create = slow
+    starting = asyncio.create_task(house.start(works, queue="q"))
+    await making.wait()
+    with pytest.raises(Conflict, match="1 runs wait in the queue q"):
+        await queues.remove("q")
+    go.set()
+    await end(house, await starting)
+    await queues.remove("q")
+
+
+async def test_a_name_that_is_no_queues_is_not_kept(house: Any) -> None:
+    for number in range(5):
+        with pytest.raises(NotFound, match="no such queue"):
+            await house.start(nothing, queue=f"no-{number}")
+    assert list(house.engine.queues._lines) == []
