@@ -20,6 +20,7 @@ from perdure.context.log import ContextLog, Head
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
 from perdure.model import RunState
 from perdure.runs.asking import Asking
+from perdure.runs.clock import Clock
 from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
@@ -39,7 +40,7 @@ class Live(Protocol):
 
     async def adopt(self, head: Head) -> None: ...
 
-    async def cancel(self, run_id: str, reason: str = "") -> None: ...
+    async def cancel(self, run_id: str, reason: str = "", *, clean_up_s: float | None = None) -> None: ...
 
 
 class Children:
@@ -51,11 +52,13 @@ class Children:
         live: Live,
         held: Callable[[str], AbstractAsyncContextManager[Run | None]],
         spawn: Callable[[Coroutine[Any, Any, None], str], object],
+        clock: Clock,
     ) -> None:
         self._context = context
         self._live = live
         self._held = held
         self._spawn = spawn
+        self._clock = clock
         self._is_open = False
         self._waiting: dict[str, set[str]] = {}  # child -> the runs that wait for it: a parent, and forks of it
         self._awaited: dict[str, dict[str, Wait]] = {}  # run -> the children that it waits for
@@ -217,12 +220,19 @@ class Children:
 
     async def _cancel(self, child: str) -> None:
         try:
-            if from_head(await self._context.head(child)).state in TERMINAL:
+            record = from_head(await self._context.head(child))
+            if record.state in TERMINAL:
                 return
             if self._context.leases is None or not await self._is_awaited(child):
-                await self._live.cancel(child, "its parent does not wait for it any more")
+                left_s = await self._left_s(record.parent)
+                await self._live.cancel(child, "its parent does not wait for it any more", clean_up_s=left_s)
         except (NotFound, Conflict):
             pass  # it was never started, or it has ended meanwhile
+
+    async def _left_s(self, parent: str) -> float | None:
+        """How long a child may clean up: as long as its parent has; None: the usual time, as that does not end."""
+        ending = from_head(await self._context.head(parent)).ending
+        return None if ending is None else max(0.0, ending.until - self._clock.time())
 
 
 def _waits_for(record: Record, child: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from perdure.context.log import NewEntry
 from perdure.model import RunState
 from perdure.runs import retries
@@ -22,7 +24,9 @@ async def end(run: Run, to: RunState, error: dict[str, Any], clean_up_s: float) 
         if not hears or clean_up_s <= 0:
             # the state is one of the three that end a run
             ending = record.ending or Ending(to=to.value, error=error, until=0.0)  # type: ignore[arg-type]
-            await conclude(run, RunState(ending.to), epoch=record.epoch + 1, error=ending.error)
+            # kept where it ends at once: its children have no more time than it has
+            kept = msgspec.structs.replace(ending, until=0.0) if clean_up_s <= 0 else None
+            await conclude(run, RunState(ending.to), epoch=record.epoch + 1, error=ending.error, ending=kept)
             return False
         if record.ending is None:
             await _begin_end(run, to, error, run.clock.time() + clean_up_s)
@@ -56,13 +60,15 @@ async def conclude(
     error: dict[str, Any] | None = None,
     result: Any = None,
     kind: str = "",
+    ending: Ending | None = None,
 ) -> None:
     """It ends: as its program or its machine has it, or as it was to end anyhow; or its next attempt begins, where
     its failure (of this ``kind`` of ``runs.retries``) is one to try again after. Under the lock.
 
-    epoch: a new one where something of its machine may be left: the fence, it can do nothing any more.
+    epoch: a new one where something of its machine may be left: the fence, it can do nothing any more. ending: how it
+    is to end, where that is not what the record has.
     """
-    ending, record = run.record.ending, run.record
+    record, ending = run.record, ending or run.record.ending
     if ending is not None:
         to, error, result, kind = RunState(ending.to), ending.error, None, ending.error["code"]
     if to is RunState.FAILED and error is not None:
@@ -74,7 +80,7 @@ async def conclude(
     why: dict[str, Any] = {"result": result} if to is RunState.COMPLETED else {"error": error}
     if to is RunState.CANCELLED:
         why["reason"] = (error or {}).get("message", "")
-    await run.write(to=to, epoch=epoch, why=why, result=result, error=error)
+    await run.write(to=to, epoch=epoch, why=why, result=result, error=error, ending=ending)
 
 
 async def _retry(run: Run, why: dict[str, Any], pause_s: float) -> None:

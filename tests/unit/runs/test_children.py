@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from perdure.runs import children
 from perdure.runs.asking import Asking
 from perdure.runs.fittings import Fittings
 from perdure.runs.record import Record, StartRequest
+from perdure.testing.clock import FakeClock
+from perdure.testing.house import QUICK
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 
@@ -94,6 +97,43 @@ async def test_children_are_cancelled_with_their_parents(house: Any) -> None:
     await house.engine.cancel(run_id, "enough")
     assert (await house.ends(run_id)).state is RunState.CANCELLED
     assert (await house.ends(kid.id)).state is RunState.CANCELLED
+
+
+def lingers() -> Steps:
+    """A child with a child: told that it is to end, it cleans up for ever."""
+    yield Ask("wait", child("child"))
+    yield Ask("wait", {"kind": "signal", "name": "never"})
+
+
+@pytest.mark.parametrize("dies", [False, True])
+async def test_whoever_ends_a_run_at_once_ends_its_children_at_once(house: Any, dies: bool) -> None:
+    run_id = await house.start(lingers)
+    kid = await child_of(house, run_id)
+    grandkid = await child_of(house, kid.id)
+    await house.reaches(grandkid.id, RunState.SUSPENDED, RunState.WAITING)
+    if dies:
+        house.engine._children._again = lambda *_: None  # the server ends right then
+    await house.engine.cancel(run_id, clean_up_s=0)
+    if dies:
+        await house.restart()
+    for one in (kid, grandkid):
+        assert (await house.ends(one.id)).state is RunState.CANCELLED
+
+
+async def test_children_have_the_time_to_clean_up_that_their_parent_has(house: Any) -> None:
+    house.settings = dataclasses.replace(QUICK, clean_up_s=1e6)
+    clock = await house.at(FakeClock())
+    run_id = await house.start(lingers)
+    kid = await child_of(house, run_id)
+    grandkid = await child_of(house, kid.id)
+    await house.waits(grandkid.id, "child")
+    await house.engine.cancel(run_id, clean_up_s=300)
+    ends = []
+    for one in (run_id, kid.id, grandkid.id):
+        run = house.engine._runs[one]
+        assert await run.until(lambda run=run: run.record.ending is not None, 20)
+        ends.append(run.record.ending.until)
+    assert ends == [pytest.approx(clock.time() + 300, abs=1)] * 3
 
 
 async def test_a_child_whose_parent_was_cancelled_in_a_dying_server_is_cancelled_by_the_next(house: Any) -> None:
