@@ -27,6 +27,7 @@ from perdure.runs.record import Kept, Record
 from perdure.runs.replay import check_versions
 from perdure.runs.restoring import Passed, Restoring
 from perdure.runs.run import WARM, Run
+from perdure.runs.tasks import unless
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +146,13 @@ class Driver:
         try:
             if seen.request.is_replay:
                 check_versions(seen)
-            sandbox_id, snapshot, passed = await self._restoring.begun(self._endpoint(self.run.id, seen.epoch))
+            starting = self._restoring.begun(self._endpoint(self.run.id, seen.epoch))
+            # a worker may have to wait long for others to end; a node's start goes on, whoever asked for it
+            is_replay = seen.request.is_replay
+            begun = await (unless(self.run, lambda: self._is_other(seen), starting) if is_replay else starting)
+            if begun is None:
+                return
+            sandbox_id, snapshot, passed = begun
         except (MachineFailed, Unavailable) as error:
             await self._lost(seen, "start-failed", error.message, counts=not isinstance(error, Unavailable))
         except PerdureError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from perdure.runs.run import Run
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -47,3 +49,16 @@ class Tasks:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+async def unless(run: Run, is_over: Callable[[], bool], work: Coroutine[Any, Any, Result]) -> Result | None:
+    """What it gives; None: it was given up, as by the run nobody wants it any more. LeaseLost."""
+    task = asyncio.ensure_future(work)
+    task.add_done_callback(lambda _: run.notify())
+    try:
+        await run.until(lambda: task.done() or is_over())
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    return None if task.cancelled() else task.result()

@@ -74,7 +74,15 @@ class Workers:
 
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         await self._end_all(plan.run_id)
-        await self._limit.acquire()
+        await self._limit.acquire()  # whoever gives up here has begun nothing; from now on it is begun as a whole
+        begun = asyncio.ensure_future(self._begin(plan, calls))
+        try:
+            return await asyncio.shield(begun)
+        except asyncio.CancelledError:
+            await asyncio.wait({begun})
+            raise
+
+    async def _begin(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         worker_id = f"{plan.run_id}.{calls.epoch}"
         worker = _Worker(plan.run_id, self._folder / plan.run_id, self._transcript(plan.run_id, worker_id))
         try:

@@ -122,6 +122,27 @@ async def test_what_a_step_started_ends_with_its_worker(road: WorkerHouse, tmp_p
         os.close(pidfd)
 
 
+async def test_one_that_is_cancelled_while_it_waits_for_another_to_end_is_done_with(tmp_path: Path) -> None:
+    road = WorkerHouse(Home(tmp_path / "home", tmp_path / "cache"), limit=1)
+    await road.up()
+    try:
+        stays = "def f(ctx: Context):\n    ctx.step('stay', __import__('time').sleep, 600)\n"
+        holder = await road.start(stays)
+        await road.until(holder, "step.intent")
+        waiting = await road.start(stays)
+        await road.until(waiting, "run.starting")
+        run = road.engine._runs[waiting]
+        await road.engine.cancel(waiting)
+        assert await run.until(lambda: run.record.released, 20)
+        assert not (road.home.root / "workers" / waiting).exists()
+        other = await road.start("def f(ctx: Context):\n    return 1\n")
+        await road.until(other, "run.starting")
+        await road.engine.cancel(holder, clean_up_s=0)
+        assert await road.result(other) == 1  # the place was not taken by the one that had gone
+    finally:
+        await road.down()
+
+
 async def test_others_wait_for_a_worker_to_end(tmp_path: Path) -> None:
     road = WorkerHouse(Home(tmp_path / "home", tmp_path / "cache"), limit=1)
     await road.up()
