@@ -1,8 +1,11 @@
+#define _GNU_SOURCE
 #include "ask.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "json.h"
 #include "say.h"
@@ -36,11 +39,32 @@ void ask_name(struct key *key, const struct words *words, const char *kind, cons
     door_take(key);
 }
 
-struct slice ask(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer) {
-    unsigned status = door_call(call, key, body, answer);
+static struct slice checked(unsigned status, const struct bytes *answer) {
     struct slice found = {bytes_head(answer), bytes_length(answer)};
     if (status >= 400 || !json_check(found))
         refused(status, found);
+    return found;
+}
+
+struct slice ask(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer) {
+    return checked(door_call(call, key, body, answer), answer);
+}
+
+struct slice ask_wait(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer) {
+    struct bytes nothing = {0};
+    door_heed();
+    unsigned status = door_call(call, key, body, answer);
+    int number = door_heed_no_more();
+    if (!status) {
+        put(&nothing, "{}");
+        door_call("wait/withdraw", key, &nothing, answer);
+        signal(number, SIG_DFL);
+        raise(number);
+        exit(128 + number);  // whoever started this has it blocked
+    }
+    struct slice found = checked(status, answer);
+    while (is_true(found, "withdrawn"))
+        pause();  // when this was first lived through, a signal came here: it comes again
     return found;
 }
 

@@ -7,4 +7,7 @@
 void ask_name(struct key *key, const struct words *words, const char *kind, const char *name);
 // The answer, which is JSON, in `answer`'s memory. A refusal of the host ends the program.
 struct slice ask(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer);
+// The same of a wait: a signal that ends the program withdraws it first, so that the run is not parked on what nobody
+// waits for.
+struct slice ask_wait(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer);
 bool is_true(struct slice object, const char *name);

@@ -5,6 +5,8 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +17,15 @@
 
 #include "json.h"
 #include "say.h"
+
+enum { AGAIN_S = 1 };  // timeout(1) sends its signal twice, a person who means it does so later
+
+static const int ending[] = {SIGTERM, SIGINT, SIGHUP};
+enum { ENDING = sizeof ending / sizeof *ending };
+static bool is_heeded[ENDING];
+static volatile sig_atomic_t heard;
+static bool heeds;
+static sigset_t open_mask;  // where they come through: only while nothing but the answer is waited for
 
 enum { PORT = 4750, READ = 64 << 10, TRIES_MAX = 6, PAUSE_MS = 50, PAUSE_MAX_MS = 1000 };
 
@@ -32,6 +43,51 @@ static struct sockaddr_in address(void) {
     return found;
 }
 
+static void hear(int number) { heard = number; }
+
+void door_heed(void) {
+    struct sigaction before, hearing = {.sa_handler = hear};
+    sigset_t heeded;
+    sigemptyset(&heeded);
+    for (int i = 0; i < ENDING; i++)
+        if ((is_heeded[i] = !sigaction(ending[i], NULL, &before) && before.sa_handler != SIG_IGN)) {
+            sigaction(ending[i], &hearing, NULL);
+            sigaddset(&heeded, ending[i]);
+        }
+    sigprocmask(SIG_BLOCK, &heeded, &open_mask);
+    heeds = true;
+}
+
+static void dispose(void (*how)(int)) {
+    for (int i = 0; i < ENDING; i++)
+        if (is_heeded[i])
+            signal(ending[i], how);
+}
+
+static void end_again(int number) {
+    (void)number;
+    dispose(SIG_DFL);
+}
+
+int door_heed_no_more(void) {
+    struct sigaction later = {.sa_handler = end_again};
+    int number = heard;
+    dispose(number ? SIG_IGN : SIG_DFL);
+    if (number && !sigaction(SIGALRM, &later, NULL))
+        alarm(AGAIN_S);
+    sigprocmask(SIG_SETMASK, &open_mask, NULL);
+    heeds = false;
+    heard = 0;
+    return number;
+}
+
+// Until the answer goes on, or the time is over, or a signal that is heeded came.
+static void await(int fd, const struct timespec *time) {
+    struct pollfd answer = {.fd = fd, .events = POLLIN};
+    if (!heard)
+        ppoll(&answer, 1, time, heeds ? &open_mask : NULL);
+}
+
 static bool send_all(int fd, struct bytes *data) {
     while (bytes_length(data)) {
         ssize_t count = send(fd, bytes_head(data), bytes_length(data), MSG_NOSIGNAL);
@@ -47,6 +103,9 @@ static bool send_all(int fd, struct bytes *data) {
 // Everything up to the end of the connection, which each request asks for.
 static bool receive_all(int fd, struct bytes *data) {
     for (;;) {
+        await(fd, NULL);
+        if (heard)
+            return false;
         ssize_t count = recv(fd, bytes_reserve(data, READ), READ, 0);
         if (count < 0 && errno == EINTR)
             continue;
@@ -136,13 +195,13 @@ static unsigned ask(const char *name, const struct key *key, const struct bytes 
         bytes_free(answer);
         errno = 0;
         unsigned status = ask_once(&to, name, key, body, numbered, answer);
-        if (status)
+        if (status || heard)
             return status;
         refused = errno == ECONNREFUSED ? refused + 1 : 0;
         if (refused == TRIES_MAX)
             die(FAILED, "It works in the machine of a run: perdure run --image IMAGE -- COMMAND.", "nobody answers at 127.0.0.1:%d",
                 ntohs(to.sin_port));
-        nanosleep(&(struct timespec){.tv_sec = pause_ms / 1000, .tv_nsec = pause_ms % 1000 * 1000000L}, NULL);
+        await(-1, &(struct timespec){.tv_sec = pause_ms / 1000, .tv_nsec = pause_ms % 1000 * 1000000L});
         pause_ms = pause_ms * 2 < PAUSE_MAX_MS ? pause_ms * 2 : PAUSE_MAX_MS;
     }
 }

@@ -194,7 +194,7 @@ static int wait_one(const struct words *words) {
         join(&name, words->command);
     put_u8(&name, 0);
     ask_name(&key, words, kind->name, (const char *)bytes_head(&name));
-    struct slice found = ask("wait", &key, &body, &answer);
+    struct slice found = ask_wait("wait", &key, &body, &answer);
     int status = status_of(kind, found);
     if (words->options[JSON])
         say_value(found);
@@ -303,7 +303,7 @@ static int wait_set(const char *mode, char **at) {
     put(&body, "}");
     put_u8(&name, 0);
     ask_name(&key, &set.whole, mode, (const char *)bytes_head(&name));
-    struct slice found = ask("wait/set", &key, &body, &answer);
+    struct slice found = ask_wait("wait/set", &key, &body, &answer);
     bool is_late = is_true(found, "timed_out");
     int status = is_late ? TIMED_OUT : !strcmp(mode, "any") ? take_first(&set, found, &text) : take_all(&set, found, &text);
     if (set.whole.options[JSON])

@@ -90,10 +90,10 @@ class Machine:
                 await asked.write(piece)
         await asked.end()
 
-    async def run(self, language: str, number: int = 0) -> str:
-        """What the page's program in this language wrote."""
+    async def run(self, language: str, number: int = 0, text: str = "") -> str:
+        """What the page's program in this language wrote, or what ``text`` did."""
         program = self.folder / NAMES.get(language, "program")
-        program.write_text(shown(language, number))
+        program.write_text(text or shown(language, number))
         door = f"127.0.0.1:{self._port}"
         environ = {
             **os.environ,
@@ -176,6 +176,13 @@ async def test_a_shell_script_with_a_form_a_child_and_a_set(machine: Machine, ca
     assert await machine.emitted() == [["found", "output"]]
     await engine.signal(machine.run_id, came, "all well")
     assert await running == said
+
+
+async def test_a_wait_that_nobody_waits_for_any_more_is_over(machine: Machine) -> None:
+    said = await machine.run("sh", text="timeout 1 perdure-guest wait signal late; echo $?")
+    assert said == "124\n"  # timeout(1)'s
+    ended = await machine.house.entries(machine.run_id, "wait.completed")
+    assert [(e.key, e.payload["outcome"]) for e in ended] == [("sh:signal:late/0", "withdrawn")]
 
 
 async def test_curl(machine: Machine) -> None:

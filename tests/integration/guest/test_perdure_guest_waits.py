@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from typing import Any
 
 import pytest
@@ -258,3 +260,78 @@ async def test_what_is_wrong_is_said(shell: Shell, words: list[str], said: str) 
     out, told = await shell("wait", *words, status=125, given=b"no json")
     assert said in told and out == b""
     assert shell.asked == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_a_wait_that_is_ended_by_a_signal_is_withdrawn(shell: Shell, number: signal.Signals) -> None:
+    reached = asyncio.Event()
+
+    async def hangs(call: GuestCall, body: Any) -> Any:
+        reached.set()
+        return {} if call.path.endswith("/withdraw") else await asyncio.Event().wait()
+
+    shell.says = hangs
+    process = await shell.start("wait", "any", "signal", "a", "+", "time", "9d")
+    await asyncio.wait_for(reached.wait(), DEADLINE_S)
+    os.kill(process.pid, number)
+    os.kill(process.pid, number)  # as timeout(1) does
+    assert await asyncio.wait_for(process.communicate(), DEADLINE_S) == (b"", b"")
+    assert process.returncode == -number
+    lane = shell.asked[0][0]
+    assert [asked[:3] for asked in shell.asked] == [(lane, 0, "wait/set"), (lane, 0, "wait/withdraw")]
+
+
+async def test_a_later_signal_ends_what_cannot_be_withdrawn(shell: Shell) -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def hangs(call: GuestCall, body: Any) -> Any:
+        asked.put_nowait(call.path)
+        await asyncio.Event().wait()
+
+    shell.says = hangs
+    process = await shell.start("wait", "signal", "a")
+    for path in ("/perdure/v1/wait", "/perdure/v1/wait/withdraw"):
+        assert await asyncio.wait_for(asked.get(), DEADLINE_S) == path
+        process.terminate()
+    ended = asyncio.create_task(process.wait())
+    async with asyncio.timeout(DEADLINE_S):
+        while not (await asyncio.wait([ended], timeout=0.1))[0]:
+            process.terminate()
+    assert ended.result() == -signal.SIGTERM
+
+
+async def test_a_wait_that_was_withdrawn_in_an_earlier_life_waits_for_its_signal(shell: Shell) -> None:
+    answered = asyncio.Event()
+
+    def says(call: GuestCall, body: Any) -> Any:
+        answered.set()
+        return {"kind": "signal", "withdrawn": True}
+
+    shell.says = says
+    process = await shell.start("wait", "signal", "a")
+    await asyncio.wait_for(answered.wait(), DEADLINE_S)
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(process.wait(), 0.3)
+    process.terminate()
+    assert await asyncio.wait_for(process.communicate(), DEADLINE_S) == (b"", b"")
+    assert process.returncode == -signal.SIGTERM
+
+
+async def test_a_signal_that_is_ignored_stays_so(shell: Shell) -> None:
+    reached, go = asyncio.Event(), asyncio.Event()
+
+    async def later(call: GuestCall, body: Any) -> Any:
+        reached.set()
+        await go.wait()
+        return {"kind": "signal", "value": "came"}
+
+    shell.says = later
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # which its child inherits
+    try:
+        process = await shell.start("wait", "signal", "a")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    await asyncio.wait_for(reached.wait(), DEADLINE_S)
+    process.terminate()
+    go.set()
+    assert (await asyncio.wait_for(process.communicate(), DEADLINE_S))[0] == b"came\n"
