@@ -18,7 +18,6 @@ machine.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -28,6 +27,8 @@ from urllib.parse import urlsplit
 from perdure.errors import InvalidValue, NotFound
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
+from perdure.host.settings import document as read
+from perdure.host.settings import place
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-4o-mini"
@@ -102,8 +103,7 @@ class Providers:
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     """The providers of ``HOME/settings.toml`` and the environment. ``InvalidValue`` names the wrong line."""
     env = os.environ if environ is None else environ
-    settings = home.root / "settings.toml"
-    document = _read(settings)
+    settings, document = place(home), read(home)
     found: dict[str, Provider] = {}
     routes: list[tuple[str, str]] = []
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
@@ -127,15 +127,6 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     if default not in found:
         raise NotFound(f"there is no provider {default!r}", hint=f"{settings} and the environment have {list(found)}")
     return Providers(found, default, tuple(routes))
-
-
-def _read(settings: Any) -> dict[str, Any]:
-    try:
-        return tomllib.loads(settings.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{settings} is not TOML: {error}", hint="correct it, or remove it") from error
 
 
 def _provider(name: str, table: dict[str, Any], where: str, env: Mapping[str, str]) -> tuple[Provider, list[str]]:

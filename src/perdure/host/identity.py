@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from perdure.errors import InvalidValue
+from perdure.host import settings
 from perdure.host.paths import Home
 from perdure.model import NodePlace, new_id
 
@@ -43,12 +43,9 @@ def node_home(home: Home, environ: Mapping[str, str] | None = None) -> Home:
 
 def _setting(home: Home) -> Any:
     """Other mistakes in that file are told by who reads the rest of it."""
-    place = home.root / "settings.toml"
-    if not place.exists():
-        return ""
     try:
-        table = tomllib.loads(place.read_text(encoding="utf-8")).get("servers", {})
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        table = settings.document(home).get("servers", {})
+    except InvalidValue:
         return ""
     return table.get("node", "") if isinstance(table, dict) else ""
 

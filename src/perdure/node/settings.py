@@ -18,21 +18,23 @@ A start, resume or fork beyond what memory and machines allow is refused (``exec
 
 from __future__ import annotations
 
-import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perdure.errors import InvalidValue
 from perdure.execution.sandboxes import admission
 from perdure.host.paths import Home
+from perdure.host.settings import Table, place
 
 FRAMES_MIB = 4096
 DISKS_MIB = 16384
-KNOWN = (
-    "frames_mib", "disks_mib", "memory_overcommit", "memory_mib", "machines_max",
-    "group", "listen", "tls_certificate", "tls_key", "connections", "patience_s",
-)  # fmt: skip
+VARIABLES = {
+    **{
+        name: f"PERDURE_{name.upper()}"
+        for name in ("frames_mib", "disks_mib", "memory_overcommit", "memory_mib", "machines_max")
+    },
+    **dict.fromkeys(("group", "listen", "tls_certificate", "tls_key", "connections", "patience_s"), ""),
+}
 MIB_MAX = 1 << 30
 OVERCOMMIT_MAX = 1000.0
 MACHINES_MAX = 1_000_000
@@ -59,69 +61,27 @@ class Settings:
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Settings:
     """Raises InvalidValue that names the wrong line."""
-    env = os.environ if environ is None else environ
-    place = home.root / "settings.toml"
-    try:
-        document = tomllib.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        document = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{place} is not TOML: {error}", hint="correct it, or remove it") from error
-    table = document.get("node", {})
-    if not isinstance(table, dict):
-        raise InvalidValue(f"{place}: node is not a table", hint="write a [node] section")
-    if unknown := sorted(set(table) - set(KNOWN)):
-        raise InvalidValue(f"{place}: [node]: unknown setting {unknown[0]!r}", hint=f"known are {', '.join(KNOWN)}")
-
-    def number(name: str, what: str, usual: float, low: float, high: float) -> float:
-        """A whole one, unless the usual one is not."""
-        variable = f"PERDURE_{name.upper()}"
-        if text := env.get(variable):
-            where, value = variable, _number(text)
-        else:
-            where, value = f"{place}: [node]: {name}", table.get(name, usual)
-        kinds = (int, float) if isinstance(usual, float) else (int,)
-        if value is None or type(value) not in kinds or not low <= value <= high:
-            raise InvalidValue(f"{where} is not a number of {what}", hint=f"for example {usual:g}")
-        return type(usual)(value)
+    table = Table(home, "node", VARIABLES, environ)
+    text = table.text
 
     def mebibytes(name: str, usual: int) -> int:
-        return int(number(name, "MiB", usual, 0, MIB_MAX))
-
-    def text(name: str) -> str:
-        value = table.get(name, "")
-        if not isinstance(value, str):
-            raise InvalidValue(f"{place}: [node]: {name} is not a text", hint=f'{name} = "..."')
-        return value
-
-    def count(name: str, usual: int) -> int:
-        value = table.get(name, usual)
-        if type(value) is not int or not 0 < value <= COUNT_MAX:
-            raise InvalidValue(f"{place}: [node]: {name} is not a number from 1 to {COUNT_MAX}", hint=f"usual: {usual}")
-        return value
+        return table.number(name, usual, 0, MIB_MAX, "a number of MiB")
 
     if bool(text("tls_certificate")) != bool(text("tls_key")):
-        raise InvalidValue(f"{place}: [node]: tls_certificate and tls_key are given both or neither")
+        message = f"{place(home)}: [node]: tls_certificate and tls_key are given both or neither"
+        raise InvalidValue(message, hint="Without them the node makes a certificate of its own.")
     return Settings(
         frames_bytes=mebibytes("frames_mib", FRAMES_MIB) << 20,
         disks_bytes=mebibytes("disks_mib", DISKS_MIB) << 20,
         admission=admission.Limits(
             memory_mib=mebibytes("memory_mib", 0),
-            overcommit=number("memory_overcommit", "times", admission.MEMORY_OVERCOMMIT, 0.1, OVERCOMMIT_MAX),
-            machines_max=int(number("machines_max", "machines", admission.MACHINES_MAX, 1, MACHINES_MAX)),
+            overcommit=table.number("memory_overcommit", admission.MEMORY_OVERCOMMIT, 0.1, OVERCOMMIT_MAX),
+            machines_max=table.number("machines_max", admission.MACHINES_MAX, 1, MACHINES_MAX, "a number of machines"),
         ),
         group=text("group"),
         listen=text("listen"),
         tls_certificate=text("tls_certificate"),
         tls_key=text("tls_key"),
-        connections=count("connections", CONNECTIONS),
-        patience_s=count("patience_s", PATIENCE_S),
+        connections=table.number("connections", CONNECTIONS, 1, COUNT_MAX),
+        patience_s=table.number("patience_s", PATIENCE_S, 1, COUNT_MAX, "a number of seconds"),
     )
-
-
-def _number(text: str) -> float | None:
-    """Of decimal digits, with at most one point in them."""
-    whole, _, part = text.partition(".")
-    if not text.isascii() or not whole.isdecimal() or (part and not part.isdecimal()):
-        return None
-    return float(text) if "." in text else int(text)

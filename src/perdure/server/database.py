@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import tomllib
 from collections.abc import Mapping
 
 from perdure.context import postgres, sqlite
@@ -16,31 +15,18 @@ from perdure.context.faults import Faults
 from perdure.context.log import ContextLog
 from perdure.errors import AlreadyRunning, InvalidValue
 from perdure.host.paths import Home
+from perdure.host.settings import Table
 
 SCHEMES = ("postgresql://", "postgres://")
 
 
 def wanted(home: Home, environ: Mapping[str, str] | None = None) -> str:
     """The url of a PostgreSQL database, or "" for the file of this home. InvalidValue names the wrong line."""
-    env = os.environ if environ is None else environ
-    place = home.root / "settings.toml"
-    try:
-        document = tomllib.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        document = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{place} is not TOML: {error}", hint="correct it, or remove it") from error
-    table = document.get("server", {})
-    if not isinstance(table, dict):
-        raise InvalidValue(f"{place}: server is not a table", hint="write a [server] section")
-    if unknown := sorted(set(table) - {"database"}):
-        raise InvalidValue(f"{place}: [server]: unknown setting {unknown[0]!r}", hint="known is database")
-    where, url = "PERDURE_DATABASE", env.get("PERDURE_DATABASE") or ""
-    if not url:
-        where, url = f"{place}: [server]: database", table.get("database", "")
-    if not isinstance(url, str) or (url and not url.startswith(SCHEMES)):
+    table = Table(home, "server", {"database": "PERDURE_DATABASE"}, environ)
+    url = table.text("database")
+    if url and not url.startswith(SCHEMES):
         hint = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE; leave it out for the file in the home"
-        raise InvalidValue(f"{where} names no PostgreSQL database", hint=hint)
+        raise InvalidValue(f"{table.where('database')} names no PostgreSQL database", hint=hint)
     return url
 
 

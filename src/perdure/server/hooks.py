@@ -24,7 +24,6 @@ import hashlib
 import hmac
 import os
 import time
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +31,7 @@ import aiohttp
 import msgspec
 
 from perdure.errors import InvalidValue, Unavailable
+from perdure.host import settings
 from perdure.host.paths import Home
 from perdure.runs.hook import Hook
 
@@ -41,13 +41,8 @@ COMMAND_TIMEOUT_S = 60.0
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> tuple[dict[str, Hook], str]:
     """The hooks by name, and the secret for those of runs. InvalidValue names the wrong line."""
-    env, place = os.environ if environ is None else environ, home.root / "settings.toml"
-    try:
-        table = tomllib.loads(place.read_text(encoding="utf-8")).get("hooks", {})
-    except FileNotFoundError:
-        return {}, ""
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{place} is not TOML: {error}", hint="correct it, or remove it") from error
+    env, place = os.environ if environ is None else environ, settings.place(home)
+    table = settings.document(home).get("hooks", {})
     if not isinstance(table, dict):
         raise InvalidValue(f"{place}: hooks is not a table", hint="write [hooks.NAME] sections")
     own = {name: value for name, value in table.items() if not isinstance(value, dict)}

@@ -6,33 +6,21 @@ nothing else (``runs.policy``).
 
 from __future__ import annotations
 
-import tomllib
-
 import msgspec
 
 from perdure.errors import InvalidValue
 from perdure.host.paths import Home
+from perdure.host.settings import Table, place
 from perdure.runs.driver import Settings
 from perdure.runs.policy import Policy
 
 
 def load(home: Home) -> Settings:
     """Raises InvalidValue that names the wrong line."""
-    place = home.root / "settings.toml"
+    table = Table(home, "runs", dict.fromkeys(Policy.__struct_fields__, ""), {})
     try:
-        document = tomllib.loads(place.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        document = {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidValue(f"{place} is not TOML: {error}", hint="correct it, or remove it") from error
-    table, known = document.get("runs", {}), Policy.__struct_fields__
-    if not isinstance(table, dict):
-        raise InvalidValue(f"{place}: runs is not a table", hint="write a [runs] section")
-    if unknown := sorted(set(table) - set(known)):
-        raise InvalidValue(f"{place}: [runs]: unknown setting {unknown[0]!r}", hint=f"known are {', '.join(known)}")
-    try:
-        policy = msgspec.convert(table, Policy)
+        policy = msgspec.convert(table.values, Policy)
         policy.check()
     except (msgspec.ValidationError, InvalidValue) as error:
-        raise InvalidValue(f"{place}: [runs]: {error}", hint="For example idle_grace_s = 5.0") from error
+        raise InvalidValue(f"{place(home)}: [runs]: {error}", hint="For example idle_grace_s = 5.0") from error
     return Settings(**{name: value for name, value in policy.to_json().items() if value is not None})

@@ -31,9 +31,13 @@ def test_the_environment_comes_before_the_file(home: Home) -> None:
         ("[node", "is not TOML"),
         ("node = 3", "node is not a table"),
         ("[node]\nframes = 3", "unknown setting 'frames'"),
-        ("[node]\nframes_mib = -1", "frames_mib is not a number of MiB"),
-        ("[node]\nframes_mib = true", "frames_mib is not a number of MiB"),
-        ("[node]\nframes_mib = '9'", "frames_mib is not a number of MiB"),
+        ("[node]\nframes_mib = -1", r"settings.toml: \[node\]: frames_mib is -1"),
+        ("[node]\nframes_mib = true", "frames_mib is True"),
+        ("[node]\nframes_mib = '9'", "frames_mib is '9'"),
+        ("[nodes]\nframes_mib = 9", r"unknown table \[nodes\]"),
+        ("frames_mib = 9", "unknown setting 'frames_mib'"),
+        ("[node]\ngroup = 9", "group is 9: not a text"),
+        ("[node]\nmemory_overcommit = '4'", "memory_overcommit is '4'"),
     ],
 )
 def test_a_wrong_line_is_named(home: Home, text: str, words: str) -> None:
