@@ -52,6 +52,7 @@ class Gateway:
         self._providers = providers
         self._upstream = Upstream(retry or Retry())
         self._turns: dict[tuple[str, int, str], Turn] = {}
+        self.turns_ended = 0  # turns that are in flight no more, whatever became of them
 
     async def __aenter__(self) -> Gateway:
         return self
@@ -83,8 +84,11 @@ class Gateway:
         """Whether a provider is answering a call of this run now."""
         return any(key[0] == run_id for key in self._turns)
 
-    async def answer(self, call: Call, branch: int) -> Answer:
+    async def answer(self, call: Call, branch: int, *, new_at: int | None = None) -> Answer:
         """The answer to one call under ``/v1/``; its body begins at ``call.offset``.
+
+        new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. Where no turn has ended
+        since, that holds still, and it is not looked up again.
 
         What is wrong with the request or the provider becomes an answer in the OpenAI API's error shape. Raises what
         the log raises (``StaleEpoch`` above all). Cancelling the asker, or dropping the answer, cancels nothing.
@@ -107,7 +111,8 @@ class Gateway:
             if turn is None:
                 # between the look above and this line nothing may wait: one call, one turn
                 turn = self._turns[key] = Turn(call)
-                turn.task = asyncio.create_task(self._take(turn, key, call, branch, request))
+                is_new = new_at == self.turns_ended  # what is not in flight, and has not ended since, was never begun
+                turn.task = asyncio.create_task(self._take(turn, key, call, branch, request, is_new=is_new))
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch
                 if not call.is_first:
@@ -129,11 +134,11 @@ class Gateway:
         return Answer(200, JSON_HEADERS, _once(body[call.offset :]))
 
     async def _take(
-        self, turn: Turn, key: tuple[str, int, str], call: Call, branch: int, request: dict[str, Any]
+        self, turn: Turn, key: tuple[str, int, str], call: Call, branch: int, request: dict[str, Any], *, is_new: bool
     ) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""
         try:
-            entries = valid(await self._log.find(call.run_id, branch, call.key))
+            entries = [] if is_new else valid(await self._log.find(call.run_id, branch, call.key))
             if (committed := _last(entries, "model.committed")) is not None:
                 payload = committed.payload
                 if call.epoch > _newest_epoch(entries) and not call.is_first:
@@ -167,6 +172,7 @@ class Gateway:
                 turn.fail(error)
         finally:
             del self._turns[key]
+            self.turns_ended += 1
 
     async def _ask(self, turn: Turn, call: Call, branch: int, request: dict[str, Any], *, is_new: bool) -> None:
         provider = self._providers.for_model(request.get("model") or "")

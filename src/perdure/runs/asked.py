@@ -32,6 +32,7 @@ class Asked:
     def __init__(self, run: Run, call: Call) -> None:
         self.run = run
         self.call = call
+        self.is_new = False  # the log was seen to have nothing under its key
 
     @property
     def key(self) -> str:
@@ -96,6 +97,7 @@ class Asked:
     async def known(self) -> list[Entry]:
         """What the branch has of this call; [] when it is new, also because the run was forked just now."""
         entries, asked = await self.entries(), self.request
+        self.is_new = not entries
         if entries and not self.run.record.counts(self.key, entries[0].seq):
             await self.run.write(NewEntry(kind="overruled", key=self.key, payload={}), epoch=self.call.epoch)
             return []

@@ -107,12 +107,12 @@ class Calls:
             run.touch()
 
     async def _model(self, asked: Asked) -> Answer:
-        activity, call = asked.run.activity, asked.call
+        activity, call, ended = asked.run.activity, asked.call, self._models.turns_ended
         branch = await asked.warm(lambda: _look(asked))
         if asked.key in asked.run.record.unheard:
             call = replace(call, is_first=True)
         with activity.asking(call, branch):
-            answer = await self._models.answer(call, branch)
+            answer = await self._models.answer(call, branch, new_at=ended if asked.is_new else None)
             pieces = aiter(answer.body)
             first = await anext(pieces, b"")
         with ExitStack() as held:

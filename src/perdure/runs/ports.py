@@ -139,8 +139,16 @@ class Machines(Protocol):
 class ModelCalls(Protocol):
     """The gateway."""
 
-    async def answer(self, call: Call, branch: int) -> Answer:
-        """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider."""
+    @property
+    def turns_ended(self) -> int:
+        """How many turns have come to an end here."""
+        ...
+
+    async def answer(self, call: Call, branch: int, *, new_at: int | None = None) -> Answer:
+        """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider.
+
+        new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call.
+        """
         ...
 
     async def forget(self, run_id: str) -> None:

@@ -43,6 +43,17 @@ async def test_a_turn_is_recorded_and_answered_again_from_the_log(
     assert await log.get_blob(committed.payload["body"]) == body
 
 
+async def test_what_the_log_was_seen_not_to_have_is_looked_up_again_if_a_turn_has_ended_since(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.says("hello")]
+    seen = gateway.turns_ended
+    body = await read(await gateway.answer(chat(), 1, new_at=seen))
+    assert await read(await gateway.answer(chat(), 1, new_at=seen)) == body  # whoever looked before that turn began
+    assert len(provider.asked) == 1
+    assert await kinds(log) == ["model.intent", "model.started", "model.committed"]
+
+
 async def test_a_later_epoch_is_answered_from_the_log_and_that_is_recorded_once(
     gateway: Gateway, provider: Provider, log: ContextLog
 ) -> None:

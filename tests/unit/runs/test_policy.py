@@ -93,11 +93,11 @@ async def test_a_machine_wakes_whatever_breaks_its_call_while_it_sleeps(house: A
 
     real, broken = house.gateway.answer, asyncio.Event()
 
-    async def answer(call: Any, branch: int) -> Any:
+    async def answer(call: Any, branch: int, **how: Any) -> Any:
         if house.engine._runs[call.run_id].state is RunState.SUSPENDED and not broken.is_set():
             broken.set()
             raise ValueError("nobody thought of this")
-        return await real(call, branch)
+        return await real(call, branch, **how)
 
     house.gateway.answer = answer
     run_id = await house.start(program, policy=QUICK)
