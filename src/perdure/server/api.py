@@ -63,6 +63,7 @@ from perdure.server.travel import Travel
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 BODY_MAX = 64 << 20
+FIELD_MAX = 512 << 10  # a guest's head (64 KiB at most) is one header of its node's, as JSON
 PAGE = 1000
 WAIT_MAX_S = 3600.0
 
@@ -100,6 +101,11 @@ class Api:
             "started": started,
             "providers": providers,
         }
+
+    def runner(self) -> web.AppRunner:
+        """What serves it."""
+        app = self.application()
+        return web.AppRunner(app, access_log=None, handler_cancellation=True, max_field_size=FIELD_MAX)
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._errors, self._rights, self._owners], client_max_size=BODY_MAX)

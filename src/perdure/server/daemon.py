@@ -80,7 +80,7 @@ async def serve(home: Home) -> None:
     named = list(providers.by_name)
     api = Api(home, engine, context, elsewhere, providers=named, url=url, token=token, started=started)
     api.node = sharing.node
-    runner = web.AppRunner(api.application(), access_log=None, handler_cancellation=True)
+    runner = api.runner()
     try:
         await engine.open()
         await runner.setup()

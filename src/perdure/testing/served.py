@@ -31,7 +31,7 @@ class Served:
         api = Api(
             self.home, self.house.engine, self.house.log, providers=["test"], url="", token="right", started=time.time()
         )
-        self.runner = web.AppRunner(api.application(), handler_cancellation=True)
+        self.runner = api.runner()
         await self.runner.setup()
         await web.UnixSite(self.runner, str(self.home.socket("perdured"))).start()
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()

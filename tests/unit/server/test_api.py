@@ -193,6 +193,18 @@ async def test_tcp_asks_for_the_token(served: Served, token: str) -> None:
         await asyncio.to_thread(wrong.status)
 
 
+async def test_a_call_with_a_large_head(served: Served) -> None:
+    """guestd takes 64 KiB of it; JSON makes more of some bytes."""
+    served.house.machines.program = waiting
+    info = await served.ask(start)
+    await served.house.reaches(info.id, RunState.WAITING, RunState.SUSPENDED)
+    headers = json.dumps({"x": "\u00e9" * 32000})
+    path = "/perdure/v1/emit?" + "x" * 60000
+    epoch = served.house.engine._runs[info.id].record.epoch
+    status, _, body = await served.call(info.id, epoch, path, b'{"name": "a"}', headers=headers, lane="large")
+    assert (status, body) == (200, b"{}")
+
+
 async def test_calls_as_a_node_asks_them(served: Served) -> None:
     served.house.machines.program = waiting
     info = await served.ask(lambda client: start(client, policy={"idle_grace_s": 60}))
