@@ -13,6 +13,8 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include "json.h"
+
 enum {
     CALLS_MAX = 512,
     CALLS_LEAST = 64,  // also in a small machine
@@ -94,6 +96,8 @@ static bool take_key(struct call *call) {
     for (size_t i = 0; i < lane->value.size; i++)
         if (lane->value.data[i] <= ' ')
             return false;
+    if (!utf8_check(lane->value.data, lane->value.size))
+        return false;  // what is not text cannot be told apart on its way to the log
     call->lane = lane->value;
     call->numbered_here = !ordinal;
     if (!ordinal)
@@ -123,7 +127,7 @@ static void request_complete(struct call *call) {
         return;
     }
     if (!take_key(call)) {
-        refuse(call, 400, "Perdure-Lane has 1 to 128 characters, is not 'auto', and is one of 65,536; "
+        refuse(call, 400, "Perdure-Lane has 1 to 128 bytes of UTF-8, is not 'auto', and is one of 65,536; "
                           "Perdure-Ordinal is a number, and goes with a lane");
         return;
     }

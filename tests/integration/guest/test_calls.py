@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import resource
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,9 @@ async def test_expect_100_continue(guest: Guest) -> None:
         (b"GET / HTTP/1.1\r\nPerdure-Ordinal: 1\r\n\r\n", 400, "goes with a lane"),
         (b"GET / HTTP/1.1\r\nPerdure-Lane: auto\r\nPerdure-Ordinal: 1\r\n\r\n", 400, "is not 'auto'"),
         (b"GET / HTTP/1.1\r\nPerdure-Lane: auto\r\n\r\n", 400, "is not 'auto'"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: a\xff\r\n\r\n", 400, "of UTF-8"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: " + b"x" * 129 + b"\r\n\r\n", 400, "1 to 128"),
+        (b"GET / HTTP/1.1\r\nPerdure-Lane: a b\r\n\r\n", 400, "1 to 128"),
         (b"GET / HTTP/1.1\r\nPerdure-Lane: a\r\nPerdure-Ordinal: one\r\n\r\n", 400, "is a number"),
     ],
 )
@@ -406,3 +410,45 @@ async def test_a_head_of_many_lines_is_refused_before_its_end(guest: Guest) -> N
         await client.send(b"GET / HTTP/1.1\r\n" + b"A:b\r\n" * 130)
         status, body = await client.answer()
         assert status == 431 and "128 lines" in json.loads(body)["error"]["message"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_noise_from_programs_costs_their_connections_only(guest: Guest, seed: int) -> None:
+    """Requests that are cut, torn and mixed, of clients that hang up at any time, while the host comes and goes."""
+    guest.answer = echo
+    chance = random.Random(seed)
+    pieces = [
+        b"POST /a HTTP/1.1\r\n",
+        b"Content-Length: 5\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"Perdure-Lane: l\r\n",
+        b"Perdure-Ordinal: 1\r\n",
+        b"Expect: 100-continue\r\n",
+        b"Connection: close\r\n",
+        b"\r\n",
+        b"hello",
+        b"5\r\nhello\r\n",
+        b"0\r\n\r\n",
+        b"GET /perdure/v1/ordinal HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n",
+        b"HEAD / HTTP/1.0\r\n\r\n",
+        b"\xff\x00",
+    ]
+
+    async def noise() -> None:
+        async with client_of(guest) as client:
+            with suppress(ConnectionError):
+                for _ in range(chance.randrange(1, 12)):
+                    piece = chance.choice(pieces)
+                    await client.send(piece[: chance.randrange(len(piece) + 1)] if chance.random() < 0.2 else piece)
+                if chance.random() < 0.5:
+                    await client.reader.read(chance.randrange(1, 2000))
+
+    async with asyncio.timeout(2 * DEADLINE_S):
+        for _ in range(12):
+            jobs = [asyncio.create_task(asyncio.wait_for(noise(), 0.2)) for _ in range(25)]
+            await guest.cut()
+            await asyncio.gather(*jobs, return_exceptions=True)
+    async with client_of(guest) as client:
+        await client.send(b"POST /still HTTP/1.1\r\nPerdure-Lane: last\r\nContent-Length: 2\r\n\r\nok")
+        assert await client.answer() == (200, b"last/0 POST /still ok")
+    await until(lambda: descriptors(guest) < 100)
