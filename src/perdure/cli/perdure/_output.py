@@ -1,12 +1,24 @@
-"""Where the pieces of a run's output do not follow on one another, and why."""
+"""What a run's program printed, as the commands show it."""
 
 from __future__ import annotations
+
+import os
 
 from perdure.model import OutputPiece
 
 
+def write(descriptor: int, data: bytes) -> None:
+    """All of it, at once: nothing is kept back."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
 class Seams:
-    """``offset``: that the first piece is to begin at; None: wherever it does."""
+    """Where the pieces of a run's output do not follow on one another, and why.
+
+    ``offset``: that the first piece is to begin at; None: wherever it does.
+    """
 
     def __init__(self, life: str = "", offset: int | None = 0) -> None:
         self._life = life

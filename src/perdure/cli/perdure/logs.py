@@ -25,12 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import os
     import sys
 
     import msgspec
 
-    from perdure.cli.perdure._output import Seams
+    from perdure.cli.perdure._output import Seams, write
     from perdure.client.server import ServerClient
     from perdure.errors import InvalidValue
 
@@ -46,7 +45,5 @@ def run(options: argparse.Namespace) -> int:
             continue
         if seam := seams.before(piece):
             print(f"perdure: {seam}", file=sys.stderr, flush=True)
-        rest = memoryview(piece.data)
-        while rest:
-            rest = rest[os.write(2 if piece.stream == "stderr" else 1, rest) :]
+        write(2 if piece.stream == "stderr" else 1, piece.data)
     return 0

@@ -9,6 +9,7 @@ from perdure.cli.perdure import _lifecycle, _machine
 from perdure.cli.perdure._image import DEFAULT_IMAGE, ensure_default, is_default
 
 if TYPE_CHECKING:
+    from perdure.cli.perdure._follow import Follower
     from perdure.client.server import ServerClient
     from perdure.model import RunInfo
 
@@ -16,10 +17,10 @@ NAME = "run"
 HELP = "Start an agent, or any program, as a durable run"
 GROUP = "Runs"
 DESCRIPTION = (
-    "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story on "
-    "stderr, its result on stdout. Ctrl-C leaves the run going on. Exit status: 0 completed, 1 failed or cancelled; "
-    "of a program that ended by itself its own. A program's stdin is empty: give it its input by "
-    "arguments, -e, or a volume."
+    "Start an agent (FILE.py:FUNCTION), or with --image any program (-- COMMAND ...), and follow it: its story, and "
+    "what an agent prints, on stderr; an agent's result, or what a program prints to it, on stdout. Ctrl-C leaves the "
+    "run going on. Exit status: 0 completed, 1 failed or cancelled; of a program that ended by itself its own. "
+    "A program's stdin is empty: give it its input by arguments, -e, or a volume."
 )
 
 
@@ -29,6 +30,7 @@ _OF_MACHINES = ("image", "memory", "cpus", "disk", "workdir", "user", "volume", 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
     parser.add_argument("-d", "--detach", action="store_true", help="print the run's id and return")
+    parser.add_argument("-q", "--quiet", action="store_true", help="no story: only what it prints, and its result")
     parser.add_argument("--json", action="store_true", help="print the run as JSON, at its end (with -d: at once)")
 
 
@@ -68,15 +70,23 @@ def run(options: argparse.Namespace) -> int:
     if options.detach:
         _print(info, as_json=options.json, text=info.id)
         return 0
+    is_command = bool(request.get("command"))
     try:
-        info = _follow(server, info, quiet=options.json)
+        if options.json:
+            info = _ended(server, info)
+            _print(info, as_json=True, text="")
+            return 0 if info.state == "completed" else _exit_status(info) or 1
+        from perdure.cli.perdure._follow import Follower
+
+        if not options.quiet:
+            sys.stderr.write(f"run {info.id}\n")
+        follower = Follower(server, info.id, is_command=is_command, quiet=options.quiet)
+        info = follower.follow()
     except KeyboardInterrupt:
-        sys.stderr.write(f"\nrun {info.id} goes on: 'perdure log {info.id} --follow', 'perdure cancel {info.id}'\n")
+        ways = f"'perdure logs -f {info.id}', 'perdure log {info.id} --follow', 'perdure cancel {info.id}'"
+        sys.stderr.write(f"\nrun {info.id} goes on: {ways}\n")
         raise
-    if options.json:
-        _print(info, as_json=True, text="")
-        return 0 if info.state == "completed" else _exit_status(info) or 1
-    return _finish(server, info, is_command=bool(request.get("command")))
+    return _finish(info, follower, is_command=is_command)
 
 
 def request_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -128,21 +138,15 @@ def _environment(given: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in given)
 
 
-def _follow(server: ServerClient, info: RunInfo, *, quiet: bool) -> RunInfo:
-    import sys
-
-    from perdure.cli.perdure import _follow
+def _ended(server: ServerClient, info: RunInfo) -> RunInfo:
     from perdure.client.server import ENDED
 
-    if quiet:
-        while info.state not in ENDED:
-            info = server.get(info.id, wait_s=30)
-        return info
-    sys.stderr.write(f"run {info.id}\n")
-    return _follow.tell(server, info.id)
+    while info.state not in ENDED:
+        info = server.get(info.id, wait_s=30)
+    return info
 
 
-def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
+def _finish(info: RunInfo, follower: Follower, *, is_command: bool) -> int:
     """Print what came out of it, or raise why nothing did."""
     import json
     import sys
@@ -152,8 +156,6 @@ def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
     from perdure.errors import PerdureError
 
     if is_command:
-        sys.stdout.buffer.write(server.output(info.id))
-        sys.stdout.flush()
         if (status := _exit_status(info)) is not None:
             sys.stderr.write(f"perdure: {failure(info).message}\n")
             return status
@@ -162,7 +164,8 @@ def _finish(server: ServerClient, info: RunInfo, *, is_command: bool) -> int:
     try:
         result = outcome(info)
     except PerdureError as error:
-        sys.stderr.write(f"{_words.traceback(info.error)}perdure: {error}\n")
+        trace = _words.traceback(info.error)
+        sys.stderr.write(f"{'' if follower.has_shown(trace) else trace}perdure: {error}\n")
         return 1  # whatever it was: the command was right
     print(result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, indent=2))
     return 0

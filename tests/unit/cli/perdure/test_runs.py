@@ -184,6 +184,50 @@ async def test_a_programs_output_is_printed_however_it_ended(desk: Desk, exit_st
     assert ("ended with exit status 3" in told) == (exit_status == 3)
 
 
+async def line_with(stream: asyncio.StreamReader | None, words: bytes) -> bytes:
+    """The next line that has them."""
+    assert stream is not None
+    async with asyncio.timeout(60):
+        while words not in (line := await stream.readline()):
+            assert line, words
+    return line
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_what_a_program_prints_is_shown_while_it_runs(desk: Desk, quiet: bool) -> None:
+    def program() -> Any:
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        return 3
+
+    desk.house.machines.program = program
+    words = ["--quiet"] if quiet else []
+    running = await desk.start("run", "--image", "image", *words, "--", "make", "-k")
+    assert await line_with(running.stdout, b"") == b"output\n"
+    (info,) = await desk.house.engine.runs()
+    await desk.house.reaches(info.id, RunState.SUSPENDED)
+    desk.house.machines.prints(desk.house.sandbox(info.id), b"live\n")
+    assert await line_with(running.stdout, b"") == b"live\n"
+    await desk("signal", info.id, "go")
+    said, told = await asyncio.wait_for(running.communicate(), 60)
+    assert (said, running.returncode) == (b"", 3)
+    assert (b"waits for the signal" in told) is not quiet and b"ended with exit status 3" in told
+
+
+async def test_what_an_agent_prints_is_shown_beside_its_story(desk: Desk) -> None:
+    desk.house.machines.program = publishes
+    running = await desk.start("run", "x.py:f")
+    await line_with(running.stderr, b"asks for approval")
+    (info,) = await desk.house.engine.runs()
+    await desk.house.reaches(info.id, RunState.SUSPENDED)
+    desk.house.machines.prints(desk.house.sandbox(info.id), b"half a line")
+    assert running.stderr is not None
+    await asyncio.wait_for(running.stderr.readuntil(b"half a line"), 60)
+    await desk("approve", info.id)
+    said, told = await asyncio.wait_for(running.communicate(), 60)
+    assert json.loads(said) == [None, True, ""]
+    assert told.startswith(b"\n") and b"approved" in told  # the story goes on on a line of its own
+
+
 async def test_ctrl_c_leaves_the_run_going_on(desk: Desk) -> None:
     desk.house.machines.program = stays
     running = await desk.start("run", "x.py:f")
