@@ -13,8 +13,8 @@ import pytest
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import InvalidValue, PerdureError, Unavailable
+from perdure.host import certificate as tls
 from perdure.host.paths import Home
-from perdure.node import tls
 from perdure.testing.outside import answer
 from perdure.testing.owners import World
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import msgspec
@@ -21,6 +21,9 @@ from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_wo
 from perdure.host.paths import Home
 from perdure.model import Entry, OutputPiece, RunInfo, RunState, Signalled, SnapshotInfo, settle
 
+if TYPE_CHECKING:
+    from perdure.client.tls import Tls
+
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED})
 WAIT_S = 30.0  # of one long poll
 
@@ -28,15 +31,20 @@ _Runs = list[RunInfo]  # named here because a method of the class is called runs
 
 
 class ServerClient:
-    """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP."""
+    """The server of one home; or, with ``url`` and ``token``, any server that can be reached over TCP: on another
+    machine with TLS (https), and a certificate that has ``fingerprint`` (SHA-256, hex), or that this machine trusts."""
 
-    def __init__(self, home: Home | None = None, *, url: str = "", token: str = "") -> None:
+    def __init__(self, home: Home | None = None, *, url: str = "", token: str = "", fingerprint: str = "") -> None:
         settle(RunInfo, Entry, OutputPiece)
         self._home = home or Home.find()
         address = url or f"unix:{self._home.socket('perdured')}"
         headers = {"authorization": f"Bearer {token}"} if token else {}
         self._transport = Transport(
-            address, service="the server (perdured)", hint="start it with: perdure up", headers=headers
+            address,
+            service="the server (perdured)",
+            hint="start it with: perdure up",
+            headers=headers,
+            tls=_trust(url, fingerprint) if url else None,
         )
         self.queues = QueuesClient(self._transport)
         self.schedules = SchedulesClient(self._transport)
@@ -391,3 +399,12 @@ def failure(info: RunInfo) -> PerdureError:
 
 def _path(run: str, part: str = "") -> str:
     return f"/v1/runs/{quote(run, safe='')}" + (f"/{part}" if part else "")
+
+
+def _trust(url: str, fingerprint: str) -> Tls | None:
+    """InvalidValue: it is in clear, to another machine."""
+    from perdure.client import clear
+    from perdure.client.tls import Tls
+
+    clear.check(url)
+    return Tls(fingerprint=fingerprint.lower()) if url.startswith("https:") else None

@@ -27,9 +27,10 @@ from perdure.execution.sandboxes.sandboxes import Sandboxes
 from perdure.execution.snapshots.cache import FrameCache
 from perdure.execution.snapshots.care import garbage
 from perdure.execution.snapshots.store import Store
+from perdure.host import certificate as certificates
 from perdure.host.paths import Home
 from perdure.model import settle
-from perdure.node import compaction, doors, settings, tls
+from perdure.node import compaction, doors, settings
 from perdure.node.api import Api
 from perdure.node.calls import Forwarder
 from perdure.node.doors import Outside
@@ -106,8 +107,9 @@ def _listen_outside(home: Home, limits: settings.Settings) -> Outside:
     if limits.tls_certificate and limits.tls_key:
         certificate, key = Path(limits.tls_certificate), Path(limits.tls_key)
     else:
-        certificate, key = tls.ensure(home.root / "tls", limits.listen.rpartition(":")[0].strip("[]"))
-    return Outside(doors.listen_tcp(limits.listen), tls.context(certificate, key), tls.fingerprint(certificate))
+        certificate, key = certificates.ensure(home.root / "tls", limits.listen.rpartition(":")[0].strip("[]"))
+    tls, fingerprint = certificates.context(certificate, key), certificates.fingerprint(certificate)
+    return Outside(doors.listen_tcp(limits.listen), tls, fingerprint)
 
 
 def _sweep(home: Home) -> None:

@@ -1,6 +1,7 @@
 """perdured: builds the control plane, serves its API, and ends in order. Machines outlive it.
 
-``run/server.json`` is ``{"url", "pid", "token"}`` of the server that serves this home (mode 0600).
+``run/server.json`` is ``{"url", "pid", "token", "fingerprint"}`` of the server that serves this home (mode 0600);
+``fingerprint`` is of the certificate of its TCP port, and empty where that is on loopback, without TLS.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from perdure.server.hooks import load as load_hooks
 from perdure.server.machines import NodeMachines
 from perdure.server.settings import load as load_settings
 from perdure.server.sharing import load as load_sharing
-from perdure.server.sharing import tenure
+from perdure.server.sharing import secured, tenure
 from perdure.server.workerlimit import limit as workers_limit
 from perdure.server.workers import Workers
 
@@ -53,6 +54,7 @@ async def serve(home: Home) -> None:
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
     hooks, hook_secret = load_hooks(home)
+    tls, fingerprint = secured(home, sharing)
     faults = Faults.wanted(os.environ)
     try:
         kept = await ServerLog.open(home, faults)
@@ -70,10 +72,12 @@ async def serve(home: Home) -> None:
     engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
     # Who comes now waits until the runs are taken up.
     unix, tcp = _listen_unix(path), _listen_tcp(sharing.host, sharing.port)
-    token, url = secrets.token_hex(16), f"http://{_shown(sharing.host)}:{tcp.getsockname()[1]}"
+    token, scheme = secrets.token_hex(16), "http" if tls is None else "https"
+    url = f"{scheme}://{_shown(_reached(sharing.host))}:{tcp.getsockname()[1]}"
     elsewhere = None
     if context.leases is not None:
-        engine.tenure = tenure(home, context.leases, engine, sharing.terms, url=url, token=token, node=machines.node.id)
+        facts = {"url": url, "token": token, "fingerprint": fingerprint, "node": machines.node.id}
+        engine.tenure = tenure(home, context.leases, engine, sharing.terms, facts)
         elsewhere = Elsewhere(context.leases, engine.has)
         engine.elsewhere = elsewhere.post
     started = time.time()
@@ -84,9 +88,10 @@ async def serve(home: Home) -> None:
     try:
         await engine.open()
         await runner.setup()
-        for listening in (unix, tcp):
-            await web.SockSite(runner, listening, shutdown_timeout=GRACE_S).start()
-        _write_private(record, json.dumps({"url": url, "pid": os.getpid(), "token": token}), faults)
+        for listening, context_of in ((unix, None), (tcp, tls)):
+            await web.SockSite(runner, listening, shutdown_timeout=GRACE_S, ssl_context=context_of).start()
+        told = {"url": url, "pid": os.getpid(), "token": token, "fingerprint": fingerprint}
+        _write_private(record, json.dumps(told), faults)
         log.info("serving %s on %s and %s, pid %d", home.root, path, url, os.getpid())
         await over.wait()
         log.info("ending")
@@ -144,6 +149,11 @@ def _listen_unix(path: Path) -> socket.socket:
     listening.listen(512)
     listening.setblocking(False)
     return listening
+
+
+def _reached(host: str) -> str:
+    """By others: where it listens on all addresses, by this machine's name."""
+    return socket.gethostname() if host in ("0.0.0.0", "::") else host
 
 
 def _shown(host: str) -> str:

@@ -16,10 +16,20 @@ from contextlib import AbstractAsyncContextManager, suppress
 from typing import Any
 
 import msgspec
-from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSession, ClientTimeout, web
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    Fingerprint,
+    ServerFingerprintMismatch,
+    web,
+)
 
+from perdure.client import clear
 from perdure.context.leases import Lease, Leases, Owner
-from perdure.errors import LeaseLost, PerdureError, Unavailable, from_json
+from perdure.errors import InvalidValue, LeaseLost, NoRights, PerdureError, Unavailable, from_json
 from perdure.model import new_id
 from perdure.server.sharing import PROTOCOL
 
@@ -34,6 +44,7 @@ HERE = frozenset(("verify",))  # of what is posted: answered from the database, 
 AT_OWNER = frozenset(("output", "files"))  # of what is asked for: it is at the run's machine
 AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags"))  # asked twice it is done once, or says so
 
+Trust = Fingerprint | bool
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 log = logging.getLogger(__name__)
 
@@ -96,7 +107,8 @@ class Elsewhere:
         if lease.facts.get("protocol") != PROTOCOL:
             what = f"server {lease.server} is perdure {lease.facts.get('version')}, and speaks another protocol"
             raise Unavailable(what, hint=f"Ask it itself: {lease.facts.get('url')}")
-        asking = asyncio.ensure_future(self._send(lease, method, path, body))
+        trust = await _trust(lease)
+        asking = asyncio.ensure_future(self._send(lease, trust, method, path, body))
         try:
             while not asking.done():
                 await asyncio.wait({asking}, timeout=LOOK_S)
@@ -105,6 +117,8 @@ class Elsewhere:
             if not asking.done():
                 raise ConnectionResetError("its lease is gone")
             told = asking.result()
+        except ServerFingerprintMismatch as error:  # nothing was sent
+            raise _stranger(lease) from error
         except ClientConnectorError:
             return None  # nothing was sent
         except (ClientError, OSError, TimeoutError) as error:
@@ -123,9 +137,10 @@ class Elsewhere:
         answer breaks off, and whoever follows asks on from where it was."""
         if owner.lease is None or owner.lease.server == self._leases.server:
             return None
+        trust = await _trust(owner.lease)
         response, quiet = web.StreamResponse(), ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=QUIET_S)
         try:
-            async with self._request(owner.lease, "GET", path, b"", quiet) as answer:
+            async with self._request(owner.lease, trust, "GET", path, b"", quiet) as answer:
                 if answer.status == LeaseLost.http_status and _error(await answer.read()).code == LeaseLost.code:
                     return None
                 response.set_status(answer.status)
@@ -133,6 +148,8 @@ class Elsewhere:
                 await response.prepare(request)
                 async for chunk in answer.content.iter_any():
                     await response.write(chunk)
+        except ServerFingerprintMismatch as error:  # nothing was sent
+            raise _stranger(owner.lease) from error
         except (ClientError, OSError, TimeoutError) as error:
             if not response.prepared:
                 return None
@@ -142,18 +159,18 @@ class Elsewhere:
             raise ConnectionResetError from error
         return response
 
-    async def _send(self, lease: Lease, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
-        async with self._request(lease, method, path, body) as answer:
+    async def _send(self, lease: Lease, trust: Trust, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
+        async with self._request(lease, trust, method, path, body) as answer:
             return answer.status, answer.content_type, await answer.read()
 
     def _request(
-        self, lease: Lease, method: str, path: str, body: bytes, timeout: ClientTimeout = PATIENT
+        self, lease: Lease, trust: Trust, method: str, path: str, body: bytes, timeout: ClientTimeout = PATIENT
     ) -> AbstractAsyncContextManager[ClientResponse]:
         if self._session is None:
             self._session = ClientSession()
         headers = {"Authorization": f"Bearer {lease.facts['token']}", MARK: "1", "Content-Type": "application/json"}
         url = str(lease.facts["url"]) + path
-        return self._session.request(method, url, data=body, headers=headers, timeout=timeout)
+        return self._session.request(method, url, data=body, headers=headers, timeout=timeout, ssl=trust)
 
     async def _lives(self, lease: Lease) -> bool:
         try:
@@ -168,6 +185,26 @@ def _has_key(body: bytes) -> bool:
         asked = msgspec.json.decode(body or b"null")
         return isinstance(asked, dict) and asked.get("key") is not None
     return False
+
+
+async def _trust(lease: Lease) -> Trust:
+    """Whom to believe that he is this server: who has the certificate that its lease names. NoRights: it would be asked
+    in clear, over a network."""
+    url, fingerprint = str(lease.facts["url"]), str(lease.facts.get("fingerprint") or "")
+    if url.startswith("https:"):
+        return Fingerprint(bytes.fromhex(fingerprint)) if fingerprint else True
+    try:
+        await asyncio.to_thread(clear.check, url)
+    except InvalidValue as error:
+        hint = "Its token would be read on the way. Start it anew: it listens with TLS there ([servers] listen)."
+        raise NoRights(f"server {lease.server} is at {url}, in clear: it is not asked", hint=hint) from error
+    return True
+
+
+def _stranger(lease: Lease) -> NoRights:
+    hint = "Somebody else has that address, or stands in between. Start the server anew if its certificate was changed."
+    message = f"{lease.facts['url']} is not server {lease.server}: its certificate is another one"
+    return NoRights(message, hint=hint)
 
 
 def _with_id(body: bytes) -> bytes:

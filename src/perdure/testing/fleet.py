@@ -175,13 +175,16 @@ class Server:
 class Fleet:
     """The database, the provider, and the servers."""
 
-    def __init__(self, folder: Path, database: PostgresServer, count: int, *, will: Will | None = None) -> None:
+    def __init__(
+        self, folder: Path, database: PostgresServer, count: int, *, will: Will | None = None, **more: str
+    ) -> None:
         self.database = database
         self.provider = CountingProvider()
         environ = {
             "PERDURE_DATABASE": database.url,
             "PERDURE_HEARTBEAT_S": str(HEARTBEAT_S),
             "PERDURE_LOST_S": str(LOST_S),
+            **more,
         }
         self.servers = [
             Server(folder / f"server{number}", environ, self.provider.url, will=will) for number in range(count)
@@ -199,13 +202,14 @@ class Fleet:
 
 
 @contextmanager
-def fleet(folder: Path, count: int, *, will: Will | None = None) -> Iterator[Fleet]:
-    """A database of its own, and so many servers that are up. will: of the program, where it may be killed."""
+def fleet(folder: Path, count: int, *, will: Will | None = None, **more: str) -> Iterator[Fleet]:
+    """A database of its own, and so many servers that are up. will: of the program, where it may be killed. more:
+    variables of their environment."""
     with postgres_server() as database:
         if will is not None:
             will.kill(database.pid)
             will.remove(database.folder)
-        made = Fleet(folder, database, count, will=will)
+        made = Fleet(folder, database, count, will=will, **more)
         try:
             made.up()
             yield made

@@ -15,7 +15,7 @@ import pytest
 
 from perdure.client.tls import Tls, connect, shared
 from perdure.errors import NoRights
-from perdure.node import tls as server
+from perdure.host import certificate as server
 
 DEADLINE_S = 60.0
 SIZE = 8 << 20

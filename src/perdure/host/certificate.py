@@ -1,6 +1,6 @@
-"""The node's certificate: one that a person gives, or one that is made at the first start.
+"""The certificate of a daemon of this home: one that a person gives, or one that is made at the first start.
 
-``cryptography`` is not used for it: one key and one certificate are all that is needed, once in a node's life, and
+``cryptography`` is not used for it: one key and one certificate are all that is needed, once in a home's life, and
 the ``openssl`` program, which is nearly everywhere, does that.
 """
 
@@ -30,7 +30,7 @@ def context(certificate: Path, key: Path) -> ssl.SSLContext:
     except (OSError, ValueError) as error:
         raise InvalidValue(
             f"no TLS with the certificate {certificate} and the key {key}: {error}",
-            hint="They are PEM files that belong together, the key without a password, readable by the node.",
+            hint="They are PEM files that belong together, the key without a password, readable by the daemon.",
         ) from error
     return found
 
@@ -49,8 +49,9 @@ def _first(text: str) -> str:
     return begin + text.partition(begin)[2].partition(end)[0] + end
 
 
-def ensure(folder: Path, host: str) -> tuple[Path, Path]:
-    """(certificate, key) in ``folder``, made unless they are there. ``host``: what the node listens on.
+def ensure(folder: Path, host: str, *, name: str = "fcrund", table: str = "node") -> tuple[Path, Path]:
+    """(certificate, key) in ``folder``, made unless they are there. ``host``: what the daemon listens on; ``name``: the
+    daemon's; ``table``: of settings.toml, where a person may give another one.
 
     Raises NotFound without openssl, InvalidValue with its words.
     """
@@ -59,14 +60,14 @@ def ensure(folder: Path, host: str) -> tuple[Path, Path]:
         return certificate, key
     if (program := shutil.which("openssl")) is None:
         raise NotFound(
-            "openssl is not installed: the node cannot make a certificate",
-            hint="apt-get install openssl, or give [node] tls_certificate and tls_key.",
+            f"openssl is not installed: {name} cannot make a certificate",
+            hint=f"apt-get install openssl, or give [{table}] tls_certificate and tls_key.",
         )
     folder.mkdir(mode=0o700, exist_ok=True)
     fresh = folder / "key.pem.new", folder / "certificate.pem.new"
     command = [
         program, "req", "-x509", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-sha256",
-        "-days", str(VALID_DAYS), "-subj", "/CN=fcrund", "-addext", f"subjectAltName={_names(host)}",
+        "-days", str(VALID_DAYS), "-subj", f"/CN={name}", "-addext", f"subjectAltName={_names(host)}",
         "-keyout", str(fresh[0]), "-out", str(fresh[1]),
     ]  # fmt: skip
     os.close(os.open(fresh[0], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))  # never readable for others
