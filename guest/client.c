@@ -14,7 +14,7 @@
 
 enum { NOT_THERE = 1 };
 
-static const enum option only_json[] = {JSON}, only_keep[] = {KEEP}, only_doubt[] = {ON_DOUBT};
+static const enum option only_json[] = {JSON}, only_keep[] = {KEEP}, of_step[] = {ON_DOUBT, RETRIES, BACKOFF, BACKOFF_MAX};
 
 // What a word gives: a text, or with --json a JSON value; of "-" what stdin has.
 static void put_value(struct bytes *body, const struct words *words, const char *word) {
@@ -142,11 +142,19 @@ static int do_get(const struct words *words) {
 
 static int do_step(const struct words *words) {
     struct key key;
-    check_options(words, only_doubt, 1, "step");
+    check_options(words, of_step, sizeof of_step / sizeof *of_step, "step");
     if (words->count != 1 || !words->command || !*words->command)
-        wrong("it is written: perdure-guest %s", "step NAME [--on-doubt ask|retry|fail] -- COMMAND");
-    ask_name(&key, words, "step", words->rest[0]);
-    return step_run(&key, words->rest[0], words->options[ON_DOUBT] ? words->options[ON_DOUBT] : "ask", words->command);
+        wrong("it is written: perdure-guest %s", "step NAME [--on-doubt ask|retry|fail] [--retries N] -- COMMAND");
+    struct step step = {
+        .name = words->rest[0],
+        .on_doubt = words->options[ON_DOUBT] ? words->options[ON_DOUBT] : "ask",
+        .retries = words->options[RETRIES] ? count_of(words->options[RETRIES], 0) : 0,
+        .backoff_s = seconds_of(words->options[BACKOFF] ? words->options[BACKOFF] : "1s"),
+        .backoff_max_s = seconds_of(words->options[BACKOFF_MAX] ? words->options[BACKOFF_MAX] : "10m"),
+        .command = words->command,
+    };
+    ask_name(&key, words, "step", step.name);
+    return step_run(&step, &key);
 }
 
 int client_main(int argc, char **argv) {

@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "ask.h"
 #include "json.h"
 #include "say.h"
 
@@ -19,8 +20,6 @@ enum { OUTPUT_MAX = 1 << 20, READ = 64 << 10, NOT_FOUND = 127, NOT_EXECUTABLE = 
 static pid_t child;
 
 static void pass_on(int number) { kill(child, number); }
-
-static void put(struct bytes *out, const char *text) { bytes_append(out, text, strlen(text)); }
 
 static _Noreturn void run_command(char **argv, int out, const char *identity) {
     dup2(out, STDOUT_FILENO);
@@ -32,14 +31,15 @@ static _Noreturn void run_command(char **argv, int out, const char *identity) {
     _exit(status);
 }
 
-// Its stdout, which is passed on as it comes; what is beyond the limit is passed on, and not kept. The exit status.
-static int listen_to(int from, struct bytes *output, bool *too_much) {
+// Its stdout, kept up to the limit; where it is `live` all of it is passed on as it comes. The exit status.
+static int listen_to(int from, bool live, struct bytes *output, bool *too_much) {
     uint8_t piece[READ];
     int status;
     for (ssize_t count; (count = read(from, piece, sizeof piece)) > 0 || (count < 0 && errno == EINTR);) {
         if (count < 0)
             continue;
-        say(piece, (size_t)count);
+        if (live)
+            say(piece, (size_t)count);
         *too_much = *too_much || bytes_length(output) + (size_t)count > OUTPUT_MAX;
         if (!*too_much)
             bytes_append(output, piece, (size_t)count);
@@ -49,7 +49,18 @@ static int listen_to(int from, struct bytes *output, bool *too_much) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : BY_SIGNAL + WTERMSIG(status);
 }
 
-static int run(char **argv, const char *identity, struct bytes *output, bool *too_much) {
+// A step that has begun is to end, and its end to be recorded: signals are its command's. A terminal sends SIGINT to the
+// command, too.
+static void pass_signals(bool on) {
+    static const int passed[] = {SIGTERM, SIGHUP, SIGINT};
+    static struct sigaction before[sizeof passed / sizeof *passed];
+    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) {
+        struct sigaction passing = {.sa_handler = passed[i] == SIGINT ? SIG_IGN : pass_on};
+        sigaction(passed[i], on ? &passing : &before[i], on ? &before[i] : NULL);
+    }
+}
+
+static int run(char **argv, const char *identity, bool live, struct bytes *output, bool *too_much) {
     int ends[2];
     if (pipe(ends))
         die(FAILED, NULL, "pipe: %s", strerror(errno));
@@ -61,12 +72,8 @@ static int run(char **argv, const char *identity, struct bytes *output, bool *to
         run_command(argv, ends[1], identity);
     }
     close(ends[1]);
-    // A step that has begun is to end, and its end to be recorded: signals are its command's.
-    struct sigaction passing = {.sa_handler = pass_on};
-    sigaction(SIGTERM, &passing, NULL);
-    sigaction(SIGHUP, &passing, NULL);
-    signal(SIGINT, SIG_IGN);  // a terminal sends it to the command, too
-    int status = listen_to(ends[0], output, too_much);
+    pass_signals(true);
+    int status = listen_to(ends[0], live, output, too_much);
     close(ends[0]);
     return status;
 }
@@ -88,34 +95,28 @@ static uint32_t digit64(uint8_t c) {
     return c >= 'a' ? c - 'a' + 26u : c >= 'A' ? c - 'A' + 0u : c >= '0' ? c - '0' + 52u : c == '+' ? 62u : 63u;
 }
 
-static void say_base64(struct slice value) {
-    struct bytes text = {0}, data = {0};
+static void put_decoded64(struct bytes *data, struct slice value) {
+    struct bytes text = {0};
     json_decode(&text, value);
     const uint8_t *at = bytes_head(&text);
     for (size_t left = bytes_length(&text); left >= 4; at += 4, left -= 4) {
         uint32_t group = digit64(at[0]) << 18 | digit64(at[1]) << 12 | digit64(at[2]) << 6 | digit64(at[3]);
         uint8_t three[] = {(uint8_t)(group >> 16), (uint8_t)(group >> 8), (uint8_t)group};
-        bytes_append(&data, three, at[2] == '=' ? 1 : at[3] == '=' ? 2 : 3);
+        bytes_append(data, three, at[2] == '=' ? 1 : at[3] == '=' ? 2 : 3);
     }
-    say(bytes_head(&data), bytes_length(&data));
     bytes_free(&text);
-    bytes_free(&data);
 }
 
 // What is recorded, as if the command had run just now.
-static int replay(struct slice state) {
+static int replay(struct slice state, struct bytes *said) {
     struct slice result = json_member(state, "result"), output = json_member(result, "output");
     struct slice binary = json_member(result, "output_base64"), status = json_member(result, "exit_status");
     if (json_member(state, "error").data)
         refused(200, state);
-    if (json_is_text(output)) {
-        struct bytes text = {0};
-        json_decode(&text, output);
-        say(bytes_head(&text), bytes_length(&text));
-        bytes_free(&text);
-    } else if (json_is_text(binary)) {
-        say_base64(binary);
-    }
+    if (json_is_text(output))
+        json_decode(said, output);
+    else if (json_is_text(binary))
+        put_decoded64(said, binary);
     return status.data ? atoi((const char *)status.data) : 0;
 }
 
@@ -138,37 +139,78 @@ static void put_end(struct bytes *end, int status, const struct bytes *output, b
     put(end, "}}");
 }
 
-int step_run(const struct key *key, const char *name, const char *on_doubt, char **argv) {
-    struct bytes body = {0}, answer = {0}, output = {0}, end = {0};
-    bool too_much = false;
-    put(&body, "{\"name\": ");
-    json_put(&body, name, strlen(name));
-    put(&body, ", \"on_doubt\": ");
-    json_put(&body, on_doubt, strlen(on_doubt));
-    put(&body, "}");
-    unsigned status = door_call("step", key, &body, &answer);
-    struct slice state = {bytes_head(&answer), bytes_length(&answer)};
+static struct slice checked(unsigned status, const struct bytes *answer) {
+    struct slice state = {bytes_head(answer), bytes_length(answer)};
     if (status >= 400 || !json_check(state))
         refused(status, state);
+    return state;
+}
+
+// One attempt; what of its stdout was not passed on is in `held`.
+static int attempt(const struct step *step, const struct key *first, const struct key *key, bool is_last, struct bytes *held) {
+    struct bytes body = {0}, answer = {0}, output = {0}, end = {0}, identity = {0};
+    char of[sizeof first->lane + 32];
+    bool too_much = false;
+    put(&body, "{\"name\": ");
+    put_text_value(&body, step->name);
+    put_member(&body, "on_doubt", step->on_doubt);
+    snprintf(of, sizeof of, "%s/%llu", first->lane, (unsigned long long)first->ordinal);
+    put_member(&body, "of", key == first ? NULL : of);
+    put(&body, "}");
+    struct slice state = checked(door_call("step", key, &body, &answer), &answer);
     if (!slice_is(json_member(state, "status"), "\"run\""))
-        return replay(state);
-    struct bytes identity = {0};
+        return replay(state, held);
     struct slice known = json_member(state, "idempotency_key");
     if (json_is_text(known))
         json_decode(&identity, known);
     put_u8(&identity, 0);
-    int ended = run(argv, (const char *)bytes_head(&identity), &output, &too_much);
+    int ended = run(step->command, (const char *)bytes_head(&identity), is_last, &output, &too_much);
     put_end(&end, ended, &output, too_much);
-    status = door_call("step/end", key, &end, &answer);
+    unsigned status = door_call("step/end", key, &end, &answer);
     if (status == 413 || status == 400) {  // it cannot be kept as it is; that it has ended can
         bytes_free(&end);
         put_end(&end, ended, &output, too_much = true);
         status = door_call("step/end", key, &end, &answer);
     }
-    state = (struct slice){bytes_head(&answer), bytes_length(&answer)};
-    if (status >= 400 || !json_check(state))
-        refused(status, state);
+    state = checked(status, &answer);
     if (json_member(state, "error").data)
         refused(status, state);
+    pass_signals(false);
+    if (!is_last)
+        *held = output;
     return ended;
+}
+
+// Whoever ends the command by a signal wants no other attempt.
+static bool is_to_be_tried_again(int status) {
+    return status && status != BY_SIGNAL + SIGTERM && status != BY_SIGNAL + SIGINT && status != BY_SIGNAL + SIGHUP;
+}
+
+static void pause_for(const struct key *lane, double seconds) {
+    struct key key = *lane;
+    struct bytes body = {0}, answer = {0};
+    char text[64];
+    snprintf(text, sizeof text, "{\"kind\": \"time\", \"seconds\": %.3f}", seconds);
+    put(&body, text);
+    door_take(&key);
+    ask_wait("wait", &key, &body, &answer);
+    bytes_free(&body);
+    bytes_free(&answer);
+}
+
+int step_run(const struct step *step, const struct key *first) {
+    struct key again = *first;
+    double pause_s = step->backoff_s;
+    for (unsigned left = step->retries;; left--) {
+        struct bytes held = {0};
+        int status = attempt(step, first, left == step->retries ? first : &again, !left, &held);
+        if (!left || !is_to_be_tried_again(status)) {
+            say(bytes_head(&held), bytes_length(&held));
+            return status;
+        }
+        bytes_free(&held);
+        pause_for(first, pause_s < step->backoff_max_s ? pause_s : step->backoff_max_s);
+        pause_s *= 2;
+        door_take(&again);
+    }
 }

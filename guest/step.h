@@ -2,4 +2,11 @@
 #pragma once
 #include "door.h"
 
-int step_run(const struct key *key, const char *name, const char *on_doubt, char **argv);
+struct step {
+    const char *name, *on_doubt;
+    unsigned retries;  // attempts after the first, where its exit status was not 0
+    double backoff_s, backoff_max_s;  // the first pause between two, and the longest: each is twice the one before
+    char **command;
+};
+
+int step_run(const struct step *step, const struct key *first);  // the exit status

@@ -18,9 +18,10 @@ static const struct {
     const char *name;
     bool is_flag;
 } options[OPTIONS] = {
+    [BACKOFF] = {"--backoff", false}, [BACKOFF_MAX] = {"--backoff-max", false},
     [FIELD] = {"--field", false}, [FORM] = {"--form", false}, [IMAGE] = {"--image", false}, [INPUT] = {"--input", false},
     [JSON] = {"--json", true}, [KEEP] = {"--keep", true}, [LANE] = {"--lane", false}, [MEMORY] = {"--memory", false},
-    [ON_DOUBT] = {"--on-doubt", false}, [SHOW] = {"--show", false}, [TIMEOUT] = {"--timeout", false},
+    [ON_DOUBT] = {"--on-doubt", false}, [RETRIES] = {"--retries", false}, [SHOW] = {"--show", false}, [TIMEOUT] = {"--timeout", false},
     [VCPUS] = {"--vcpus", false},
 };
 
@@ -108,7 +109,7 @@ static double number_of(const char *text, const char **after) {
 
 static bool is_unit(const char *at, size_t size, const char *unit) { return size == strlen(unit) && !strncmp(at, unit, size); }
 
-static double seconds_of(const char *text) {
+double seconds_of(const char *text) {
     static const struct {
         const char *name;
         double seconds;
@@ -158,14 +159,17 @@ void put_mib(struct bytes *out, const char *name, const char *text) {
     put_whole(out, name, mib);
 }
 
-void put_count(struct bytes *out, const char *name, const char *text) {
+unsigned count_of(const char *text, unsigned least) {
     const char *end;
-    if (!text)
-        return;
     double number = number_of(text, &end);
-    if (*end || !(number >= 1 && number < 1e6) || strchr(text, '.'))
-        wrong("%s is no number from 1 on", text);
-    put_whole(out, name, number);
+    if (*end || !(number >= least && number < 1e6) || strchr(text, '.'))
+        wrong(least ? "%s is no number from 1 on" : "%s is no number from 0 on", text);
+    return (unsigned)number;
+}
+
+void put_count(struct bytes *out, const char *name, const char *text) {
+    if (text)
+        put_whole(out, name, count_of(text, 1));
 }
 
 struct bytes read_file(const char *name) {

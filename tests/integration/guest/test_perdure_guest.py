@@ -126,6 +126,60 @@ async def test_a_signal_ends_the_command_and_the_step_is_recorded(shell: Shell) 
     assert shell.asked[-1][3]["result"] == {"exit_status": 143, "output": "begun\n"}
 
 
+class Steps:
+    """A host that records the ends of steps, by their keys."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, Any] = {}
+
+    def __call__(self, call: GuestCall, body: Any) -> Any:
+        key = f"{call.lane}/{call.ordinal}"
+        if call.path.endswith("/wait"):
+            return {"kind": "time"}
+        if call.path.endswith("/end"):
+            return self.ends.setdefault(key, body)
+        return {"status": "done", **self.ends[key]} if key in self.ends else {"status": "run", "idempotency_key": "k"}
+
+
+async def test_a_step_is_tried_again_and_only_its_last_output_counts(shell: Shell) -> None:
+    shell.says = steps = Steps()
+    command = ("sh", "-c", 'echo x >> tries; n=$(wc -l < tries); echo "try $n"; [ "$n" -ge 3 ]')
+    words = ("step", "get", "--retries", "4", "--backoff", "2s", "--backoff-max", "3s", "--", *command)
+    assert (await shell(*words))[0] == b"try 3\n"
+    lane = "sh:step:get"
+    first = {"name": "get", "on_doubt": "ask"}
+    assert [(ordinal, call, body) for _, ordinal, call, body in shell.asked if call != "step/end"] == [
+        (0, "step", first),
+        (1, "wait", {"kind": "time", "seconds": 2.0}),
+        (2, "step", {**first, "of": f"{lane}/0"}),
+        (3, "wait", {"kind": "time", "seconds": 3.0}),
+        (4, "step", {**first, "of": f"{lane}/0"}),
+    ]
+    assert {key: end["result"]["exit_status"] for key, end in steps.ends.items()} == {
+        f"{lane}/0": 1,
+        f"{lane}/2": 1,
+        f"{lane}/4": 0,
+    }
+    steps.ends = {f"{lane}/{int(key.rpartition('/')[2]) + 5}": end for key, end in steps.ends.items()}
+    assert (await shell(*words))[0] == b"try 3\n"  # lived through again, from the log
+    assert (shell.folder / "tries").read_text() == "x\n" * 3
+
+
+async def test_a_step_whose_attempts_all_fail(shell: Shell) -> None:
+    shell.says = steps = Steps()
+    command = ("sh", "-c", "echo x >> tries; echo half; exit 7")
+    assert (await shell("step", "get", "--retries=1", "--backoff=0", "--", *command, status=7))[0] == b"half\n"
+    assert (shell.folder / "tries").read_text() == "x\nx\n" and len(steps.ends) == 2
+
+
+async def test_a_step_that_somebody_ends_is_not_tried_again(shell: Shell) -> None:
+    shell.says = Steps()
+    await shell("step", "get", "--retries", "3", "--", "sh", "-c", "kill -15 $$", status=143)
+    assert [call for _, _, call, _ in shell.asked] == ["step", "step/end"]
+    await shell("step", "other", "--retries", "1", "--backoff", "0", "--", "sh", "-c", "kill -9 $$", status=137)
+    assert [call for _, _, call, _ in shell.asked[2:]] == ["step", "step/end", "wait", "step", "step/end"]
+
+
 async def test_emit_messages_and_a_checkpoint(shell: Shell) -> None:
     shell.says = lambda call, body: {"messages": [{"role": "user"}], "snapshot": "sha256:1"}
     await shell("emit", "draft", 'a "text"')
@@ -219,6 +273,9 @@ async def test_the_hosts_refusal_is_told_with_its_hint(shell: Shell) -> None:
         (["emit", "a", "--", "b"], "-- and a command are for step, not for emit"),
         (["emit", "a", "--lane", "auto"], "auto is no name of a lane"),
         (["step", "a"], "step NAME"),
+        (["step", "a", "--retries", "-1", "--", "true"], "-1 is no number from 0 on"),
+        (["step", "a", "--retries", "1.0", "--", "true"], "1.0 is no number from 0 on"),
+        (["step", "a", "--backoff", "x", "--", "true"], "x is no time"),
         (["step", "a", "--"], "step NAME"),
     ],
 )
