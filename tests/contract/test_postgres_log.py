@@ -154,7 +154,7 @@ async def test_a_database_that_is_read_only_writes_nothing(
     await two[0].create("run", {})
     connection = two[0]._database._writer._connection  # type: ignore[attr-defined]
     await connection.execute("SET default_transaction_read_only = on")
-    with pytest.raises(NoRights, match="read-only"):
+    with pytest.raises(Unavailable, match="read-only"):
         await two[0].append("run", NOTE, epoch=1)
     assert await two[0].read("run") == []
     assert (await two[0].append("run", NOTE, epoch=1))[0].seq == 1  # on a new connection
