@@ -15,7 +15,7 @@ struct call {
         ANSWERED,  // the answer has come whole; the client still takes it
         REFUSED,   // an error was answered; what else the client sends is thrown away
     } state;
-    int64_t heard_ms;  // when the client last said something
+    int64_t heard_ms;  // when the client last said something, or had its answer
     bool continued;
     uint64_t id, ordinal;
     struct slice lane;

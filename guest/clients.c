@@ -203,6 +203,7 @@ static void answer_complete(struct call *call) {
         return;
     }
     call->state = READING;
+    call->heard_ms = now_ms();  // it had nothing to say meanwhile
     call->continued = false;
     request_step(call);  // of what the client sent meanwhile
 }
