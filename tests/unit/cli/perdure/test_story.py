@@ -168,3 +168,28 @@ def test_a_set_of_waits_is_told_with_its_parts() -> None:
         "08:00:05  run       the signal was taken",
         "08:00:05  run       any of them: that is it                                              after 5.00s",
     ]
+
+
+def test_where_a_run_goes_on_and_what_it_was_not_taken_from_is_told() -> None:
+    here = {"id": "b", "host": "hostb", "address": "unix:///var/lib/b.sock"}
+    before = {"id": "a", "host": "hosta", "address": "unix:///var/lib/a.sock"}
+    passed = [{"snapshot": "sha256:1", "seq": 9, "why": "it is at node a only"}]
+    told = Story(120)
+    lines = [
+        line
+        for seq, (kind, payload) in enumerate(
+            [
+                ("run.starting", {"from": "start", "passed": passed}),
+                ("run.running", {"snapshot": "sha256:2", "node": here, "node_before": before, "store": "s3://x/y"}),
+            ],
+            1,
+        )
+        for line in told.lines(entry(seq, seq, kind, payload, epoch=2))
+    ]
+    assert [line[20:].rstrip() for line in lines[1:]] == [
+        "begins again: no snapshot on its way is at hand".ljust(93) + "epoch 2",
+        "the snapshot of entry 9 is passed over: it is at node a only",
+        "goes on from the snapshot that it slept in".ljust(93) + "epoch 2",
+        "at node b (hostb: /var/lib/b.sock); it was at node a (hosta: /var/lib/a.sock)",
+        "from the copy of the snapshot in s3://x/y",
+    ]
