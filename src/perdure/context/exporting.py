@@ -115,7 +115,13 @@ class _Incoming:
 
     async def begin(self, beginning: Beginning) -> None:
         self._beginning = beginning
-        await self._write()  # refused at once where there is such a run
+        try:
+            await self._write()  # refused at once where there is such a run
+        except Conflict as error:
+            if (await self._log.head(beginning.run_id)).pruned:
+                hint = "What it returned is kept here. To read its entries, take them into another home (PERDURE_HOME)."
+                raise Conflict(f"{error.message}, whose log was pruned", hint=hint) from error
+            raise
 
     async def add(self, part: Blob | Row, size_bytes: int) -> None:
         if isinstance(part, Blob):

@@ -59,6 +59,7 @@ def heads_query(
     prefix: str,
     ids: Collection[str] | None,
     released: bool | None,
+    pruned: bool | None,
     beyond: str | None,
     newest: bool,
     limit: int | None,
@@ -88,6 +89,9 @@ def heads_query(
     if released is not None:
         parts.append("r.released = :released")
         values["released"] = int(released)
+    if pruned is not None:
+        parts.append("r.pruned = :pruned")
+        values["pruned"] = int(pruned)
     if prefix:
         parts.append("r.run_id >= :prefix AND r.run_id < :prefix_end")
         values |= {"prefix": prefix, "prefix_end": prefix + "\U0010ffff"}

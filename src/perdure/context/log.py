@@ -157,14 +157,16 @@ class ContextLog(Protocol):
         prefix: str = "",
         ids: Collection[str] | None = None,
         released: bool | None = None,
+        pruned: bool | None = None,
         beyond: str | None = None,
         newest: bool = False,
         limit: int | None = None,
     ) -> list[Head]:
         """Runs, oldest first (``newest``: last first): those that have all of what is asked for.
 
-        prefix: of the id. below: children and forks of these. ids, below: some thousands at most. The other words are
-        those of the summary (``context.listing``). beyond: the id of the run that the page before ended with.
+        prefix: of the id. below: children and forks of these. ids, below: some thousands at most. pruned: as ``Head``
+        has it. The other words are those of the summary (``context.listing``). beyond: the id of the run that the page
+        before ended with.
         """
         ...
 

@@ -26,6 +26,7 @@ from perdure.runs.hooks import Courier
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head
+from perdure.runs.retention import Retention
 from perdure.runs.returns import Returns
 from perdure.runs.roads import Roads
 from perdure.runs.run import Run
@@ -73,6 +74,7 @@ class Engine(Desk):
         # Asks the owner of a run (run id, what, body), where that is another server.
         self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
         self._timers = Timers(self._deadline, clock)
+        self.retention: Retention | None = None  # put there before ``open``; None: logs are kept until somebody says so
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self._starts = Starts(context, self, self.queues, self._tasks, settings, clock)
@@ -104,6 +106,8 @@ class Engine(Desk):
         await self.queues.open()
         await self.schedules.open()
         self._tasks.spawn(self._timers.run(), "timers")
+        if self.retention is not None:
+            self._tasks.spawn(self.retention.run(), "retention")
         for machines in self._roads.all:
             self._tasks.spawn(self._listen(machines), "machine-events")
         for run in self._runs.values():

@@ -6,16 +6,85 @@ restored is bound to a position of it. What forks share stays.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import ContextLog, Head
-from perdure.errors import Conflict, InvalidValue, ProtocolError
+from perdure.errors import Conflict, InvalidValue, PerdureError, ProtocolError
+from perdure.runs.clock import Clock
 from perdure.runs.record import Record, from_head
 from perdure.runs.states import TERMINAL
 
 PAGE = 500
+PORTION = 20  # runs that are looked at without a pause
+PAUSE_S = 0.5
+LOOK_S = 3600.0  # from one look at all runs to the next
+SWEEP_S = 86400.0
+
+log = logging.getLogger(__name__)
+
+
+class Retention:
+    """Drops by itself the logs of runs that ended more than ``keep_s`` ago: a few, a pause, and so on, so that whoever
+    writes meanwhile waits for little. Then, once a day at most, the large values that nothing refers to any more."""
+
+    def __init__(self, context: ContextLog, clock: Clock, keep_s: float) -> None:
+        self.keep_s = keep_s
+        self._context = context
+        self._clock = clock
+        self._is_sweep_due = False
+        self._swept_at: float | None = None  # monotonic
+
+    async def run(self) -> None:
+        """For ever."""
+        while True:
+            try:
+                await self._look()
+            except (PerdureError, OSError) as error:  # the database is away, or the disk full: the next look finds it
+                log.warning("logs that are old enough are not dropped now: %s", error)
+            await self._pause(LOOK_S)
+
+    async def _look(self) -> None:
+        """At all runs, the oldest first."""
+        beyond: str | None = None
+        before = self._clock.time() - self.keep_s
+        while heads := await self._context.heads(released=True, pruned=False, beyond=beyond, limit=PORTION):
+            beyond = heads[-1].run_id
+            if heads[0].created >= before:
+                break  # and so are all after it
+            dropped = [head.run_id for head in heads if await _drop(self._context, head, before)]
+            if dropped:
+                log.info("dropped the logs of %d runs that ended %g days ago", len(dropped), self.keep_s / 86400)
+                self._is_sweep_due = True
+            await self._pause(PAUSE_S)
+        await self._sweep()
+
+    async def _sweep(self) -> None:
+        now = self._clock.monotonic()
+        if not self._is_sweep_due or (self._swept_at is not None and now < self._swept_at + SWEEP_S):
+            return
+        leases = self._context.leases
+        if leases is not None and min(lease.server for lease in await leases.leases()) != leases.server:
+            return  # one of the servers does: between two sweeps there is to be time
+        self._swept_at = now
+        self._is_sweep_due = (await self._context.sweep()).next_blobs > 0
+
+    async def _pause(self, seconds: float) -> None:
+        await self._clock.sleep_until(self._clock.monotonic() + seconds)
+
+
+async def _drop(context: ContextLog, head: Head, before: float, *, dry_run: bool = False) -> bool:
+    """Drop the log of a run if it ended before; False also where something needs it still."""
+    if head.pruned or head.created >= before or await _ended(context, head) >= before:
+        return False
+    try:
+        if not dry_run:
+            await prune(context, head.run_id)
+    except Conflict:
+        return False  # its forks are younger
+    return True
 
 
 async def prune(context: ContextLog, run_id: str) -> None:
@@ -29,17 +98,9 @@ async def prune_older(context: ContextLog, before: float, *, dry_run: bool) -> l
     """Those of all runs that ended before a moment (seconds since 1970), but for what forks share. The runs' ids."""
     pruned: list[str] = []
     beyond: str | None = None
-    while heads := await context.heads(released=True, beyond=beyond, limit=PAGE):
+    while heads := await context.heads(released=True, pruned=False, beyond=beyond, limit=PAGE):
         beyond = heads[-1].run_id
-        for head in heads:
-            if head.pruned or head.created >= before or await _ended(context, head) >= before:
-                continue
-            try:
-                if not dry_run:
-                    await prune(context, head.run_id)
-            except Conflict:
-                continue  # its forks are younger
-            pruned.append(head.run_id)
+        pruned += [head.run_id for head in heads if await _drop(context, head, before, dry_run=dry_run)]
     return pruned
 
 

@@ -11,8 +11,8 @@ GET  /v1/runs                               ``{"runs": [RunInfo, ...]}``, newest
                                             ``&tag=NAME=VALUE`` (all of several)
 GET  /v1/runs/{id}                          ``RunInfo``; ``?wait_s=N``: answers when the run has ended, or after N s
 GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
-                                            "runs": {STATE: n}, "servers": n, "node"}``; with "error" in place of
-                                            runs and servers while the database does not answer
+                                            "runs": {STATE: n}, "servers": n, "keep_days", "node"}``; with "error" in
+                                            place of runs and servers while the database does not answer
 GET  /v1/servers                            ``{"servers": [{"server", "generation", "url", "pid", "host", "home",
                                             "version", "runs", "heartbeat_age_s"}, ...]}``: all on this database
 …                                           what is told to runs: ``server.acts``; their logs: ``server.entries``,
@@ -66,6 +66,7 @@ BODY_MAX = 64 << 20
 FIELD_MAX = 512 << 10  # a guest's head (64 KiB at most) is one header of its node's, as JSON
 PAGE = 1000
 WAIT_MAX_S = 3600.0
+DAY_S = 86400.0
 
 
 class Start(StartRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -176,7 +177,9 @@ class Api:
             kept: dict[str, Any] = {"runs": await self._engine.states(), "servers": servers}
         except PerdureError as error:  # the database does not answer: this server does, and can be ended
             kept = {"error": error.to_json()}
-        return answer({**self._facts, **kept, "node": node})
+        retention = self._engine.retention
+        days = None if retention is None else retention.keep_s / DAY_S
+        return answer({**self._facts, **kept, "keep_days": days, "node": node})
 
     async def _start(self, request: web.Request) -> web.Response:
         info, is_new = await self._engine.start(await body(request, Start))

@@ -29,12 +29,14 @@ from perdure.model import settle
 from perdure.runs.clock import SYSTEM
 from perdure.runs.engine import Engine
 from perdure.runs.hooks import Courier
+from perdure.runs.retention import Retention
 from perdure.server.api import Api
 from perdure.server.database import ServerLog
 from perdure.server.elsewhere import Elsewhere
 from perdure.server.hooks import HookSender
 from perdure.server.hooks import load as load_hooks
 from perdure.server.machines import NodeMachines
+from perdure.server.settings import keep_s as keep_logs_s
 from perdure.server.settings import load as load_settings
 from perdure.server.sharing import load as load_sharing
 from perdure.server.sharing import secured, tenure
@@ -54,6 +56,7 @@ async def serve(home: Home) -> None:
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
     hooks, hook_secret = load_hooks(home)
+    keep_s = keep_logs_s(home)
     tls, fingerprint = secured(home, sharing)
     faults = Faults.wanted(os.environ)
     try:
@@ -70,6 +73,7 @@ async def serve(home: Home) -> None:
     engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)
     sender = HookSender()
     engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
+    engine.retention = None if keep_s is None else Retention(context, SYSTEM, keep_s)
     # Who comes now waits until the runs are taken up.
     unix, tcp = _listen_unix(path), _listen_tcp(sharing.host, sharing.port)
     token, scheme = secrets.token_hex(16), "http" if tls is None else "https"

@@ -1,7 +1,10 @@
-"""What a person may set of a server: ``HOME/settings.toml``, its table ``[runs]``.
+"""What a person may set of a server: ``HOME/settings.toml``, its tables ``[runs]`` and ``[retention]``.
 
 ``idle_grace_s``, ``think_grace_s``, ``checkpoint_turns``, ``checkpoint_s``, ``snapshots_kept``: of runs that say
 nothing else (``runs.policy``).
+
+[retention]
+keep_days = 30         # the logs of runs that ended longer ago are dropped (``runs.retention``); 0 (usual): never
 """
 
 from __future__ import annotations
@@ -13,6 +16,15 @@ from perdure.host.paths import Home
 from perdure.host.settings import Table, place
 from perdure.runs.driver import Settings
 from perdure.runs.policy import Policy
+
+DAY_S = 86400.0
+LONGEST_DAYS = 36600.0
+
+
+def keep_s(home: Home) -> float | None:
+    """How long the logs of runs that have ended are kept; None: for ever. InvalidValue names the wrong line."""
+    days = Table(home, "retention", {"keep_days": ""}, {}).number("keep_days", 0.0, 0.0, LONGEST_DAYS)
+    return days * DAY_S or None
 
 
 def load(home: Home) -> Settings:

@@ -15,7 +15,7 @@ import pytest
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.client.server import ServerClient
-from perdure.errors import NoRights, Unavailable
+from perdure.errors import NoRights, NotFound, Unavailable
 from perdure.host.paths import Home
 from perdure.testing.postgres import PostgresServer, binaries, postgres_server
 from perdure.testing.postgres_fixtures import postgres
@@ -119,6 +119,8 @@ def test_the_port_needs_the_token(daemons: Daemons) -> None:
         ("[runs]\nidle_grace_s = 'long'\n", "idle_grace_s"),
         ("[runs]\ncheckpoint_turns = -1\n", "checkpoint_turns is -1"),
         ("runs = 1\n", "runs is not a table"),
+        ("[retention]\nkeep_days = -1\n", "[retention]: keep_days is -1"),
+        ("[retention]\nkeep_s = 1\n", "[retention]: unknown setting 'keep_s'"),
     ],
 )
 def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons, settings: str, said: str) -> None:
@@ -128,6 +130,29 @@ def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons, settings: 
     assert process.returncode == 2
     assert "settings.toml" in told
     assert said in told
+
+
+def test_logs_of_runs_that_ended_long_ago_are_dropped_where_a_person_says_so(daemons: Daemons) -> None:
+    first = daemons.up()
+    source = "from perdure import Context, agent\n@agent(durability='replay')\ndef f(ctx: Context): return ctx.now()\n"
+    info = daemons.client.start(source=source, file="x.py", function="f", durability="replay")
+    result = daemons.client.result(info.id, timeout_s=DEADLINE_S)
+    daemons.until(lambda: daemons.client.prune_older(0, dry_run=True)["runs"] == [info.id])  # its worker is removed
+    assert daemons.client.status()["keep_days"] is None
+    (daemons.home.root / "settings.toml").write_text("[retention]\nkeep_days = 1e-6\n")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(DEADLINE_S) == 0
+    daemons.up()
+
+    def is_dropped() -> bool:
+        try:
+            return not list(daemons.client.entries(info.id))
+        except NotFound as error:
+            return "was pruned" in str(error)
+
+    daemons.until(is_dropped)
+    assert daemons.client.status()["keep_days"] == 1e-6
+    assert daemons.client.get(info.id).result == result
 
 
 @pytest.mark.parametrize("where", ["environment", "settings"])

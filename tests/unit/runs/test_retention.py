@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
-from perdure.errors import NotFound
+from perdure.errors import NotFound, Unavailable
 from perdure.runs import retention
+from perdure.runs.retention import Retention
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
+
+DAY_S = 86400.0
 
 
 def program() -> Steps:
@@ -51,3 +56,84 @@ async def test_whoever_follows_a_pruned_log_is_told(house: Any) -> None:
             pass
     seq = (await house.engine.info(run_id)).seq
     assert [entry async for entry in house.engine.follow(run_id, seq)] == []  # whoever had all of it
+
+
+def ends() -> Steps:
+    yield Ask("complete", {"result": 1})
+
+
+async def is_pruned(house: Any, run_id: str) -> bool:
+    return bool((await house.context.head(run_id)).pruned)
+
+
+async def test_old_logs_go_by_themselves_in_small_portions(house: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "PORTION", 2)
+    clock = FakeClock()
+    kept, slept = Retention(house.context, clock, keep_s=DAY_S), asyncio.Queue[float]()
+    real, sweeps = clock.sleep_until, list[Any]()
+
+    async def sleep_until(moment: float) -> None:
+        slept.put_nowait(moment - clock.monotonic())
+        await real(moment)
+
+    async def sweep() -> Any:
+        sweeps.append(await type(house.context).sweep(house.context))
+        return sweeps[-1]
+
+    clock.sleep_until = sleep_until  # type: ignore[method-assign]
+    house.context.sweep = sweep
+    waits = await house.start(program)  # and has a child, which ends
+    await house.waits(waits, "approval")
+    runs = [await house.start(ends) for _ in range(5)]
+    for run_id in runs:
+        await house.ends(run_id)
+        await house.released(run_id)
+    parent = runs[0]
+    (fork,) = await house.engine.fork(parent)
+    await house.ends(fork.id)
+    await house.released(fork.id)
+    looking = asyncio.create_task(kept.run())
+
+    async def pause() -> float:
+        return await asyncio.wait_for(slept.get(), 20)
+
+    try:
+        assert await pause() == retention.LOOK_S and not any([await is_pruned(house, one) for one in runs])
+        clock.move(2 * DAY_S)
+        for gone in (0, 2, 4):  # two are looked at: the child and the parent, which shares with its fork; then two runs
+            assert await pause() == retention.PAUSE_S
+            assert sum([await is_pruned(house, one) for one in runs]) == gone
+            clock.move(retention.PAUSE_S)
+        while (seconds := await pause()) == retention.PAUSE_S:
+            clock.move(seconds)
+        assert await is_pruned(house, fork.id) and len(sweeps) == 1
+        assert not await is_pruned(house, parent) and not await is_pruned(house, waits)
+        clock.move(retention.LOOK_S)  # its fork is gone now
+        while (seconds := await pause()) == retention.PAUSE_S:
+            clock.move(seconds)
+        assert await is_pruned(house, parent) and not await is_pruned(house, waits)
+        assert len(sweeps) == 1  # one a day
+        assert (await house.engine.info(parent)).result == 1
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_a_look_that_fails_is_looked_again(house: Any) -> None:
+    clock, asked = FakeClock(), asyncio.Queue[int]()
+
+    async def heads(**_: Any) -> list[Any]:
+        asked.put_nowait(1)
+        raise Unavailable("the database is away")
+
+    house.context.heads = heads
+    looking = asyncio.create_task(Retention(house.context, clock, keep_s=DAY_S).run())
+    try:
+        for _ in range(3):
+            await asyncio.wait_for(asked.get(), 20)
+            await asyncio.sleep(0)  # until it sleeps
+            clock.move(retention.LOOK_S)
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        del house.context.heads

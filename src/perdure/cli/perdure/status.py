@@ -52,6 +52,7 @@ def _server(status: dict[str, Any]) -> str:
             ("database", status.get("database")),
             ("started", clock(status["started"], day=True) if status.get("started") else ""),
             ("runs", "" if error else runs or "none"),
+            ("logs", f"dropped {status['keep_days']:g} days after a run's end" if status.get("keep_days") else ""),
             ("servers", f"{status['servers']} on this database" if status.get("servers", 1) > 1 else ""),
             ("error", error.get("message")),
             ("", error.get("hint")),

@@ -106,6 +106,8 @@ async def test_a_run_that_goes_on_is_neither_taken_up_nor_pruned(
 
 async def test_prune(desk: Desk) -> None:
     run_id = await ended(desk)
+    await desk("log", "export", "first", "-o", "first.log")
+    turns = (await desk("runs"))[0].splitlines()[1].split()
     assert (await desk("log", "prune", "--older-than", "1d", "--dry-run"))[0] == ""
     assert (await desk("log", "prune", "--older-than", "0s", "--dry-run"))[0] == run_id + "\n"
     said, _ = await desk("log", "prune", "--older-than", "0s")
@@ -117,7 +119,9 @@ async def test_prune(desk: Desk) -> None:
     assert "was pruned" in told and f"`perdure status {run_id}`" in told
     for words in (("fork", "first", "--at", "3"), ("rewind", "first", "3")):
         assert f"the log of run {run_id} was pruned" in (await desk(*words, status=1))[1]
-    assert run_id in (await desk("runs"))[0]
+    assert (await desk("runs"))[0].splitlines()[1].split() == turns and "1+0" in turns
+    _, told = await desk("log", "import", "first.log", status=1)
+    assert f"there is a run {run_id} already, whose log was pruned" in told and "another home" in told
     assert json.loads((await desk("status", "first", "--json"))[0])["result"] == "go"
     assert "pruned already" in (await desk("log", "prune", "first", status=1))[1]
     assert "is no time" in (await desk("log", "prune", "--older-than", "soon", status=2))[1]
