@@ -28,6 +28,17 @@ WITH RECURSIVE path (run_id, branch, parent_run, parent, fork_seq, upto) AS (
 )
 """
 
+# The hash of the entry that a fork is at, the run that its chain begins in, and the forked run's newest branch.
+FORK = (
+    PATH
+    + """
+SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
+            AND e.seq > path.fork_seq AND e.seq <= path.upto WHERE e.seq = :seq),
+       (SELECT run_id FROM path WHERE parent IS NULL),
+       (SELECT max(branch) FROM branches WHERE run_id = :run_id)
+"""
+)
+
 LINEAGE = PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
 
 ENTRY = "e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash"

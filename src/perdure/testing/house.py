@@ -211,3 +211,10 @@ class Provider:
         await response.write(b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}\n\n')
         await response.write(b"data: [DONE]\n\n")
         return response
+
+
+async def until(true: Callable[[], Awaitable[Any]]) -> None:
+    """Of what changes in the database, or outside: nobody is told of that."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not await true():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.01)

@@ -1,4 +1,5 @@
-"""Fixtures: a house that is up, and the provider that its models are asked at. A conftest imports them."""
+"""Fixtures: a house that is up, the provider that its models are asked at, and the server's API over that house. A
+conftest imports them."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from perdure.host.paths import Home
 from perdure.testing.house import House, Provider
+from perdure.testing.served import Served
 
-__all__ = ["house", "provider"]
+__all__ = ["house", "provider", "served"]
 
 
 @pytest.fixture
@@ -27,3 +30,11 @@ async def house(tmp_path: Path, provider: Provider) -> AsyncIterator[House]:
     yield made
     await made.machines.close()
     await made.down()
+
+
+@pytest.fixture
+async def served(house: House, tmp_path: Path) -> AsyncIterator[Served]:
+    made = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
+    await made.up()
+    yield made
+    await made.runner.cleanup()

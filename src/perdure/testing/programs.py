@@ -16,3 +16,9 @@ def approval(prompt: str = "Publish?", **more: Any) -> Ask:
 
 def chat(text: str, **more: Any) -> Ask:
     return Ask(CHAT, {"messages": [{"role": "user", "content": text}], **more})
+
+
+def works() -> Steps:
+    """Until the signal ``go`` comes."""
+    yield Ask("wait", {"kind": "signal", "name": "go"})
+    yield Ask("complete", {"result": 1})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,8 @@ from perdure.errors import Unavailable
 from perdure.model import RunState
 from perdure.runs.hook import Hook, RunHook
 from perdure.runs.hooks import Courier
-from perdure.testing.house import DEADLINE_S, House, nothing
-from perdure.testing.machines import Ask
-from perdure.testing.programs import Steps
+from perdure.testing.house import House, nothing, until
+from perdure.testing.programs import works
 
 Houses = Callable[[], House]
 
@@ -32,17 +30,6 @@ class Outside:
         if self.down:
             raise Unavailable("nobody is there")
         self.told.append((delivery, msgspec.json.decode(body)))
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.01)
-
-
-def works() -> Steps:
-    yield Ask("wait", {"kind": "signal", "name": "go"})
-    yield Ask("complete", {"result": 1})
 
 
 async def up(houses: Houses, outside: Outside, *, opened: bool = True) -> House:

@@ -17,22 +17,11 @@ from perdure.runs import places
 from perdure.runs.queues import Queue
 from perdure.runs.schedules import Schedule
 from perdure.runs.states import TERMINAL
-from perdure.testing.house import AGENT, DEADLINE_S, House
+from perdure.testing.house import AGENT, House, until
 from perdure.testing.machines import Ask
-from perdure.testing.programs import Steps
+from perdure.testing.programs import Steps, works
 
 Houses = Callable[[], House]
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.01)
-
-
-def works() -> Steps:
-    yield Ask("wait", {"kind": "signal", "name": "go"})
-    yield Ask("complete", {"result": 1})
 
 
 def quick() -> Steps:

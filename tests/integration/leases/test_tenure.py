@@ -11,17 +11,11 @@ import pytest
 from perdure.context.log import NewEntry
 from perdure.errors import LeaseLost, Unavailable
 from perdure.model import RunState
-from perdure.testing.house import DEADLINE_S, House
+from perdure.testing.house import House, until
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.postgres import PostgresServer
 
 Houses = Callable[[], House]
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.01)
 
 
 async def servers(house: House) -> list[str]:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from perdure.model import RunState
-from perdure.testing.house import DEADLINE_S
+from perdure.testing.house import until
 from perdure.testing.machines import CHAT, Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database, or outside
-            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("policy", ["fork", "fail"])

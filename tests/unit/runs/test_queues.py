@@ -17,12 +17,7 @@ from perdure.runs.queues import Active, Place, Queue, Waiting, plan
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import AGENT, nothing
 from perdure.testing.machines import Ask
-from perdure.testing.programs import Steps
-
-
-def works() -> Steps:
-    yield Ask("wait", {"kind": "signal", "name": "go"})
-    yield Ask("complete", {"result": 1})
+from perdure.testing.programs import Steps, works
 
 
 async def begun(house: Any, runs: list[str]) -> list[int]:

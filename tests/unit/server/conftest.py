@@ -1,5 +1,5 @@
-"""Fixtures: a house that is up, and the provider that its models are asked at."""
+"""Fixtures: a house that is up, the provider that its models are asked at, and the API over that house."""
 
-from perdure.testing.house_fixtures import house, provider
+from perdure.testing.house_fixtures import house, provider, served
 
-__all__ = ["house", "provider"]
+__all__ = ["house", "provider", "served"]

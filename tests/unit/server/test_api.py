@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -15,23 +14,14 @@ from aiohttp import web
 
 from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
-from perdure.host.paths import Home
 from perdure.model import RunState
 from perdure.server import bodies
-from perdure.testing.house import House, nothing
+from perdure.testing.house import nothing
 from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
 
 RIGHT = {"authorization": "Bearer right"}
 CHAT_BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
-
-
-@pytest.fixture
-async def served(house: House, tmp_path: Path) -> AsyncIterator[Served]:
-    made = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
-    await made.up()
-    yield made
-    await made.runner.cleanup()
 
 
 def waiting() -> Any:

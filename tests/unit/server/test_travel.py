@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -11,25 +9,16 @@ import msgspec
 import pytest
 
 from perdure.errors import InvalidValue, NotFound
-from perdure.host.paths import Home
 from perdure.model import FileChange, RunState
 from perdure.runs.comparing import compared
 from perdure.runs.record import Record, to_value
-from perdure.testing.house import AGENT, House
+from perdure.testing.house import AGENT
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 from perdure.testing.served import Served
 
 RECORD = Record(state=RunState.COMPLETED, request=AGENT, released=True)
 RIGHT = {"authorization": "Bearer right"}
-
-
-@pytest.fixture
-async def served(house: House, tmp_path: Path) -> AsyncIterator[Served]:
-    made = Served(house, Home(tmp_path / "home", tmp_path / "cache").make())
-    await made.up()
-    yield made
-    await made.runner.cleanup()
 
 
 def decision() -> Steps:

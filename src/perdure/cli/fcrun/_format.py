@@ -25,6 +25,11 @@ def add_options(parser: argparse.ArgumentParser, *, quiet: str) -> None:
     parser.add_argument("--no-trunc", action="store_true", help="do not shorten")
 
 
+def add_filter(parser: argparse.ArgumentParser, help: str) -> None:
+    """``--filter``, again and again."""
+    parser.add_argument("-f", "--filter", action="append", default=[], metavar="KEY=VALUE", help=help)
+
+
 def show(rows: Sequence[Row], values: Sequence[Any], columns: Mapping[str, str], template: str) -> None:
     """Print a list. columns: field -> heading of the table; values: what ``json`` prints, one line each.
 

@@ -22,13 +22,8 @@ FILTERS = ("type", "event", "sandbox", "container", "image")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", default="", metavar="WHEN", help="seconds since the epoch, RFC 3339, or ago: 10m")
     parser.add_argument("--until", default="", metavar="WHEN", help="end then; without it: go on")
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="type=sandbox or image, event=started, sandbox=NAME or id, image=NAME; of one key any, of several all",
+    _format.add_filter(
+        parser, "type=sandbox or image, event=started, sandbox=NAME or id, image=NAME; of one key any, of several all"
     )
     parser.add_argument("--format", default="", metavar="FORMAT", help="'json', or a template such as '{{.Action}}'")
 

@@ -21,13 +21,9 @@ FILTERS = ("reference", "before", "since", "until", "dangling", "label")
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-a", "--all", action="store_true", help="as it is: there are no hidden images")
     parser.add_argument("--digests", action="store_true", help="also what a registry calls them")
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="reference=PATTERN, before=IMAGE, since=IMAGE, until=WHEN, dangling=true or false, label=NAME[=VALUE]; of "
+    _format.add_filter(
+        parser,
+        "reference=PATTERN, before=IMAGE, since=IMAGE, until=WHEN, dangling=true or false, label=NAME[=VALUE]; of "
         "references any, of the others all",
     )
     _format.add_options(parser, quiet="only the ids")

@@ -27,13 +27,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", "--last", type=int, default=-1, metavar="N", help="the newest N, in any state")
     parser.add_argument("-l", "--latest", action="store_true", help="the newest one, in any state")
     parser.add_argument("-s", "--size", action="store_true", help="what each stored, and with its image's size")
-    parser.add_argument(
-        "-f",
-        "--filter",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="id=, name=, label=, status=, ancestor=, exited=, network=, publish=, before=, since= …; of one key any "
+    _format.add_filter(
+        parser,
+        "id=, name=, label=, status=, ancestor=, exited=, network=, publish=, before=, since= …; of one key any "
         "(of label all), of several keys all",
     )
     _format.add_options(parser, quiet="only the ids")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from perdure.context.queries import PATH
+from perdure.context import queries
 
 FIRST_VERSION = 4
 VERSION = 5
@@ -155,15 +155,7 @@ FROM unnest(%(runs)s::text[], %(branches)s::bigint[]) AS w (run_id, branch)
     JOIN runs r ON r.run_id = w.run_id
     JOIN branches b ON b.run_id = r.run_id AND b.branch = COALESCE(w.branch, r.branch)
 """
-FORK = adapted(
-    PATH
-    + """
-SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
-            AND e.seq > path.fork_seq AND e.seq <= path.upto WHERE e.seq = :seq),
-       (SELECT run_id FROM path WHERE parent IS NULL),
-       (SELECT max(branch) FROM branches WHERE run_id = :run_id)
-"""
-)
+FORK = adapted(queries.FORK)
 KEPT = """
 SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest(%(kinds)s::text[], %(names)s::text[]))
 ORDER BY kind, name FOR UPDATE

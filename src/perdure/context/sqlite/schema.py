@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from perdure.context.queries import PATH
-
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
 VERSION = 5  # PRAGMA user_version
 
@@ -124,17 +122,6 @@ CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wa
 }
 
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
-
-# The hash of the entry that a fork is at, the run that its chain begins in, and the forked run's newest branch.
-FORK = (
-    PATH
-    + """
-SELECT (SELECT e.hash FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
-            AND e.seq > path.fork_seq AND e.seq <= path.upto WHERE e.seq = :seq),
-       (SELECT run_id FROM path WHERE parent IS NULL),
-       (SELECT max(branch) FROM branches WHERE run_id = :run_id)
-"""
-)
 
 INSERT_RUN = """
 INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released)

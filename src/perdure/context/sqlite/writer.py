@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from typing import Any, TypeVar
 
+from perdure.context import queries
 from perdure.context.changes import Job, Needs, RunRow, State, apply
 from perdure.context.faults import Faults
 from perdure.context.sqlite import schema
@@ -182,7 +183,7 @@ def known(db: sqlite3.Connection, needs: Needs) -> State:
         state.sharers = [run_id for (run_id,) in db.execute(schema.SHARERS, (needs.shared,))]
     if needs.fork:
         where = dict(zip(("run_id", "branch", "seq"), needs.fork, strict=True))
-        for state.fork_hash, root, newest in db.execute(schema.FORK, where):
+        for state.fork_hash, root, newest in db.execute(queries.FORK, where):
             state.fork_root, state.newest_branch = root or "", newest or 0
     return state
 

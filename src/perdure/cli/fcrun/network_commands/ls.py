@@ -13,7 +13,7 @@ COLUMNS = {"ID": "NETWORK ID", "Name": "NAME", "Subnet": "SUBNET", "Kind": "KIND
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-f", "--filter", action="append", default=[], metavar="KEY=VALUE", help="id, name or label")
+    _format.add_filter(parser, "id, name or label")
     _format.add_options(parser, quiet="only the ids")
 
 
