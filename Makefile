@@ -66,9 +66,12 @@ bench: .venv/dev.done build/test-packages.done build/dbos.done setup ## the figu
 soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that checks itself (SOAK_*: tests/performance/soak.py)
 	$(SUDO) $(BIN)/python tests/performance/soak.py
 
-crash: .venv/dev.done build/test-packages.done ## a server killed at each of its durable writes, and at random (CRASH_*: docs/testing.md)
-	$(BIN)/python -m perdure.testing.crash
-	$(BIN)/python -m perdure.testing.lostservers
+crash: .venv/dev.done build/test-packages.done setup ## kill -9 of a server at each of its durable writes, of each part of a microVM, and at random (CRASH_*: docs/testing.md)
+	status=0; \
+	$(BIN)/python -m perdure.testing.crash || status=1; \
+	$(BIN)/python -m perdure.testing.lostservers || status=1; \
+	$(SUDO) $(BIN)/python -m perdure.testing.crash.vms || status=1; \
+	exit $$status
 
 campaign: .venv/dev.done build/test-packages.done ## the property tests with many examples each (EXAMPLES=1000)
 	EXAMPLES=$${EXAMPLES:-1000} $(BIN)/python -m pytest -n $(WORKERS) -m 'hypothesis and not vm' -o timeout=3600

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perdure.context.points import EVERY
+from perdure.context.points import POINTS
 from perdure.testing.crash.life import Life, Outcome, Wish
 from perdure.testing.crash.matrix import Asked, Matrix, compare, live
 from perdure.testing.crash.workload import BY_NAME
@@ -121,9 +121,9 @@ async def test_the_table_tells_what_was_lived_and_what_was_wrong() -> None:
     outcome = await live(Wish(crash="emit:after:1"))
     bad = Outcome(Wish(crash="emit:before:1"), wrong=["something"])
     matrix.outcomes += [outcome, bad]
-    table = matrix.table()
+    table = matrix.table("sqlite")
     assert "| `emit` | the program said something | -, **1 wrong** | 1 |" in table
-    assert table.count("\n| `") == len(EVERY)
+    assert table.count("\n| `") == len(POINTS)
     assert '"crash": "emit:after:1"' in matrix.to_json()
 
 
@@ -135,4 +135,5 @@ def test_what_is_asked_for_by_the_environment() -> None:
         7,
         False,
     )
+    assert not Asked.of({"CRASH_RANDOM": "10"}).is_whole
     assert Asked.of({}).is_whole

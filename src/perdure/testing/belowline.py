@@ -14,6 +14,11 @@ def machines(home: Home, said: str) -> list[int]:
     A jail shows nothing of whose it is, but what is in it is a child of its keeper, whose folder is the machine's.
     Those that were started ahead are not among them: they have no machine, and are nobody's.
     """
+    return parts(home, said)["VM"]
+
+
+def parts(home: Home, said: str) -> dict[str, list[int]]:
+    """The pids of all parts of this home's machines: "keeper", "VM", "pager"."""
     mine = str(home.below_line_folder / "m")
     keepers: set[int] = set()
     programs: list[tuple[int, str, int]] = []  # pid, name, parent
@@ -26,4 +31,8 @@ def machines(home: Home, said: str) -> list[int]:
             head, _, tail = line.rpartition(")")
             pid, _, program = head.partition(" (")
             programs.append((int(pid), program, int(tail.split()[1])))
-    return [pid for pid, program, parent in programs if program == "firecracker" and parent in keepers]
+    children = {
+        part: [pid for pid, program, parent in programs if program == name and parent in keepers]
+        for part, name in (("VM", "firecracker"), ("pager", "pager"))
+    }
+    return {"keeper": sorted(keepers), **children}

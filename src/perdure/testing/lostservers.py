@@ -24,12 +24,19 @@ from typing import Any
 from perdure.client.server import ENDED
 from perdure.errors import Conflict, PerdureError, Unavailable
 from perdure.model import Entry, RunState
+from perdure.testing.crash import page
 from perdure.testing.fleet import LOST_S, Fleet, Server, fleet
 from perdure.testing.will import Will
 
 PARTS = 3  # turns and steps of each run
 END_S = 120.0  # after the last blow, until all runs have ended
 STARTERS = 4
+WHOLE = 200  # runs, for the page of results
+HEAD = """Of {revision}: {did}; {wrong} wrong.
+
+Servers are killed, stopped for longer than their lease lasts and ended, and their PostgreSQL is killed, at random,
+while runs on the replay road ask a model, do steps, sleep and wait for a signal, every third of them in a queue.
+"""
 QUEUE, QUEUED_EACH = "narrow", 3  # every third run is of the queue
 
 AGENT = """
@@ -268,6 +275,8 @@ def main() -> int:
     with Will() as will, tempfile.TemporaryDirectory(prefix="perdure-lost-") as folder:
         will.remove(Path(folder))
         wrong, did = lose(Path(folder), runs=options.runs, servers=options.servers, seed=options.seed, will=will)
+    if options.runs >= WHOLE and page.PAGE.parent.is_dir():
+        page.write(page.TITLES["servers"], HEAD.format(revision=page.revision(), did=did, wrong=len(wrong)))
     for what in wrong:
         print(f"WRONG: {what}")
     print(f"{did}; seed {options.seed}; {len(wrong)} wrong")

@@ -14,11 +14,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perdure.linux.readiness import readable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
     from typing import Self
 
@@ -26,7 +27,8 @@ END_S = 10.0
 
 
 class Will:
-    """``kill`` and ``remove`` add to it; ``keep`` takes a folder off it."""
+    """``kill``, ``run`` (commands, in the environment of now, after the kills) and ``remove`` add to it; ``keep`` takes
+    a folder off it. What it says is done at its end in any case: it is to be harmless where there is nothing left."""
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "perdure.testing.will"]
@@ -35,13 +37,16 @@ class Will:
     def kill(self, pid: int) -> None:
         self._say("kill", pid)
 
+    def run(self, command: Sequence[str]) -> None:
+        self._say("run", [list(command), dict(os.environ)])
+
     def remove(self, folder: Path) -> None:
         self._say("remove", str(folder))
 
     def keep(self, folder: Path) -> None:
         self._say("keep", str(folder))
 
-    def _say(self, what: str, whom: int | str) -> None:
+    def _say(self, what: str, whom: Any) -> None:
         assert self._executor.stdin is not None
         self._executor.stdin.write(json.dumps([what, whom]).encode() + b"\n")
         self._executor.stdin.flush()
@@ -61,13 +66,15 @@ def main() -> None:
     """Read it, then do it."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # of whoever ends the program: the pipe says when
-    handles, folders = list[int](), set[str]()
+    handles, folders, commands = list[int](), set[str](), list[tuple[list[str], dict[str, str]]]()
     for line in sys.stdin.buffer:
         what, whom = json.loads(line)
         if what == "remove":
             folders.add(whom)
         elif what == "keep":
             folders.discard(whom)
+        elif what == "run":
+            commands.append((whom[0], whom[1]))
         else:
             for handle in [handle for handle in handles if readable(handle, 0)]:  # ended meanwhile
                 handles.remove(handle)
@@ -79,6 +86,8 @@ def main() -> None:
             signal.pidfd_send_signal(handle, signal.SIGKILL)
     for handle in handles:
         readable(handle, END_S)
+    for command, environ in commands:
+        subprocess.run(command, env=environ, check=False, capture_output=True)
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 

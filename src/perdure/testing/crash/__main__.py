@@ -1,7 +1,7 @@
 """``python -m perdure.testing.crash`` (``make crash``): a server is killed at each of its durable writes.
 
-Exit status 1 where anything did not hold afterwards. It writes build/crash.json, and docs/crash-matrix.md after a whole
-matrix. What it is told by the environment:
+Exit status 1 where anything did not hold afterwards. It writes build/crash.json, and after a whole matrix a section of
+docs/crash-matrix.md for each database. What it is told by the environment:
 
     CRASH_POINTS      only points that begin so (step. run.suspended …)
     CRASH_DATABASE    only these (sqlite postgres)
@@ -18,6 +18,7 @@ import os
 import sys
 from pathlib import Path
 
+from perdure.testing.crash import page
 from perdure.testing.crash.matrix import Asked, Matrix, ProgressLine
 from perdure.testing.will import Will
 
@@ -30,10 +31,11 @@ def main() -> int:
     build = Path("build")
     build.mkdir(exist_ok=True)
     (build / "crash.json").write_text(matrix.to_json())
-    table = matrix.table()
-    if matrix.asked.is_whole:
-        Path("docs/crash-matrix.md").write_text(table)
-    print(table)
+    for database in matrix.asked.databases:
+        table = matrix.table(database)
+        if matrix.asked.is_whole:
+            page.write(page.TITLES[database], table)
+        print(table)
     for what in matrix.wrong:  # again, together
         print(f"WRONG: {what}")
     deaths = sum(len(outcome.deaths) for outcome in matrix.outcomes)

@@ -15,6 +15,7 @@ from perdure.testing.crash.workload import EFFECTS, Plan
 
 if TYPE_CHECKING:
     from perdure.testing.crash.life import Life
+    from perdure.testing.crash.lived import Lived
 
 # What a guest was told is in the log: by path, the kinds of entries of which one is there.
 ANSWERED = {
@@ -39,11 +40,12 @@ async def wrong(life: Life, ends: list[tuple[Plan, RunInfo]]) -> list[str]:
         found.append(f"there are to be {wanted} runs, {len(known)} are there")
     found += await hooked.wrong(life, [info for _, info in ends])
     for plan, info in ends:
-        found += [f"{plan.name} ({info.id}): {what}" for what in await _of_run(life, plan, info)]
+        found += [f"{plan.name} ({info.id}): {what}" for what in await of_run(life, plan, info)]
     return found
 
 
-async def _of_run(life: Life, plan: Plan, info: RunInfo) -> list[str]:
+async def of_run(life: Lived, plan: Plan, info: RunInfo) -> list[str]:
+    """What does not hold of one run."""
     run = info.id
     here = await life.people.read(run)
     entries = sorted(here.values(), key=lambda entry: (entry["branch"], entry["seq"]))
@@ -76,7 +78,7 @@ def _ended(plan: Plan, info: RunInfo, entries: Entries) -> list[str]:
     return found
 
 
-def _acknowledged(life: Life, run: str, entries: Entries) -> list[str]:
+def _acknowledged(life: Lived, run: str, entries: Entries) -> list[str]:
     """What people and guests were told is in the log."""
     found = []
     for of, kind, part in life.people.acknowledged:
@@ -85,13 +87,13 @@ def _acknowledged(life: Life, run: str, entries: Entries) -> list[str]:
     by_key: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         by_key[entry.get("key", "")].add(entry["kind"])
-    for of, key, path in life.node.acknowledged:
+    for of, key, path in life.answered:
         if of == run and by_key[key].isdisjoint(wanted := ANSWERED.get(path, ())) and wanted:
             found.append(f"the guest was answered {path} of {key}, which has no {' or '.join(wanted)}")
     return found
 
 
-def _turns(life: Life, run: str, entries: Entries) -> list[str]:
+def _turns(life: Lived, run: str, entries: Entries) -> list[str]:
     """A provider is asked again only for what was in flight at a death, and never after it was kept."""
     found = []
     turns: dict[str, Entries] = defaultdict(list)
@@ -117,7 +119,7 @@ def _turns(life: Life, run: str, entries: Entries) -> list[str]:
     return found
 
 
-def _effects(life: Life, run: str, entries: Entries) -> list[str]:
+def _effects(life: Lived, run: str, entries: Entries) -> list[str]:
     """An effect comes again only where a death fell into it, and as its policy says."""
     found = []
     done = Counter(step for _, of, step in life.outside.done() if of == run)

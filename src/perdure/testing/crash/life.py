@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,34 +14,16 @@ from perdure.host.paths import Home
 from perdure.model import RunInfo, SandboxSpec
 from perdure.server.machines import LABEL
 from perdure.testing.crash import checks, pruning
-from perdure.testing.crash.listener import NAME, STATES, Listener
+from perdure.testing.crash.listener import Listener
 from perdure.testing.crash.node import SmallNode
 from perdure.testing.crash.people import People
 from perdure.testing.crash.provider import CountingProvider
+from perdure.testing.crash.serving import SERVER, Death, Serving, write_settings
 from perdure.testing.crash.workload import PLANS, Outside, Plan, program
 from perdure.testing.machines import Program
 from perdure.testing.will import Will
 
-LIFE_S = 90.0  # within which everything has ended
-START_S = 30.0
-END_S = 20.0
-SERVER = (sys.executable, "-m", "perdure.server")
-SETTINGS = """provider = "test"
-[hooks.{hook}]
-url = "{hook_url}"
-states = [{states}]
-[providers.test]
-base_url = "{url}"
-model = "tiny"
-"""
-
-
-@dataclass(frozen=True)
-class Death:
-    """Who was killed, and by when it was dead."""
-
-    who: str  # "server", or the run whose machine it was
-    time: float
+LIFE_S = 300.0  # within which everything has ended, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -97,8 +76,7 @@ class Life:
     ) -> None:
         """database: the url of an empty one of PostgreSQL. server: the command line of perdured. will: of the program,
         where it may be killed."""
-        self.wish, self._folder, self._command, self._plans = wish, folder, server, plans
-        self._database, self._will = database, will
+        self.wish, self._folder, self._plans = wish, folder, plans
         self.home = Home(folder / "home", folder / "cache").make()
         self.provider = CountingProvider()
         self.listener = Listener()
@@ -107,8 +85,11 @@ class Life:
         self.people = People(self.home, self.outside.ledger)
         self.deaths: list[Death] = []
         self.wrong: list[str] = []
-        self._ending = False
-        self._process: asyncio.subprocess.Process | None = None
+        environ = {"PERDURE_CRASH_POINTS": str(folder / "points"), "PERDURE_DATABASE": database}
+        crashes = [crash for crash in (wish.before, wish.crash) if crash]
+        self._serving = Serving(
+            self.home, folder / "perdured.log", environ, self.deaths, self.wrong, crashes, command=server, will=will
+        )
         self._killed = 0  # at random
         self._preparing, self._is_prepared = asyncio.Lock(), False
         self._losing: set[asyncio.Task[None]] = set()
@@ -119,9 +100,8 @@ class Life:
         await self.listener.open()
         await self.node.open()
         self.people.hook = self.listener.url
-        told = {"hook": NAME, "hook_url": self.listener.url, "states": ", ".join(f'"{state}"' for state in STATES)}
-        (self.home.root / "settings.toml").write_text(SETTINGS.format(url=self.provider.url, **told))
-        serving = asyncio.create_task(self._serve())
+        write_settings(self.home, provider=self.provider.url, hook=self.listener.url)
+        serving = asyncio.create_task(self._serving.run())
         killing = asyncio.create_task(self._kill_at_random())
         people = [asyncio.create_task(self._see_through(plan)) for plan in self._plans]
         try:
@@ -134,14 +114,16 @@ class Life:
                 self.wrong += await pruning.wrong(self, ends)
                 killing.cancel()
         except TimeoutError:
-            self.wrong.append(f"it had not ended after {LIFE_S:g} s: {self._tail()}")
+            self.wrong.append(f"it had not ended after {LIFE_S:g} s: {self._serving.tail()}")
         except PerdureError as error:
             self.wrong.append(f"somebody was refused what was asked for: {error}")
         finally:
             for task in (killing, *people):
                 task.cancel()
             await asyncio.wait({killing, *people})
-            await self._end(serving)
+            await self._serving.end(serving)
+            if not self._serving.is_killed:
+                self.wrong += checks.left(self.home)
             await self.node.close()
             await self.provider.close()
             await self.listener.close()
@@ -149,56 +131,17 @@ class Life:
         points = record.read_text().split() if record.exists() else []
         return Outcome(self.wish, self.wrong, self.deaths, time.monotonic() - began, points, self._killed)
 
+    @property
+    def answered(self) -> list[tuple[str, str, str]]:
+        """What guests were told: run, key and path."""
+        return self.node.acknowledged
+
     async def _see_through(self, plan: Plan) -> list[RunInfo]:
         async with self._preparing:
             if not self._is_prepared:
                 await self.people.prepare()
                 self._is_prepared = True
         return await self.people.see_through(plan)
-
-    # -- the server
-
-    async def _serve(self) -> None:
-        """A server, and another one whenever it has died."""
-        crashes = [crash for crash in (self.wish.before, self.wish.crash) if crash]
-        while not self._ending:
-            crash = crashes.pop(0) if crashes else ""
-            environ = {name: value for name, value in os.environ.items() if not name.startswith(("PERDURE", "OPENAI"))}
-            environ |= {"PERDURE_HOME": str(self.home.root), "PERDURE_CACHE": str(self.home.cache)}
-            environ |= {"PERDURE_CRASH_POINTS": str(self._folder / "points"), "PERDURE_CRASH": crash}
-            environ |= {"PERDURE_DATABASE": self._database}
-            with (self._folder / "perdured.log").open("ab") as log:
-                process = await asyncio.create_subprocess_exec(*self._command, env=environ, stderr=log, stdout=log)
-            self._process = process
-            if self._will is not None:
-                self._will.kill(process.pid)
-            status = await process.wait()
-            if status == -signal.SIGKILL:
-                self.deaths.append(Death("server", time.time()))
-            elif not self._ending:
-                self.wrong.append(f"a server ended by itself, with status {status}: {self._tail()}")
-                await asyncio.sleep(0.5)
-
-    async def _end(self, serving: asyncio.Task[None]) -> None:
-        self._ending = True
-        process = self._process
-        if process is not None and process.returncode is None:
-            process.terminate()
-        try:
-            async with asyncio.timeout(END_S):
-                await asyncio.shield(serving)
-        except TimeoutError:
-            self.wrong.append(f"the server did not end within {END_S:g} s: {self._tail()}")
-            if process is not None and process.returncode is None:
-                process.kill()
-            serving.cancel()
-            await asyncio.wait({serving})
-        else:
-            self.wrong += checks.left(self.home)
-
-    def _tail(self) -> str:
-        log = self._folder / "perdured.log"
-        return log.read_text()[-1500:] if log.exists() else ""
 
     # -- machines
 
@@ -225,13 +168,11 @@ class Life:
         chance, last = random.Random(self.wish.seed), None
         for _ in range(self.wish.kills):
             await asyncio.sleep(chance.uniform(0.0, 0.6))
-            running, process = self.node.running(), self._process
+            running, process = self.node.running(), self._serving.process
             if running and chance.random() < 0.4:
                 await self._kill_machine(self.node.sandboxes[chance.choice(running)].spec.labels[LABEL])
-            elif process is not None and process is not last and process.returncode is None:
+            elif process is not last and self._serving.kill():
                 last = process
-                # not process.kill(): where it has just died, that takes its exit status from who waits for it
-                os.kill(process.pid, signal.SIGKILL)
             else:
                 continue
             self._killed += 1

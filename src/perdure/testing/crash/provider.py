@@ -13,11 +13,24 @@ WORD_S = 0.01  # between the pieces of a stream
 
 
 @dataclass
+class Hold:
+    """Somebody is held where he comes by: the first time."""
+
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def here(self) -> None:
+        self.reached.set()
+        await self.free.wait()
+
+
+@dataclass
 class CountingProvider:
     """OpenAI-compatible, on a loopback port: ``url``. ``asked``: moment and last message of each request."""
 
     asked: list[tuple[float, str]] = field(default_factory=list)
     url: str = ""
+    holds: dict[str, Hold] = field(default_factory=dict)  # by last message: its answer waits
     _runner: web.AppRunner | None = None
 
     async def open(self) -> None:
@@ -37,6 +50,8 @@ class CountingProvider:
         body = await request.json()
         said = str(body["messages"][-1]["content"])
         self.asked.append((time.time(), said))
+        if said in self.holds:
+            await self.holds.pop(said).here()
         if REFUSED in said:
             return web.json_response({"error": {"message": "no", "type": "invalid_request_error"}}, status=400)
         text = f"answer to {said}"

@@ -15,6 +15,7 @@ from perdure.testing.machines import CHAT, Ask, Effect, Program
 
 Steps = Generator[Any, Any, Any]
 LARGE = "a large value " * 100  # goes to a blob, that several runs share
+LAPS = 8  # of a run on a microVM (``vmlife``), at most
 LARGE_ALONE = "a large value of one run " * 100
 
 
@@ -287,6 +288,7 @@ EFFECTS = {
     "retried": "retry",
     "asked": "ask",
     "failed": "fail",
+    **{f"lap{lap}": "retry" for lap in range(LAPS)},
 }  # by on_doubt
 
 

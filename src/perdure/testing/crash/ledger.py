@@ -1,0 +1,53 @@
+"""A ledger outside that guests of real microVMs reach: what they do to the world is a line in it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from perdure.testing.crash.provider import Hold
+
+# Of TEST-NET-3 (RFC 5737). What this machine is called when its emulated host starts no guest reaches: this it is not
+# called until then.
+ADDRESS = "203.0.113.77"
+PLACE = (f"{ADDRESS}/32", "dev", "lo")
+REMOVE = ("ip", "address", "del", *PLACE)  # of a program that was killed: before the emulated host starts
+
+
+@dataclass
+class WebLedger:
+    """``url``, while it is open; as root, once what runs below the line is up. ``holds``: by run and step."""
+
+    lines: list[tuple[float, str, str]] = field(default_factory=list)
+    holds: dict[str, Hold] = field(default_factory=dict)  # by step: the first that does it
+    url: str = ""
+    _runner: web.AppRunner | None = None
+
+    def done(self) -> list[tuple[float, str, str]]:
+        return self.lines
+
+    async def open(self) -> None:
+        await asyncio.to_thread(subprocess.run, ["ip", "address", "add", *PLACE], check=True)
+        app = web.Application()
+        app.router.add_post("/", self._write)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, ADDRESS, 0).start()
+        self.url = f"http://{ADDRESS}:{self._runner.addresses[0][1]}/"
+
+    async def close(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+        await asyncio.to_thread(subprocess.run, REMOVE, check=False, capture_output=True)
+
+    async def _write(self, request: web.Request) -> web.Response:
+        said = json.loads(await request.read())
+        self.lines.append((time.time(), said["run"], said["step"]))
+        if said["step"] in self.holds:
+            await self.holds.pop(said["step"]).here()
+        return web.Response(text=f"{said['step']} done")

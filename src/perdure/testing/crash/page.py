@@ -1,0 +1,39 @@
+"""docs/crash-matrix.md: each of the programs of ``make crash`` writes its own section."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+PAGE = Path("docs/crash-matrix.md")
+TITLES = {
+    "sqlite": "A server at each of its durable writes, on SQLite",
+    "postgres": "A server at each of its durable writes, on PostgreSQL",
+    "servers": "Servers that share a PostgreSQL",
+    "vms": "The parts of a microVM",
+}
+HEAD = """# The crash matrix
+
+Written by `make crash` ([testing.md](testing.md) says what it does and what must hold after each life).
+"""
+
+
+def write(title: str, text: str) -> None:
+    """Replace a section; the others stay as they are."""
+    sections = _sections(PAGE.read_text() if PAGE.exists() else "")
+    sections[title] = text.strip() + "\n"
+    known = [name for name in TITLES.values() if name in sections]
+    PAGE.write_text(HEAD + "".join(f"\n## {name}\n\n{sections[name].strip()}\n" for name in known))
+
+
+def _sections(page: str) -> dict[str, str]:
+    parts = page.split("\n## ")[1:]
+    return {title: text for title, _, text in (part.partition("\n") for part in parts)}
+
+
+def revision() -> str:
+    """Of the checkout, in words."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True, check=False
+    )
+    return f"revision {done.stdout.strip()}" if done.returncode == 0 else "no revision"

@@ -1,0 +1,102 @@
+"""The parts of a run in a microVM: who can be killed, and what may not be left of them. Of one home."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+
+from perdure.client.node import NodeClient
+from perdure.errors import NotFound, PerdureError, Unavailable
+from perdure.execution.machine.remote import Launcher
+from perdure.host import below
+from perdure.host.paths import Home
+from perdure.model import SandboxInfo
+from perdure.server.machines import LABEL
+from perdure.testing import belowline
+
+BELOW = {"VM": "firecracker_pid", "keeper": "keeper_pid", "pager": "pager_pid"}  # as the node tells their pids
+PARTS = (*BELOW, "node", "server")
+FIND_S = 20.0  # within which a part that is being made is there
+GONE_S = 60.0  # within which nothing is left: removals are slow where processors are emulated
+LOOK_S = 0.05
+
+
+class Parts:
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._node = NodeClient(home)
+
+    async def sandboxes(self, run: str = "") -> list[SandboxInfo]:
+        """Those of a run, or of any."""
+        found = await asyncio.to_thread(self._node.list)
+        return [info for info in found if run in ("", info.spec.labels.get(LABEL))]
+
+    async def kill_node(self) -> bool:
+        """False: none answers."""
+        try:
+            pid = int((await asyncio.to_thread(self._node.system))["pid"])
+        except Unavailable:
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    async def pids(self, run: str) -> dict[str, int]:
+        """Of the parts below the line, as the node knows them."""
+        machines = [info.machine for info in await self.sandboxes(run) if info.machine]
+        return {part: int(machines[0][name]) for part, name in BELOW.items() if machines and machines[0].get(name)}
+
+    async def kill_below(self, part: str, pids: dict[str, int]) -> bool:
+        """kill -9: who is known, or else whoever of this home is that part and is found soon. False: there was none."""
+        deadline = time.monotonic() + FIND_S
+        while not (pid := pids.get(part) or await self._found(part)):
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return await self._run("kill", "-9", str(pid)) == 0
+
+    async def _found(self, part: str) -> int:
+        said = bytearray()
+        await self._run(*belowline.LOOK, output=said)
+        return next(iter(belowline.parts(self._home, said.decode(errors="replace")).get(part, [])), 0)
+
+    async def _run(self, *words: str, output: bytearray | None = None) -> int:
+        address = below.status(self._home).address
+        if address is None:
+            return 1
+        said = bytearray() if output is None else output
+        return await Launcher(address).run(list(words), output=said.extend)
+
+    async def left(self) -> list[str]:
+        """What is still there of machines when it may not be any more, in words."""
+        deadline = time.monotonic() + GONE_S
+        while found := await self._left():
+            if time.monotonic() > deadline:
+                return found
+            await asyncio.sleep(LOOK_S)
+        return []
+
+    async def _left(self) -> list[str]:
+        with contextlib.suppress(Unavailable):  # the node was killed just now, and is started again
+            found = [f"sandbox {info.name} ({info.state}) is left" for info in await self.sandboxes()]
+            found += [f"snapshot {one.digest} is left" for one in await asyncio.to_thread(self._node.store.list)]
+            found += [f"the folder {path} is left" for path in self._home.sandboxes.iterdir()]
+            if found:
+                return found
+            said = bytearray()
+            await self._run("ls", str(self._home.below_line_folder / "m"), output=said)
+            found += [f"the machine folder {name} is left" for name in said.decode().split()]
+            said.clear()
+            await self._run(*belowline.LOOK, output=said)
+            parts = belowline.parts(self._home, said.decode(errors="replace"))
+            return found + [f"a {part} is left: {pids}" for part, pids in parts.items() if pids]
+        return ["the node does not answer"]
+
+    async def clear(self) -> None:
+        """Remove what a life that went wrong has left."""
+        with contextlib.suppress(PerdureError):
+            for info in await self.sandboxes():
+                with contextlib.suppress(NotFound):
+                    await asyncio.to_thread(self._node.remove, info.id, force=True)
