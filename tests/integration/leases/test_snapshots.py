@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import random
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from perdure.cli.perdure._story import Story
 from perdure.errors import Unavailable
 from perdure.model import RunState
+from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
 from perdure.testing.house import DEADLINE_S, House
 from perdure.testing.machines import Ask, Effect, LocalMachines
@@ -193,3 +196,97 @@ async def test_a_sandbox_that_its_run_may_go_on_from_is_no_stray(houses: Houses)
 
 def _fields(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_servers_come_and_go_and_no_sandbox_is_removed_that_a_run_goes_on_from(
+    houses: Houses, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Two servers at one node and one at another, each killed and started again; half of the time with a store."""
+    monkeypatch.setattr("perdure.runs.strays.AGAIN_S", 0.02)
+    chance, turns = random.Random(seed), 3
+    first = await up(houses, store=STORE if seed % 2 else "")
+    made = [first, await up(houses, first.machines, store=first.settings.snapshot_store)]
+    made.append(await up(houses, store=first.settings.snapshot_store))
+    wrong: list[str] = []
+    for house in made:
+        house.machines.stores = first.machines.stores
+        house.machines.program = patient(turns)
+        house.machines.discard = watched(house, wrong)  # type: ignore[method-assign]
+    runs = [await chance.choice(made).start(patient(turns)) for _ in range(9)]
+    is_up = dict.fromkeys(range(3), True)
+    for turn in range(turns):
+        for run_id in runs:
+            await until_async(lambda run_id=run_id, turn=turn: waits_for(made, is_up, run_id, f"go{turn}"))
+        for number, house in enumerate(made):  # one of them stays
+            if is_up[number] and sum(is_up.values()) > 1 and chance.random() < 0.6:
+                await house.down()
+                is_up[number] = False
+        for run_id in runs:
+            await signalled(made, is_up, run_id, f"go{turn}")
+        for number, house in enumerate(made):
+            if not is_up[number]:
+                await house.up()
+                is_up[number] = True
+    for run_id in runs:
+        await until_async(lambda run_id=run_id: has_ended(first, run_id))
+        assert (await first.engine.info(run_id)).result == turns
+        await first.context.verify(run_id)
+    await until(lambda: not any(house.machines.sandboxes for house in made))
+    assert wrong == []
+    removed = {operation for house in made for operation in house.machines.done}
+    assert {"start", "resume", "discard"} <= removed
+
+
+def patient(turns: int) -> Callable[[], Generator[Any, Any, Any]]:
+    def program() -> Generator[Any, Any, Any]:
+        for turn in range(turns):
+            yield Ask("wait", {"kind": "signal", "name": f"go{turn}"})
+        yield Ask("complete", {"result": turns})
+
+    return program
+
+
+def watched(house: House, wrong: list[str]) -> Callable[[str], Any]:
+    """Writes down what is removed although its run may go on from it."""
+    discard = house.machines.discard
+
+    async def checked(sandbox_id: str) -> None:
+        run_id = house.machines.sandboxes[sandbox_id].spec.labels["run"]
+        record = from_head(await house.context.head(run_id))
+        here = record.node is not None and record.node.id == house.machines.node.id
+        if here and record.sandbox_id == sandbox_id and not record.released:
+            wrong.append(f"{sandbox_id} of {run_id}, which is {record.state}")
+        await discard(sandbox_id)
+
+    return checked
+
+
+async def waits_for(made: list[House], is_up: dict[int, bool], run_id: str, name: str) -> bool:
+    house = next(house for number, house in enumerate(made) if is_up[number])
+    record = from_head(await house.context.head(run_id))
+    return record.state is RunState.SUSPENDED and [wait.name for wait in record.waits.open] == [name]
+
+
+async def signalled(made: list[House], is_up: dict[int, bool], run_id: str, name: str) -> None:
+    """At whoever has the run, once somebody has."""
+
+    async def sent() -> bool:
+        for number, house in enumerate(made):
+            if is_up[number] and house.engine.has(run_id):
+                with suppress(Unavailable):
+                    await house.engine.signal(run_id, name, None, f"id-{name}")
+                    return True
+        return False
+
+    await until_async(sent)
+
+
+async def has_ended(house: House, run_id: str) -> bool:
+    return (await house.engine.info(run_id)).state is RunState.COMPLETED
+
+
+async def until_async(true: Callable[[], Any]) -> None:
+    async with asyncio.timeout(3 * DEADLINE_S):
+        while not await true():  # noqa: ASYNC110 - what changes is in the database
+            await asyncio.sleep(0.02)
