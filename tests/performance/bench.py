@@ -10,25 +10,29 @@ one is measured against (null: none), ``ratio`` = value / baseline, ``goal`` a b
 The guest has one vCPU and 512 MiB and runs an agent in Python that has taken ten turns and waits for the next
 (``workload``). Times are medians of rounds that are measured in turn with those they are compared with. Times of ours
 are taken above the dotted line, those of raw.py in the kernel that runs the VM (``bench_sandboxes``); so are those of
-runs on the snapshot road (``bench_recovery``). The pager is measured natively, beside decompression and memcpy on one
-core (``bench_pager``), and so are the unpacking of an image (``bench_unpack``), the context log on both databases
-(``bench_log``), the replay road, beside DBOS (``bench_replay``), runs that sleep (``bench_sleep``), and what the
-gateway adds to a model's answer (``bench_gateway``).
+runs on the snapshot road (``bench_recovery``), one of which sleeps a thousand times (``bench_chain``). The pager is
+measured natively, beside decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image
+(``bench_unpack``), the context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``),
+runs that sleep (``bench_sleep``), and what the gateway adds to a model's answer (``bench_gateway``). What is left whole
+by deaths of a server is counted, not timed (``bench_crash``).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import bench_chain
+import bench_crash
 import bench_gateway
 import bench_log
 import bench_pager
@@ -58,7 +62,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def main(parts: Sequence[str]) -> int:
-    """``parts``: those that are measured; none: all but recovery, which takes its own quarter of an hour."""
+    """``parts``: those that are measured; none: all."""
     if unknown := set(parts) - {*NATIVE, *IN_MACHINES}:
         print(f"no such part: {', '.join(unknown)}; there are {', '.join((*NATIVE, *IN_MACHINES))}", file=sys.stderr)
         return 2
@@ -67,52 +71,92 @@ def main(parts: Sequence[str]) -> int:
     home = Home(build / "bench-home", Home.find().cache).make()
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     _clear(home)
-    report = Report()
+    report, took_s = Report(), dict[str, int]()
     try:
         assets = host_assets.ensure(home, _tell)
         print(HEAD)
         for part, add in NATIVE.items():
-            if part in parts or not parts:
-                add(report)
-        if wanted := [part for part in IN_MACHINES if part in (parts or WHOLE)]:
-            _in_machines(report, home, assets, wanted)
+            if part in (parts or NATIVE):
+                with _timed(part, took_s):
+                    add(report)
+        if wanted := [part for part in IN_MACHINES if part in (parts or IN_MACHINES)]:
+            _in_machines(report, home, assets, wanted, took_s)
         if wanted or not surroundings.exists():
             surroundings.write_text(json.dumps(_environment(home, assets), indent=1) + "\n")
     finally:
         _clear(home)
-    figures, environment = report.figures, json.loads(surroundings.read_text())
-    if parts:
-        measured = {figure.name for figure in figures}
-        figures = [figure for figure in read(build / "bench.json") if figure.name not in measured] + figures
-    write(build / "bench.json", figures)
-    (build / "bench.svg").write_text(picture.draw(figures, environment))
-    (build / "recovery.svg").write_text(curves.draw(figures, environment))
-    missed = [figure.name for figure in report.figures if figure.met is False]
-    print(f"\n{len(report.figures)} figures in {build / 'bench.json'}; goals not met: {', '.join(missed) or 'none'}")
+        _keep(build, report, whole=not parts and len(took_s) == len(NATIVE) + len(IN_MACHINES))
+    print("took: " + ", ".join(f"{part} {seconds} s" for part, seconds in took_s.items()))
     return 0
 
 
-def _in_machines(report: Report, home: Home, assets: Assets, parts: Sequence[str]) -> None:
-    """What is measured beside raw.py, whose figures are those of all its rounds."""
+def _keep(build: Path, report: Report, *, whole: bool) -> None:
+    """Write what was measured, also where a part after it failed, and the pictures. ``whole``: nothing else stays."""
+    measured, figures = {figure.name for figure in report.figures}, report.figures
+    if not whole:
+        figures = [figure for figure in read(build / "bench.json") if figure.name not in measured] + figures
+    write(build / "bench.json", figures)
+    if (surroundings := build / "bench-environment.json").exists():
+        environment = json.loads(surroundings.read_text())
+        (build / "bench.svg").write_text(picture.draw(figures, environment))
+        (build / "recovery.svg").write_text(curves.draw(figures, environment))
+    missed = [figure.name for figure in report.figures if figure.met is False]
+    print(f"\n{len(report.figures)} figures in {build / 'bench.json'}; goals not met: {', '.join(missed) or 'none'}")
+
+
+@contextlib.contextmanager
+def _timed(part: str, took_s: dict[str, int]) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    took_s[part] = round(time.monotonic() - began)
+    print(f"  {part} took {took_s[part]} s", file=sys.stderr)
+
+
+def _in_machines(report: Report, home: Home, assets: Assets, parts: Sequence[str], took_s: dict[str, int]) -> None:
     address = below.ensure(home, assets, _tell)
     image = _image(home)
     status = below.status(home)
     if status.emulated:
         _emulated_host(report, status)
-    raw = Raw(home, assets, Launcher(address), image)
+    client, launcher = NodeClient(home), Launcher(address)
+    if {"sandboxes", "recovery"} & set(parts):
+        raw = Raw(home, assets, launcher, image)
+        _beside_raw(report, home, client, launcher, raw, parts, took_s)
+    if "chain" in parts:
+        ensure_running(home)
+        with _timed("chain", took_s):
+            bench_chain.add(report, bench_chain.measure(home, client))
+
+
+def _beside_raw(
+    report: Report,
+    home: Home,
+    client: NodeClient,
+    launcher: Launcher,
+    raw: Raw,
+    parts: Sequence[str],
+    took_s: dict[str, int],
+) -> None:
+    """What is measured beside raw.py, whose figures are those of all its rounds."""
+    found = times = None
     try:
         raw.boot(report)
         ensure_running(home)
-        client, launcher = NodeClient(home), Launcher(address)
-        found = bench_sandboxes.measure(report, home, client, launcher, raw) if "sandboxes" in parts else None
-        times = bench_recovery.measure(home, client, launcher, raw) if "recovery" in parts else None
-    finally:
+        if "sandboxes" in parts:
+            with _timed("sandboxes", took_s):
+                found = bench_sandboxes.measure(report, home, client, launcher, raw)
+        if "recovery" in parts:
+            with _timed("recovery", took_s):
+                times = bench_recovery.measure(home, client, launcher, raw)
+    finally:  # what was measured is told, also where the part after it failed
+        emulated = below.status(home).emulated
+        if found is not None or times is not None:
+            raw.add(report)
+        if found is not None:
+            bench_sandboxes.add(report, found, emulated=emulated)
+        if times is not None:
+            bench_recovery.add(report, times, emulated=emulated)
         raw.close()
-    raw.add(report)
-    if found is not None:
-        bench_sandboxes.add(report, found, emulated=status.emulated)
-    if times is not None:
-        bench_recovery.add(report, times, emulated=status.emulated)
 
 
 def _emulated_host(report: Report, status: BelowStatus) -> None:
@@ -208,9 +252,9 @@ NATIVE: dict[str, Callable[[Report], None]] = {
     "replay": bench_replay.add,
     "sleep": bench_sleep.add,
     "gateway": bench_gateway.add,
+    "crash": bench_crash.add,
 }
-IN_MACHINES = ("sandboxes", "recovery")
-WHOLE = ("sandboxes",)  # of those, what is measured where no part is named: recovery is, once its figures are on record
+IN_MACHINES = ("sandboxes", "recovery", "chain")
 
 
 if __name__ == "__main__":
