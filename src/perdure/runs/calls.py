@@ -177,10 +177,13 @@ async def _begin(asked: Asked) -> Body:
 
 async def _emit(asked: Asked) -> Body:
     body = asked.body("name", "value")
+    name = body.get("name")
+    if not isinstance(name, str) or not name:
+        raise InvalidValue(f'"name" is text that is not empty, and not {name!r}', hint='{"name": "report", "value": 1}')
 
     async def act() -> Body:
         if not await asked.known():
-            payload = {"name": body.get("name", ""), "value": body.get("value"), "request": asked.request}
+            payload = {"name": name, "value": body.get("value"), "request": asked.request}
             await asked.note(NewEntry(kind="emit", key=asked.key, payload=payload))
         return {}
 

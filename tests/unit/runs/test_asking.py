@@ -74,6 +74,18 @@ async def test_a_wait_that_is_none_is_refused_with_its_field(house: Any, body: d
     assert status in (400, 413) and words in message
 
 
+@pytest.mark.parametrize("body", [{}, {"name": ""}, {"name": ["a"]}, {"name": None, "value": 1}])
+async def test_what_is_emitted_has_a_name(house: Any, body: dict[str, Any]) -> None:
+    def program() -> Steps:
+        said = yield Ask("emit", body)
+        yield Ask("complete", {"result": [said.status, said.value["error"]["message"]]})
+
+    run_id = await house.start(program)
+    status, message = (await house.ends(run_id)).result
+    assert status == 400 and '"name" is text that is not empty' in message
+    assert await house.entries(run_id, "emit") == []
+
+
 async def test_a_form_is_checked_and_its_values_reach_the_program(house: Any) -> None:
     def program() -> Steps:
         verdict = yield approval(form=FORM)

@@ -355,3 +355,14 @@ def test_a_run_without_microvms_has_no_programs() -> None:
     with pytest.raises(InvalidValue, match="no program can be its child"):
         children.check(record, Asking(kind="child", command=["sh"]))
     children.check(record, Asking(kind="child", function="other"))
+
+
+async def test_a_child_that_takes_too_long_is_cancelled(house: Any) -> None:
+    def limits() -> Steps:
+        said = yield Ask("wait", child(timeout_s=0.3))
+        yield Ask("complete", {"result": said.value})
+
+    run_id = await house.start(family(limits, answers))
+    kid = await child_of(house, run_id)
+    assert (await house.ends(run_id)).result == {"kind": "child", "timed_out": True}
+    assert (await house.ends(kid.id)).state is RunState.CANCELLED
