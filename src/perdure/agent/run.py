@@ -38,7 +38,8 @@ def load(path: str, name: str) -> Callable[..., Any]:
         exec(compile(source, path, "exec"), vars(module))
     except Exception as problem:
         line = _line_in(path, problem)
-        where = f"{path}, line {line}" if line else path
+        shown = os.path.basename(path)  # where it lies here its author does not know
+        where = f"{shown}, line {line}" if line else shown
         message = f"{where} does not import: {type(problem).__name__}: {problem}"
         hint = "correct the file; what it imports must be in the image, or (durability=replay) in the server's Python"
         raise AgentInvalid(message, hint=hint) from problem
@@ -124,10 +125,11 @@ def live(path: str, name: str, door: Door) -> int:
     """Run the agent ``name`` of the file ``path``; ``door`` carries its calls. Its exit status."""
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a snapshot is no place for output
     lane = calls.Lane("main")
-    begun = door.call(lane, "begin", {})
+    begun, is_running = door.call(lane, "begin", {}), False
     try:
         function = load(path, name)
         inputs = keywords(function, begun.get("input"))
+        is_running = True
         if function.__code__.co_flags & _IS_COROUTINE:
             from perdure.agent.tasks import AsyncContext
             from perdure.agent.tasks import run as run_tasks
@@ -138,7 +140,10 @@ def live(path: str, name: str, door: Door) -> int:
         end, body = "complete", {"result": to_json(result, f"what {name} returned")}
     except (Exception, SystemExit, *_CANCELLED) as problem:
         end, body = "fail", {"error": failure(problem)}
-        print(body["error"]["traceback"], end="", file=sys.stderr)
+        if is_running:
+            print(body["error"]["traceback"], end="", file=sys.stderr)
+        elif problem.__cause__ is not None:  # of a file that does not import; of wrong input the message says it all
+            print(calls.error(problem.__cause__)["traceback"], end="", file=sys.stderr)
     sys.stdout.flush()
     door.call(lane, end, body)
     return 0 if end == "complete" else 1

@@ -13,7 +13,7 @@ import importlib
 import keyword
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import NoReturn
 
@@ -57,7 +57,8 @@ class Program:
     """One command line. ``package`` holds its commands; ``groups`` orders them in the overview.
 
     docker: exit statuses and ``-h`` as docker has them: 125 for every failure of the program's own, and ``-h`` is free.
-    usual: the command that is meant where the first word is none.
+    usual: the command that is meant where the first word is none. reword: makes of what a daemon says of wrong input
+    what a person typed.
     """
 
     def __init__(
@@ -70,10 +71,12 @@ class Program:
         *,
         docker: bool = False,
         usual: str = "",
+        reword: Callable[[str], str] = str,
     ) -> None:
         self.name, self.package, self.folder, self.about, self.groups = name, package, folder, about, groups
         self._docker = docker
         self._usual = usual
+        self._reword = reword
 
     def command_names(self) -> list[str]:
         files = os.listdir(self.folder)
@@ -148,11 +151,12 @@ class Program:
             return self._report(error)
 
     def _report(self, error: Exception) -> int:
-        from perdure.errors import PerdureError
+        from perdure.errors import InvalidValue, PerdureError
 
         name = self.name.split()[0] if self._usual else self.name
         if isinstance(error, PerdureError):
-            sys.stderr.write(f"{name}: {error}\n")
+            said = self._reword(str(error)) if isinstance(error, InvalidValue) else str(error)
+            sys.stderr.write(f"{name}: {said}\n")
             return self._status(error.exit_status)
         if os.environ.get("PERDURE_DEBUG"):
             raise error

@@ -47,6 +47,28 @@ async def test_a_function_that_ends_badly_is_told_so(road: WorkerHouse, source: 
         assert info.error["details"] == {"exit_status": 3, "output": "so far\n"}
 
 
+@pytest.mark.parametrize(
+    ("source", "message", "printed"),
+    [
+        ("def f(ctx: Context, topic): ...", "f needs the input 'topic'", ""),
+        ("import nothing_like_it", "x.py, line 3 does not import", "No module named 'nothing_like_it'\n"),
+    ],
+)
+async def test_wrong_input_has_no_trace_of_what_is_not_its_authors(
+    road: WorkerHouse, source: str, message: str, printed: str
+) -> None:
+    run_id = await road.start(source)
+    info = await road.ends(run_id)
+    assert info.error is not None and info.error["message"].startswith(message)
+    told = (await road.engine.output(run_id, 1 << 20)).decode()
+    assert (
+        told.endswith(printed)
+        and "direct cause" not in told
+        and "AgentInvalid" not in told
+        and bool(told) == bool(printed)
+    )
+
+
 async def test_one_that_is_killed_again_and_again_is_given_up(road: WorkerHouse) -> None:
     road.settings = replace(road.settings, failures_max=2)
     await road.down()

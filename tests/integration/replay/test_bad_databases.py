@@ -53,7 +53,7 @@ class Tried(logging.Handler):
 
 @pytest.fixture
 def tried(caplog: pytest.LogCaptureFixture) -> Iterator[asyncio.Event]:
-    handler, logger = Tried(), logging.getLogger("perdure.server.api")
+    handler, logger = Tried(), logging.getLogger("perdure.server.calls")
     caplog.set_level(logging.INFO, logger.name)
     logger.addHandler(handler)
     yield handler.event

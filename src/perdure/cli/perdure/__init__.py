@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from perdure.cli.perdure._flags import reword
 from perdure.cli.program import Program
 
 PROGRAM = Program(
@@ -12,6 +13,7 @@ PROGRAM = Program(
     os.path.dirname(__file__),
     "Durable agents: what they said is kept in a log, what they run on in snapshots.",
     ("This machine", "Runs", "Time travel", "People"),
+    reword=reword,
 )
 command_names = PROGRAM.command_names
 command_module = PROGRAM.command_module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from perdure.cli.perdure._flags import reword
 from perdure.cli.program import Program
 
 NAME = "log"
@@ -16,4 +17,5 @@ PROGRAM = Program(
     "The context log of a run: all that it said and did. 'perdure log RUN' shows it.",
     ("Runs",),
     usual="show",
+    reword=reword,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from perdure.cli.perdure._flags import reword
 from perdure.cli.program import Program
 
 NAME = "queue"
@@ -16,4 +17,5 @@ PROGRAM = Program(
     "A run that is started in a queue (perdure run --queue NAME) begins when the queue's limits let it: so many at "
     "once, so many with one --queue-key, so many in some time. Higher --priority first, then who came first.",
     ("Queues",),
+    reword=reword,
 )

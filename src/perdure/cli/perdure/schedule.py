@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from perdure.cli.perdure._flags import reword
 from perdure.cli.program import Program
 
 NAME = "schedule"
@@ -16,4 +17,5 @@ PROGRAM = Program(
     "A schedule starts runs by cron in a time zone, or every so often. Each due moment starts one run, also when the "
     "server was away (--catch-up).",
     ("Schedules",),
+    reword=reword,
 )

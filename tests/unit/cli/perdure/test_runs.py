@@ -139,7 +139,7 @@ async def test_schedules_at_the_command_line(desk: Desk) -> None:
         (["--cron", "0 25 * * *"], "hour is '25'"),
         (["--every", "soon"], "--every"),
         (["--every", "1h", "--catch-up", "last:3"], "--catch-up 'last:3' is unknown"),
-        (["--every", "0"], "every_s is 0"),
+        (["--every", "0"], "--every is 0"),
         (["--every", "1h", "--zone", "Europe/Berlin"], "--zone is of --cron"),
         ([], "by --cron or by --every"),
     ):
@@ -281,3 +281,33 @@ async def test_a_programs_machine_and_policy_and_a_checkpoint(desk: Desk) -> Non
     shown, _ = await desk("show", run_id)
     assert "checkpoint" in shown and "sleeps: never yet; 1.0 kB stored" in shown
     await desk("cancel", run_id)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--timeout", "0"], "--timeout is 0\n  It is a number of seconds above 0."),
+        (["--key", "k", "--key-ttl", "0"], "--key-ttl is 0"),
+        (["--key", ""], "--key has 0 characters"),
+        (["--key-scope", "x"], "--key-scope is of a key, and there is none\n  Give --key, too."),
+        (["--queue-key", "x"], "--queue-key is of a queue, and there is none\n  Give --queue, too."),
+        (["--priority", "99999999999"], "--priority is 99999999999"),
+        (["--retry", "0"], "--retry: any: attempts is 0"),
+        (["--retry", "2:99999d"], "--retry: any: its pause is 8.63991e+09"),
+        (["--active-timeout", "0s"], "--active-timeout is 0"),
+    ],
+)
+async def test_what_the_server_refuses_is_said_by_the_options_names(desk: Desk, words: list[str], said: str) -> None:
+    _, told = await desk("run", "x.py:f", *words, status=2)
+    assert said in told
+
+
+async def test_what_is_wrong_with_queues_and_schedules_is_said_by_the_options_names(desk: Desk) -> None:
+    _, told = await desk("queue", "create", "q", "--concurrency", "0", status=2)
+    assert "--concurrency is 0" in told and "or 'none' for no limit" in told
+    _, told = await desk("queue", "create", "q", "--rate", "0/1m", status=2)
+    assert "--rate is 0" in told
+    _, told = await desk("schedule", "create", "s", "x.py:f", "--every", "10s", "--catch-up", "all:0", status=2)
+    assert "--catch-up is 0" in told
+    _, told = await desk("schedule", "create", "s", "x.py:f", "--cron", "99 * * * *", status=2)
+    assert "--cron '99 * * * *': minute is '99'" in told
