@@ -19,6 +19,7 @@ from aiohttp import web
 from perdure.errors import PerdureError, StaleEpoch, Unavailable
 from perdure.host.paths import Home
 from perdure.model import Answer, Call, CallsEndpoint, LogPosition, NodeEvent, SandboxSpec, SandboxState
+from perdure.reports import Pulled, Pushed
 from perdure.server.machines import LABEL
 from perdure.testing.machines import LocalMachines, Program
 
@@ -27,7 +28,8 @@ AGAIN_S = 0.03  # before a server that is not there is asked again
 
 
 class SmallNode(LocalMachines):
-    """``program`` says what runs in a sandbox. Open it before the server, close it after."""
+    """``program`` says what runs in a sandbox. Open it before the server, close it after. Calls go to the server that a
+    machine was started or resumed by last."""
 
     def __init__(self, home: Home, program: Callable[[SandboxSpec], Program]) -> None:
         super().__init__(_end)
@@ -37,13 +39,12 @@ class SmallNode(LocalMachines):
         self._happened: list[NodeEvent] = []
         self._more = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[str, aiohttp.ClientSession] = {}  # by the url of calls
+        self._urls: dict[tuple[str, int], str] = {}  # by run and epoch
         self.door = self._ask_server
 
     async def open(self) -> None:
         path = self._home.socket("fcrund")
-        connector = aiohttp.UnixConnector(str(self._home.socket("perdured")), limit=0)
-        self._session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
         app = web.Application(middlewares=[_errors], client_max_size=1 << 30)
         one = "/v1/sandboxes/{id}"
         app.add_routes(
@@ -62,6 +63,8 @@ class SmallNode(LocalMachines):
                 web.post(one + "/resume", self._resume_one),
                 web.delete("/v1/snapshots/{digest}", self._forget_one),
                 web.post("/v1/forks", self._fork_all),
+                web.post("/v1/snapshots/{digest}/push", self._push_one),
+                web.post("/v1/store/pull", self._pull_one),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -72,8 +75,8 @@ class SmallNode(LocalMachines):
         await super().close()
         if self._runner is not None:
             await self._runner.cleanup()
-        if self._session is not None:
-            await self._session.close()
+        for session in self._sessions.values():
+            await session.close()
 
     # -- its API
 
@@ -131,6 +134,16 @@ class SmallNode(LocalMachines):
             made.append(await self.inspect(sandbox_id))
         return _json(made)
 
+    async def _push_one(self, request: web.Request) -> web.Response:
+        url, digest = json.loads(await request.read())["url"], request.match_info["digest"]
+        await self.push(digest, url)
+        return _json(Pushed(digest, url, "", 0, 0))
+
+    async def _pull_one(self, request: web.Request) -> web.Response:
+        body = json.loads(await request.read())
+        await self.pull(body["reference"], body["url"])
+        return _json(Pulled(body["reference"], body["url"], body["reference"], "", 0))
+
     async def _resume_one(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
         calls = msgspec.convert(body["calls"], CallsEndpoint)
@@ -160,6 +173,18 @@ class SmallNode(LocalMachines):
 
     # -- calls
 
+    def _run(self, sandbox_id: str, calls: CallsEndpoint) -> None:
+        self._urls[calls.run_id, calls.epoch] = calls.url
+        super()._run(sandbox_id, calls)
+
+    def _session(self, url: str) -> aiohttp.ClientSession:
+        """url: unix:/PATH.sock:/v1/calls."""
+        if url not in self._sessions:
+            connector = aiohttp.UnixConnector(url.removeprefix("unix:").rpartition(":")[0], limit=0)
+            timeout = aiohttp.ClientTimeout(total=None)
+            self._sessions[url] = aiohttp.ClientSession(connector=connector, timeout=timeout)
+        return self._sessions[url]
+
     async def _ask_server(self, call: Call, token: str) -> Answer:
         headers = {
             "Perdure-Run": call.run_id,
@@ -172,9 +197,9 @@ class SmallNode(LocalMachines):
             "Perdure-Offset": str(call.offset),
             "Perdure-Headers": "{}",
         }
-        assert self._session is not None
         try:
-            answer = await self._session.post("http://localhost/v1/calls", data=call.body, headers=headers)
+            session = self._session(self._urls[call.run_id, call.epoch])
+            answer = await session.post("http://localhost/v1/calls", data=call.body, headers=headers)
             if answer.status == 410:
                 raise StaleEpoch((await answer.text())[:200])
         except (aiohttp.ClientError, OSError) as error:
