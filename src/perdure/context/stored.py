@@ -16,7 +16,8 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from perdure.context import exporting, listing, moving, queries, sweeping
-from perdure.context.changes import Append, BranchOff, Create, Drop, Fork, Job, Keep, Packed, PutBlob
+from perdure.context.changes import Job
+from perdure.context.jobs import Append, BranchOff, Create, Drop, Fork, Keep, Packed, PutBlob
 from perdure.context.leases import Leases
 from perdure.context.log import (
     NO_TAGS,
