@@ -407,4 +407,5 @@ def _trust(url: str, fingerprint: str) -> Tls | None:
     from perdure.client.tls import Tls
 
     clear.check(url)
-    return Tls(fingerprint=fingerprint.lower()) if url.startswith("https:") else None
+    hint = "Give the fingerprint that is in run/server.json of that server's state folder."
+    return Tls(fingerprint=fingerprint.lower(), hint=hint) if url.startswith("https:") else None

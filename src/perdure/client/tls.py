@@ -20,10 +20,14 @@ from perdure.errors import InvalidValue, NoRights
 @dataclass(frozen=True)
 class Tls:
     """Whom to trust: a certificate with this SHA-256 ``fingerprint`` (hex), or one that authorities in the file ``ca``
-    have signed for the host's name; neither: those that this machine trusts."""
+    have signed for the host's name; neither: those that this machine trusts. ``hint``: what to do where it is nobody of
+    those."""
 
     ca: str = ""
     fingerprint: str = ""
+    hint: str = (
+        "FCRUN_FINGERPRINT or FCRUN_CA says whom to trust; `fcrun system info` on the node shows its fingerprint."
+    )
 
 
 def connect(host: str, port: int, timeout_s: float | None, trust: Tls) -> ssl.SSLSocket:
@@ -38,8 +42,7 @@ def connect(host: str, port: int, timeout_s: float | None, trust: Tls) -> ssl.SS
         link.close()
         raise NoRights(
             f"{host}:{port} is not who it should be: {error.verify_message}",
-            hint="FCRUN_FINGERPRINT or FCRUN_CA says whom to trust; `fcrun system info` on the node shows its "
-            "fingerprint.",
+            hint=trust.hint,
         ) from error
     except BaseException:
         link.close()
@@ -50,7 +53,7 @@ def connect(host: str, port: int, timeout_s: float | None, trust: Tls) -> ssl.SS
             secure.close()
             raise NoRights(
                 f"{host}:{port} is not who it should be: its certificate has the fingerprint {found}",
-                hint="If it has a new certificate, set FCRUN_FINGERPRINT to what `fcrun system info` shows there.",
+                hint=f"It may have a new certificate. {trust.hint}",
             )
     return secure
 
