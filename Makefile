@@ -45,7 +45,7 @@ demo: setup ## a durable agent end to end: suspended, killed, recovered; with it
 	$(SUDO) $(BIN)/python scripts/demo.py
 
 test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
-	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=100 --durations-min=5
 
 unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not vm'

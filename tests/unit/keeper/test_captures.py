@@ -95,14 +95,14 @@ def test_a_capture_begins_when_the_one_before_has_let_go_of_its_room(
     program = place / "collector"  # no search for leaks: that is a thread which lives on for a moment
     program.write_text(f'#!/bin/sh\nASAN_OPTIONS=detect_leaks=0 exec {collector_program} "$@"\n')
     program.chmod(0o755)
-    with smalldisks.mounted(place / "jail", 96) as folder:
+    with smalldisks.mounted(place / "jail", 40) as folder:
         captures.place = str(folder)
         free = os.statvfs(folder).f_bavail
 
         def create(kind: str) -> None:
             assert os.statvfs(folder).f_bavail == free
             (folder / CAPTURED[0]).write_bytes(b"state")
-            (folder / CAPTURED[1]).write_bytes(b"x" * (64 << 20))
+            (folder / CAPTURED[1]).write_bytes(b"x" * (24 << 20))
 
         for name in ("first", "next"):
             (place / name).mkdir()
