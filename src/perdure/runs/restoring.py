@@ -84,6 +84,9 @@ class Restoring:
 
     async def _fetched(self, one: Kept, calls: CallsEndpoint) -> str:
         if not one.store:
+            here = self._machines.node
+            if here is not None and one.node == here.id:
+                raise Passed("it was of a sandbox that the run does not have any more")
             raise Passed(f"it is at {self._place(one)} only, and {self._here} goes on")
         try:
             await self._machines.pull(one.digest, one.store)

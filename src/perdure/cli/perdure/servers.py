@@ -32,11 +32,12 @@ def run(options: argparse.Namespace) -> int:
             str(server["url"]),
             str(server["pid"]),
             str(server.get("host", "-")),
+            str(server.get("node", "-")),
             str(server["version"]),
             str(server["runs"]),
             f"{server['heartbeat_age_s']:.1f} s ago" if "heartbeat_age_s" in server else "-",
         ]
         for server in found
     ]
-    print(_words.table(["SERVER", "LEASE", "URL", "PID", "HOST", "VERSION", "RUNS", "HEARTBEAT"], rows), end="")
+    print(_words.table(["SERVER", "LEASE", "URL", "PID", "HOST", "NODE", "VERSION", "RUNS", "HEARTBEAT"], rows), end="")
     return 0
