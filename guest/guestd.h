@@ -7,7 +7,8 @@
 //   http.c      parser of HTTP/1.1 requests         spawn.c    the child's side: user, cwd, PATH, exec
 //   lanes.c     lanes that programs name            usage.c    what the workload uses
 //   network.c   interfaces, name files              memory.c   who has the machine's memory
-//   files.c tree.c top.c   file tools, run as children         attach.c   mounts that a sandbox wishes for, volumes
+//   files.c pack.c unpack.c tree.c top.c   file tools, run as children
+//   attach.c    mounts that a sandbox wishes for, volumes
 //   fit.c       how else a sandbox wishes to find its machine
 //   client.c words.c help.c waits.c form.c step.c   perdure-guest: the door's calls for shells
 //   ask.c say.c door.c json.c   what these ask, and tell
