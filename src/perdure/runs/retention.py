@@ -66,7 +66,7 @@ class Retention:
         if not self._is_sweep_due or (self._swept_at is not None and now < self._swept_at + SWEEP_S):
             return
         leases = self._context.leases
-        if leases is not None and min(lease.server for lease in await leases.leases()) != leases.server:
+        if leases is not None and leases.server != min((one.server for one in await leases.leases()), default=""):
             return  # one of the servers does: between two sweeps there is to be time
         self._swept_at = now
         self._is_sweep_due = (await self._context.sweep()).next_blobs > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from perdure.errors import Unsupported
 from perdure.model import RunState
+from perdure.runs.policy import Policy
 from perdure.runs.retries import Retry
 from perdure.testing.house import Provider
 from perdure.testing.workers import WorkerHouse
@@ -32,6 +34,23 @@ def f(ctx: Context, topic: str):
 
 def whole(folder: Path) -> str:
     return f"LEDGER = {str(folder / 'ledger')!r}\n" + WHOLE
+
+
+async def test_it_is_parked_while_a_model_thinks_and_hears_the_answer_for_the_first_time(
+    road: WorkerHouse, provider: Provider
+) -> None:
+    provider.silence = asyncio.Event()
+    source = "def f(ctx: Context):\n    text = ctx.chat('one').text\n    ctx.wait_for('go')\n    return text\n"
+    run_id = await road.start(source, policy=Policy(think_grace_s=0.03))
+    await road.until(run_id, "run.suspended")
+    provider.silence.set()
+    await road.until(run_id, "run.suspended", 2)  # by the signal that it waits for
+    info = await road.engine.info(run_id)
+    assert (info.turns_asked, info.turns_replayed, provider.requests) == (1, 0, 1)
+    await road.engine.signal(run_id, "go", None)  # the function runs again, and hears it again
+    assert await road.result(run_id) == "answer to one"
+    info = await road.engine.info(run_id)
+    assert (info.turns_asked, info.turns_replayed, provider.requests) == (1, 1, 1)
 
 
 async def test_it_is_parked_with_nothing_running_and_goes_on(
