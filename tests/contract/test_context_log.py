@@ -481,6 +481,8 @@ async def test_a_head_says_how_many_turns_its_run_has_over_all_its_branches(
     await other.close()
     await log.prune("off")
     assert await turns("off") == (1, 0)
+    for pruned, there in ((True, ["off"]), (False, ["one", "two"])):
+        assert [head.run_id for head in await log.heads(pruned=pruned)] == there
 
 
 async def test_what_a_run_waited_for_is_read_along_its_branch(log: ContextLog) -> None:

@@ -9,8 +9,8 @@ import threading
 
 from perdure.cli.perdure._output import Seams, write
 from perdure.cli.perdure._story import WIDTH, Story
-from perdure.client.server import ServerClient
-from perdure.errors import PerdureError
+from perdure.client.server import ENDED, ServerClient
+from perdure.errors import NotFound, PerdureError
 from perdure.model import OutputPiece, RunInfo
 
 REST_S = 30.0  # so long what a program printed may take to come after the run has ended
@@ -44,10 +44,12 @@ class Follower:
         """Until it has ended; the run at its end."""
         printing = threading.Thread(target=self._print, daemon=True)
         printing.start()
-        story = Story(width(sys.stderr.isatty()))
-        for entry in self._server.entries(self._run, follow=True):
-            for line in story.lines(entry):
-                self._tell(line)
+        try:
+            self._story()
+        except NotFound as error:
+            if self._server.get(self._run).state not in ENDED:
+                raise
+            self._tell(error.message)  # it was pruned: only its result is there
         printing.join(REST_S)
         with self._lock:
             if self._error is not None or printing.is_alive():
@@ -56,6 +58,12 @@ class Follower:
             elif self._half:
                 self._say("", end="")
         return self._server.get(self._run, wait_s=10)
+
+    def _story(self) -> None:
+        story = Story(width(sys.stderr.isatty()))
+        for entry in self._server.entries(self._run, follow=True):
+            for line in story.lines(entry):
+                self._tell(line)
 
     def has_shown(self, text: str) -> bool:
         """Whether the program itself has said this, near its end."""

@@ -283,6 +283,19 @@ async def test_a_programs_machine_and_policy_and_a_checkpoint(desk: Desk) -> Non
     await desk("cancel", run_id)
 
 
+async def test_the_run_of_a_key_whose_log_was_dropped_still_has_its_result(desk: Desk) -> None:
+    def ends() -> Any:
+        yield Ask("complete", {"result": "owls"})
+
+    desk.house.machines.program = ends
+    assert (await desk("run", "x.py:f", "--key", "once"))[0] == "owls\n"
+    (info,) = await desk.house.engine.runs()
+    await desk.house.released(info.id)
+    await desk("log", "prune", info.id)
+    said, told = await desk("run", "x.py:f", "--key", "once")
+    assert said == "owls\n" and f"run {info.id}" in told and "was pruned" in told
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
