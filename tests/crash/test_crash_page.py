@@ -37,11 +37,11 @@ def test_the_table_of_parts_says_who_died_in_which_state() -> None:
     assert "\n| | wrong in these lives | 0 | 0 | 1 | 0 | 0 |\n" in table
     assert "\n| SQLite | 1 | 0 | 1 | 0 | 0 | 1 | 0 |\n" in table
     assert "suspended" in missed(VmOutcome(wishes[3]))
-    assert missed(first) == ["starting", "waiting", "suspending", "resuming", "recovering"]
+    assert missed(first) == ["starting", "resuming", "waiting", "suspending", "recovering"]
 
 
 def test_what_is_asked_for_by_the_environment() -> None:
-    asked = Asked.of({"CRASH_VMS": "0", "CRASH_STATES": "suspended running", "CRASH_PARTS": "node VM"})
-    assert asked.wishes() == [VmWish("VM", ("running", "suspended")), VmWish("node", ("running", "suspended"))]
+    asked = Asked.of({"CRASH_VMS": "0", "CRASH_STATES": "running suspended", "CRASH_PARTS": "node VM"})
+    assert asked.wishes() == [VmWish("VM", ("suspended", "running")), VmWish("node", ("suspended", "running"))]
     assert not asked.is_whole
     assert not Asked.of({"CRASH_VMS": "no"}).is_wanted

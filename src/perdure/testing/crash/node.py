@@ -160,7 +160,10 @@ class SmallNode(LocalMachines):
         while True:
             for event in self._happened[told:]:
                 if event.time >= since:
-                    await response.write(msgspec.json.encode(event) + b"\n")
+                    try:
+                        await response.write(msgspec.json.encode(event) + b"\n")
+                    except ConnectionError:
+                        return response  # its server has died
             told = len(self._happened)
             self._more.clear()
             if told == len(self._happened):

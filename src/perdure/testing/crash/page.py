@@ -12,6 +12,7 @@ TITLES = {
     "servers": "Servers that share a PostgreSQL",
     "vms": "The parts of a microVM",
 }
+TESTED = ("src", "guest", "pager", "collector", ":!src/perdure/testing")
 HEAD = """# The crash matrix
 
 Written by `make crash` ([testing.md](testing.md) says what it does and what must hold after each life).
@@ -32,8 +33,13 @@ def _sections(page: str) -> dict[str, str]:
 
 
 def revision() -> str:
-    """Of the checkout, in words."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude", "*"], capture_output=True, text=True, check=False
-    )
-    return f"revision {done.stdout.strip()}" if done.returncode == 0 else "no revision"
+    """Of what is under test, in words: the newest commit that changed any of it."""
+    known = _git("log", "-1", "--format=%h", "--", *TESTED)
+    changed = _git("status", "--porcelain", "--", *TESTED)
+    return f"revision {known or 'unknown'}" + (", changed" if changed else "")
+
+
+def _git(*words: str) -> str:
+    """What it says; nothing outside of a checkout."""
+    done = subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

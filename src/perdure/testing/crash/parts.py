@@ -19,7 +19,8 @@ from perdure.testing import belowline
 
 BELOW = {"VM": "firecracker_pid", "keeper": "keeper_pid", "pager": "pager_pid"}  # as the node tells their pids
 PARTS = (*BELOW, "node", "server")
-FIND_S = 20.0  # within which a part that is being made is there
+PROGRAMS = {"VM": "firecracker", "keeper": "", "pager": "pager"}
+LOOKS = 2000  # until one is there: half a minute, or some where processors are emulated
 GONE_S = 60.0  # within which nothing is left: removals are slow where processors are emulated
 LOOK_S = 0.05
 
@@ -49,18 +50,21 @@ class Parts:
         return {part: int(machines[0][name]) for part, name in BELOW.items() if machines and machines[0].get(name)}
 
     async def kill_below(self, part: str, pids: dict[str, int]) -> bool:
-        """kill -9: who is known, or else whoever of this home is that part and is found soon. False: there was none."""
-        deadline = time.monotonic() + FIND_S
-        while not (pid := pids.get(part) or await self._found(part)):
-            if time.monotonic() > deadline:
-                return False
-            await asyncio.sleep(LOOK_S)
-        return await self._run("kill", "-9", str(pid)) == 0
+        """kill -9: who is known, or else the first of this home that is that part. False: there was none."""
+        if part in pids:
+            return await self._run("kill", "-9", str(pids[part])) == 0
+        return await self.kill_next(part, [])
 
-    async def _found(self, part: str) -> int:
+    async def kill_next(self, part: str, known: list[int]) -> bool:
+        """The first that is born and is not one of those. False: there was none for long."""
+        words = (str(self._home.below_line_folder / "m"), PROGRAMS[part], " ".join(map(str, known)), str(LOOKS))
+        return await self._run(*belowline.KILL_NEXT, *words) == 0
+
+    async def living(self) -> list[int]:
+        """The pids of all parts below the line."""
         said = bytearray()
         await self._run(*belowline.LOOK, output=said)
-        return next(iter(belowline.parts(self._home, said.decode(errors="replace")).get(part, [])), 0)
+        return [pid for pids in belowline.parts(self._home, said.decode(errors="replace")).values() for pid in pids]
 
     async def _run(self, *words: str, output: bytearray | None = None) -> int:
         address = below.status(self._home).address

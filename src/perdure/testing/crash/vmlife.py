@@ -25,19 +25,22 @@ LIFE_S = 900.0  # within which a run has ended: a processor may be emulated, and
 GRACE_S = 1.0  # of warm waits
 PAUSE_S = (0.5, 15.0)  # between kills at random instants
 
-# The states in which parts are killed, one in each lap, and what the run is then doing.
+# The states in which parts are killed, one in each lap, and what the run is then doing. It sleeps early: from then on
+# there is a snapshot to recover from, and a pager.
 STATES = {
     "starting": "its machine is being made",
+    "suspended": "it sleeps",
+    "resuming": "its machine is being restored",
     "running": "a step of its program is on its way to the world outside",
     "thinking": "a model thinks",
     "waiting": "it waits for a person, its machine is warm",
     "suspending": "its machine is being captured",
-    "suspended": "it sleeps",
-    "resuming": "its machine is being restored",
     "recovering": "its machine was killed just before, and is being restored",
 }
 IN_LOG = {"thinking": "running"}  # the states that the log has then, where they are called otherwise
-NOT_THERE = {"suspended": tuple(BELOW)}  # parts, in that state
+WARM = ("waiting", "suspending")  # the run is held before, so that pids are known
+BORN = ("starting", "resuming", "recovering")  # the machine is being made
+NOT_THERE = {"starting": ("pager",), "suspended": tuple(BELOW)}  # parts, in that state
 
 AGENT = """
 import json, urllib.request
@@ -195,19 +198,21 @@ class VmLife:
         hold = Hold()
         if state == "thinking":
             self.provider.holds[f"{self.name} lap{lap}"] = hold
-        elif state in ("running", "recovering", "suspending"):  # the last one: so that the pids are known before
+        elif state in ("running", "recovering", *WARM):
             self.outside.holds[f"lap{lap}"] = hold
         return hold
 
     async def _kill_in(self, state: str, lap: int, hold: Hold) -> None:
         people, part, pids = self.people, self.wish.part, dict[str, int]()
-        if state in ("running", "thinking", "recovering", "suspending"):
+        if state in ("running", "thinking", "recovering", *WARM):
             await hold.reached.wait()
             pids = await self._parts.pids(await self._run_id())
         at = len(people.kinds)
+        if state in BORN and part in BELOW:
+            await self._kill_born(state, lap, pids)
+            return
         if state == "recovering":
             await self._kill("VM", "", pids)
-            pids = {}
         elif state not in ("running", "thinking", "starting"):
             hold.free.set()
             at = await people.comes_to("step.result", count=lap + 1)
@@ -216,6 +221,17 @@ class VmLife:
         if state not in ("running", "thinking"):
             await people.comes_to(f"run.{state}", after=0 if state == "starting" else at)
         await self._kill(part, state, pids)
+
+    async def _kill_born(self, state: str, lap: int, pids: dict[str, int]) -> None:
+        """A part below the line, as soon as it is there: whoever kills it waits for it there."""
+        if state == "resuming":
+            at = await self.people.comes_to("step.result", count=lap + 1)
+            await self.people.comes_to("run.suspended", after=at)
+        killing = asyncio.create_task(self._kill(self.wish.part, state, {}, await self._parts.living()))
+        if state == "recovering":
+            await self._kill("VM", "", pids)
+        self.people.may_answer.add(f"lap{lap}?")
+        await killing
 
     async def _kill_at_random(self) -> None:
         self.people.may_answer.update(f"lap{lap}?" for lap in range(self.wish.laps))
@@ -231,11 +247,14 @@ class VmLife:
                 return found[0]
             await asyncio.sleep(AGAIN_S)
 
-    async def _kill(self, part: str, state: str, pids: dict[str, int]) -> None:
+    async def _kill(self, part: str, state: str, pids: dict[str, int], born_after: list[int] | None = None) -> None:
+        """born_after: the next one that is none of these."""
         if part == "server":
             is_killed = self._ground.serving.kill()  # which adds its death
         elif part == "node":
             is_killed = await self._parts.kill_node()
+        elif born_after is not None:
+            is_killed = await self._parts.kill_next(part, born_after)
         else:
             is_killed = await self._parts.kill_below(part, pids)
         if is_killed:
