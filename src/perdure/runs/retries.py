@@ -1,8 +1,10 @@
-"""Another attempt of a run that failed: which failures, when, and what the new attempt has of the log. Pure.
+"""Another attempt of a run that failed: which failures, when, and what the new attempt has of the log. Pure, but for
+the ids of children that are started again.
 
-An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done
-or paid again. What failed is not in its branch: a step that raised, a model call that was refused, a child that failed
-(or a set of waits with one), a wait that ended with its run. So those are asked anew.
+An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done or
+paid again. What failed is not in its branch: a step that raised, a model call that was refused, a child that failed, a
+wait that ended with its run. So those are asked anew. A set that waited for all of several is carried over open: those
+of its children that failed are other runs then, and nothing else of it is waited for again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from typing import Any
 
 from perdure.context.log import NewEntry
 from perdure.errors import InvalidValue
-from perdure.model import Entry, Frozen
+from perdure.model import Entry, Frozen, new_id
 from perdure.runs.waits import SHIFTS, Waits
 
 KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
@@ -70,6 +72,21 @@ def _has_error(payload: dict[str, Any]) -> bool:
     return isinstance(told, dict) and "error" in told
 
 
+def _is_open_ended_set(wait: dict[str, Any]) -> bool:
+    return wait["kind"] == "all" and wait.get("until") is None
+
+
+def _reopened(entry: Entry, again: set[str]) -> list[NewEntry]:
+    """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more."""
+    payload = entry.payload
+    if entry.kind == "wait.started":
+        parts = [{**part, "child": new_id()} if part["id"] in again else part for part in payload["parts"]]
+        payload = {**payload, "parts": parts}
+    elif not payload.get("of") or payload["wait"] in again:
+        return []  # the end of such a wait, or of the set
+    return [NewEntry(kind=entry.kind, payload=payload, key=entry.key)]
+
+
 class Carried:
     """What a new attempt has of an old one. Feed it the branch's entries in order, then ask."""
 
@@ -80,13 +97,19 @@ class Carried:
         self._whole_lanes = whole_lanes
         self._first: dict[str, int] = {}  # key -> its first entry
         self._failed: set[str] = set()
+        self._sets: set[str] = set()  # keys of waits for all of several, without a time limit
+        self._again: dict[str, set[str]] = {}  # by key of such a set: its waits for children that failed
         self._entries: list[Entry] = []
 
     def feed(self, entry: Entry) -> None:
         self._entries.append(entry)
         if entry.key:
             self._first.setdefault(entry.key, entry.seq)
-            if _failed(entry):
+            if entry.kind == "wait.started" and _is_open_ended_set(entry.payload["wait"]):
+                self._sets.add(entry.key)
+            if _failed(entry) and entry.key in self._sets and entry.payload.get("of"):
+                self._again.setdefault(entry.key, set()).add(entry.payload["wait"])
+            elif _failed(entry):
                 self._failed.add(entry.key)
 
     def _lane(self, key: str) -> str:
@@ -94,19 +117,24 @@ class Carried:
 
     def fork(self) -> tuple[int, Waits, list[NewEntry]] | None:
         """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it."""
-        if not self._failed:
+        anew = self._failed | self._again.keys()
+        if not anew:
             return None
         failed = self._failed
         if self._whole_lanes:
             begun: dict[str, int] = {}  # lane -> the entry that the new attempt goes another way at
-            for key in failed:
+            for key in anew:
                 lane, seq = self._lane(key), self._first[key]
                 begun[lane] = min(begun.get(lane, seq), seq)
-            failed = {key for key, seq in self._first.items() if seq >= begun.get(self._lane(key), seq + 1)}
-        fork_seq, waits, carried = min(self._first[key] for key in failed) - 1, Waits(), list[NewEntry]()
+            after = {key for key, seq in self._first.items() if seq >= begun.get(self._lane(key), seq + 1)}
+            # a set that is the first of them in its lane is asked for as it was
+            failed = after - {key for key in self._again if self._first[key] == begun[self._lane(key)]} | failed
+        fork_seq, waits, carried = min(self._first[key] for key in anew) - 1, Waits(), list[NewEntry]()
         for entry in self._entries:
             if entry.seq <= fork_seq:
                 waits = waits.after(entry.kind, entry.payload)
+            elif entry.key in self._again and entry.key not in failed:
+                carried += _reopened(entry, self._again[entry.key])
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
             elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that

@@ -13,6 +13,7 @@ from perdure.errors import InvalidValue, MachineFailed
 from perdure.model import Entry, RunState
 from perdure.runs import retries, travel
 from perdure.runs.retries import Carried, Retry
+from perdure.runs.waits import Waits
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import QUICK, nothing
 from perdure.testing.machines import Ask, Effect
@@ -192,6 +193,41 @@ async def test_a_child_that_failed_is_run_anew_by_the_next_attempt(house: Any) -
     info = await house.ends(await house.start(program, retry={"agent-failed": Retry(attempts=2, delay_s=0)}))
     assert (info.state, info.result, info.attempt) == (RunState.COMPLETED, "fledged", 2)
     assert told[0]["run_id"] != told[1]["run_id"]
+
+
+@pytest.mark.parametrize("policy", ["fork", "fail"])
+async def test_of_children_that_a_run_waits_for_together_only_those_that_failed_are_run_anew(
+    house: Any, policy: str
+) -> None:
+    lives: dict[str, int] = {"one": 0, "two": 0}
+    told = []
+
+    def program() -> Steps:
+        begun = yield Ask("begin", {})
+        name = begun.value["agent"].partition(":")[2]
+        if name in lives:
+            lives[name] += 1
+            fails = name == "two" and lives[name] == 1
+            yield breaks("agent-invalid") if fails else Ask("complete", {"result": name})
+            return
+        both = [{"kind": "child", "function": one} for one in lives]
+        approval = {"kind": "approval", "prompt": "Go on?"}
+        said = yield Ask("wait/set", {"mode": "all", "waits": [*both, approval]})
+        told.append(said.value["waits"])
+        failed = any("error" in one for one in said.value["waits"])
+        yield breaks() if failed else Ask("complete", {"result": said.value["order"]})
+
+    run_id = await house.start(program, retry={"agent-failed": Retry(attempts=2, delay_s=0)}, on_divergence=policy)
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.waits.askable, 20)
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    info = await house.ends(run_id)
+    assert (info.state, info.attempt, lives) == (RunState.COMPLETED, 2, {"one": 1, "two": 2})
+    assert told[0][0] == told[1][0] and told[0][2] == told[1][2]  # what succeeded, and what ann said
+    assert told[1][1]["result"] == "two" and told[1][1]["run_id"] != told[0][1]["run_id"]
+    assert sorted(info.result) == [0, 1, 2] and info.result[-1] == 1
+    await house.restart()
+    assert await travel.waits_at(house.context, run_id, info.branch, 10**6) == Waits()
 
 
 @pytest.mark.parametrize("way", ["rewind", "fork"])
