@@ -53,6 +53,8 @@ AFTER_S = 60.0  # from the start of the timed ones to the first moment
 class Sleepers:
     """``runs.ports.Machines``: each asks for one wait, and ends when it is restored."""
 
+    node = None  # nothing is found again
+
     def __init__(self) -> None:
         self.engine: Engine | None = None
         self.woken: dict[str, float] = {}  # by run: when

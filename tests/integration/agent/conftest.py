@@ -52,6 +52,7 @@ class Processes:
     """``runs.ports.Machines``, with processes for machines."""
 
     folder: Path
+    node: None = None  # a process is found again nowhere
     engine: Engine | None = None
     machines: dict[str, Machine] = field(default_factory=dict)
     endings: list[asyncio.Task[None]] = field(default_factory=list)
