@@ -201,13 +201,19 @@ async def far(server: PostgresServer, folder: Path) -> AsyncIterator[str]:
                 target.write(data)
                 await target.drain()
         target.close()
+        with suppress(ConnectionError):
+            await target.wait_closed()
+
+    relays = set[asyncio.Task[None] | None]()
 
     async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        relays.add(asyncio.current_task())
         there, here = await asyncio.open_unix_connection(str(server.folder / ".s.PGSQL.5432"))
         await asyncio.gather(copy(reader, here), copy(there, writer))
 
     async with await asyncio.start_unix_server(relay, folder / ".s.PGSQL.5432"):
         yield server.url.replace(str(server.folder), str(folder))
+        await asyncio.wait_for(asyncio.gather(*filter(None, relays)), DEADLINE_S)  # their clients have closed
 
 
 async def test_a_database_that_is_slow_only_takes_longer(tmp_path: Path) -> None:
