@@ -26,14 +26,15 @@ Show = Callable[[str, list[str]], None]  # how far it is, and what was wrong in 
 
 AFTER_A_DEATH = ("lease.remove", "lease.take")  # the server that follows on a dead one comes by
 A_DEATH = "wait.started:after:4"  # in the middle: it leaves runs
+TIMES = {1: "the first write of a name", 2: "the first and the last write of a name"}
 KILLS = 8  # at random instants, in one life
 SHOWN_EVERY_S = 5.0  # where standard error is no terminal
 
 HEAD = """Of {revision}: {lives} lives, {deaths} deaths of servers and machines, {wrong} wrong.
 
 Each cell: lives in which the server was killed at that write, and how many of them broke an invariant. *before*: the
-transaction was not committed; *after*: it was, and nobody had been told. Of the writes of a name, up to {times} are
-died at: the first, the last, and those between. Machines die, too: some programs lose theirs on purpose.
+transaction was not committed; *after*: it was, and nobody had been told. A server dies at {times}.
+Machines die, too: some programs lose theirs on purpose.
 
 """
 
@@ -145,7 +146,8 @@ class Matrix:
         lives = [outcome for outcome in self.outcomes if outcome.wish.database == database]
         deaths, wrong = sum(len(o.deaths) for o in lives), sum(what.startswith(database) for what in self.wrong)
         facts = {"revision": revision(), "lives": len(lives), "deaths": deaths, "wrong": wrong}
-        lines = [HEAD.format(**facts, times=self.asked.times)]
+        times = TIMES.get(self.asked.times, f"{self.asked.times} of the writes of a name, from the first to the last")
+        lines = [HEAD.format(**facts, times=times)]
         lines.append("| point | the server dies while | " + " | ".join(MOMENTS) + " |\n| --- | --- | --- | --- |\n")
         for point, what in rows(database).items():
             cells = " | ".join(self._cell(database, point, moment) for moment in MOMENTS)

@@ -23,7 +23,7 @@ from perdure.testing.crash.workload import LAPS, Plan, nothing
 
 LIFE_S = 900.0  # within which a run has ended: a processor may be emulated, and the machine busy
 GRACE_S = 1.0  # of warm waits
-PAUSE_S = (0.5, 15.0)  # between kills at random instants
+PAUSE_S = (0.2, 5.0)  # between kills at random instants
 
 # The states in which parts are killed, one in each lap, and what the run is then doing. It sleeps early: from then on
 # there is a snapshot to recover from, and a pager.

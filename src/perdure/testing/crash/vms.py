@@ -70,9 +70,9 @@ class Asked:
         return set(self.states) == set(STATES) and set(self.parts) == set(PARTS)
 
     def wishes(self) -> list[VmWish]:
+        """Those that are no chance."""
         states = tuple(state for state in STATES if state in self.states)
-        known = [VmWish(part, states) for part in PARTS if part in self.parts]
-        return known + [VmWish(kills=KILLS, seed=seed) for seed in range(-(-self.random // KILLS))]
+        return [VmWish(part, states) for part in PARTS if part in self.parts]
 
 
 @dataclass
@@ -86,7 +86,9 @@ class VmMatrix:
         began, wishes = time.monotonic(), self.asked.wishes()
         self.is_emulated = below.status(home).emulated
         async with _ground(home, image, will, self.wrong) as ground:
-            for wish in wishes:
+            last = len(wishes) + self.asked.random  # of lives, also where nobody can be killed
+            while wishes or (self._at_random < self.asked.random and len(self.outcomes) < last):
+                wish = wishes.pop(0) if wishes else VmWish(kills=KILLS, seed=len(self.outcomes))
                 outcome = await VmLife(ground, wish).run()
                 self.outcomes.append(outcome)
                 wrong = [f"{wish.name}: {what}" for what in outcome.wrong]
@@ -94,8 +96,12 @@ class VmMatrix:
                 self.wrong += [f"{wish.name}: nobody was killed in {state}" for state in missed(outcome)]
                 if wrong:
                     await ground.parts.clear()
-                said = f"{len(self.outcomes)} of {len(wishes)} lives, {len(self.wrong)} wrong, "
+                said = f"{len(self.outcomes)} lives, {len(self.wrong)} wrong, "
                 show(f"{said}{wish.name} {outcome.killed}, {time.monotonic() - began:.0f} s", wrong)
+
+    @property
+    def _at_random(self) -> int:
+        return sum(len(outcome.killed) for outcome in self.outcomes if outcome.wish.kills)
 
     def table(self) -> str:
         kills = sum(len(outcome.killed) for outcome in self.outcomes)
