@@ -23,6 +23,7 @@ from perdure.testing.crash.workload import PLANS, Outside, Plan, program
 from perdure.testing.machines import Program
 from perdure.testing.will import Will
 
+WRITTEN_BYTES = 1000  # of some 6,000 that a life records, at most between two kills at random instants
 LIFE_S = 300.0  # within which everything has ended, on a busy machine
 
 
@@ -164,10 +165,19 @@ class Life:
         while self.node.sandboxes:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
+    async def _written(self, more_bytes: int) -> None:
+        """Until so much more is in the record of points: instants are far apart by what happens in between, and not by
+        how long a busy machine takes for it."""
+        record = self._folder / "points"
+        wanted = (record.stat().st_size if record.exists() else 0) + more_bytes
+        while more_bytes and (not record.exists() or record.stat().st_size < wanted):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
     async def _kill_at_random(self) -> None:
         chance, last = random.Random(self.wish.seed), None
         for _ in range(self.wish.kills):
-            await asyncio.sleep(chance.uniform(0.0, 0.6))
+            await self._written(chance.randrange(WRITTEN_BYTES))
+            await asyncio.sleep(chance.uniform(0.0, 0.05))
             running, process = self.node.running(), self._serving.process
             if running and chance.random() < 0.4:
                 await self._kill_machine(self.node.sandboxes[chance.choice(running)].spec.labels[LABEL])
