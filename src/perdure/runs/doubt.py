@@ -35,6 +35,16 @@ class Doubt:
         if self._settling is None:
             self._settling = asyncio.create_task(self._settle(), name=f"doubt-{self._run_id}")
 
+    @property
+    def is_open(self) -> bool:
+        """Nobody knows yet."""
+        return self._settling is not None
+
+    async def settled(self) -> None:
+        """Returns once the log was read again."""
+        if (settling := self._settling) is not None:
+            await asyncio.wait({settling})
+
     async def close(self) -> None:
         """Nothing more is read."""
         if (settling := self._settling) is not None:

@@ -78,7 +78,7 @@ class Engine(Desk):
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self._starts = Starts(context, self, self.queues, self._tasks, settings, clock)
-        self._returns = Returns(context, self, self._shelf, self.queues, models, clock)
+        self._returns = Returns(context, self, self._shelf, self.queues, self._tasks, models, clock)
         self.schedules = Schedules(context, self, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._tasks.spawn, clock)
         self._strays = Strays(context, machines, clock, self._tasks.spawn)

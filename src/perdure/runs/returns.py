@@ -20,6 +20,7 @@ from perdure.runs.queueing import Queues
 from perdure.runs.record import from_head, to_value
 from perdure.runs.run import Run
 from perdure.runs.shelf import Shelf
+from perdure.runs.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +35,27 @@ class Live(Protocol):
 
     def drive(self, run: Run) -> None: ...
 
+    async def adopt(self, head: Head) -> None: ...
+
 
 class Returns:
     """Made by the engine."""
 
     def __init__(
-        self, context: ContextLog, live: Live, shelf: Shelf, queues: Queues, models: ModelCalls, clock: Clock
+        self,
+        context: ContextLog,
+        live: Live,
+        shelf: Shelf,
+        queues: Queues,
+        tasks: Tasks,
+        models: ModelCalls,
+        clock: Clock,
     ) -> None:
         self._context = context
         self._live = live
         self._shelf = shelf
         self._queues = queues
+        self._tasks = tasks
         self._models = models
         self._clock = clock
         self._rewinds: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # by run
@@ -95,10 +106,10 @@ class Returns:
         self._live.drive(self._live.take_up(new))
 
     async def _make_up(self, run_id: str, forks: Forks) -> None:
-        """Those that whoever was first had not made."""
+        """Those that whoever was first had not made, or was not told of."""
         for number, fork_id in enumerate(forks.runs):
             try:
-                await self._context.head(fork_id)
+                await self._live.adopt(await self._context.head(fork_id))
             except NotFound:
                 head = await self._context.head(run_id)
                 await self._queues.check(from_head(head).request)
@@ -130,10 +141,22 @@ class Returns:
             try:
                 await travel.rewind(run, to, key)
             except BaseException:
-                if not run.driven:
+                if run.doubt.is_open:
+                    self._tasks.spawn(self._settled(run), f"rewind-{run_id}")
+                elif not run.driven:
                     self._shelf.live.pop(run_id, None)  # it stays ended, or another server's
                 raise
             await self._models.forget(run_id)  # what was asked for the old branch is of no use
             if not run.driven:
                 self._shelf.live[run_id] = run
                 self._live.drive(run)
+
+    async def _settled(self, run: Run) -> None:
+        """The database went away with the answer. It stays ended, or another server's, if it was not taken back."""
+        await run.doubt.settled()
+        if run.driven or run.is_let_go:
+            return
+        if run.record.released:
+            self._shelf.live.pop(run.id, None)
+        else:
+            self._live.drive(run)

@@ -144,3 +144,55 @@ async def test_an_answer_of_which_nobody_knew_whether_it_was_kept_is_seen_when_t
         assert run is not None and await run.until(lambda: run.ended, 10)  # nobody writes to it, or asks again
     assert (await house.ends(run_id)).result is True
     assert looks >= 3
+
+
+def waiting() -> Steps:
+    said = yield Ask("wait", {"kind": "approval", "name": "Go on?"})
+    yield Ask("complete", {"result": said.value["approved"]})
+
+
+async def test_forks_that_were_made_without_an_answer_are_moved_along_when_they_are_asked_for_again(house: Any) -> None:
+    run_id = await house.start(waiting)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    real = house.log.branch_off
+
+    async def branch_off(*args: Any, **how: Any) -> Any:
+        await real(*args, **how)
+        raise Unavailable("the database does not answer")
+
+    house.log.branch_off = branch_off
+    with pytest.raises(Unavailable):
+        await house.engine.fork_once(run_id, count=2, key="k")
+    house.log.branch_off = real
+    made, is_new = await house.engine.fork_once(run_id, count=2, key="k")
+    assert len(made) == 2 and not is_new
+    for fork in made:
+        await house.reaches(fork.id, RunState.SUSPENDED)
+
+
+@pytest.mark.parametrize("was_done", [True, False])
+async def test_a_rewind_of_a_run_that_had_ended_is_done_though_its_answer_was_lost(house: Any, was_done: bool) -> None:
+    run_id = await house.start(waiting)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=False)
+    await house.ends(run_id)
+    await house.released(run_id)
+    at = (await house.entries(run_id, "wait.completed"))[0].seq - 1
+    real = house.log.fork
+
+    async def fork(*args: Any, **how: Any) -> Any:
+        if was_done:
+            await real(*args, **how)
+        raise Unavailable("the connection broke in the middle of a commit")
+
+    house.log.fork = fork
+    with pytest.raises(Unavailable):
+        await house.engine.rewind(run_id, at, key="back")
+    house.log.fork = real
+    if was_done:
+        async with house.engine._shelf.held(run_id) as run:  # nobody asks for it again
+            assert run is not None and await run.until(lambda: run.state is RunState.SUSPENDED, 10)
+    assert (await house.engine.rewind(run_id, at, key="back")).branch == 2  # once
+    await house.reaches(run_id, RunState.SUSPENDED)
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result is True
