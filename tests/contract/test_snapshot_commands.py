@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from perdure.client.node import NodeClient, ensure_running
 from perdure.errors import Conflict, NotFound
@@ -15,6 +17,7 @@ from perdure.execution.sandboxes.record import Folder, KeptSnapshot
 from perdure.formats import manifest
 from perdure.formats.manifest import Snapshot
 from perdure.host.paths import Home
+from perdure.server.machines import NodeMachines
 from perdure.testing.commands import Fcrun
 from perdure.testing.sandboxes import sleeping
 from perdure.testing.snapshots import BLOCKS, Bench, block, blocks_of
@@ -215,8 +218,6 @@ def test_compact_leaves_what_a_fork_names(node: Node) -> None:
     forked = node.line[1]
     record = Folder(node.home.sandboxes / FORK).load()
     node.client.shutdown()
-    from msgspec.structs import replace
-
     Folder(node.home.sandboxes / FORK).save(replace(record, parent=forked.digest, snapshots=[]))
     ensure_running(node.home)
     done = node.client.store.compact(forked.digest)
@@ -234,8 +235,6 @@ def test_a_snapshot_that_a_fork_has_too_is_given_up_by_the_one_it_is_of(node: No
     shared = node.line[0]
     record, own = (Folder(node.home.sandboxes / ref).load() for ref in (FORK, BOX))
     node.client.shutdown()
-    from msgspec.structs import replace
-
     kept = own.snapshot(shared.digest)
     assert kept is not None
     Folder(node.home.sandboxes / FORK).save(replace(record, parent=shared.digest, snapshots=[kept]))
@@ -244,6 +243,24 @@ def test_a_snapshot_that_a_fork_has_too_is_given_up_by_the_one_it_is_of(node: No
     assert Folder(node.home.sandboxes / BOX).load().snapshot(shared.digest) is None
     assert Folder(node.home.sandboxes / FORK).load().snapshot(shared.digest) is not None
     assert node.bench.store.get(shared.digest) == shared
+
+
+def test_a_run_that_gives_up_what_its_fork_began_from_leaves_it_to_the_other_one(node: Node) -> None:
+    shared = node.line[1]
+    node.client.shutdown()
+    kept = Folder(node.home.sandboxes / BOX).load().snapshot(shared.digest)
+    assert kept is not None
+    record = Folder(node.home.sandboxes / FORK).load()
+    Folder(node.home.sandboxes / FORK).save(replace(record, snapshots=[kept, *record.snapshots]))
+    ensure_running(node.home)
+    machines = NodeMachines(node.home)
+    asyncio.run(machines.forget(FORK, shared.digest))
+    assert Folder(node.home.sandboxes / FORK).load().snapshot(shared.digest) is None
+    assert Folder(node.home.sandboxes / BOX).load().snapshot(shared.digest) is not None
+    with pytest.raises(NotFound):
+        asyncio.run(machines.forget(FORK, shared.digest))
+    machines.close()
+    assert node.fcrun.said("verify").startswith("the store: sound: 4 snapshots")
 
 
 def test_rm(node: Node) -> None:

@@ -83,9 +83,11 @@ class StoreClient:
         """Delete its memory here, which the store at ``url`` (empty: where it was pushed to last) must hold."""
         return msgspec.convert(self._long(f"{_path(ref)}/evict", {"url": url}), Evicted)
 
-    def remove(self, ref: str, *, force: bool = False) -> int:
-        """Give it up; the bytes freed. force: also the one that its sandbox is suspended to."""
-        return int(self._http.call("DELETE", _path(ref), query={"force": int(force)})["freed_bytes"])
+    def remove(self, ref: str, *, force: bool = False, sandbox: str = "") -> int:
+        """Give it up; the bytes freed. force: also the one that its sandbox is suspended to. sandbox: of several that
+        have it (forks) this one gives it up; NotFound where that has it not."""
+        query = {"force": int(force), **({"sandbox": sandbox} if sandbox else {})}
+        return int(self._http.call("DELETE", _path(ref), query=query)["freed_bytes"])
 
     def collect(self, *, dry_run: bool = False) -> Swept:
         """Delete what no sandbox and no tag needs."""

@@ -238,7 +238,8 @@ class Snapshots:
         kept = transfer.kept_tag(digest)  # by a pull, for nobody else
         if tags := [tag for tag in _by_digest(self._store.tags()).get(digest, []) if tag != kept]:
             raise Conflict(f"snapshot {digest} is tagged {', '.join(tags)}", hint="A tag keeps it.")
-        sandbox = self._owner(digest, request.match_info["ref"])
+        named = request.query.get("sandbox")
+        sandbox = self._sandboxes.find(named) if named else self._owner(digest, request.match_info["ref"])
         if sandbox is not None:
             with headroom.given(self._home):
                 await asyncio.to_thread(self._store.untag, kept)

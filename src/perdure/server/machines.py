@@ -88,7 +88,7 @@ class NodeMachines:
         return await self._in_thread(lambda: self._node.checkpoint(sandbox_id, position=position))
 
     async def forget(self, sandbox_id: str, snapshot: str) -> None:
-        await self._in_thread(lambda: self._node.store.remove(snapshot))
+        await self._in_thread(lambda: self._node.store.remove(snapshot, sandbox=sandbox_id))
 
     async def resume(self, sandbox_id: str, snapshot: str, calls: CallsEndpoint) -> None:
         await self._in_thread(lambda: self._node.resume(sandbox_id, snapshot=snapshot, calls=calls))
