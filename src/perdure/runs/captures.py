@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -170,11 +171,10 @@ class Captures:
             while given_up:
                 for one in given_up:
                     if one.sandbox in ("", sandbox_id):  # else it is in a store: what no tag leads to is the store's
-                        await self._machines.forget(sandbox_id, one.digest)
+                        with suppress(NotFound):
+                            await self._machines.forget(sandbox_id, one.digest)
                 self.run.notify()
                 await self.run.atomically(forget)  # of those that came meanwhile
-        except NotFound:
-            pass
         except PerdureError as error:  # it costs space until the run ends, and nothing else
             log.info("run %s: a snapshot is not given up: %s", self.run.id, error)
 

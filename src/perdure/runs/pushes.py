@@ -56,8 +56,8 @@ class Pushes:
                 await self._machines.push(one.digest, self._store)
                 await self._note(one)
                 return True
-            except NotFound:
-                return False  # it was given up meanwhile: a newer one comes
+            except NotFound:  # it was given up meanwhile, for a newer one
+                return self._owed() != one
             except (PerdureError, OSError) as error:
                 log.warning("run %s: snapshot %s is not in %s: %s", self.run.id, one.digest, self._store, error)
             if self._owed() != one or tried == TRIES:

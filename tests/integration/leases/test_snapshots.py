@@ -15,6 +15,7 @@ import pytest
 from perdure.cli.perdure._story import Story
 from perdure.errors import Unavailable
 from perdure.model import RunState
+from perdure.runs.policy import Policy
 from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
 from perdure.testing.house import DEADLINE_S, House
@@ -139,6 +140,28 @@ async def test_a_snapshot_that_was_not_in_the_store_yet_is_brought_by_the_next_s
     await until(lambda: "push" in house.machines.done)
     await until(lambda: run_id in house.engine._shelf)  # and then it is put up
     assert (await house.engine.info(run_id)).snapshots[-1]["store"] == STORE
+
+
+async def test_a_snapshot_that_was_given_up_on_its_way_to_the_store_is_followed_by_the_newest(houses: Houses) -> None:
+    house = await up(houses, store=STORE)
+    begun, gate = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> None:
+        begun.set()
+        await gate.wait()
+
+    house.machines.before["push"] = slow
+    policy = Policy(idle_grace_s=3600.0, snapshots_kept=1)
+    run_id = await house.start(counting([]), policy=policy)
+    await house.reaches(run_id, RunState.WAITING)
+    await house.engine.checkpoint(run_id)
+    await begun.wait()
+    newest = await house.engine.checkpoint(run_id)
+    await until(lambda: "forget" in house.machines.done)
+    gate.set()
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.restorable[-1].store == STORE, 10)
+    assert run.record.restorable[-1].digest == newest.digest
 
 
 async def test_a_node_that_comes_back_is_rid_of_what_goes_on_elsewhere_and_of_nothing_else(houses: Houses) -> None:

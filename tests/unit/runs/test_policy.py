@@ -298,6 +298,22 @@ async def test_old_snapshots_are_given_up_unless_somebody_keeps_them(house: Any)
     assert info.stored_bytes == 6000  # by all that there ever were
 
 
+async def test_a_snapshot_that_is_gone_keeps_no_other_from_being_given_up(house: Any) -> None:
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+
+    gate = asyncio.Event()
+    house.machines.before["forget"] = gate.wait
+    run_id = await house.start(program, policy=Policy(idle_grace_s=NEVER_S, snapshots_kept=1))
+    await house.reaches(run_id, RunState.WAITING)
+    made = [(await house.engine.checkpoint(run_id)).digest for _ in range(5)]
+    there = house.machines.sandboxes[house.sandbox(run_id)].captures
+    del there[made[1]]
+    gate.set()
+    await until_done(house, "forget", 3)
+    assert set(there) == {made[-1]}
+
+
 async def test_a_checkpoint_that_fails_is_written_down_and_the_run_goes_on(house: Any) -> None:
     async def fail() -> None:
         raise MachineFailed("no space in the store")
