@@ -7,14 +7,15 @@ import asyncio
 import itertools
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from perdure.context import postgres as postgres_log
-from perdure.context.log import ContextLog, NewEntry
+from perdure.context.faults import Faults
+from perdure.context.log import ContextLog, NewEntry, NewHead
 from perdure.context.postgres import connections
 from perdure.errors import Conflict, InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
 from perdure.testing.oldlogs import check_turns
@@ -323,4 +324,56 @@ async def test_a_lock_that_somebody_holds_is_told_in_time(
             assert "pg_stat_activity" in refused.value.hint
         shell.rollback()
     assert (await log.append("run", NOTE, epoch=1))[0].seq == 1
+    await log.close()
+
+
+class LostBeforeCommit(Faults):
+    """At the next write the database is lost, and another server is given the number of the transaction that was."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        super().__init__()
+        self._server = server
+        self.armed, self.was_given_again = False, False
+
+    def reach(self, moment: str, points: Collection[str]) -> None:
+        if not self.armed or moment != "before":
+            return
+        self.armed = False
+        with psycopg.connect(self._server.url, autocommit=True) as looking:
+            row = looking.execute("SELECT max(backend_xid::text::bigint) FROM pg_stat_activity").fetchone()
+        assert row is not None and row[0] is not None
+        self._server.kill()
+        self._server.start()
+        with psycopg.connect(self._server.url, autocommit=True) as other:
+            given = 0
+            while given < row[0]:
+                found = other.execute("SELECT pg_current_xact_id()::text::bigint").fetchone()
+                assert found is not None
+                given = found[0]
+        self.was_given_again = given == row[0]
+
+
+@pytest.mark.parametrize("what", ["entries", "head", "kept", "run"])
+async def test_a_write_that_was_lost_is_not_taken_for_another_one_with_its_number(
+    brittle: PostgresServer, what: str
+) -> None:
+    """PostgreSQL gives a number again that it had given before a crash, where nothing of it was on the disk."""
+    faults = LostBeforeCommit(brittle)
+    log = await postgres_log.open(brittle.url, faults=faults)
+    await log.create("run", {})
+    head = await log.head("run")
+    faults.armed = True
+    with pytest.raises(Unavailable):
+        if what == "entries":
+            await log.append("run", NOTE, epoch=1)
+        elif what == "head":
+            await log.append("run", [], epoch=1, head=NewHead(expected_version=head.version, value={"n": 1}))
+        elif what == "kept":
+            await log.keep("queue", "a", 1, expected_version=0)
+        else:
+            await log.create("other", {})
+    assert faults.was_given_again
+    assert (await log.head("run")).version == head.version
+    assert await log.read("run") == []
+    await log.append("run", NOTE, epoch=1)
     await log.close()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import os
 import pwd
+import select
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,16 +100,19 @@ class PostgresServer:
     def kill(self) -> None:
         """As when its machine ends: it, and all processes of its sessions."""
         if self._process is not None:
+            self._process.send_signal(signal.SIGSTOP)  # so that it makes no more children
             children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+            handles = []
+            for child in map(int, children):
+                with suppress(ProcessLookupError):
+                    handles.append(os.pidfd_open(child))
             self._process.kill()
             self._process.wait()
             self._process = None
-            for child in map(int, children):  # they end by themselves; the next server waits for that
-                try:
-                    handle = os.pidfd_open(child)
-                except ProcessLookupError:
-                    continue
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
+            for handle in handles:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [], START_S)  # no next server starts while they hold its memory
                 os.close(handle)
             (self._data / "postmaster.pid").unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from psycopg import errors
 
 from perdure.context.changes import Job, Needs, RunRow, State, apply
 from perdure.context.faults import Faults
-from perdure.context.postgres import schema
+from perdure.context.postgres import outcome, schema
 from perdure.context.postgres.connections import CONNECT_S, LOST, PATIENCE_S, RETRY_S, STATEMENT_S, Address, Connection
 from perdure.errors import LeaseLost, PerdureError, Unavailable
 
@@ -49,7 +49,9 @@ class Writer:
         self._queue: asyncio.Queue[Waiting | None] = asyncio.Queue()
         self._closed = False
         self.lease = ""  # the server whose lease everything is written under; "": none is needed
-        self._xid = ""  # of the transaction whose commit is on its way
+        self._sent: tuple[str, State] | None = (
+            None  # whose commit is on its way: the transaction's number, and all of it
+        )
         self._task = asyncio.create_task(self._run(), name="context-log-writer")
 
     async def submit(self, job: Job[Result]) -> Result:
@@ -102,7 +104,7 @@ class Writer:
         was_open = self._connection is not None
         for tried in range(1, TRIES + 1):
             results: list[Any] = []
-            self._xid = ""
+            self._sent = None
             try:
                 async with asyncio.timeout(STATEMENT_S + CONNECT_S):
                     await self._transaction(jobs, lease, results)
@@ -114,12 +116,12 @@ class Writer:
                 if tried == TRIES:
                     return [self._address.explain_open(error)] * len(jobs)
             except (psycopg.Error, TimeoutError, PerdureError) as error:
-                is_stale = was_open and self._is_broken and not self._xid
+                is_stale = was_open and self._is_broken and self._sent is None
                 await self._drop()
                 if is_stale:  # the database went away and came back since it was used: nothing was asked of it yet
                     was_open = False
                     continue
-                if isinstance(error, (*LOST, TimeoutError)) and self._xid and await self._was_committed():
+                if isinstance(error, (*LOST, TimeoutError)) and await self._was_committed():
                     return results
                 return [self._address.explain_open(error)] * len(jobs)
             except Exception as error:  # of ours: the next batch is to have a clean connection
@@ -138,7 +140,7 @@ class Writer:
         if not state.is_changed:
             await connection.execute("ROLLBACK")
             return
-        self._xid = xid
+        self._sent = xid, state
         if self._faults:
             self._faults.reach("before", state.points)
         await _write(connection, state, was_kept, lease, self._channel, self._notice(state))
@@ -159,15 +161,15 @@ class Writer:
             await connection.close()
 
     async def _was_committed(self) -> bool:
+        if self._sent is None:
+            return False
         deadline = time.monotonic() + OUTCOME_S
         while time.monotonic() < deadline:
             try:
-                connection = await self._address.connect(patience_s=PATIENCE_S)
-                async with connection:
-                    cursor = await connection.execute("SELECT pg_xact_status(%s::xid8)", (self._xid,))
-                    row = await cursor.fetchone()
-                if row is not None and row[0] != "in progress":
-                    return bool(row[0] == "committed")
+                async with await self._address.connect(patience_s=PATIENCE_S) as connection:
+                    known = await outcome.was_committed(connection, *self._sent)
+                if known is not None:
+                    return known
             except (psycopg.Error, PerdureError):
                 pass  # asked again
             await asyncio.sleep(RETRY_S)
