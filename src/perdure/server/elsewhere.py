@@ -24,6 +24,7 @@ from aiohttp import (
     ClientTimeout,
     Fingerprint,
     ServerFingerprintMismatch,
+    TCPConnector,
     web,
 )
 
@@ -41,7 +42,7 @@ PATIENT = ClientTimeout(total=None, sock_connect=CONNECT_S)
 QUIET_S = 20.0  # so long an answer that goes on may say nothing: its server has something to say every 5 s
 MARK = "Perdure-Forwarded"
 HERE = frozenset(("verify",))  # of what is posted: answered from the database, by any server
-AT_OWNER = frozenset(("output", "files"))  # of what is asked for: it is at the run's machine
+AT_OWNER = frozenset(("output", "file"))  # of what is asked for: it is at the run's machine
 AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags"))  # asked twice it is done once, or says so
 
 Trust = Fingerprint | bool
@@ -104,9 +105,6 @@ class Elsewhere:
         lease, part = owner.lease, path.partition("?")[0].rpartition("/")[2]
         if lease is None or lease.server == self._leases.server:
             return None
-        if lease.facts.get("protocol") != PROTOCOL:
-            what = f"server {lease.server} is perdure {lease.facts.get('version')}, and speaks another protocol"
-            raise Unavailable(what, hint=f"Ask it itself: {lease.facts.get('url')}")
         trust = await _trust(lease)
         asking = asyncio.ensure_future(self._send(lease, trust, method, path, body))
         try:
@@ -141,8 +139,11 @@ class Elsewhere:
         response, quiet = web.StreamResponse(), ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=QUIET_S)
         try:
             async with self._request(owner.lease, trust, "GET", path, b"", quiet) as answer:
-                if answer.status == LeaseLost.http_status and _error(await answer.read()).code == LeaseLost.code:
-                    return None
+                if answer.status >= 400:
+                    content = await answer.read()
+                    if answer.status == LeaseLost.http_status and _error(content).code == LeaseLost.code:
+                        return None
+                    return web.Response(body=content, status=answer.status, content_type=answer.content_type)
                 response.set_status(answer.status)
                 response.content_type = answer.content_type
                 await response.prepare(request)
@@ -167,7 +168,8 @@ class Elsewhere:
         self, lease: Lease, trust: Trust, method: str, path: str, body: bytes, timeout: ClientTimeout = PATIENT
     ) -> AbstractAsyncContextManager[ClientResponse]:
         if self._session is None:
-            self._session = ClientSession()
+            # as many as there are who follow what another server's runs print: nobody waits for them to end
+            self._session = ClientSession(connector=TCPConnector(limit=0))
         headers = {"Authorization": f"Bearer {lease.facts['token']}", MARK: "1", "Content-Type": "application/json"}
         url = str(lease.facts["url"]) + path
         return self._session.request(method, url, data=body, headers=headers, timeout=timeout, ssl=trust)
@@ -189,7 +191,10 @@ def _has_key(body: bytes) -> bool:
 
 async def _trust(lease: Lease) -> Trust:
     """Whom to believe that he is this server: who has the certificate that its lease names. NoRights: it would be asked
-    in clear, over a network."""
+    in clear, over a network. Unavailable: it is another version's, and speaks otherwise."""
+    if lease.facts.get("protocol") != PROTOCOL:
+        what = f"server {lease.server} is perdure {lease.facts.get('version')}, and speaks another protocol"
+        raise Unavailable(what, hint=f"Ask it itself: {lease.facts.get('url')}")
     url, fingerprint = str(lease.facts["url"]), str(lease.facts.get("fingerprint") or "")
     if url.startswith("https:"):
         return Fingerprint(bytes.fromhex(fingerprint)) if fingerprint else True

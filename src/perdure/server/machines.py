@@ -43,6 +43,7 @@ LABEL = "perdure.run"  # on a sandbox: the run that it is of
 SDK = "/opt/perdure"
 AGENTS = f"{SDK}/agents"
 THREADS = 32  # operations at once; each takes as long as the node does
+PUSHES = 4  # at once, beside those: a store far away may be slow, and nobody's run waits for it
 RECONNECT_S = 0.2
 START_S = 15.0
 TAIL_LINES = 200
@@ -57,6 +58,7 @@ class NodeMachines:
         self._node = NodeClient(home)
         self._place: NodePlace | None = None
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="node")
+        self._pushing = ThreadPoolExecutor(PUSHES, thread_name_prefix="push")
         self._starting = threading.Lock()  # held while the node is being started
         self._closed = False
 
@@ -103,7 +105,7 @@ class NodeMachines:
         return await self._in_thread(work)
 
     async def push(self, snapshot: str, store: str) -> None:
-        await self._in_thread(lambda: self._node.store.push(snapshot, store))
+        await self._in_thread(lambda: self._node.store.push(snapshot, store), self._pushing)
 
     async def pull(self, snapshot: str, store: str) -> None:
         await self._in_thread(lambda: self._node.store.pull(store, snapshot, lazy=True))
@@ -192,14 +194,14 @@ class NodeMachines:
             except Exception as error:
                 log.warning("the node does not start: %s", error)
 
-    async def _in_thread(self, work: Callable[[], Result]) -> Result:
+    async def _in_thread(self, work: Callable[[], Result], threads: ThreadPoolExecutor | None = None) -> Result:
         def call() -> Result:
             try:
                 return work()
             except OSError as error:
                 raise Unavailable(f"the node does not answer: {error}") from error
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        return await asyncio.get_running_loop().run_in_executor(threads or self._threads, call)
 
     def close(self) -> None:
         """Operations that are under way end by themselves, at the node. One that is being started answers then, so
@@ -207,7 +209,8 @@ class NodeMachines:
         self._closed = True
         if self._starting.acquire(timeout=START_S):
             self._starting.release()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._threads, self._pushing):
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
 def _spec(plan: MachinePlan, calls: CallsEndpoint) -> SandboxSpec:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from pathlib import Path
+
+from aiohttp import web
+
+from perdure.host.paths import Home
+from perdure.server.machines import THREADS, NodeMachines
 
 # A process of its own each time: msgspec learns types once. Without ``settle`` a third of them ended with SIGSEGV.
 FIRST_ANSWERS = """
@@ -38,3 +44,32 @@ def test_the_first_answers_may_come_in_many_threads_at_once(tmp_path: Path) -> N
     for _ in range(12):
         done = subprocess.run([sys.executable, "-c", FIRST_ANSWERS, str(tmp_path)], timeout=60, check=False)
         assert done.returncode == 0
+
+
+async def test_a_store_that_does_not_answer_holds_up_no_machine(tmp_path: Path) -> None:
+    """A node of the test's own: each push hangs, and everything else is answered."""
+    home = Home(tmp_path, tmp_path).make()
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def node(request: web.Request) -> web.Response:
+        if request.path.endswith("/push"):
+            begun.set()
+            await over.wait()
+        return web.json_response([])
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", node)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(home.socket("fcrund"))).start()
+    machines = NodeMachines(home)
+    pushing = [asyncio.create_task(machines.push(f"sha256:{n:064}", "s3://away")) for n in range(2 * THREADS)]
+    try:
+        async with asyncio.timeout(20):
+            await begun.wait()
+            assert await machines.of_runs() == []
+    finally:
+        over.set()
+        machines.close()
+        await asyncio.gather(*pushing, return_exceptions=True)
+        await runner.cleanup()
