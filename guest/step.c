@@ -17,9 +17,12 @@
 
 enum { OUTPUT_MAX = 1 << 20, READ = 64 << 10, NOT_FOUND = 127, NOT_EXECUTABLE = 126, BY_SIGNAL = 128 };
 
-static pid_t child;
+static volatile pid_t child;  // 0: it has ended, and its number may be another's
 
-static void pass_on(int number) { kill(child, number); }
+static void pass_on(int number) {
+    if (child)
+        kill(child, number);
+}
 
 static _Noreturn void run_command(char **argv, int out, const char *identity) {
     dup2(out, STDOUT_FILENO);
@@ -34,7 +37,8 @@ static _Noreturn void run_command(char **argv, int out, const char *identity) {
 // Its stdout, kept up to the limit; where it is `live` all of it is passed on as it comes. The exit status.
 static int listen_to(int from, bool live, struct bytes *output, bool *too_much) {
     uint8_t piece[READ];
-    int status;
+    siginfo_t ended;
+    int status = 0;
     for (ssize_t count; (count = read(from, piece, sizeof piece)) > 0 || (count < 0 && errno == EINTR);) {
         if (count < 0)
             continue;
@@ -44,8 +48,11 @@ static int listen_to(int from, bool live, struct bytes *output, bool *too_much) 
         if (!*too_much)
             bytes_append(output, piece, (size_t)count);
     }
-    while (waitpid(child, &status, 0) < 0 && errno == EINTR) {
+    while (waitid(P_PID, (id_t)child, &ended, WEXITED | WNOWAIT) < 0 && errno == EINTR) {
     }
+    pid_t pid = child;
+    child = 0;
+    waitpid(pid, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : BY_SIGNAL + WTERMSIG(status);
 }
 
@@ -62,6 +69,7 @@ static void pass_signals(bool on) {
 
 static int run(char **argv, const char *identity, bool live, struct bytes *output, bool *too_much) {
     int ends[2];
+    signal(SIGCHLD, SIG_DFL);  // where whoever started this ignores it, nobody would know how the command ended
     if (pipe(ends))
         die(FAILED, NULL, "pipe: %s", strerror(errno));
     child = fork();

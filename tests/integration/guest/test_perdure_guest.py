@@ -108,6 +108,13 @@ async def test_steps_that_end_badly(shell: Shell, command: tuple[str, ...], stat
     assert shell.asked[-1][3]["result"]["exit_status"] == status
 
 
+async def test_a_step_below_a_program_that_ignores_its_childrens_ends(shell: Shell) -> None:
+    shell.says = lambda call, body: body if call.path.endswith("/end") else {"status": "run"}
+    inner = ("./perdure-guest", "step", "inner", "--", "sh", "-c", "exit 3")
+    await shell("step", "outer", "--", "env", "--ignore-signal=CHLD", *inner, status=3)
+    assert [body["result"]["exit_status"] for _, _, call, body in shell.asked if call == "step/end"] == [3, 3]
+
+
 async def test_a_step_with_too_much_output_has_an_end_all_the_same(shell: Shell) -> None:
     shell.says = lambda call, body: body if call.path.endswith("/end") else {"status": "run"}
     said, told = await shell("step", "s", "--", "head", "-c", "2000000", "/dev/zero", status=125)
