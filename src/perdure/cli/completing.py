@@ -1,4 +1,4 @@
-"""What a shell may offer next on a command line of a ``Program``."""
+"""What a shell may offer next on a command line of a ``Program``, and the script with which it asks."""
 
 from __future__ import annotations
 
@@ -6,8 +6,50 @@ import argparse
 from collections.abc import Callable, Iterable, Sequence
 
 from perdure.cli.program import Program, group_of
+from perdure.errors import InvalidValue
+
+# Each asks `NAME completion --words` with what is typed so far, and takes files where that has nothing to say.
+SCRIPTS = {
+    "bash": """\
+_NAME() {
+    local words
+    words=$(NAME completion --words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
+    local IFS=$'\\n'
+    COMPREPLY=($words)
+}
+complete -o default -F _NAME NAME
+""",
+    "zsh": """\
+_NAME() {
+    local -a found
+    found=(${(f)"$(NAME completion --words "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( ${#found} )); then compadd -a found; else _files; fi
+}
+compdef _NAME NAME
+""",
+    "fish": """\
+function __NAME_words
+    set -l typed (commandline -opc) (commandline -ct)
+    NAME completion --words $typed[2..] 2>/dev/null
+end
+complete -c NAME -a '(__NAME_words)'
+""",
+}
 
 Names = Callable[[str], Iterable[str]]  # what there is of a kind, by the metavar of the argument: SANDBOX, IMAGE …
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of the command ``completion``."""
+    parser.add_argument("shell", nargs="?", choices=sorted(SCRIPTS), help="bash, fish or zsh")
+    parser.add_argument("--words", nargs=argparse.REMAINDER, metavar="WORD", help="what may come next: for the scripts")
+
+
+def script(name: str, shell: str) -> str:
+    """The script that completes the words of the program ``name``."""
+    if not shell:
+        raise InvalidValue("which shell?", hint=f"{name} completion bash, fish or zsh")
+    return SCRIPTS[shell].replace("NAME", name)
 
 
 def candidates(program: Program, words: Sequence[str], names: Names) -> list[str]:
@@ -17,9 +59,10 @@ def candidates(program: Program, words: Sequence[str], names: Names) -> list[str
     """
     *before, current = words or [""]
     if not before:
-        return _starting(current, program.command_names())
+        usual = candidates(program, [program.usual, current], names) if program.usual else []
+        return sorted({*usual, *_starting(current, program.command_names())})
     if before[0] not in program.command_names():
-        return []
+        return candidates(program, [program.usual, *words], names) if program.usual else []
     command = program.command_module(before[0])
     if (group := group_of(command)) is not None:
         return candidates(group, [*before[1:], current], names)

@@ -75,7 +75,7 @@ class Program:
     ) -> None:
         self.name, self.package, self.folder, self.about, self.groups = name, package, folder, about, groups
         self._docker = docker
-        self._usual = usual
+        self.usual = usual
         self._reword = reword
 
     def command_names(self) -> list[str]:
@@ -128,8 +128,8 @@ class Program:
 
             print(f"{self.name} {__version__}")
             return 0
-        if argv[0] not in names and self._usual:
-            argv = [self._usual, *argv]
+        if argv[0] not in names and self.usual:
+            argv = [self.usual, *argv]
         if argv[0] not in names:
             return self._unknown(argv[0], names)
         command = self.command_module(argv[0])
@@ -151,12 +151,12 @@ class Program:
             return self._report(error)
 
     def _report(self, error: Exception) -> int:
-        from perdure.errors import InvalidValue, PerdureError
+        from perdure.errors import AgentInvalid, InvalidValue, PerdureError
 
-        name = self.name.split()[0] if self._usual else self.name
+        name = self.name.split()[0] if self.usual else self.name
         if isinstance(error, PerdureError):
-            said = self._reword(str(error)) if isinstance(error, InvalidValue) else str(error)
-            sys.stderr.write(f"{name}: {said}\n")
+            is_typed = isinstance(error, InvalidValue) and not isinstance(error, AgentInvalid)  # that is in a file
+            sys.stderr.write(f"{name}: {self._reword(str(error)) if is_typed else error}\n")
             return self._status(error.exit_status)
         if os.environ.get("PERDURE_DEBUG"):
             raise error
@@ -173,8 +173,12 @@ class Program:
 
     def overview(self) -> str:
         """What it prints when it is given no command."""
+        import shutil
+        import textwrap
+
         commands = list(dict.fromkeys(self.command_module(name) for name in self.command_names()))
-        text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{self.about}\n"]
+        about = textwrap.fill(self.about, shutil.get_terminal_size().columns - 2)  # as argparse does it
+        text = [f"Usage: {self.name} COMMAND [OPTIONS]\n\n{about}\n"]
         for group in self.groups:
             members = [command for command in commands if group == command.GROUP]
             text.append(f"\n{group}:\n" + "".join(f"  {command.NAME:<10}  {command.HELP}\n" for command in members))

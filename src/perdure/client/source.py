@@ -20,6 +20,7 @@ _OPTIONS: dict[str, type] = {
 NEVER_S = 1e10  # as a grace: 300 years
 _POLICY = ("idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s")  # numbers from 0 on
 DURABILITIES = ("snapshot", "replay")
+FORMS = "write FILE.py:FUNCTION, or --image IMAGE -- COMMAND"
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,10 @@ def read(reference: str) -> AgentSource:
     """The agent ``FILE.py:FUNCTION``. ``AgentInvalid`` says what is wrong, with the line."""
     place, colon, function = reference.rpartition(":")
     if not colon or not place or not function.isidentifier():
-        raise AgentInvalid(f"{reference!r} does not name an agent", hint="write FILE.py:FUNCTION")
+        raise AgentInvalid(f"{reference!r} does not name an agent", hint=FORMS)
     path = Path(place)
     if path.suffix != ".py":
-        raise AgentInvalid(f"{place} is not a Python file", hint="write FILE.py:FUNCTION")
+        raise AgentInvalid(f"{place} is not a Python file", hint=FORMS)
     try:
         source = path.read_text(encoding="utf-8")
     except OSError as error:

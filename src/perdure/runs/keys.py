@@ -82,7 +82,7 @@ def check_same(head: Head, older: StartRequest, newer: StartRequest) -> None:
         what = "with another input"
     else:
         return
-    hint = "Take another key for another run; or another key_scope."
+    hint = "Take another key for another run, or this one in another scope (--key-scope)."
     message = f"the key {newer.key!r} is that of run {head.run_id}, {what}"
     raise Conflict(message, hint=hint, run_id=head.run_id)
 

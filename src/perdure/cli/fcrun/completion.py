@@ -15,43 +15,17 @@ Print the script that completes fcrun's words in your shell: commands, options, 
 snapshots and templates. In ~/.bashrc: source <(fcrun completion bash). In ~/.zshrc, after compinit:
 source <(fcrun completion zsh). In ~/.config/fish/config.fish: fcrun completion fish | source."""
 
-# Each asks `fcrun completion --words` with what is typed so far, and takes files where that has nothing to say.
-SCRIPTS = {
-    "bash": """\
-_fcrun() {
-    local words
-    words=$(fcrun completion --words "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null)
-    local IFS=$'\\n'
-    COMPREPLY=($words)
-}
-complete -o default -F _fcrun fcrun
-""",
-    "zsh": """\
-_fcrun() {
-    local -a found
-    found=(${(f)"$(fcrun completion --words "${(@)words[2,CURRENT]}" 2>/dev/null)"})
-    if (( ${#found} )); then compadd -a found; else _files; fi
-}
-compdef _fcrun fcrun
-""",
-    "fish": """\
-function __fcrun_words
-    set -l typed (commandline -opc) (commandline -ct)
-    fcrun completion --words $typed[2..] 2>/dev/null
-end
-complete -c fcrun -a '(__fcrun_words)'
-""",
-}
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("shell", nargs="?", choices=sorted(SCRIPTS), help="bash, fish or zsh")
-    parser.add_argument("--words", nargs=argparse.REMAINDER, metavar="WORD", help="what may come next: for the scripts")
+    from perdure.cli import completing
+
+    completing.add_options(parser)
 
 
 def run(options: argparse.Namespace) -> int:
+    from perdure.cli.completing import candidates, script
+
     if options.words is not None:
-        from perdure.cli.completing import candidates
         from perdure.cli.fcrun import PROGRAM
         from perdure.cli.program import split_host
 
@@ -61,11 +35,7 @@ def run(options: argparse.Namespace) -> int:
         found = candidates(PROGRAM, words, _names)
         sys.stdout.write("".join(f"{each}\n" for each in found))
         return 0
-    if not options.shell:
-        from perdure.errors import InvalidValue
-
-        raise InvalidValue("which shell?", hint="fcrun completion bash, fish or zsh")
-    sys.stdout.write(SCRIPTS[options.shell])
+    sys.stdout.write(script("fcrun", options.shell))
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from perdure.cli.perdure._words import NEVER_S
+from perdure.cli.perdure._words import NEVER_S, seconds
 from perdure.errors import InvalidValue
 
 
@@ -98,7 +98,7 @@ def _policy(options: argparse.Namespace) -> dict[str, Any]:
     for name in ("idle_grace", "think_grace"):
         if (text := getattr(options, name)) is not None:
             option = "--" + name.replace("_", "-")
-            found[f"{name}_s"] = NEVER_S if text == "never" else _duration(text, option)
+            found[f"{name}_s"] = NEVER_S if text == "never" else seconds(text, option)
     for text in options.checkpoint:
         turns = text.removesuffix("turns").removesuffix("turn")
         if text == "manual":
@@ -108,11 +108,5 @@ def _policy(options: argparse.Namespace) -> dict[str, Any]:
                 raise InvalidValue(f"--checkpoint {text}: that is no number of turns", hint="write turn, or 5turns")
             found["checkpoint_turns"] = int(turns or 1)
         else:
-            found["checkpoint_s"] = _duration(text, "--checkpoint")
+            found["checkpoint_s"] = seconds(text, "--checkpoint")
     return found
-
-
-def _duration(text: str, option: str) -> float:
-    from perdure.cli.fcrun import _moment
-
-    return _moment.duration(text, option)

@@ -9,7 +9,8 @@ HELP = "End the server, the node, and the offline model"
 GROUP = "This machine"
 DESCRIPTION = (
     "End the server, the microVMs of runs, the offline model and the node of this state folder. Runs are kept: the "
-    "next 'perdure up' goes on with them, from their snapshots and logs."
+    "next 'perdure up' goes on with them, from their snapshots and logs. What machines run in stays, for the next "
+    "start ('fcrun host stop' ends that, too)."
 )
 
 

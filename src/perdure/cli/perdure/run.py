@@ -100,7 +100,7 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
     request |= _lifecycle.wishes(options)
     words: list[str] = options.words
     if not words:
-        raise InvalidValue("nothing to run", hint="write FILE.py:FUNCTION, or --image IMAGE -- COMMAND")
+        raise InvalidValue("nothing to run", hint=source.FORMS)
     if len(words) == 1 and (":" in words[0] or not options.image):
         agent = source.read(words[0])
         given = None if options.input is None else _json.argument(options.input, "--input")

@@ -11,7 +11,9 @@ DESCRIPTION = "List runs, the newest first. TURNS: asked of a provider + answere
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--state", action="append", default=[], help="only runs in this state (can be repeated)")
+    parser.add_argument(
+        "--state", action="append", default=[], metavar="STATE", help="only runs in this state (can be repeated)"
+    )
     parser.add_argument("--tag", action="append", default=[], metavar="NAME=VALUE", help="only runs with this tag")
     parser.add_argument("-q", "--quiet", action="store_true", help="only the ids")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")

@@ -23,7 +23,10 @@ def run(options: argparse.Namespace) -> int:
     found = ServerClient().servers()
     if options.json or options.quiet:
         for server in found:
-            print(json.dumps(server) if options.json else server.get("server", ""))
+            if options.json:
+                print(json.dumps(server))
+            elif "server" in server:  # one on SQLite shares nothing, and has no id
+                print(server["server"])
         return 0
     rows = [
         [

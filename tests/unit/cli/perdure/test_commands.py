@@ -59,6 +59,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     made = Shell(tmp_path_factory.mktemp("served"))
     assert made("up").returncode == 0
     (made.folder / "x.py").write_text(AGENT)
+    (made.folder / "wrong.py").write_text("@agent(memory=3)\ndef f(ctx): ...\n")
     yield made
     assert made("down").returncode == 0
 
@@ -123,6 +124,8 @@ def test_status_and_an_empty_list(served: Shell) -> None:
         (["run"], 2, "nothing to run"),
         (["run", "no.py:f"], 2, "no.py cannot be read: No such file"),
         (["run", "x.py"], 2, "'x.py' does not name an agent"),
+        (["run", "--", "ls"], 2, "--image IMAGE -- COMMAND"),
+        (["run", "wrong.py:f"], 2, "@agent(memory=...) is unknown\n  known are image, memory_mib, vcpus, "),
         (["run", "x.py:g"], 2, "x.py has no function 'g'"),
         (["run", "x.py:f", "--input", "{topic: owls}"], 2, "--input is not JSON"),
         (["run", "x.py:f", "--input", "NaN"], 2, "NaN is not a JSON value"),
@@ -132,7 +135,7 @@ def test_status_and_an_empty_list(served: Shell) -> None:
         (["run", "x.py:f", "--memory=-5"], 2, "--memory -5 is no size"),
         (["run", "x.py:f", "--memory", "much"], 2, "--memory: 'much' is no size"),
         (["run", "x.py:f", "--cpus", "0"], 2, "--cpus: '0' is no number of CPUs"),
-        (["run", "x.py:f", "--idle-grace", "soon"], 2, "--idle-grace: 'soon' is no duration"),
+        (["run", "x.py:f", "--idle-grace", "soon"], 2, "--idle-grace: 'soon' is not a length of time"),
         (["run", "x.py:f", "--checkpoint", "0turns"], 2, "--checkpoint 0turns: that is no number of turns"),
         (["run", "--image", "i", "-v", "/etc:/etc", "--", "ls", "-l"], 2, "a run shares no folders with this machine"),
         (["run", "x.py:f", "--timeout", "soon"], 2, "--timeout"),
@@ -166,6 +169,24 @@ def test_status_and_an_empty_list(served: Shell) -> None:
 def test_what_is_wrong_is_said_and_nothing_starts(served: Shell, words: list[str], status: int, said: str) -> None:
     assert said in served.refused(*words, status=status, stdin="{")
     assert served("runs", "-q").stdout == ""
+
+
+def test_the_tab_key(served: Shell) -> None:
+    def offered(*words: str) -> list[str]:
+        return served("completion", "--words", *words).stdout.split()
+
+    served("queue", "create", "slow")
+    assert offered("re") == ["rewind"] and offered("queue", "in") == ["inspect"]
+    assert offered("queue", "rm", "") == ["slow"] and offered("show", "") == []
+    assert offered("log", "ex") == ["export"] and offered("log", "feed", "--ki") == ["--kind"]
+    assert offered("runs", "--state", "susp") == ["suspended", "suspending"]
+    assert offered("run", "--durability", "") == ["replay", "snapshot"]
+    assert "complete -o default -F _perdure perdure" in served("completion", "bash").stdout
+    assert "which shell" in served.refused("completion", status=2)
+
+
+def test_the_only_server_has_no_id(served: Shell) -> None:
+    assert served("servers", "-q").stdout == "" and len(served("servers").stdout.splitlines()) == 2
 
 
 @pytest.mark.parametrize("name", perdure.command_names())

@@ -33,5 +33,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     else:
-        print(f"verified: {found['entries']} entries, {found['branches']} branches, {found['blobs']} large values")
+        counted = (
+            ("entry", "entries", "entries"),
+            ("branch", "branches", "branches"),
+            ("large value", "large values", "blobs"),
+        )
+        print(
+            "verified: " + ", ".join(f"{found[key]} {one if found[key] == 1 else many}" for one, many, key in counted)
+        )
     return 0
