@@ -62,10 +62,12 @@ class Retention:
         await self._sweep()
 
     async def _sweep(self) -> None:
-        now = self._clock.monotonic()
-        if not self._is_sweep_due or (self._swept_at is not None and now < self._swept_at + SWEEP_S):
+        now, leases = self._clock.monotonic(), self._context.leases
+        if self._swept_at is None and leases is not None:
+            self._swept_at = now  # what other servers drop is dropped unseen: one sweep a day is for all of it
+        is_due = self._is_sweep_due or leases is not None
+        if not is_due or (self._swept_at is not None and now < self._swept_at + SWEEP_S):
             return
-        leases = self._context.leases
         if leases is not None and leases.server != min((one.server for one in await leases.leases()), default=""):
             return  # one of the servers does: between two sweeps there is to be time
         self._swept_at = now
