@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint
 from perdure.runs import travel
 from perdure.runs.ports import MachinePlan, Machines
@@ -20,6 +20,9 @@ from perdure.runs.record import Kept
 from perdure.runs.run import Run
 
 log = logging.getLogger(__name__)
+
+PULL_TRIES = 5  # of what may be there again in a moment: a store, the way there, a node that is just starting
+PULL_PAUSE_S = 1.0  # before the second one, doubled for each more
 
 
 class Passed(Exception):
@@ -89,10 +92,21 @@ class Restoring:
                 raise Passed("it was of a sandbox that the run does not have any more")
             raise Passed(f"it is at {self._place(one)} only, and {self._here} goes on")
         try:
-            await self._machines.pull(one.digest, one.store)
+            await self._pulled(one)
         except PerdureError as error:
             raise Passed(f"it does not come from {one.store}: {error.message}") from error
         return await self._new(one, calls)
+
+    async def _pulled(self, one: Kept) -> None:
+        epoch = self.run.record.epoch
+        for tried in range(1, PULL_TRIES + 1):
+            try:
+                await self._machines.pull(one.digest, one.store)
+                return
+            except Unavailable:
+                pause_s = PULL_PAUSE_S * 2 ** (tried - 1)
+                if tried == PULL_TRIES or await self.run.until(lambda: self.run.record.epoch != epoch, pause_s):
+                    raise
 
     async def _new(self, one: Kept, calls: CallsEndpoint) -> str:
         try:

@@ -15,6 +15,7 @@ import pytest
 from perdure.cli.perdure._story import Story
 from perdure.errors import Unavailable
 from perdure.model import RunState
+from perdure.runs import restoring
 from perdure.runs.policy import Policy
 from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
@@ -104,6 +105,30 @@ async def test_at_another_node_the_copy_in_the_shared_store_goes_on(houses: Hous
     told = await shown(second, run_id)
     assert f"from the copy of the snapshot in {STORE}" in told
     assert f"at {second.machines.node.said}; it was at {first.machines.node.said}" in told
+
+
+async def test_a_store_that_is_away_for_a_moment_costs_no_run_its_machine(
+    houses: Houses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restoring, "PULL_PAUSE_S", 0.01)
+    memory: list[str] = []
+    first, second = await up(houses, store=STORE), await up(houses, store=STORE)
+    second.machines.stores = first.machines.stores
+    away = [True, True]
+
+    async def pull() -> None:
+        if away:
+            away.pop()
+            raise Unavailable("the store does not answer")
+
+    second.machines.before["pull"] = pull
+    run_id = await asleep(first, memory, is_pushed=True)
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await second.engine.signal(run_id, "go", 1)
+    assert (await second.ends(run_id)).result == "fine"
+    assert memory == ["step", "came by"] and not away
+    assert "passed over" not in await shown(second, run_id)
 
 
 @pytest.mark.parametrize("store", ["", STORE])
