@@ -303,7 +303,7 @@ class Engine(Desk):
         elif self._timers.of(run.id) > 2 * len(waits) + DEADLINES_MAX:
             self._timers.retain(run.id, {LIMIT + run.id, *(wait.id for wait in waits)})
 
-    async def _deadline(self, run_id: str, wait_id: str) -> None:
+    async def _deadline(self, run_id: str, wait_id: str, until: float) -> None:
         if wait_id.startswith(SCHEDULE):
             await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
             return
@@ -312,16 +312,17 @@ class Engine(Desk):
             return
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:
-                await self._limit(run)
+                await self._limit(run, until)
             elif run is not None:
-                await run.timeout(wait_id)
+                await run.timeout(wait_id, until)
 
-    async def _limit(self, run: Run) -> None:
+    async def _limit(self, run: Run, until: float) -> None:
         """A time limit of the run has passed, or would have, had it gone on with its machine."""
         if run.ended:
             return
-        ending, error = run.record.ending, limits.passed(run.record, self._clock.time())
-        if ending is not None and ending.until <= self._clock.time():
+        now = max(self._clock.time(), until)
+        ending, error = run.record.ending, limits.passed(run.record, now)
+        if ending is not None and ending.until <= now:
             await ends.end(run, RunState(ending.to), ending.error, 0)
         elif ending is None and error is not None:
             await self._end(run, RunState.FAILED, error, self._settings.clean_up_s)

@@ -325,14 +325,15 @@ class Run:
 
         return await self.atomically(act)
 
-    async def timeout(self, wait_id: str) -> None:
-        """The deadline of a wait has passed; nothing happens when it is not open any more."""
+    async def timeout(self, wait_id: str, passed: float = 0.0) -> None:
+        """The deadline of a wait has passed; nothing happens when it is not open any more. passed: what is over,
+        whatever the clock says."""
 
         async def act() -> None:
             wait = self.record.waits.find(wait_id)
             if wait is None or self.ended:
                 return
-            if wait.until is not None and wait.until > self.clock.time():
+            if wait.until is not None and wait.until > max(self.clock.time(), passed):
                 self._on_wait(self.id, wait)  # the run was rewound: the wait has longer than it had
             else:
                 outcome = "completed" if wait.kind == "time" else "timed-out"

@@ -21,8 +21,8 @@ Entry = tuple[float, float, str, str, bool]
 
 
 class Timers:
-    """Calls ``fire(run_id, name)`` once the wall clock has passed a deadline, in a task of its own: a slow one holds up
-    no other. Whoever is called looks whether there is something to be done: a deadline that is over is taken out
+    """Calls ``fire(run_id, name, until)`` once the wall clock has passed a deadline, in a task of its own: a slow one
+    holds up no other. ``until`` is the deadline, which is over also where the clock, set back, does not say so. Whoever is called looks whether there is something to be done: a deadline that is over is taken out
     (``forget``, ``retain``) to save room alone.
 
     A deadline is a moment that somebody named (``absolute``), which is the clock's business alone, or the end of a
@@ -30,7 +30,7 @@ class Timers:
     a host that slept: the time is over.
     """
 
-    def __init__(self, fire: Callable[[str, str], Awaitable[None]], clock: Clock = SYSTEM) -> None:
+    def __init__(self, fire: Callable[[str, str, float], Awaitable[None]], clock: Clock = SYSTEM) -> None:
         self._fire = fire
         self._clock = clock
         self._heap: list[Entry] = []
@@ -42,13 +42,16 @@ class Timers:
 
     def add(self, until: float, run_id: str, name: str, *, absolute: bool = False) -> None:
         """name: a wait's id, or whatever else is unique for all runs. Nothing happens where it has this deadline."""
+        if self._due.get(run_id, {}).get(name) != until:
+            self._put((until, until, run_id, name, absolute))
+
+    def _put(self, entry: Entry) -> None:
+        _, until, run_id, name, _ = entry
         due = self._due.setdefault(run_id, {})
-        if due.get(name) == until:
-            return
         self._size += name not in due
         due[name] = until
         self._sweep()
-        heapq.heappush(self._heap, (until, until, run_id, name, absolute))
+        heapq.heappush(self._heap, entry)
         if self._heap[0][3] == name:
             self._earlier.set()
 
@@ -121,15 +124,16 @@ class Timers:
         while self._heap and self._heap[0][0] <= self._clock.time():
             entry = heapq.heappop(self._heap)
             if self._counts(entry):
-                run_id, name = entry[2:4]
-                self._remove(run_id, name)
-                task = asyncio.create_task(self._pass(run_id, name), name=f"deadline-{run_id}")
+                self._remove(*entry[2:4])
+                task = asyncio.create_task(self._pass(entry), name=f"deadline-{entry[2]}")
                 self._firing.add(task)
                 task.add_done_callback(self._firing.discard)
 
-    async def _pass(self, run_id: str, name: str) -> None:
+    async def _pass(self, entry: Entry) -> None:
+        _, until, run_id, name, absolute = entry
         try:
-            await self._fire(run_id, name)
+            await self._fire(run_id, name, until)
         except Exception as error:  # of one run: the others' deadlines pass all the same
             _log.error("deadline %s of run %s: %r; tried again", name, run_id, error)
-            self.add(self._clock.time() + AGAIN_S, run_id, name)
+            if name not in self._due.get(run_id, {}):  # else it has another one since
+                self._put((self._clock.time() + AGAIN_S, until, run_id, name, absolute))

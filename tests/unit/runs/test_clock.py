@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+from typing import Any
 
 import pytest
 
 from perdure.runs.clock import SYSTEM
 from perdure.runs.timers import AGAIN_S, LOOK_S, Timers
 from perdure.testing.clock import FakeClock
+from perdure.testing.machines import Ask
+from perdure.testing.programs import Steps
 
 DAY_S = 86400.0
 
@@ -53,7 +57,7 @@ async def test_a_timeout_of_the_clock_ends_only_what_it_is_around() -> None:
 async def test_timers_go_by_the_wall_clock(way: str) -> None:
     clock, fired = FakeClock(), asyncio.Queue[str]()
 
-    async def fire(run_id: str, wait_id: str) -> None:
+    async def fire(run_id: str, wait_id: str, until: float) -> None:
         fired.put_nowait(wait_id)
 
     timers = Timers(fire, clock)
@@ -78,7 +82,7 @@ async def test_timers_go_by_the_wall_clock(way: str) -> None:
 async def test_one_slow_deadline_holds_up_no_other() -> None:
     clock, fired, never, room = FakeClock(), asyncio.Queue[str](), asyncio.Event(), asyncio.Event()
 
-    async def fire(run_id: str, name: str) -> None:
+    async def fire(run_id: str, name: str, until: float) -> None:
         if name == "slow":
             await never.wait()
         if name == "broken" and not room.is_set():
@@ -103,7 +107,7 @@ async def test_one_slow_deadline_holds_up_no_other() -> None:
 async def test_a_clock_that_is_set_back_makes_no_sleep_longer() -> None:
     clock, fired = FakeClock(), asyncio.Queue[str]()
 
-    async def fire(run_id: str, name: str) -> None:
+    async def fire(run_id: str, name: str, until: float) -> None:
         fired.put_nowait(name)
 
     timers = Timers(fire, clock)
@@ -121,10 +125,29 @@ async def test_a_clock_that_is_set_back_makes_no_sleep_longer() -> None:
     await asyncio.wait({running})
 
 
+@pytest.mark.parametrize("limit_s", [None, 3600.0])
+async def test_a_clock_that_is_set_back_makes_no_wait_and_no_limit_of_a_run_longer(
+    house: Any, limit_s: float | None
+) -> None:
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "time", "seconds": 7200 if limit_s else 3600})
+        yield Ask("complete", {"result": "slept"})
+
+    house.settings = dataclasses.replace(house.settings, clean_up_s=0.0)
+    clock = await house.at(FakeClock())
+    run_id = await house.start(program, timeout_s=limit_s)
+    await house.waits(run_id, "time")
+    clock.set(clock.time() - DAY_S)
+    clock.move(3600)
+    info = await house.ends(run_id)
+    assert info.result == (None if limit_s else "slept")
+    assert info.state == ("failed" if limit_s else "completed")
+
+
 async def test_a_deadline_that_is_given_twice_fires_once_and_a_newer_one_instead() -> None:
     clock, fired = FakeClock(), asyncio.Queue[str]()
 
-    async def fire(run_id: str, name: str) -> None:
+    async def fire(run_id: str, name: str, until: float) -> None:
         fired.put_nowait(name)
 
     timers, now = Timers(fire, clock), clock.time()
@@ -151,7 +174,7 @@ async def test_the_hosts_clock_by_the_same_words() -> None:
 async def test_what_is_over_takes_no_room_and_does_not_fire() -> None:
     clock, fired = FakeClock(), asyncio.Queue[str]()
 
-    async def fire(run_id: str, name: str) -> None:
+    async def fire(run_id: str, name: str, until: float) -> None:
         fired.put_nowait(name)
 
     timers, now = Timers(fire, clock), clock.time()
