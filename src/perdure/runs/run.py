@@ -326,8 +326,7 @@ class Run:
         return await self.atomically(act)
 
     async def timeout(self, wait_id: str, passed: float = 0.0) -> None:
-        """The deadline of a wait has passed; nothing happens when it is not open any more. passed: what is over,
-        whatever the clock says."""
+        """The deadline of a wait has ``passed``, whatever the clock says; nothing happens when that is not open."""
 
         async def act() -> None:
             wait = self.record.waits.find(wait_id)

@@ -22,8 +22,9 @@ Entry = tuple[float, float, str, str, bool]
 
 class Timers:
     """Calls ``fire(run_id, name, until)`` once the wall clock has passed a deadline, in a task of its own: a slow one
-    holds up no other. ``until`` is the deadline, which is over also where the clock, set back, does not say so. Whoever is called looks whether there is something to be done: a deadline that is over is taken out
-    (``forget``, ``retain``) to save room alone.
+    holds up no other. ``until`` is the deadline, which is over also where a clock that was set back does not say so.
+    Whoever is called looks whether there is something to be done: a deadline that is over is taken out (``forget``,
+    ``retain``) to save room alone.
 
     A deadline is a moment that somebody named (``absolute``), which is the clock's business alone, or the end of a
     length of time: such a one does not take longer because the clock was set back. One that was set forward is like
