@@ -515,3 +515,5 @@ async def test_children_and_forks_are_listed_below_their_runs(log: ContextLog) -
     assert await below("kid", "fork", "nobody") == ["grandkid", "deeper", "beside"]
     assert await below("other", "beside") == []
     assert [head.run_id for head in await log.heads(below=["root"], states=["queued"])] == ["kid"]
+    assert [head.run_id for head in await log.heads(forks_of=["root", "kid", "nobody"])] == ["fork", "beside"]
+    assert await log.heads(forks_of=["beside"]) == await log.heads(forks_of=[]) == []

@@ -55,6 +55,7 @@ def heads_query(
     name: str | None,
     parent: str | None,
     below: Collection[str] | None,
+    forks_of: Collection[str] | None,
     tags: Mapping[str, str],
     prefix: str,
     ids: Collection[str] | None,
@@ -79,6 +80,11 @@ def heads_query(
         children = f"SELECT run_id FROM runs WHERE parent IN ({given})"
         forks = f"SELECT run_id FROM branches WHERE parent_run IN ({given})"
         parts.append(f"r.run_id IN ({children} UNION ALL {forks})")
+        values |= slots
+    if forks_of is not None:
+        slots = {f"forked{number}": run_id for number, run_id in enumerate(forks_of)}
+        given = ", ".join(f":{slot}" for slot in slots) or "NULL"
+        parts.append(f"r.run_id IN (SELECT run_id FROM branches WHERE parent_run IN ({given}))")
         values |= slots
     if name is not None:
         parts.append("r.name = :name")

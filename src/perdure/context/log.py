@@ -153,6 +153,7 @@ class ContextLog(Protocol):
         name: str | None = None,
         parent: str | None = None,
         below: Collection[str] | None = None,
+        forks_of: Collection[str] | None = None,
         tags: Mapping[str, str] = NO_TAGS,
         prefix: str = "",
         ids: Collection[str] | None = None,
@@ -164,9 +165,9 @@ class ContextLog(Protocol):
     ) -> list[Head]:
         """Runs, oldest first (``newest``: last first): those that have all of what is asked for.
 
-        prefix: of the id. below: children and forks of these. ids, below: some thousands at most. pruned: as ``Head``
-        has it. The other words are those of the summary (``context.listing``). beyond: the id of the run that the page
-        before ended with.
+        prefix: of the id. below: children and forks of these; forks_of: forks alone. ids, below, forks_of: some
+        thousands at most. pruned: as ``Head`` has it. The other words are those of the summary (``context.listing``).
+        beyond: the id of the run that the page before ended with.
         """
         ...
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 import msgspec
@@ -119,13 +119,19 @@ class Children:
             await self._cancel(head.run_id)
 
     async def _is_awaited(self, child: str) -> bool:
-        """By a run of any server: the parent, or a fork of it."""
-        with suppress(NotFound):
-            parent = await self._context.head(from_head(await self._context.head(child)).parent)
-            if _waits_for(from_head(parent), child):
+        """By a run of any server: the parent, or a fork of it. Other runs are not read, as they may be many."""
+        level = [from_head(await self._context.head(child)).parent]
+        found = [await self._context.head(level[0])]
+        while found:
+            if any(_waits_for(from_head(head), child) for head in found):
                 return True
-        heads = await self._context.heads(released=False)
-        return any(_waits_for(from_head(head), child) for head in heads)
+            found = [
+                head
+                for first in range(0, len(level), AT_ONCE)
+                for head in await self._context.heads(forks_of=level[first : first + AT_ONCE])
+            ]
+            level = [head.run_id for head in found]
+        return False
 
     def _forget(self, run_id: str, child: str) -> None:
         del self._awaited[run_id][child]

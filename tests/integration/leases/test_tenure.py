@@ -266,3 +266,34 @@ async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: b
     await reached.wait()
     assert (await house.ends(child)).state is RunState.CANCELLED
     go_on.set()
+
+
+async def test_a_child_that_a_fork_waits_for_is_found_to_be_awaited_without_a_look_at_all_runs(houses: Houses) -> None:
+    def program() -> Generator[Any, Any, Any]:
+        begun = yield Ask("begin", {})
+        if begun.value["agent"].endswith(":main"):
+            yield Ask("wait", {"kind": "child", "function": "child"})
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+
+    house = await up(houses)
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    (child,) = [wait["child"] for wait in (await house.engine.info(run_id)).waits]
+    await house.appears(child)
+    (fork,) = await house.engine.fork(run_id)
+    (deeper,) = await house.engine.fork(fork.id)
+    children, asked, heads = house.engine._children, list[Any](), house.context.heads
+
+    async def counted(**what: Any) -> Any:
+        asked.append(what)
+        return await heads(**what)
+
+    house.context.heads = counted  # type: ignore[method-assign, assignment]
+    for ended in (run_id, fork.id):
+        assert await children._is_awaited(child)
+        await house.engine.cancel(ended, clean_up_s=0)
+        await house.ends(ended)
+    assert await children._is_awaited(child)
+    assert [what for what in asked if "forks_of" not in what and "ids" not in what] == []
+    await house.engine.cancel(deeper.id, clean_up_s=0)
+    assert (await house.ends(child)).state is RunState.CANCELLED
