@@ -64,6 +64,7 @@ async def test_export_verify_import(desk: Desk, tmp_path: Path, provider: Provid
     run_id = await ended(desk)
     await desk("log", "export", "first", "-o", "first.log")
     said, _ = await desk("log", "verify", "--file", "first.log")
+    assert "perdure log verify --file first.log" in (await desk("log", "verify", "first.log", status=1))[1]
     here = (await desk("log", "verify", "first"))[0]
     assert said.startswith("verified: ") and said.split(",")[:2] == here.split(",")[:2]
     assert (await desk("log", "export", "first"))[0] == (tmp_path / "first.log").read_text()

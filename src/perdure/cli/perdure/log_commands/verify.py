@@ -27,9 +27,17 @@ def run(options: argparse.Namespace) -> int:
 
         found = logfile.verify(_progress.counted(_logfile.lines(options.file), "read"))._asdict()
     else:
-        from perdure.client.server import ServerClient
+        from pathlib import Path
 
-        found = ServerClient().verify(options.run_id)
+        from perdure.client.server import ServerClient
+        from perdure.errors import NotFound
+
+        try:
+            found = ServerClient().verify(options.run_id)
+        except NotFound as error:
+            if not Path(options.run_id).is_file():
+                raise
+            raise NotFound(error.message, hint=f"For the file: perdure log verify --file {options.run_id}") from error
     if options.json:
         print(json.dumps(found))
     else:
