@@ -191,6 +191,8 @@ def plan(
     for place in waiting(is_full):
         if len(chosen) >= room:
             break
+        if is_full(place.key):
+            continue  # since it was taken from its line: those of several lines are merged
         if len(chosen) >= fresh:
             # The oldest that are in the way leave the period one by one.
             blocking = (recent + [now] * len(chosen))[-(queue.rate or 0)]

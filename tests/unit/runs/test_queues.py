@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
 from perdure.runs.queueing import Queues
-from perdure.runs.queues import Active, Place, Queue, Waiting, plan
+from perdure.runs.queues import Active, IsFull, Place, Queue, Waiting, order, plan
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import AGENT, nothing
 from perdure.testing.machines import Ask
@@ -302,3 +304,18 @@ async def test_a_name_that_is_no_queues_is_not_kept(house: Any) -> None:
         with pytest.raises(NotFound, match="no such queue"):
             await house.start(nothing, queue=f"no-{number}")
     assert list(house.engine.queues._lines) == []
+
+
+def test_of_two_lines_the_first_with_a_key_begins_and_not_the_other_one_with_it() -> None:
+    """As of two servers: each line says what is next before what the other one's first is chosen."""
+
+    def place(name: str, number: int, key: str | None) -> Place:
+        return Place(run_id=name, key=key, priority=0, number=number)
+
+    lines = Waiting([place("first", 1, "k")]), Waiting([place("second", 2, "k"), place("third", 3, None)])
+
+    def beside(is_full: IsFull) -> Iterable[Place]:
+        return heapq.merge(*(line.beside(is_full) for line in lines), key=order)
+
+    chosen, _ = plan(Queue(name="q", key_concurrency=1), beside, Active(), [], 0.0)
+    assert [one.run_id for one in chosen] == ["first", "third"]
