@@ -24,6 +24,7 @@ from perdure.runs.driver import Driver, Settings
 from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
 from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.pushes import LATER_S
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head
 from perdure.runs.retention import Retention
@@ -40,6 +41,7 @@ from perdure.runs.tokens import Tokens
 from perdure.runs.waits import Wait
 
 LIMIT = "limit:"  # and the run's id: what a deadline is of that is no wait's
+PUSH = "push:"  # and the run's id: its snapshot is to be brought to the store once more
 SCHEDULE = "schedule:"
 DEADLINES_MAX = 16  # of waits of a run that are over
 QUEUE = "queue:"  # and its name: what a deadline is of that is no run's
@@ -205,8 +207,10 @@ class Engine(Desk):
             await self._recover(run, f"server {of} was lost while it was {run.state}")
 
     def _is_for_the_shelf(self, record: Record) -> bool:
-        is_owed = record.unshared(self._settings.snapshot_store) is not None  # its driver brings it to the store first
-        return record.sleeps and self._settings.shelve_after_s is not None and not is_owed
+        return record.sleeps and self._settings.shelve_after_s is not None and not self._is_owed(record)
+
+    def _is_owed(self, record: Record) -> bool:  # the newest snapshot, to the store: its driver brings it there
+        return record.unshared(self._settings.snapshot_store, self._roads.of(record.request).node) is not None
 
     def take_up(self, head: Head) -> Run:
         """Have the run in memory; somebody is to drive it."""
@@ -260,6 +264,8 @@ class Engine(Desk):
             run.driven = False
             self._driving.pop(run.id, None)
             if driver.shelved:
+                if self._is_owed(run.record):
+                    self._timers.add(self._clock.time() + LATER_S, run.id, PUSH + run.id)
                 self._shelf.put(run.id)
             else:
                 self._runs.pop(run.id, None)
@@ -305,15 +311,13 @@ class Engine(Desk):
 
     async def _deadline(self, run_id: str, wait_id: str, until: float) -> None:
         if wait_id.startswith(SCHEDULE):
-            await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
-            return
+            return await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
         if wait_id.startswith(QUEUE):
-            await self.queues.due(wait_id.removeprefix(QUEUE))
-            return
+            return await self.queues.due(wait_id.removeprefix(QUEUE))
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:
                 await self._limit(run, until)
-            elif run is not None:
+            elif run is not None and not wait_id.startswith(PUSH):  # its driver, which is up, brings it there
                 await run.timeout(wait_id, until)
 
     async def _limit(self, run: Run, until: float) -> None:
@@ -388,9 +392,8 @@ class Engine(Desk):
             if run is None:
                 raise StaleEpoch(f"run {call.run_id} has ended or never was", hint="This machine is to end.")
             answer = await self._calls.answer(run, call)
-            leases = self._context.leases
-            if leases is not None and not leases.is_sure:  # it was stopped meanwhile: nobody acts on what it knew
-                # what runs answer with are generators, whose iterators can be closed
+            if (leases := self._context.leases) is not None and not leases.is_sure:
+                # It was stopped meanwhile: nobody acts on what it knew. What runs answer with can be closed.
                 await answer.body.aclose()  # type: ignore[attr-defined]
                 raise LeaseLost("this server was stopped, or cut off", hint="Ask again in a moment.")
             return answer

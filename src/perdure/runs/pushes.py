@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 
 import msgspec
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 5
 PAUSE_S = 1.0  # before the second one, doubled for each more
+LATER_S = 300.0  # after the last one; meanwhile the run may be on the shelf
 
 
 class Pushes:
@@ -28,9 +30,11 @@ class Pushes:
         self._machines = machines
         self._store = store
         self._pushing: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
 
     def begin(self) -> None:
         """Bring what is not there yet."""
+        self._wanted.set()
         if self._owed() is not None and (self._pushing is None or self._pushing.done()):
             self._pushing = asyncio.create_task(self._work(), name=f"push-{self.run.id}")
 
@@ -41,28 +45,38 @@ class Pushes:
 
     def _owed(self) -> Kept | None:
         """The newest, unless it is there: nobody goes on from an older one."""
-        record = self.run.record
-        return record.unshared(self._store)
+        return self.run.record.unshared(self._store, self._machines.node)
 
     async def _work(self) -> None:
-        with self.run.held():  # it stays in memory until it is done
-            while (one := self._owed()) is not None and not self.run.is_let_go:
-                if not await self._push(one):
-                    return
+        while (one := self._owed()) is not None and not self.run.is_let_go:
+            self._wanted.clear()
+            with self.run.held():  # it stays in memory for so long
+                try:
+                    is_done = await self._push(one)
+                except NotFound:
+                    if self._owed() == one:
+                        return
+                    continue  # it was given up meanwhile, for a newer one
+            if not is_done:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(LATER_S):
+                        await self._wanted.wait()
 
     async def _push(self, one: Kept) -> bool:
+        """False: the store is away. NotFound: that snapshot is."""
         for tried in range(1, TRIES + 1):
             try:
                 await self._machines.push(one.digest, self._store)
                 await self._note(one)
                 return True
-            except NotFound:  # it was given up meanwhile, for a newer one
-                return self._owed() != one
+            except NotFound:
+                raise
             except (PerdureError, OSError) as error:
                 log.warning("run %s: snapshot %s is not in %s: %s", self.run.id, one.digest, self._store, error)
-            if self._owed() != one or tried == TRIES:
-                return self._owed() != one
-            await asyncio.sleep(PAUSE_S * 2 ** (tried - 1))
+            if self._owed() != one:
+                return True
+            if tried < TRIES:
+                await asyncio.sleep(PAUSE_S * 2 ** (tried - 1))
         return False
 
     async def _note(self, one: Kept) -> None:

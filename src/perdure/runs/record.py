@@ -207,9 +207,10 @@ class Record(Frozen, frozen=True, kw_only=True):
         branch, seq = (at.branch, at.seq) if at else (0, 0)
         return [Kept(digest=one.digest, branch=branch, seq=seq, at=one.created, stored_bytes=one.stored_bytes)]
 
-    def unshared(self, store: str) -> Kept | None:
-        """The newest snapshot, where it is to be in a store ("": in none) and is not."""
-        newest = self.restorable[-1:] if store and self.node is not None else []
+    def unshared(self, store: str, here: NodePlace | None) -> Kept | None:
+        """The newest snapshot, where it is at the node ``here``, is to be in a store ("": in none), and is not."""
+        is_here = self.node is not None and here is not None and here.id == self.node.id
+        newest = self.restorable[-1:] if store and is_here else []
         return next((one for one in newest if one.store != store and one.node in ("", self.node_id)), None)
 
     @property

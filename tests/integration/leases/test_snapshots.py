@@ -15,7 +15,7 @@ import pytest
 from perdure.cli.perdure._story import Story
 from perdure.errors import Unavailable
 from perdure.model import RunState
-from perdure.runs import restoring
+from perdure.runs import engine, pushes, restoring
 from perdure.runs.policy import Policy
 from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
@@ -165,6 +165,35 @@ async def test_a_snapshot_that_was_not_in_the_store_yet_is_brought_by_the_next_s
     await until(lambda: "push" in house.machines.done)
     await until(lambda: run_id in house.engine._shelf)  # and then it is put up
     assert (await house.engine.info(run_id)).snapshots[-1]["store"] == STORE
+
+
+@pytest.mark.parametrize("is_shelved", [False, True])
+async def test_a_store_that_is_away_for_long_has_the_snapshot_when_it_is_back(
+    houses: Houses, monkeypatch: pytest.MonkeyPatch, is_shelved: bool
+) -> None:
+    monkeypatch.setattr(pushes, "TRIES", 1)
+    for module in (pushes, engine):
+        monkeypatch.setattr(module, "LATER_S", 0.2)
+    house = await up(houses, store=STORE)
+    if is_shelved:
+        house.settings = dataclasses.replace(house.settings, shelve_after_s=0.0)
+        await house.down()
+        await house.up()
+    tried = 0
+
+    async def away() -> None:
+        nonlocal tried
+        tried += 1
+        if tried < 3:
+            raise Unavailable("the store is away")
+
+    house.machines.before["push"] = away
+    run_id = await asleep(house, [])
+    if is_shelved:
+        await until(lambda: run_id in house.engine._shelf)
+    await until(lambda: "push" in house.machines.done)
+    async with house.engine._shelf.held(run_id) as run:
+        assert run is not None and await run.until(lambda: run.record.restorable[-1].store == STORE, 10)
 
 
 async def test_a_snapshot_that_was_given_up_on_its_way_to_the_store_is_followed_by_the_newest(houses: Houses) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perdure.context.log import Head, NewHead
-from perdure.model import RunState
+from perdure.model import NodePlace, RunState
 from perdure.runs.record import from_head, to_value
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps
@@ -23,7 +23,7 @@ def test_a_record_without_nodes_is_read() -> None:
     assert (record.state, record.node, record.node_id) == (RunState.SUSPENDED, None, "")
     (one,) = record.restorable
     assert (one.digest, one.node, one.store) == (record.snapshot and record.snapshot.digest, "", "")
-    assert record.unshared("s3://b/c") is None  # nobody knows at which node it is
+    assert record.unshared("s3://b/c", NodePlace(id="a", host="h", address="u")) is None  # nobody knows where it is
     again = to_value(record)
     assert {name: again[name] for name in value} | {"snapshots": value["snapshots"]} == value
 
