@@ -310,10 +310,10 @@ class Engine(Desk):
             self._timers.retain(run.id, {LIMIT + run.id, *(wait.id for wait in waits)})
 
     async def _deadline(self, run_id: str, wait_id: str, until: float) -> None:
-        if wait_id.startswith(SCHEDULE):
-            return await self.schedules.turn(wait_id.removeprefix(SCHEDULE))
-        if wait_id.startswith(QUEUE):
-            return await self.queues.due(wait_id.removeprefix(QUEUE))
+        for prefix, turn in ((SCHEDULE, self.schedules.turn), (QUEUE, self.queues.due)):
+            if wait_id.startswith(prefix):
+                await turn(wait_id.removeprefix(prefix))
+                return
         async with self._shelf.held(run_id) as run:
             if run is not None and wait_id == LIMIT + run_id:
                 await self._limit(run, until)
