@@ -180,7 +180,7 @@ class Engine(Desk):
         if self.courier is not None:
             self.courier.look(servers)
         await self._children.look(self._shelf.has)
-        self._strays.look(self._shelf.has)
+        self._strays.look(self._shelf.has, servers)
 
     async def let_go(self) -> None:
         self._strays.want()

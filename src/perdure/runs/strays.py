@@ -39,13 +39,18 @@ class Strays:
         self._others: dict[str, Sandbox] = {}  # sandboxes that may become strays
         self._next = 0.0  # monotonic
         self._is_looking = False
+        self._servers = frozenset[str]()  # that lived at the last look
 
     def want(self) -> None:
-        """There may be some: this server, or its node, has just come back."""
+        """There may be some: this server, or its node, has just come back; or another one at this node is lost."""
         self._is_listed, self._next = False, 0.0
 
-    def look(self, is_ours: Callable[[str], bool]) -> None:
-        """With each heartbeat. ``is_ours``: whether a run is this server's; its driver knows its sandboxes."""
+    def look(self, is_ours: Callable[[str], bool], servers: frozenset[str]) -> None:
+        """With each heartbeat. ``is_ours``: whether a run is this server's; its driver knows its sandboxes.
+        ``servers``: that live."""
+        if self._servers - servers:
+            self.want()
+        self._servers = servers
         is_due = self._clock.monotonic() >= self._next and bool(not self._is_listed or self._others)
         if is_due and not self._is_looking:
             self._is_looking = True

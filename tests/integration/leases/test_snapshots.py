@@ -253,6 +253,30 @@ async def test_what_becomes_a_stray_later_is_removed_then(houses: Houses, monkey
     assert (await second.ends(run_id)).result == "fine"
 
 
+async def test_what_a_lost_server_left_is_removed_by_another_one_at_its_node(
+    houses: Houses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perdure.runs.strays.AGAIN_S", 0.05)
+    monkeypatch.setattr("perdure.runs.tenure.LEFT_LOOKS", 0)
+    memory: list[str] = []
+    first = await up(houses)
+    beside, elsewhere = await up(houses, first.machines), await up(houses)
+    await until(lambda: beside.engine._strays._is_listed)
+
+    async def nothing() -> None:
+        """It is busy: whoever is at another node is faster."""
+
+    beside.engine.tenure._take_over = nothing  # type: ignore[union-attr, method-assign]
+    run_id = await asleep(first, memory)
+    left = first.sandbox(run_id)
+    elsewhere.machines.program = counting(memory)
+    await first.down()
+    await until(lambda: elsewhere.engine.has(run_id))
+    await elsewhere.engine.signal(run_id, "go", 1)
+    assert (await elsewhere.ends(run_id)).result == "fine"
+    await until(lambda: left not in beside.machines.sandboxes)
+
+
 async def test_a_sandbox_that_its_run_may_go_on_from_is_no_stray(houses: Houses) -> None:
     house = await up(houses)
     run_id = await asleep(house, [])
