@@ -195,6 +195,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     output: str = ""  # after the end: the last that its program wrote
     output_life: str = ""  # where that stood (``model.OutputPiece``)
     output_end: int = 0
+    taken_up: float = 0.0  # when it came here from another home
     made_by: str = ""  # the version of perdure that it was started with
     calls_version: int = 0  # of its SDK
 

@@ -7,6 +7,7 @@ restored is bound to a position of it. What forks share stays.
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import msgspec
@@ -107,8 +108,9 @@ async def prune_older(context: ContextLog, before: float, *, dry_run: bool) -> l
 
 
 async def _ended(context: ContextLog, head: Head) -> float:
+    """When it did; of one of another home when it was taken up here, as somebody wants to read it."""
     last = await context.read(head.run_id, after=head.seq - 1, limit=1, expand=False)
-    return last[0].time if last else head.created
+    return max(last[0].time if last else head.created, from_head(head).taken_up)
 
 
 def _check(head: Head) -> None:
@@ -131,7 +133,7 @@ def taken_up(value: Any) -> Any:
     if record.state not in TERMINAL:
         hint = "Two homes cannot go on with one run: cancel it there, or let it end, and export it again."
         raise Conflict(f"the run had not ended when it was exported: it was {record.state}", hint=hint)
-    return {**value, "released": True}
+    return {**value, "released": True, "taken_up": time.time()}
 
 
 def moment(older_than_s: float, now: float) -> float:

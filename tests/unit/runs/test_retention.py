@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from perdure.context import sqlite
 from perdure.errors import NotFound, Unavailable
 from perdure.runs import retention
+from perdure.runs.record import from_head
 from perdure.runs.retention import Retention
 from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask
@@ -117,6 +120,26 @@ async def test_old_logs_go_by_themselves_in_small_portions(house: Any, monkeypat
     finally:
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
+
+
+async def test_what_was_taken_up_from_another_home_is_kept_as_if_it_had_ended_then(
+    house: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "PAUSE_S", 0.0)
+    run_id = await house.start(ends)
+    await house.ends(run_id)
+    await house.released(run_id)
+    here, clock = await sqlite.open(tmp_path / "other.db"), FakeClock()
+    try:
+        head = await here.take_up(house.context.export(run_id), retention.taken_up)
+        ended, taken_up = (await here.read(run_id))[-1].time, from_head(head).taken_up
+        kept = Retention(here, clock, keep_s=DAY_S)
+        for before, is_gone in (((ended + taken_up) / 2, False), (taken_up + 1, True)):
+            clock.set(before + DAY_S)
+            await kept._look()
+            assert (await here.head(run_id)).pruned is is_gone
+    finally:
+        await here.close()
 
 
 async def test_a_look_that_fails_is_looked_again(house: Any) -> None:
