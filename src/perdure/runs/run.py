@@ -266,6 +266,8 @@ class Run:
             self.replay.told()
         if to is RunState.RECOVERING or (to is RunState.STARTING and record.origin and self.replay is None):
             self.replay = Replay()
+        elif to is RunState.SUSPENDED:
+            self.replay = None  # what it goes on from then is no loss
         self._on_change(self)
         self.notify()
         return written[len(lead) :]

@@ -98,6 +98,7 @@ async def test_a_run_that_waits_on_says_where_it_went_on(house: Any) -> None:
     def program() -> Steps:
         yield approval("One?")
         yield approval("Two?")
+        yield approval("Three?")
         yield Ask("complete", {"result": 1})
 
     run_id = await house.start(program)
@@ -114,6 +115,13 @@ async def test_a_run_that_waits_on_says_where_it_went_on(house: Any) -> None:
     assert "goes on from the snapshot of entry" in text and f"forked from run {run_id}" in text
     assert at < replayed.seq
     assert await house.entries(run_id, "replayed") == []  # suspends and resumes are no losses
+    await house.engine.approve(fork.id, None, approved=True)
+    run = house.engine._runs[fork.id]
+    assert await run.until(lambda: any(wait.name == "Three?" for wait in run.record.waits.open), 10)
+    assert await run.until(lambda: run.state is RunState.SUSPENDED, 10)
+    await house.engine.approve(fork.id, None, approved=True)
+    await house.ends(fork.id)
+    assert await house.entries(fork.id, "replayed") == [replayed]  # nor are those that come after one
 
 
 class Reads:
