@@ -29,7 +29,7 @@ class Seams:
         """What is to be said before this piece; nothing where it goes on from the one before."""
         said = ""
         if self._life not in ("", piece.life):
-            said, self._end, self._written = "another machine, which begins anew:", 0, {}
+            said, self._end, self._written = "another start, which begins anew:", 0, {}
         if self._end is not None and piece.offset > self._end:
             said = f"{piece.offset - self._end} bytes before this are not kept"
         elif piece.at < self._written.get(piece.stream, 0):
