@@ -11,6 +11,7 @@ import asyncio
 import json
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -179,6 +180,12 @@ async def mounting_guest(guest_build: Path, tmp_path: Path) -> AsyncIterator[Gue
 Answer = Callable[[GuestCall, Any], Any]
 
 
+def _as_from_a_terminal() -> None:
+    """Tests that run in the background ignore signals, and what they start would, too."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Shell:
     """A shell in the guest, and what it asks: (lane, ordinal, call, body) each."""
 
@@ -205,6 +212,7 @@ class Shell:
         return await asyncio.create_subprocess_exec(
             self.folder / "perdure-guest", *words, cwd=self.folder, env={**os.environ, **door, **environ},
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+            preexec_fn=_as_from_a_terminal,
         )  # fmt: skip
 
     async def __call__(self, *words: str, status: int = 0, given: bytes = b"", **environ: str) -> tuple[bytes, str]:
