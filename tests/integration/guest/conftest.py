@@ -181,8 +181,8 @@ Answer = Callable[[GuestCall, Any], Any]
 
 
 def _as_from_a_terminal() -> None:
-    """Tests that run in the background ignore signals, and what they start would, too."""
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    """Tests that run in the background ignore these, and what they start would, too."""
+    for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
