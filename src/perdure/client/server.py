@@ -349,8 +349,8 @@ class ServerClient:
         return answer
 
     def servers(self) -> list[dict[str, Any]]:
-        """All servers on the database of this one: server (its id), generation, url, pid, host, home, version, runs,
-        heartbeat_age_s."""
+        """All servers on the database of this one: server (its id), lease (its number), url, fingerprint,
+        pid, host, home, node, version, runs, heartbeat_age_s. On SQLite there is no lease, and no id."""
         found: list[dict[str, Any]] = self._transport.call("GET", "/v1/servers", timeout_s=10.0)["servers"]
         return found
 

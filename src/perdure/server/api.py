@@ -13,8 +13,9 @@ GET  /v1/runs/{id}                          ``RunInfo``; ``?wait_s=N``: answers 
 GET  /v1/status                             ``{"pid", "url", "version", "home", "database", "started", "providers",
                                             "runs": {STATE: n}, "servers": n, "keep_days", "node"}``; with "error" in
                                             place of runs and servers while the database does not answer
-GET  /v1/servers                            ``{"servers": [{"server", "generation", "url", "pid", "host", "home",
-                                            "version", "runs", "heartbeat_age_s"}, ...]}``: all on this database
+GET  /v1/servers                            ``{"servers": [{"server", "lease", "url", "fingerprint", "pid",
+                                            "host", "home", "node", "version", "runs",
+                                            "heartbeat_age_s"}, ...]}``: all on this database
 …                                           what is told to runs: ``server.acts``; their logs: ``server.entries``,
                                             ``server.logs``; output: ``server.output``; the past: ``server.travel``;
                                             machines: ``server.calls``; ``server.queues``, ``server.schedules``

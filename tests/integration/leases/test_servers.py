@@ -57,6 +57,7 @@ def test_any_server_answers_and_what_the_owner_does_is_asked_there(two: Fleet) -
     assert kinds[-1] == "run.completed" and kinds.count("run.queued") == 1
     shown = {server["pid"]: server for server in other.servers()}
     assert set(shown) == {server.pid for server in two.servers}
+    assert {server["lease"] for server in shown.values()} == {1, 2}
     assert all("token" not in server and server["heartbeat_age_s"] < 10 for server in shown.values())
     assert other.status()["servers"] == 2
     listed = subprocess.run(

@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     rows = [
         [
             server.get("server", "-"),
-            str(server.get("generation", "-")),
+            str(server.get("lease", "-")),
             str(server["url"]),
             str(server["pid"]),
             str(server.get("host", "-")),
