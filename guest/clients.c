@@ -72,7 +72,8 @@ static void answer_here(struct call *call, unsigned status, const char *body) {
 
 static void refuse(struct call *call, unsigned status, const char *reason) {
     char body[256];
-    snprintf(body, sizeof body, "{\"error\": {\"code\": \"invalid-value\", \"message\": \"guestd: %s\"}}\n", reason);
+    const char *code = status == 503 ? "unavailable" : "invalid-value";
+    snprintf(body, sizeof body, "{\"error\": {\"code\": \"%s\", \"message\": \"guestd: %s\"}}\n", code, reason);
     answer_here(call, status, body);
 }
 

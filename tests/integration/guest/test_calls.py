@@ -392,10 +392,8 @@ async def test_a_call_too_many_is_told_so(guest: Guest, many_files: None) -> Non
         async with client_of(guest) as one_more:
             await one_more.send(b"GET /wait HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
             status, body = await one_more.answer()
-            assert (status, json.loads(body)["error"]["message"]) == (
-                503,
-                "guestd: as many calls are open as may be at once",
-            )
+            told = {"code": "unavailable", "message": "guestd: as many calls are open as may be at once"}
+            assert (status, json.loads(body)["error"]) == (503, told)
         async with client_of(guest) as number:  # is asked of nobody
             await number.send(b"POST /perdure/v1/ordinal HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
             assert await number.answer() == (200, b'{"ordinal": 512}\n')  # the one that was refused took none
