@@ -11,11 +11,30 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
 
-from perdure.errors import PerdureError
+from perdure.context.log import ContextLog, Head
+from perdure.errors import NotFound, PerdureError
 
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.5  # between two looks whether the database is back
+LOOKS = 3  # at a database that answers and has no such run: a commit may end a little after its connection
+
+
+async def settle_made(context: ContextLog, run_id: str, adopt: Callable[[Head], Awaitable[None]]) -> bool:
+    """A run of which nobody knows whether it was made: ``adopt`` moves it along as soon as the database tells of it.
+    False: it was not made."""
+    looks = 0
+    while True:
+        await asyncio.sleep(AGAIN_S)  # the database lives by the host's clock, not by the runs'
+        try:
+            await adopt(await context.head(run_id))
+            return True
+        except NotFound:
+            looks += 1
+            if looks == LOOKS:
+                return False
+        except (PerdureError, OSError) as error:
+            log.debug("run %s is not looked for yet: %s", run_id, error)
 
 
 class Doubt:

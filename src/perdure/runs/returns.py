@@ -9,10 +9,11 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from perdure.context.log import ContextLog, Head
-from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, Unavailable
 from perdure.model import RunOrigin, new_id
 from perdure.runs import checkpoints, forkkeys, travel
 from perdure.runs.clock import Clock
+from perdure.runs.doubt import settle_made
 from perdure.runs.forkkeys import Forks, Wanted
 from perdure.runs.keys import check_key
 from perdure.runs.ports import ModelCalls
@@ -94,16 +95,24 @@ class Returns:
         origin = RunOrigin(run_id=run_id, branch=forks.branch, seq=forks.seq)
         record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
         with self._queues.expected(record.request):
-            new = await self._context.branch_off(
-                forks.runs[number],
-                to_value(record),
-                entries,
-                parent_run=run_id,
-                parent=forks.branch,
-                fork_seq=forks.seq,
-                epoch=moment.epoch,
-            )
+            try:
+                new = await self._context.branch_off(
+                    forks.runs[number],
+                    to_value(record),
+                    entries,
+                    parent_run=run_id,
+                    parent=forks.branch,
+                    fork_seq=forks.seq,
+                    epoch=moment.epoch,
+                )
+            except Unavailable:
+                self._tasks.spawn(self._settle_made(forks.runs[number]), f"fork-{forks.runs[number]}")
+                raise
         self._live.drive(self._live.take_up(new))
+
+    async def _settle_made(self, fork_id: str) -> None:
+        """The database went away with the answer."""
+        await settle_made(self._context, fork_id, self._live.adopt)
 
     async def _make_up(self, run_id: str, forks: Forks) -> None:
         """Those that whoever was first had not made, or was not told of."""

@@ -10,11 +10,12 @@ import msgspec
 
 from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
-from perdure.errors import Conflict, LogConflict, PerdureError
+from perdure.errors import Conflict, LogConflict, PerdureError, Unavailable
 from perdure.model import RunState, new_id
 from perdure.runs import keys
 from perdure.runs.bounds import check_value
 from perdure.runs.clock import Clock
+from perdure.runs.doubt import settle_made
 from perdure.runs.driver import Settings
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head, to_value
@@ -103,9 +104,18 @@ class Starts:
         except Conflict:
             await self._live.forget(run_id)
             raise
+        except Unavailable:
+            self._tasks.spawn(self._settle(run_id), f"start-{run_id}")
+            raise
         if not is_new:
             await self._live.forget(run_id)
         return head, is_new
+
+    async def _settle(self, run_id: str) -> None:
+        """The database went away with the answer."""
+        if not await settle_made(self._context, run_id, self.adopt):
+            with suppress(PerdureError, OSError):
+                await self._live.forget(run_id)
 
     async def _create_as(self, run_id: str, value: Any, request: StartRequest) -> tuple[Head, bool]:
         replacing = None

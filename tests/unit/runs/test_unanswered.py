@@ -36,6 +36,12 @@ def is_away_once(house: Any, at: int = 1) -> None:
     house.log.append = append
 
 
+async def settled(name: str) -> None:
+    """What is looked for in the background, by this name, was found, or is not there."""
+    (settling,) = [task for task in asyncio.all_tasks() if task.get_name() == name]
+    await asyncio.wait_for(settling, 10)
+
+
 async def test_a_run_whose_first_entry_was_refused_goes_on_with_it_as_soon_as_it_can_be_written(house: Any) -> None:
     is_away_once(house)
     house.machines.program = quick
@@ -80,6 +86,38 @@ async def test_a_run_that_was_made_without_an_answer_is_moved_along_when_it_is_a
     info, is_new = await house.engine.start(KEYED)
     assert not is_new
     assert (await house.ends(info.id)).result == 1
+
+
+@pytest.mark.parametrize("was_made", [True, False])
+async def test_a_run_without_a_key_that_was_made_without_an_answer_goes_on(house: Any, was_made: bool) -> None:
+    create, head, made, looks = house.log.create, house.log.head, list[str](), 0
+
+    async def cut(run_id: str, *args: Any, **how: Any) -> Any:
+        made.append(run_id)
+        if was_made:
+            await create(run_id, *args, **how)
+        house.log.head = away
+        raise Unavailable("the connection broke in the middle of a commit")
+
+    async def away(run_id: str) -> Any:
+        nonlocal looks
+        looks += 1
+        if looks == 1:
+            raise Unavailable("the database is away")
+        return await head(run_id)
+
+    house.log.create = cut
+    house.machines.program = quick
+    with pytest.raises(Unavailable):
+        await house.engine.start(AGENT)
+    house.log.create = create
+    await settled(f"start-{made[0]}")  # nobody asks for it again
+    assert looks >= 2
+    if was_made:
+        assert (await house.ends(made[0])).result == 1
+        assert [entry.kind for entry in await house.entries(made[0])][:2] == ["run.queued", "run.starting"]
+    else:
+        assert not house.engine.has(made[0])
 
 
 @pytest.mark.parametrize("lost", ["entry", "answer"])
@@ -168,6 +206,23 @@ async def test_forks_that_were_made_without_an_answer_are_moved_along_when_they_
     assert len(made) == 2 and not is_new
     for fork in made:
         await house.reaches(fork.id, RunState.SUSPENDED)
+
+
+async def test_a_fork_without_a_key_that_was_made_without_an_answer_goes_on(house: Any) -> None:
+    run_id = await house.start(waiting)
+    await house.reaches(run_id, RunState.SUSPENDED)
+    real, made = house.log.branch_off, list[str]()
+
+    async def branch_off(fork_id: str, *args: Any, **how: Any) -> Any:
+        await real(fork_id, *args, **how)
+        made.append(fork_id)
+        raise Unavailable("the database does not answer")
+
+    house.log.branch_off = branch_off
+    with pytest.raises(Unavailable):
+        await house.engine.fork(run_id)
+    await settled(f"fork-{made[0]}")
+    await house.reaches(made[0], RunState.SUSPENDED)
 
 
 @pytest.mark.parametrize("was_done", [True, False])
