@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -17,6 +17,7 @@ import msgspec
 from perdure.context.log import ContextLog
 from perdure.errors import Conflict, InvalidValue, NotFound
 from perdure.model import RunState
+from perdure.runs import ends
 from perdure.runs.clock import Clock
 from perdure.runs.places import Places
 from perdure.runs.queues import Active, Place, Queue, Waiting, order, plan
@@ -210,10 +211,12 @@ class Queues:
     def turn(self, name: str) -> None:
         """Look whose turn it is."""
         line, now = self._line(name), self._clock.time()
-        if not self._is_open or line.queue is None:
+        if not self._is_open or (line.queue is None and not line.waiting):
             return
         if self._places is not None:
             self._wake(now, name)
+            return
+        if line.queue is None:
             return
         line.begun = [at for at in line.begun if at > now - line.queue.period_s]
         chosen, again_at = plan(line.queue, line.waiting.beside, line.active, line.begun, now)
@@ -241,8 +244,19 @@ class Queues:
                 return line.queue
 
             again_s = await places.turn(name, read, line.waiting, self._runs)
+            if line.queue is None:
+                await self._refuse(name, [self._runs[place.run_id] for place in line.waiting])
         if again_s is not None:
             self._wake(self._clock.time() + again_s, name)
+
+    async def _refuse(self, name: str, runs: list[Run]) -> None:
+        """Another server removed the queue while these were being made here: nothing would ever begin them."""
+        hint = "Make the queue again with `perdure queue create`, and start the run again."
+        error = NotFound(f"the queue {name} was removed while this run was being made", hint=hint).to_json()
+        for run in runs:
+            if run.driven:
+                with suppress(Conflict):  # it has ended meanwhile
+                    await ends.end(run, RunState.FAILED, error, 0.0)
 
     # -- queues
 
@@ -310,9 +324,9 @@ class Queues:
 
     async def remove(self, name: str) -> None:
         """Conflict: runs wait in it."""
+        await self.refresh()  # another server may have made it
         self._get(name)
         line = self._lines[name]
-        await self.refresh()
         if waiting := len(line.waiting) + len(line.elsewhere) + line.expected:
             hint = "Pause it, and cancel them or wait until they have begun."
             raise Conflict(f"{waiting} runs wait in the queue {name}", hint=hint, waiting=waiting)

@@ -246,6 +246,28 @@ async def test_a_queue_that_one_server_pauses_begins_nothing_at_another(houses: 
     await second.waits(run_id, "signal")
 
 
+async def test_a_run_whose_queue_another_server_removed_while_it_was_made_fails_and_says_why(houses: Houses) -> None:
+    first, second = await up(houses, quick), await up(houses, quick)
+    await first.engine.queues.create(Queue(name="q"))
+    create = first.log.create
+
+    async def late(*args: Any, **how: Any) -> Any:
+        await second.engine.queues.remove("q")
+        return await create(*args, **how)
+
+    first.log.create = late
+    run_id = await first.start(quick, queue="q")
+    info = await first.ends(run_id)
+    assert info.state is RunState.FAILED
+    assert info.error is not None and info.error["code"] == "not-found"
+    assert info.error["message"] == "the queue q was removed while this run was being made"
+    entries = [entry.kind for entry in await first.entries(run_id)]
+    assert (entries[0], entries[-1]) == ("run.queued", "run.failed")
+    first.log.create = create
+    await first.engine.queues.create(Queue(name="q"))
+    assert (await first.ends(await first.start(quick, queue="q"))).result == 1
+
+
 async def test_each_moment_of_a_schedule_starts_one_run(houses: Houses) -> None:
     first, second = await up(houses, quick), await up(houses, quick)
     await first.engine.schedules.create(Schedule(name="often", request=AGENT, every_s=1.0, catch_up="all"))
