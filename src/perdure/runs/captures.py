@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -42,6 +41,8 @@ class Captures:
         self._not_before = 0.0  # monotonic
         self._thoughts: dict[str, Any] = {}  # the model calls that the machine was suspended in
         self._releasing: asyncio.Task[None] | None = None
+        self._release_wanted = False
+        self._loose: list[tuple[str, str]] = []  # (sandbox, digest): the record does not name them any more
 
     # -- when
 
@@ -153,30 +154,48 @@ class Captures:
 
     def _release(self) -> None:
         """Give up the oldest snapshots beyond what the policy keeps; in the background, the run goes on."""
-        if self._policy.snapshots_kept and (self._releasing is None or self._releasing.done()):
+        if not self._policy.snapshots_kept:
+            return
+        self._release_wanted = True
+        if self._releasing is None or self._releasing.done():
             self._releasing = asyncio.create_task(self._give_up(self._policy.snapshots_kept), name="release")
+        self.run.notify()
 
     async def _give_up(self, count: int) -> None:
-        sandbox_id, given_up = self.run.record.sandbox_id, list[Kept]()
+        """To the end: what is being read just now, or moved, is tried again."""
 
         async def forget() -> None:
             loose = [one for one in self.run.record.snapshots if not one.keep]
-            given_up[:] = loose[:-count]
+            given_up = loose[:-count]
             if given_up and not self.run.ended:
                 left = [one for one in self.run.record.snapshots if one not in given_up]
                 await self.run.write(snapshots=left)  # first: what is named here is there
+                sandbox_id = self.run.record.sandbox_id
+                # Others are in a store: what no tag leads to is the store's.
+                self._loose += [(sandbox_id, one.digest) for one in given_up if one.sandbox in ("", sandbox_id)]
 
         try:
-            await self.run.atomically(forget)
-            while given_up:
-                for one in given_up:
-                    if one.sandbox in ("", sandbox_id):  # else it is in a store: what no tag leads to is the store's
-                        with suppress(NotFound):
-                            await self._machines.forget(sandbox_id, one.digest)
+            while self._release_wanted or self._loose:
+                if self._release_wanted:
+                    self._release_wanted = False
+                    await self.run.atomically(forget)
+                self._loose = [one for one in self._loose if not await self._is_forgotten(*one)]
                 self.run.notify()
-                await self.run.atomically(forget)  # of those that came meanwhile
-        except PerdureError as error:  # it costs space until the run ends, and nothing else
+                if self._loose:  # not sooner than this, but for another capture
+                    await self.run.until(lambda: self._release_wanted, self._retry_s)
+        except PerdureError as error:  # it costs space until the next capture, or the run's end, and nothing else
             log.info("run %s: a snapshot is not given up: %s", self.run.id, error)
+
+    async def _is_forgotten(self, sandbox_id: str, digest: str) -> bool:
+        """False: it is being read just now, or moved, or the node is away."""
+        try:
+            await self._machines.forget(sandbox_id, digest)
+        except NotFound:
+            pass
+        except PerdureError as error:
+            log.info("run %s: snapshot %s is not given up yet: %s", self.run.id, digest, error)
+            return False
+        return True
 
     def close(self) -> None:
         """The run has ended: nothing is captured, or given up, any more."""

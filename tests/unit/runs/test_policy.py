@@ -314,6 +314,28 @@ async def test_a_snapshot_that_is_gone_keeps_no_other_from_being_given_up(house:
     assert set(there) == {made[-1]}
 
 
+async def test_a_snapshot_that_is_being_read_is_given_up_later_and_keeps_no_other(house: Any) -> None:
+    def program() -> Steps:
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+
+    asked = 0
+
+    async def reads() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise Conflict("the snapshot is being read")
+
+    house.machines.before["forget"] = reads
+    run_id = await house.start(program, policy=Policy(idle_grace_s=NEVER_S, snapshots_kept=1))
+    await house.reaches(run_id, RunState.WAITING)
+    made = [(await house.engine.checkpoint(run_id)).digest for _ in range(2)]
+    await until_done(house, "forget", 1)  # nothing is captured any more
+    there = house.machines.sandboxes[house.sandbox(run_id)].captures
+    assert set(there) == {made[-1]}
+    assert asked == 2
+
+
 async def test_a_checkpoint_that_fails_is_written_down_and_the_run_goes_on(house: Any) -> None:
     async def fail() -> None:
         raise MachineFailed("no space in the store")
