@@ -141,7 +141,7 @@ class Children:
         waiting.discard(run_id)
         if not waiting:
             del self._waiting[child]
-            self._again(lambda: self._cancel(child), child)
+            self._again(lambda: self._cancel(child, run_id), child)
 
     def _again(self, act: Callable[[], Awaitable[None]], child: str) -> None:
         """In a task of its own, until it is done."""
@@ -224,20 +224,22 @@ class Children:
                 if run is not None:
                     await _complete(run, child, told)
 
-    async def _cancel(self, child: str) -> None:
+    async def _cancel(self, child: str, last: str = "") -> None:
+        """``last``: who waited for it last, where that is known; else its parent is taken for that."""
         try:
             record = from_head(await self._context.head(child))
             if record.state in TERMINAL:
                 return
             if self._context.leases is None or not await self._is_awaited(child):
-                left_s = await self._left_s(record.parent)
+                left_s = await self._left_s(last or record.parent)
                 await self._live.cancel(child, "its parent does not wait for it any more", clean_up_s=left_s)
         except (NotFound, Conflict):
             pass  # it was never started, or it has ended meanwhile
 
-    async def _left_s(self, parent: str) -> float | None:
-        """How long a child may clean up: as long as its parent has; None: the usual time, as that does not end."""
-        ending = from_head(await self._context.head(parent)).ending
+    async def _left_s(self, last: str) -> float | None:
+        """How long a child may clean up: as long as who waited for it last has; None: the usual time, as that does not
+        end."""
+        ending = from_head(await self._context.head(last)).ending
         return None if ending is None else max(0.0, ending.until - self._clock.time())
 
 

@@ -136,6 +136,25 @@ async def test_children_have_the_time_to_clean_up_that_their_parent_has(house: A
     assert ends == [pytest.approx(clock.time() + 300, abs=1)] * 3
 
 
+@pytest.mark.parametrize("is_fork_last", [True, False])
+async def test_a_child_has_the_time_to_clean_up_that_who_waited_for_it_last_has(house: Any, is_fork_last: bool) -> None:
+    house.settings = dataclasses.replace(QUICK, clean_up_s=1e6)
+    clock = await house.at(FakeClock())
+    run_id = await house.start(lingers)
+    kid = await child_of(house, run_id)
+    await house.waits(kid.id, "child")
+    (fork,) = await house.engine.fork(run_id)
+    await house.waits(fork.id, "child")
+    first, last = (run_id, fork.id) if is_fork_last else (fork.id, run_id)
+    await house.engine.cancel(first, clean_up_s=0)
+    assert (await house.ends(first)).state is RunState.CANCELLED
+    assert (await house.engine.info(kid.id)).ending is None  # the other one waits still
+    await house.engine.cancel(last, clean_up_s=300)
+    run = house.engine._runs[kid.id]
+    assert await run.until(lambda: run.record.ending is not None, 20)
+    assert run.record.ending.until == pytest.approx(clock.time() + 300, abs=1)
+
+
 async def test_a_child_whose_parent_was_cancelled_in_a_dying_server_is_cancelled_by_the_next(house: Any) -> None:
     run_id = await house.start(family(asks, answers))
     kid = await child_of(house, run_id)
