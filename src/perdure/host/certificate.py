@@ -51,7 +51,7 @@ def _first(text: str) -> str:
 
 def ensure(folder: Path, host: str, *, name: str = "fcrund", table: str = "node") -> tuple[Path, Path]:
     """(certificate, key) in ``folder``, made unless they are there. ``host``: what the daemon listens on; ``name``: the
-    daemon's; ``table``: of settings.toml, where a person may give another one.
+    daemon's; ``table``: of settings.toml, where a person may give another one. Who calls it has the home's lock.
 
     Raises NotFound without openssl, InvalidValue with its words.
     """
@@ -75,12 +75,26 @@ def ensure(folder: Path, host: str, *, name: str = "fcrund", table: str = "node"
         done = subprocess.run(command, capture_output=True, text=True, timeout=OPENSSL_S, check=False)
         if done.returncode != 0:
             raise InvalidValue(f"openssl made no certificate: {done.stderr.strip()[-400:]}")
+        for path in fresh:
+            _sync(path)
+        certificate.unlink(missing_ok=True)  # of a key that is gone: it never lies beside another one
         fresh[0].replace(key)
+        _sync(folder)
         fresh[1].replace(certificate)
+        _sync(folder)
     finally:
         for path in fresh:
             path.unlink(missing_ok=True)
     return certificate, key
+
+
+def _sync(path: Path) -> None:
+    """What clients pin is there after a power loss, too."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _names(host: str) -> str:

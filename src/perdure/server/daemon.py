@@ -57,12 +57,16 @@ async def serve(home: Home) -> None:
     providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
     hooks, hook_secret = load_hooks(home)
     keep_s = keep_logs_s(home)
-    tls, fingerprint = secured(home, sharing)
     faults = Faults.wanted(os.environ)
     try:
         kept = await ServerLog.open(home, faults)
     except AlreadyRunning as error:
         raise _already_running(home, error) from error
+    try:
+        tls, fingerprint = secured(home, sharing)  # with the home's lock: two that begin make one certificate
+    except BaseException:
+        await kept.close()
+        raise
     context = kept.context
     path, record = home.socket("perdured"), home.run / "server.json"
     settings = dataclasses.replace(settings, snapshot_store=sharing.snapshots)

@@ -86,6 +86,13 @@ def test_a_second_server_is_refused_and_says_who_serves(daemons: Daemons) -> Non
     assert daemons.client.status()["pid"] == first.pid
 
 
+def test_a_second_server_makes_no_certificate(daemons: Daemons) -> None:
+    daemons.up()
+    second = daemons.start(PERDURE_LISTEN="0.0.0.0:0")
+    assert second.wait(DEADLINE_S) != 0
+    assert not (daemons.home.root / "server.tls").exists()
+
+
 def test_a_killed_server_is_followed_by_another(daemons: Daemons) -> None:
     first = daemons.up()
     first.kill()
