@@ -125,7 +125,10 @@ async def test_a_pruned_log_is_gone_and_its_summary_stays(log: ContextLog) -> No
     await conversation(log)
     await conversation(log, "two")
     await log.branch_off("fork", {}, NOTE, parent_run="two", parent=1, fork_seq=3, epoch=1)
-    await log.prune("run")
+    for kind in ("of:run", "of:run2"):
+        await log.keep(kind, "a", 1)
+    await log.prune("run", kind="of:run")
+    assert (await log.kept("of:run"), len(await log.kept("of:run2"))) == ([], 1)
     head = await log.head("run")
     assert (head.pruned, head.seq, head.value["state"]) == (True, 14, "completed")
     for ask in (log.read("run"), log.verify("run"), exported(log)):

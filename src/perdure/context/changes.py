@@ -110,6 +110,7 @@ class State:
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
     dropped_logs: set[str] = field(default_factory=set)  # of runs
+    dropped_kinds: set[str] = field(default_factory=set)  # of what is kept, with a log
     removed_blobs: list[tuple[bytes, int]] = field(default_factory=list)  # unless its sweep is this one or a later one
     is_sweep: bool = False  # ``sweep`` was counted up
 

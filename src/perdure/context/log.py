@@ -310,9 +310,10 @@ class ContextLog(Protocol):
         """
         ...
 
-    async def prune(self, run_id: str, *, expected_version: int | None = None) -> None:
-        """Drop the entries of a run; its summary (of ``expected_version``, else ``LogConflict``) stays, ``Head.pruned``
-        says so. ``Conflict``: forks share them. Whether its machine or a snapshot still needs them the caller knows."""
+    async def prune(self, run_id: str, *, expected_version: int | None = None, kind: str | None = None) -> None:
+        """Drop the entries of a run, and all that is kept of this ``kind``; its summary (of ``expected_version``, else
+        ``LogConflict``) stays, ``Head.pruned`` says so. ``Conflict``: forks share them. Whether its machine or a
+        snapshot still needs them the caller knows."""
         ...
 
     async def sweep(self) -> Swept:

@@ -90,12 +90,12 @@ def _branch(own: Stretch, last: bytes, turns: Turns) -> Row:
 
 
 class Drop:
-    """The entries of a run go; it, its summary and its branches stay."""
+    """The entries of a run go, and what is kept of a kind; it, its summary and its branches stay."""
 
     alone = True
 
-    def __init__(self, run_id: str, expected_version: int | None) -> None:
-        self.run_id, self.expected_version = run_id, expected_version
+    def __init__(self, run_id: str, expected_version: int | None, kind: str | None) -> None:
+        self.run_id, self.expected_version, self.kind = run_id, expected_version, kind
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)
@@ -111,3 +111,5 @@ class Drop:
             message = f"the log of run {self.run_id} is shared by its forks: {', '.join(state.sharers[:5])}"
             raise Conflict(message, hint=hint)
         state.dropped_logs.add(self.run_id)
+        if self.kind is not None:
+            state.dropped_kinds.add(self.kind)

@@ -357,8 +357,8 @@ To go on with this one, and lose what it does not have, remove {path}."""
     async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
         return await exporting.take_up(self, lines, prepare)
 
-    async def prune(self, run_id: str, *, expected_version: int | None = None) -> None:
-        await self.submit(moving.Drop(run_id, expected_version))
+    async def prune(self, run_id: str, *, expected_version: int | None = None, kind: str | None = None) -> None:
+        await self.submit(moving.Drop(run_id, expected_version, kind))
 
     async def sweep(self) -> Swept:
         return await sweeping.sweep(self)

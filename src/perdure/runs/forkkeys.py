@@ -1,6 +1,7 @@
 """Forks that were asked for with a key: what was asked, and the ids of the runs, kept before any of them is there.
 
 So whoever asks again gets the same runs, and those that a server which ended in between had not made are made then.
+They go with the log of the run: from then on nothing can be forked from it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from perdure.context.log import ContextLog
 from perdure.errors import Conflict
 from perdure.model import Frozen
 
-KIND = "fork"  # of what is kept, by RUN/KEY
+
+def kind(run_id: str) -> str:
+    """Of what is kept of a run, by key."""
+    return f"fork:{run_id}"
 
 
 class Wanted(Frozen, frozen=True, kw_only=True):
@@ -33,7 +37,7 @@ class Forks(Frozen, frozen=True, kw_only=True):
 
 async def found(context: ContextLog, run_id: str, key: str, wanted: Wanted) -> Forks | None:
     """Those of this key. Conflict: something else was asked for with it."""
-    for kept in await context.kept(KIND, _name(run_id, key)):
+    for kept in await context.kept(kind(run_id), key):
         forks = msgspec.convert(kept.value, Forks)
         if forks.wanted != wanted:
             hint = "Take another key for other forks."
@@ -46,14 +50,10 @@ async def found(context: ContextLog, run_id: str, key: str, wanted: Wanted) -> F
 async def keep(context: ContextLog, run_id: str, key: str, forks: Forks) -> tuple[Forks, bool]:
     """They, or those that somebody else kept first, and False."""
     try:
-        await context.keep(KIND, _name(run_id, key), msgspec.to_builtins(forks), expected_version=0)
+        await context.keep(kind(run_id), key, msgspec.to_builtins(forks), expected_version=0)
     except Conflict:
         older = await found(context, run_id, key, forks.wanted)
         if older is None:
             raise
         return older, False
     return forks, True
-
-
-def _name(run_id: str, key: str) -> str:
-    return f"{run_id}/{key}"

@@ -14,6 +14,7 @@ import msgspec
 
 from perdure.context.log import ContextLog, Head
 from perdure.errors import Conflict, InvalidValue, PerdureError, ProtocolError
+from perdure.runs import forkkeys
 from perdure.runs.clock import Clock
 from perdure.runs.record import Record, from_head
 from perdure.runs.states import TERMINAL
@@ -94,7 +95,7 @@ async def prune(context: ContextLog, run_id: str) -> None:
     """Drop the log of one run. Conflict: it goes on, or is still needed."""
     head = await context.head(run_id)
     _check(head)
-    await context.prune(run_id, expected_version=head.version)
+    await context.prune(run_id, expected_version=head.version, kind=forkkeys.kind(run_id))
 
 
 async def prune_older(context: ContextLog, before: float, *, dry_run: bool) -> list[str]:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from perdure.context import sqlite
-from perdure.errors import NotFound, Unavailable
-from perdure.runs import retention
+from perdure.errors import Conflict, NotFound, Unavailable
+from perdure.runs import forkkeys, retention
 from perdure.runs.record import from_head
 from perdure.runs.retention import Retention
 from perdure.testing.clock import FakeClock
@@ -50,6 +50,25 @@ async def test_a_pruned_parent_is_listed_and_shown_with_its_children(house: Any)
     assert of_one == [tree]
     assert [branch["why"] for branch in tree["branches"]] == ["", ""]
     assert [child["id"] for child in tree["children"]] == children
+
+
+async def test_what_was_forked_with_a_key_is_forgotten_with_the_log(house: Any) -> None:
+    run_id = await house.start(program)
+    await house.waits(run_id, "approval")
+    (fork,), _ = await house.engine.fork_once(run_id, key="k")
+    for one in (run_id, fork.id):
+        await house.waits(one, "approval")
+        await house.engine.approve(one, None, approved=True)
+        await house.ends(one)
+        await house.released(one)
+    with pytest.raises(Conflict, match="shared by its forks"):
+        await retention.prune(house.context, run_id)
+    assert len(await house.context.kept(forkkeys.kind(run_id))) == 1
+    for one in (fork.id, run_id):
+        await retention.prune(house.context, one)
+    assert await house.context.kept(forkkeys.kind(run_id)) == []
+    with pytest.raises(NotFound, match="pruned"):
+        await house.engine.fork_once(run_id, key="k")
 
 
 async def test_whoever_follows_a_pruned_log_is_told(house: Any) -> None:

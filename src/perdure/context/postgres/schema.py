@@ -230,6 +230,7 @@ FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS w (kind, name,
 WHERE k.kind = w.kind AND k.name = w.name
 """
 DROP = "DELETE FROM kept WHERE (kind, name) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
+DROP_KINDS = "DELETE FROM kept WHERE kind = ANY(%s)"
 
 # -- what is read
 

@@ -260,6 +260,8 @@ async def _write(
         if state.dropped_logs:
             await connection.execute(schema.PRUNE, (list(state.dropped_logs),))
             await connection.execute(schema.DROP_ENTRIES, (list(state.dropped_logs),))
+        if state.dropped_kinds:
+            await connection.execute(schema.DROP_KINDS, (list(state.dropped_kinds),))
         if state.released_keys:
             await connection.execute(schema.RELEASE_KEYS, (list(state.released_keys),))
         for statement, rows in statements:

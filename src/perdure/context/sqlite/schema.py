@@ -152,6 +152,7 @@ BLOB = "SELECT zstd, content, refs FROM blobs WHERE digest = ?"
 KEPT = "SELECT version FROM kept WHERE kind = ? AND name = ?"
 KEEP = "INSERT OR REPLACE INTO kept VALUES (?, ?, ?, ?)"
 DROP = "DELETE FROM kept WHERE kind = ? AND name = ?"
+DROP_KIND = "DELETE FROM kept WHERE kind = ?"
 # Also through forks whose own entries were dropped already.
 SHARERS = """
 WITH RECURSIVE below (run_id) AS (

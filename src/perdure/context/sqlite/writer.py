@@ -192,6 +192,7 @@ def write(db: sqlite3.Connection, state: State) -> None:
     for run_id in state.dropped_logs:
         db.execute(schema.PRUNE, (run_id,))
         db.execute(schema.DROP_ENTRIES, (run_id,))
+    db.executemany(schema.DROP_KIND, [(kind,) for kind in state.dropped_kinds])
     db.executemany(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
     db.executemany(schema.INSERT_RUN, state.new_runs.values())
     db.executemany(schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged])
