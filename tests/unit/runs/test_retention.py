@@ -10,6 +10,7 @@ import pytest
 
 from perdure.context import sqlite
 from perdure.errors import Conflict, NotFound, Unavailable
+from perdure.model import RunState
 from perdure.runs import forkkeys, retention
 from perdure.runs.record import from_head
 from perdure.runs.retention import Retention
@@ -25,6 +26,11 @@ def program() -> Steps:
     if begun.value["agent"].endswith(":main"):
         yield Ask("wait", {"kind": "child", "function": "child"})
         yield approval()
+    yield Ask("complete", {"result": 1})
+
+
+def decides() -> Steps:
+    yield approval()
     yield Ask("complete", {"result": 1})
 
 
@@ -53,11 +59,11 @@ async def test_a_pruned_parent_is_listed_and_shown_with_its_children(house: Any)
 
 
 async def test_what_was_forked_with_a_key_is_forgotten_with_the_log(house: Any) -> None:
-    run_id = await house.start(program)
-    await house.waits(run_id, "approval")
+    run_id = await house.start(decides)
+    await house.reaches(run_id, RunState.SUSPENDED)
     (fork,), _ = await house.engine.fork_once(run_id, key="k")
     for one in (run_id, fork.id):
-        await house.waits(one, "approval")
+        await house.reaches(one, RunState.SUSPENDED)
         await house.engine.approve(one, None, approved=True)
         await house.ends(one)
         await house.released(one)
