@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 
+from perdure.cli.perdure._image import ensure_default
 from perdure.client.node import NodeClient, ensure_running
 from perdure.client.session import Session
 from perdure.errors import NotFound, PerdureError
@@ -33,6 +34,7 @@ from perdure.testing import belowline
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "perdure-test"
+PYTHON = ("python3", "-I", "-S", "-c")  # in a guest: without what only makes its start slow
 DEADLINE_S = 60.0  # for one step of a conversation: emulated guests are slow on a busy machine
 
 Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -44,6 +46,26 @@ def pytest_report_header() -> str:
     )
 
 
+def share_images(home: Home) -> None:
+    """Images and templates take minutes to make: what another process of these tests has is linked. Nothing writes into
+    them."""
+    if (home.images / "index.json").exists():
+        return
+    family = home.root.name.partition("-gw")[0]
+    for index in sorted(home.root.parent.glob(f"{family}*/images/index.json")):
+        with (index.parent / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # so that no image goes meanwhile
+            for name, half_made in (("images", ("new-*", "incoming", "lock")), ("templates", ("*.new", "*.lock"))):
+                shutil.copytree(
+                    index.parents[1] / name,
+                    home.root / name,
+                    copy_function=os.link,
+                    ignore=shutil.ignore_patterns(*half_made),
+                    dirs_exist_ok=True,
+                )
+        return
+
+
 def home_of_tests() -> Home:
     """Of this process: where tests are spread over several, each has its own node and its own emulated host."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
@@ -53,7 +75,7 @@ def home_of_tests() -> Home:
 
 @pytest.fixture(scope="session")
 def home() -> Iterator[Home]:
-    """A home whose node runs, with the image ``perdure-test`` (a minimal Debian with Python)."""
+    """A home whose node runs, with the image ``perdure-test`` (a minimal Debian with Python: agents' default)."""
     from perdure.host import below
 
     for program in ("mksquashfs", "mmdebstrap"):
@@ -68,12 +90,15 @@ def home() -> Iterator[Home]:
         perdure = Path(sys.executable).with_name("perdure")
         subprocess.run([perdure, "down"], check=True, timeout=2 * DEADLINE_S)  # of a session that was killed
         below.stop(home)
-        ensure_running(home)
-        client = NodeClient(home)
-        for info in client.list():
-            client.remove(info.id, force=True)  # of a session that was killed
-        if IMAGE not in {image.name.partition(":")[0] for image in client.images()}:
-            client.build_image(IMAGE, ["python3-minimal"])
+        with (home.root.parent / "test-images.lock").open("w") as making:
+            fcntl.flock(making, fcntl.LOCK_EX)  # who comes second links what the first one makes
+            share_images(home)
+            ensure_running(home)
+            client = NodeClient(home)
+            for info in client.list():
+                client.remove(info.id, force=True)  # of a session that was killed
+            if IMAGE not in {image.name.partition(":")[0] for image in client.images()}:
+                client.tag_image(ensure_default(), IMAGE)
         yield home
     finally:
         NodeClient(home).shutdown()
@@ -102,10 +127,11 @@ def client(home: Home) -> Iterator[NodeClient]:
 
 def kept_below(home: Home) -> list[str]:
     """What is left below the line: keepers, and machine folders."""
-    found: list[str] = []
-    folder = home.below_line_folder / "m"
-    below_run(home, ["/bin/ls", str(folder)], found.append)
-    return [line for text in found for line in text.split()] + [str(pid) for pid in machines_below(home)]
+    said: list[str] = []
+    script = f"ls {home.below_line_folder / 'm'}; echo --; {belowline.LOOK[-1]}"  # each start costs time there
+    below_run(home, ["sh", "-c", script], said.append)
+    folders, _, processes = "".join(said).partition("--\n")
+    return folders.split() + [str(pid) for pid in belowline.machines(home, processes)]
 
 
 def machines_below(home: Home) -> list[int]:
@@ -255,7 +281,7 @@ def converse(client: NodeClient) -> Iterator[Callable[[Session], Conversation]]:
 
 # Holds memory, an open file and a pipe with unread bytes; each line advances it and is answered with all of that.
 KEEPER = r"""
-import hashlib, os, sys, time
+import os, sys, time, zlib
 memory = bytearray(os.urandom(2 << 20))
 reading, writing = os.pipe()
 os.write(writing, b"unread")
@@ -266,9 +292,9 @@ for line in sys.stdin:
     count += 1
     notes.write(line); notes.flush()
     notes.seek(0)
-    said = hashlib.sha256(memory).hexdigest()
+    said = zlib.crc32(memory)
     memory[count * 4096 % len(memory)] ^= 1 + count % 255
-    now = hashlib.sha256(memory).hexdigest()
+    now = zlib.crc32(memory)
     print(repr({
         "pid": os.getpid(), "count": count, "notes": notes.read(), "memory": said, "next": now,
         "pipe": os.read(reading, 3).decode() if count in (2, 3) else "", "time": time.time(),
@@ -282,7 +308,7 @@ def keeper(
     start: Callable[..., SandboxInfo], client: NodeClient, converse: Callable[[Session], Conversation]
 ) -> tuple[str, Conversation]:
     """A running KEEPER and a conversation with it."""
-    ref = start("python3", "-c", KEEPER, stdin=True).id
+    ref = start(*PYTHON, KEEPER, stdin=True).id
     talk = converse(client.attach(ref, logs=True))
     assert talk.hear() == "up"
     return ref, talk

@@ -20,7 +20,7 @@ from perdure.errors import Conflict
 from perdure.host.paths import Home
 from perdure.model import PublishedPort, SandboxInfo
 
-from .conftest import Fcrun
+from .conftest import PYTHON, Fcrun
 
 pytestmark = pytest.mark.vm
 
@@ -263,13 +263,13 @@ def test_a_server_is_reached_by_its_port_also_while_it_sleeps(
 def test_out_into_the_world_and_not_to_the_host(world: World, fcrun: Fcrun) -> None:
     asked = [f"{GOOD}/", "good.test/", "nosuch.test/"]
     closed = ["10.0.2.2/", "10.88.0.1/", "169.254.169.254/"]
-    done = fcrun("run", "--rm", "--dns", NAME_SERVER, "perdure-test", "python3", "-c", GET, *asked, *closed)
+    done = fcrun("run", "--rm", "--dns", NAME_SERVER, "perdure-test", *PYTHON, GET, *asked, *closed)
     *answers, host, gateway, cloud = done.stdout.splitlines()
     assert answers == ["200", "200", "[Errno -2] Name or service not known"], done.stderr
     assert "No route to host" in host and "No route to host" in gateway and "No route to host" in cloud
 
     world.asked.clear()
-    done = fcrun("run", "--rm", "--network", "none", "perdure-test", "python3", "-c", GET, *asked[:2])
+    done = fcrun("run", "--rm", "--network", "none", "perdure-test", *PYTHON, GET, *asked[:2])
     assert done.stdout.splitlines() == ["[Errno 101] Network is unreachable", "[Errno -2] Name or service not known"]
     assert world.asked == []
 
@@ -281,7 +281,7 @@ def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun)
     world.datagrams.clear()
     made = fcrun("run", "-d", "--name", "liar", *options, "perdure-test", "sleep", "1000")
     assert made.returncode == 0, made.stderr
-    done = fcrun("exec", "liar", "python3", "-c", GET, *asked)
+    done = fcrun("exec", "liar", *PYTHON, GET, *asked)
     no_way, no_name = "[Errno 113] No route to host", "[Errno -2] Name or service not known"
     assert done.stdout.splitlines() == [no_way, no_name, "200", "200", no_way], done.stderr
     assert set(world.asked) == {"good.test"}
@@ -289,17 +289,17 @@ def test_egress_rules_hold_against_a_guest_that_lies(world: World, fcrun: Fcrun)
     # a name server of its own would tell it what it likes: it is not reached
     other = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(2)\n"
     other += f"s.sendto(b'x', ('{NAME_SERVER}', 53))\ntry: print(s.recv(9))\nexcept OSError as error: print(error)"
-    assert "b'" not in fcrun("exec", "liar", "python3", "-c", other).stdout
-    lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", BAD))
+    assert "b'" not in fcrun("exec", "liar", *PYTHON, other).stdout
+    lied = fcrun("exec", "liar", *PYTHON, LIE.replace("BAD", BAD))
     assert lied.stdout == "sent 6\n", lied.stderr
     # what it sent before this has been handled by now: the same card, in order
-    assert fcrun("exec", "liar", "python3", "-c", GET, f"{GOOD}/").stdout == "200\n"
+    assert fcrun("exec", "liar", *PYTHON, GET, f"{GOOD}/").stdout == "200\n"
     assert world.datagrams == []
-    lied = fcrun("exec", "liar", "python3", "-c", LIE.replace("BAD", GOOD))
-    assert fcrun("exec", "liar", "python3", "-c", GET, f"{GOOD}/").stdout == "200\n"
+    lied = fcrun("exec", "liar", *PYTHON, LIE.replace("BAD", GOOD))
+    assert fcrun("exec", "liar", *PYTHON, GET, f"{GOOD}/").stdout == "200\n"
     assert world.datagrams == [b"lie!"]  # of the one that told who it is
 
-    done = fcrun("run", "--rm", "--egress", f"{BAD}/32", "--bandwidth", "4m", "perdure-test", "python3", "-c", SLOW)
+    done = fcrun("run", "--rm", "--egress", f"{BAD}/32", "--bandwidth", "4m", "perdure-test", *PYTHON, SLOW)
     assert done.returncode == 0, done.stderr
     took, refused = done.stdout.splitlines()
     assert float(took) > 1.0 and "No route to host" in refused  # 1.5 MB at 0.5 MB/s, of which a burst is free
@@ -328,7 +328,7 @@ def test_what_a_name_stands_for_is_reached_after_a_resume_by_who_remembers_it(
     assert made.returncode == 0, made.stderr
 
     def got(*urls: str, env: tuple[str, ...] = ()) -> list[str]:
-        return fcrun("exec", *env, "pinned", "python3", "-c", GET, *urls).stdout.splitlines()
+        return fcrun("exec", *env, "pinned", *PYTHON, GET, *urls).stdout.splitlines()
 
     assert got("good.test/", env=("-e", "RES_OPTIONS=use-vc")) == ["200"]  # asked for over TCP
     assert world.over_tcp and set(world.asked) <= {"good.test", "bad.test", "nosuch.test"}
@@ -354,28 +354,28 @@ def test_members_of_a_network_reach_each_other_by_name_and_others_do_not(
     client: NodeClient, fcrun: Fcrun, start: Callable[..., SandboxInfo]
 ) -> None:
     client.networks.create("office", internal=True)
-    server = start("python3", "-c", SERVE, name="files", networks=["office"], aliases=["data"])
+    server = start(*PYTHON, SERVE, name="files", networks=["office"], aliases=["data"])
     asker = start("sleep", "1000", name="asker", networks=["office"])
     alone = start("sleep", "1000", name="alone")
     address = server.addresses["office"]
     assert client.networks.get("office").members == {"files": address, "asker": asker.addresses["office"]}
     urls = [f"{name}:8000/" for name in ("files", "data", address)]
     assert next(iter(client.logs("files", follow=True))).data == b"up\n"
-    done = fcrun("exec", "asker", "python3", "-c", GET, *urls, f"{GOOD}/")
+    done = fcrun("exec", "asker", *PYTHON, GET, *urls, f"{GOOD}/")
     assert done.stdout.splitlines() == ["200", "200", "200", "[Errno 101] Network is unreachable"], done.stderr
     neighbour = [f"{address}:8000/", "files:8000/", f"{asker.addresses['office']}:8000/"]
-    said = fcrun("exec", "alone", "python3", "-c", GET, *neighbour).stdout.splitlines()
+    said = fcrun("exec", "alone", *PYTHON, GET, *neighbour).stdout.splitlines()
     assert "200" not in said and len(said) == 3
 
     client.rename("files", "papers")
-    assert fcrun("exec", "asker", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "asker", *PYTHON, GET, "papers:8000/").stdout == "200\n"
     client.suspend("asker")
     client.resume("asker")
-    assert fcrun("exec", "asker", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "asker", *PYTHON, GET, "papers:8000/").stdout == "200\n"
     client.networks.connect("office", "alone", ["helper"])
-    assert fcrun("exec", "alone", "python3", "-c", GET, "papers:8000/").stdout == "200\n"
+    assert fcrun("exec", "alone", *PYTHON, GET, "papers:8000/").stdout == "200\n"
     client.networks.disconnect("office", "alone")
-    assert "200" not in fcrun("exec", "alone", "python3", "-c", GET, f"{address}:8000/").stdout
+    assert "200" not in fcrun("exec", "alone", *PYTHON, GET, f"{address}:8000/").stdout
     with pytest.raises(Conflict, match="papers"):
         client.networks.remove("office")
     for info in (server, asker, alone):
