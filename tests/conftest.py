@@ -47,8 +47,8 @@ def _needs_vm(path: str) -> bool:
 
 
 class _Groups(LoadScopeScheduling):
-    """A group is a file. The first process runs those on VMs from the start, the second one helps it when no others are
-    left, and the rest runs none: more emulated hosts than two fight for the processors.
+    """A group is a file. Two processes run those on VMs, and the others when none of these are left; the rest runs only
+    others, so that all have work until the end: more emulated hosts than two fight for the processors.
 
     ``--dist loadgroup`` does not group under pytest 9.2: pytest-xdist 3.8 writes the group into a name that is not read
     any more.
@@ -66,10 +66,9 @@ class _Groups(LoadScopeScheduling):
 
     def _next(self, node: WorkerController) -> str | None:
         """The group that this process is to run next. None: there is no more for it."""
-        turn = self.nodes.index(node)
-        first = turn == 0  # what it would rather run: a group on VMs
-        wished = next((path for path in self.workqueue if _needs_vm(path) is first), None)
-        return wished if wished is not None or turn > 1 else next(iter(self.workqueue), None)
+        has_vms = self.nodes.index(node) < 2
+        wished = next((path for path in self.workqueue if _needs_vm(path) is has_vms), None)
+        return wished if wished is not None or not has_vms else next(iter(self.workqueue), None)
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         path = self._next(node)
