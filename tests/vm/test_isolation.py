@@ -186,7 +186,8 @@ def test_a_guest_that_floods_its_disk_is_held_also_after_it_slept_and_in_its_for
         assert status == 0, err
         return [float(line) for line in out.split()]
 
-    begun = "(dd if=/dev/zero of=/begun bs=1M count=6 oflag=direct; touch /over) >/dev/null 2>&1 &"
+    # Whoever is frozen in the middle of a read of /dev/zero is given a part of it, as by any signal: dd is to ask on.
+    begun = "(dd if=/dev/zero of=/begun bs=1M count=6 iflag=fullblock oflag=direct; touch /over) >/dev/null 2>&1 &"
     assert client.run(held.id, ExecSpec(command=["sh", "-c", begun]))[0] == 0
     client.suspend(held.id)  # while a write waits for its turn
     client.resume(held.id)
