@@ -466,8 +466,8 @@ async def test_a_head_says_how_many_turns_its_run_has_over_all_its_branches(
     await log.append("one", [NewEntry(kind="model.replayed", key="main/1")] * 2, epoch=2)
     await log.fork("one", [NewEntry(kind="diverged"), *TURN], parent=1, fork_seq=3, epoch=2)
     assert await turns("one") == (4, 2)
-    off = {"parent_run": "one", "parent": 2, "fork_seq": 4, "epoch": 2}
-    await log.branch_off("off", {}, [NewEntry(kind="forked")], **off)  # type: ignore[arg-type]
+    off: dict[str, Any] = {"parent_run": "one", "parent": 2, "fork_seq": 4, "epoch": 2}
+    await log.branch_off("off", {}, [NewEntry(kind="forked")], **off)
     assert await turns("off") == (0, 0)  # it asked nobody for what it shares
     with pytest.raises(StaleEpoch):
         await log.append("one", TURN, epoch=1)
@@ -490,8 +490,8 @@ async def test_what_a_run_waited_for_is_read_along_its_branch(log: ContextLog) -
     await log.create("one", {})
     await log.append("one", [NewEntry(kind="note"), wait, NewEntry(kind="note"), wait], epoch=1)
     await log.fork("one", [NewEntry(kind="diverged"), wait], parent=1, fork_seq=2, epoch=1)
-    off = {"parent_run": "one", "parent": 2, "fork_seq": 3, "epoch": 1}
-    await log.branch_off("off", {}, [NewEntry(kind="forked"), wait, wait], **off)  # type: ignore[arg-type]
+    off: dict[str, Any] = {"parent_run": "one", "parent": 2, "fork_seq": 3, "epoch": 1}
+    await log.branch_off("off", {}, [NewEntry(kind="forked"), wait, wait], **off)
     for name, branch, seqs in (("one", None, [2, 4]), ("one", 1, [2, 4]), ("off", None, [2, 5, 6])):
         found = await log.read(name, branch=branch, kind="wait.started")
         assert [entry.seq for entry in found] == seqs

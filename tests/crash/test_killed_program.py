@@ -31,7 +31,7 @@ def processes(folder: Path) -> list[str]:
 def test_nothing_is_left_of_a_matrix_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
     environ = {**os.environ, "TMPDIR": str(tmp_path), "CRASH_DATABASE": "sqlite", "CRASH_POINTS": "emit"}
     program = subprocess.Popen([sys.executable, "-m", "perdure.testing.crash"], env=environ, cwd=tmp_path)
-    deadline = time.monotonic() + DEADLINE_S
+    deadline = time.monotonic() + DEADLINE_S  # its children are not ours: nobody tells when they come and go
     while not list(tmp_path.glob("crash-*/home/run/server.json")):
         assert program.poll() is None
         assert time.monotonic() < deadline

@@ -48,7 +48,7 @@ class Agent:
         return f"<agent {self.__name__}>"
 
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # with its options once more, so that what an author mistypes is found without running it
 
     @overload
     def agent(function: Callable[..., Any], /) -> Agent: ...

@@ -49,7 +49,7 @@ class CallsApi:
             whole = b"".join([piece async for piece in answer.body])
             return web.Response(status=answer.status, headers=_end_to_end(answer.headers), body=whole)
         response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
-        async with aclosing(answer.body) as body:  # type: ignore[type-var]
+        async with aclosing(answer.body) as body:  # type: ignore[type-var]  # an async generator, wherever it comes from
             await response.prepare(request)
             async for piece in body:
                 await response.write(piece)

@@ -25,7 +25,7 @@ def counted(house: House, name: str, swept: list[str]) -> None:
         swept.append(name)
         return await type(house.context).sweep(house.context)
 
-    house.context.sweep = sweep  # type: ignore[method-assign]
+    house.context.sweep = sweep  # type: ignore[method-assign]  # counted, and done
 
 
 async def test_one_server_sweeps_what_another_dropped(
@@ -35,7 +35,7 @@ async def test_one_server_sweeps_what_another_dropped(
     both = [houses(), houses()]
     for house in both:
         await house.up()
-    sweeper, other = sorted(both, key=lambda house: house.context.leases.server)  # type: ignore[union-attr]
+    sweeper, other = sorted(both, key=lambda house: house.context.leases.server)  # type: ignore[union-attr]  # PostgreSQL has leases
     swept: list[str] = []
     counted(sweeper, "sweeper", swept)
     counted(other, "other", swept)

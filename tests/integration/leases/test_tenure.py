@@ -241,19 +241,26 @@ async def test_a_program_signals_a_run_at_another_server(houses: Houses) -> None
     assert asked == [(waiting_id, "signal")]
 
 
-@pytest.mark.parametrize("is_forced", [False, True])
-async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: bool) -> None:
+async def with_a_child(house: House) -> tuple[str, str]:
+    """A run that waits for its child, which waits for a signal."""
+
     def program() -> Generator[Any, Any, Any]:
         begun = yield Ask("begin", {})
         if begun.value["agent"].endswith(":main"):
             yield Ask("wait", {"kind": "child", "function": "child"})
         yield Ask("wait", {"kind": "signal", "name": "go"})
 
-    house = await up(houses)
     run_id = await house.start(program)
     await house.reaches(run_id, RunState.SUSPENDED)
     (child,) = [wait["child"] for wait in (await house.engine.info(run_id)).waits]
     await house.appears(child)
+    return run_id, child
+
+
+@pytest.mark.parametrize("is_forced", [False, True])
+async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: bool) -> None:
+    house = await up(houses)
+    run_id, child = await with_a_child(house)
     await house.reaches(child, RunState.SUSPENDED)
     reached, go_on = asyncio.Event(), asyncio.Event()
 
@@ -269,17 +276,8 @@ async def test_a_child_is_cancelled_with_its_parent(houses: Houses, is_forced: b
 
 
 async def test_a_child_that_a_fork_waits_for_is_found_to_be_awaited_without_a_look_at_all_runs(houses: Houses) -> None:
-    def program() -> Generator[Any, Any, Any]:
-        begun = yield Ask("begin", {})
-        if begun.value["agent"].endswith(":main"):
-            yield Ask("wait", {"kind": "child", "function": "child"})
-        yield Ask("wait", {"kind": "signal", "name": "go"})
-
     house = await up(houses)
-    run_id = await house.start(program)
-    await house.reaches(run_id, RunState.SUSPENDED)
-    (child,) = [wait["child"] for wait in (await house.engine.info(run_id)).waits]
-    await house.appears(child)
+    run_id, child = await with_a_child(house)
     (fork,) = await house.engine.fork(run_id)
     (deeper,) = await house.engine.fork(fork.id)
     children, asked, heads = house.engine._children, list[Any](), house.context.heads

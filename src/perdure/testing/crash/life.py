@@ -170,7 +170,7 @@ class Life:
         how long a busy machine takes for it."""
         record = self._folder / "points"
         wanted = (record.stat().st_size if record.exists() else 0) + more_bytes
-        while more_bytes and (not record.exists() or record.stat().st_size < wanted):  # noqa: ASYNC110
+        while more_bytes and (not record.exists() or record.stat().st_size < wanted):  # noqa: ASYNC110 - a file of another process
             await asyncio.sleep(0.005)
 
     async def _kill_at_random(self) -> None:
