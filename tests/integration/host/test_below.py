@@ -290,6 +290,28 @@ def test_one_of_another_version_is_started_again(
     assert status.pids["launcher"] != pid
 
 
+def test_one_whose_kernel_hangs_is_started_once_more(
+    own_home: Home,
+    assets: Assets,
+    emulated: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    real, tried = shutil.which(emulated_host.QEMU), tmp_path / "tried"
+    stand_in = tmp_path / "bin" / emulated_host.QEMU
+    stand_in.parent.mkdir()
+    # the first one lives and says nothing; the second one is QEMU
+    stand_in.write_text(f'#!/bin/sh\nmkdir "{tried}" 2>/dev/null && exec sleep 1000\nexec {real} "$@"\n')
+    stand_in.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(emulated_host, "HUNG_AFTER_S", 1.0)
+    below.ensure(own_home, assets)
+    assert below.status(own_home).answers
+    assert "does not start init within 1 s, in which none of its threads worked" in caplog.text
+    assert "it is started once more" in caplog.text
+
+
 async def test_one_that_hangs_is_ended(
     own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
