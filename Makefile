@@ -38,16 +38,20 @@ build/test-packages.done: scripts/system-packages
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+.venv/frameworks.done: .venv/dev.done
+	$(BIN)/python -m pip install --quiet --editable '.[dev,frameworks]'
+	@touch $@
+
 setup: .venv/base.done ## system packages, virtual environment, package, assets
 	$(SUDO) $(BIN)/fcrun setup
 
 demo: setup ## a durable agent end to end: suspended, killed, recovered; with its proof
 	$(SUDO) $(BIN)/python scripts/demo.py
 
-test: .venv/dev.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
+test: .venv/frameworks.done build/test-packages.done setup ## every test, on the real Firecracker (KVM or the emulated host)
 	$(SUDO) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder --durations=100 --durations-min=5
 
-unit: .venv/dev.done build/test-packages.done ## only the tests that need no VM
+unit: .venv/frameworks.done build/test-packages.done ## only the tests that need no VM
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not vm'
 
 check: .venv/dev.done ## ruff, strict types, import rules, generated docs

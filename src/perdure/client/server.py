@@ -16,6 +16,7 @@ import msgspec
 
 from perdure.client.queues import QueuesClient
 from perdure.client.schedules import SchedulesClient
+from perdure.client.sessions import SessionsClient
 from perdure.client.transport import Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
 from perdure.host.paths import Home
@@ -48,6 +49,7 @@ class ServerClient:
         )
         self.queues = QueuesClient(self._transport)
         self.schedules = SchedulesClient(self._transport)
+        self.sessions = SessionsClient(self._transport)
 
     def start(
         self,

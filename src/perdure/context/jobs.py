@@ -149,9 +149,19 @@ class BranchOff:
     alone = True
 
     def __init__(
-        self, run_id: str, value: Any, packed: Packed, *, parent_run: str, parent: int, fork_seq: int, epoch: int
+        self,
+        run_id: str,
+        value: Any,
+        packed: Packed,
+        *,
+        parent_run: str,
+        parent: int,
+        fork_seq: int,
+        epoch: int,
+        key: str | None = None,
     ) -> None:
         self.run_id, self.packed = plain(run_id, "id of a run"), _begun(run_id, packed)
+        self.key = key
         self.value, self.content = value, encode(value, "summary of a run")
         self.parent_run, self.parent = plain(parent_run, "id of a run"), parent
         self.fork_seq, self.epoch = fork_seq, epoch
@@ -159,16 +169,20 @@ class BranchOff:
 
     def needs(self, needs: Needs) -> None:
         needs.runs |= {self.run_id, self.parent_run}
+        if self.key is not None:
+            needs.keys.add(self.key)
         needs.tips.add((self.parent_run, self.parent))
         needs.fork = self.parent_run, self.parent, self.fork_seq
 
     def apply(self, state: State) -> Head:
         state.run(self.parent_run)
+        if self.key in state.keys:
+            raise Conflict(f"there is a run with the key {self.key} already")
         before = state.fork_at(self.parent_run, self.parent, self.fork_seq)
-        state.add_run(self.run_id, None, self.created, self.epoch, self.value, self.content)
+        state.add_run(self.run_id, self.key, self.created, self.epoch, self.value, self.content)
         state.add_branch(self.run_id, ROOT_BRANCH, self.parent, self.fork_seq, before, self.parent_run)
         written = state.write(self.run_id, ROOT_BRANCH, self.epoch, self.packed)
-        return new_head(self.run_id, None, self.created, self.epoch, written[-1].seq, self.value)
+        return new_head(self.run_id, self.key, self.created, self.epoch, written[-1].seq, self.value)
 
 
 class Keep:

@@ -3,6 +3,8 @@
 A run's summary is its owner's; of these fields the log keeps a copy in columns, so that no list reads all summaries:
 ``state``, ``parent`` (the id of a run), ``released`` (its owner is done with it), ``request.name`` and ``request.tags``
 (names and values, as the run was created with).
+
+Sessions (``context.sessions``) are rows beside the runs; no list of runs has them, unless their state is asked for.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from perdure.context.queries import HEAD
+
+SESSION = "session"
+GONE = "session.gone"  # it was deleted, and forks share its entries
+_NO_RUNS = f"('{SESSION}', '{GONE}')"
 
 
 class Listed(NamedTuple):
@@ -70,6 +76,8 @@ def heads_query(
     if states is not None:
         values |= {f"state{number}": state for number, state in enumerate(states)}
         parts.append(f"r.state IN ({', '.join(f':{slot}' for slot in values) or 'NULL'})")
+    else:
+        parts.append(f"r.state NOT IN {_NO_RUNS}")
     if ids is not None:
         slots = {f"id{number}": run_id for number, run_id in enumerate(ids)}
         parts.append(f"r.run_id IN ({', '.join(f':{slot}' for slot in slots) or 'NULL'})")
@@ -110,11 +118,11 @@ def heads_query(
         parts.append(f"(r.created, r.run_id) {than} (SELECT created, run_id FROM runs WHERE run_id = :beyond)")
         values["beyond"] = beyond
     order = "r.created DESC, r.run_id DESC" if newest else "r.created, r.run_id"
-    query = HEAD + (f"WHERE {' AND '.join(parts)} " if parts else "") + f"ORDER BY {order}"
+    query = HEAD + f"WHERE {' AND '.join(parts)} ORDER BY {order}"
     if limit is not None:
         query += " LIMIT :limit"
         values["limit"] = limit
     return query, values
 
 
-STATES = "SELECT state, count(*) FROM runs GROUP BY state"
+STATES = f"SELECT state, count(*) FROM runs WHERE state NOT IN {_NO_RUNS} GROUP BY state"

@@ -14,6 +14,8 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note
     forked rewound diverged overruled  replayed
 
+A session (``context.sessions``) is such a log, too, without a run; its entries are of kinds that its programs choose.
+
 The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
 that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
 looks up ``find(run_id, branch, call.key)``.
@@ -29,7 +31,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -37,6 +39,9 @@ from perdure.context.leases import Leases
 from perdure.formats.chain import canonical as canonical
 from perdure.formats.chain import digest_of as digest_of
 from perdure.model import Call, Entry, Frozen
+
+if TYPE_CHECKING:
+    from perdure.context.sessions import Sessions
 
 ROOT_BRANCH = 1
 NO_TAGS: Mapping[str, str] = MappingProxyType({})
@@ -130,6 +135,9 @@ class Swept(Frozen, frozen=True, kw_only=True):
 
 class ContextLog(Protocol):
     """Durable when it returns: an acknowledged entry is never lost, changed or reordered."""
+
+    @property
+    def sessions(self) -> Sessions: ...
 
     @property
     def leases(self) -> Leases | None:

@@ -81,6 +81,22 @@ SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit
 """
 
+# The same, the last first, of some kind or key.
+OWN_NEWEST = f"""
+SELECT {ENTRY} FROM entries e
+WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto
+    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind) AND (CAST(:key AS TEXT) IS NULL OR e.key = :key)
+ORDER BY seq DESC LIMIT :limit
+"""
+OWN_NEWEST_OF_KEY = OWN_NEWEST.replace("(CAST(:key AS TEXT) IS NULL OR e.key = :key)", "e.key = :key")
+
+
+def find_all(keys: int) -> str:
+    """``FIND`` for so many keys: ``:key0`` and on."""
+    slots = ", ".join(f":key{number}" for number in range(keys))
+    return FIND.replace("e.key = :key", f"e.key IN ({slots})")
+
+
 KEPT = """
 SELECT kind, name, version, value FROM kept
 WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name

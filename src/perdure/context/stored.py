@@ -34,6 +34,7 @@ from perdure.context.log import (
 )
 from perdure.context.mark import Acknowledged, Mark
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run, was_pruned
+from perdure.context.sessions import Sessions
 from perdure.errors import Conflict, NotFound
 from perdure.formats.chain import Place, Verifier, link_references, references
 from perdure.model import Entry
@@ -85,6 +86,7 @@ class StoredLog:
         self._mark: Mark | None = None
         self._lineage = ""
         self.leases = database.leases
+        self.sessions = Sessions(self)
         database.watch(lambda: self._followers, self._wake)
 
     async def close(self) -> None:
@@ -149,7 +151,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside)
-        return await self._write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
+        return await self.write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
 
     async def fork(
         self,
@@ -163,7 +165,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside)
-        return await self._write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
+        return await self.write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
 
     async def branch_off(
         self,
@@ -180,7 +182,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         job = BranchOff(run_id, value, packed, parent_run=parent_run, parent=parent, fork_seq=fork_seq, epoch=epoch)
         return await self._database.submit(job)
 
-    async def _write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
+    async def write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
         entries = await self._database.submit(job)
         self._acknowledge(entries)
         self._wake(run_id)
@@ -277,13 +279,13 @@ To go on with this one, and lose what it does not have, remove {path}."""
             head = await self.head(run_id)
             if head.pruned and after < head.seq:
                 raise was_pruned(run_id)
-        return await self._entries(rows, expand=expand)
+        return await self.entries_of(rows, expand=expand)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
         rows = await self._database.rows(queries.FIND, {"run_id": run_id, "branch": branch, "key": key})
-        return await self._entries(rows, expand=True)
+        return await self.entries_of(rows, expand=True)
 
-    async def _entries(self, rows: list[Row], *, expand: bool) -> list[Entry]:
+    async def entries_of(self, rows: list[Row], *, expand: bool) -> list[Entry]:
         if not expand:
             return await _decoded(rows, lambda row: entry_of(row, None))
         needed = await _decoded(rows, _needed)

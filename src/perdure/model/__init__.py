@@ -48,6 +48,7 @@ from perdure.model.sandboxes import (
     SandboxState,
     SandboxUsage,
 )
+from perdure.model.sessions import SessionInfo
 from perdure.model.snapshots import (
     LogPosition,
     MemoryUse,
@@ -134,6 +135,8 @@ __all__ = [
     "AuditEntry",
     "DiskUse",
     "LauncherAddress",
+    # sessions
+    "SessionInfo",
     # runs
     "RunState",
     "Entry",

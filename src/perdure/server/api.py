@@ -18,7 +18,8 @@ GET  /v1/servers                            ``{"servers": [{"server", "lease", "
                                             "heartbeat_age_s"}, ...]}``: all on this database
 …                                           what is told to runs: ``server.acts``; their logs: ``server.entries``,
                                             ``server.logs``; output: ``server.output``; the past: ``server.travel``;
-                                            machines: ``server.calls``; ``server.queues``, ``server.schedules``
+                                            machines: ``server.calls``; ``server.queues``, ``server.schedules``,
+                                            ``server.sessions``
 ==========================================  =====================================================================
 
 ``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and
@@ -59,6 +60,7 @@ from perdure.server.logs import Logs
 from perdure.server.output import OutputApi
 from perdure.server.queues import QueuesApi
 from perdure.server.schedules import SchedulesApi
+from perdure.server.sessions import SessionsApi
 from perdure.server.travel import Travel
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -126,6 +128,7 @@ class Api:
                 *OutputApi(self._engine).routes(),
                 *QueuesApi(self._engine).routes(),
                 *SchedulesApi(self._engine).routes(),
+                *SessionsApi(self._context).routes(),
             ]
         )
         return app

@@ -231,7 +231,7 @@ async def _write(
     runs = [(run_id, state.runs[run_id]) for run_id in state.changed_runs]
     keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
     statements: list[tuple[str, list[tuple[Any, ...]]]] = [
-        (schema.INSERT_RUNS, [(*row, lease) for row in state.new_runs.values()]),
+        (schema.INSERT_RUNS, [(*row, "" if row[-1] else lease) for row in state.new_runs.values()]),
         (schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged]),
         (schema.INSERT_TAGS, state.new_tags),
         (schema.INSERT_BRANCHES, state.new_branches),

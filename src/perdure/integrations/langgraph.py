@@ -1,0 +1,436 @@
+"""LangGraph's checkpoints as entries of a session: ``PerdureSaver`` is a ``BaseCheckpointSaver``.
+
+A thread is a session. A checkpoint is two entries that are appended as one: ``checkpoint`` under its id, and before it
+a ``channel`` per channel that has a new version; a third one, ``latest``, is found by the namespace alone. Values of
+channels are kept once per version, lists item by item, so that a conversation that grows costs what is new of it.
+
+Facts of the interface: ``langgraph.checkpoint.base`` 4.3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import (
+    WRITES_IDX_MAP,
+    BaseCheckpointSaver,
+    ChannelVersions,
+    Checkpoint,
+    CheckpointMetadata,
+    CheckpointTuple,
+    get_checkpoint_id,
+    get_checkpoint_metadata,
+    writes_sort_key,
+)
+from langgraph.checkpoint.serde.base import SerializerProtocol
+
+from perdure.client.server import ServerClient
+from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
+from perdure.integrations.keys import joined
+from perdure.model import Entry
+
+TAGS = {"framework": "langgraph"}
+AT_ONCE = 50  # checkpoints of a list whose values are fetched together
+TRIES = 20
+
+_Tuples = list[CheckpointTuple]  # these are named here because a method of the class is called list
+_Places = list[tuple[str, str]]
+_Entries = list[dict[str, Any]]
+_Payloads = list[Any]
+_Writes = list[tuple[str, str, Any]]
+_Stored = list[str]  # a value as LangGraph's serializer has it: its type, and its bytes in base 64
+
+
+class PerdureSaver(BaseCheckpointSaver[str]):
+    """Keeps the checkpoints of a graph in the context log of a Perdure server.
+
+    client: of the server (None: of this home's). The async methods work in threads. ``Unavailable``: the server is
+    away; ``InvalidValue``: a value that LangGraph's serializer does not take, with its channel.
+    """
+
+    def __init__(self, client: ServerClient | None = None, *, serde: SerializerProtocol | None = None) -> None:
+        super().__init__(serde=serde)
+        self._sessions = (client or ServerClient()).sessions
+
+    # -- reading
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """The checkpoint that ``config`` names, or the last one of its thread and namespace."""
+        thread, namespace = _place(config)
+        name, checkpoint_id = _name(thread), get_checkpoint_id(config)
+        try:
+            if checkpoint_id is None:
+                latest = next(self._sessions.newest(name, key=joined("latest", namespace), limit=1), None)
+                if latest is None:
+                    return None
+                checkpoint_id = str(latest.payload["id"])
+            found = self._tuples(thread, name, [(namespace, checkpoint_id)])
+        except NotFound:
+            return None
+        return found[0] if found else None
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        """The last first; of all threads where there is no ``config``."""
+        left = limit
+        for thread in self._threads() if config is None else [_thread(config)]:
+            for found in self._list(thread, config, filter or {}, before):
+                if left is not None and left <= 0:
+                    return
+                left = None if left is None else left - 1
+                yield found
+
+    def _threads(self) -> Iterator[str]:
+        for session in self._sessions.all(TAGS):
+            yield session.value["thread"]
+
+    def _list(
+        self, thread: str, config: RunnableConfig | None, filter: dict[str, Any], before: RunnableConfig | None
+    ) -> Iterator[CheckpointTuple]:
+        wanted = config["configurable"].get("checkpoint_ns") if config else None
+        only = get_checkpoint_id(config) if config else None
+        below = get_checkpoint_id(before) if before else None
+        found: _Places = []
+        seen = set[tuple[str, str]]()
+        for entry in self._checkpoints(_name(thread), wanted):
+            at = entry.payload["ns"], entry.payload["id"]
+            if at in seen or (only and at[1] != only) or (below and at[1] >= below):
+                continue
+            seen.add(at)
+            found.append(at)
+            if len(found) == AT_ONCE:
+                yield from self._matching(thread, found, filter)
+                found = []
+        yield from self._matching(thread, found, filter)
+
+    def _checkpoints(self, name: str, namespace: str | None) -> Iterator[Entry]:
+        """The entries ``latest``, the last first."""
+        key = "" if namespace is None else joined("latest", namespace)
+        try:
+            yield from self._sessions.newest(name, kind="latest", key=key)
+        except NotFound:
+            return
+
+    def _matching(self, thread: str, places: _Places, filter: dict[str, Any]) -> Iterator[CheckpointTuple]:
+        for found in self._tuples(thread, _name(thread), places):
+            metadata: dict[str, Any] = dict(found.metadata)
+            if all(name in metadata and metadata[name] == value for name, value in filter.items()):
+                yield found
+
+    def _tuples(self, thread: str, name: str, places: _Places) -> _Tuples:
+        """Those of them that there are, in this order: what they are is fetched in one question, their values in one
+        more."""
+        keys = [joined(kind, *place) for place in places for kind in ("checkpoint", "writes")]
+        entries = self._sessions.find(name, keys) if keys else []
+        checkpoints = {entry.key: entry.payload for entry in entries if entry.kind == "checkpoint"}
+        writes: dict[str | None, _Payloads] = {}
+        for entry in entries:
+            if entry.kind == "writes":
+                writes.setdefault(entry.key, []).append(entry.payload)
+        there = [(place, checkpoints[key]) for place in places if (key := joined("checkpoint", *place)) in checkpoints]
+        read = [(place, payload, self._loads(payload["checkpoint"])) for place, payload in there]
+        channels = {
+            joined("channel", place[0], channel, version)
+            for place, _, checkpoint in read
+            for channel, version in checkpoint["channel_versions"].items()
+        }
+        values = {entry.key: entry.payload for entry in self._sessions.find(name, sorted(channels))} if channels else {}
+        return [
+            CheckpointTuple(
+                config=_config(thread, *place),
+                checkpoint=self._whole(place[0], checkpoint, values),
+                metadata=self._loads(payload["metadata"]),
+                parent_config=_config(thread, place[0], payload["parent"]) if payload["parent"] else None,
+                pending_writes=self._pending(writes.get(joined("writes", *place), [])),
+            )
+            for place, payload, checkpoint in read
+        ]
+
+    def _whole(self, namespace: str, checkpoint: dict[str, Any], stored: dict[str | None, Any]) -> Checkpoint:
+        """It with the values of its channels."""
+        values: dict[str, Any] = {}
+        for channel, version in checkpoint["channel_versions"].items():
+            payload = stored.get(joined("channel", namespace, channel, version), {})
+            if "value" in payload:
+                values[channel] = self._loads(payload["value"])
+            elif "items" in payload:
+                values[channel] = [self._loads(item) for item in payload["items"]]
+        return cast(Checkpoint, {**checkpoint, "channel_values": values})
+
+    def _pending(self, written: Iterable[Any]) -> _Writes:
+        """What tasks wrote: the first of each, but the last of what is about the task itself (an error, an
+        interrupt …), whose index is below 0."""
+        found: dict[tuple[str, int], tuple[str, str, Any]] = {}
+        for payload in written:
+            for index, channel, value in payload["writes"]:
+                place = payload["task"], index
+                if index < 0 or place not in found:
+                    found[place] = payload["path"], channel, value
+        order = sorted(found, key=lambda place: writes_sort_key(found[place][0], *place))
+        return [(task, found[task, index][1], self._loads(found[task, index][2])) for task, index in order]
+
+    # -- writing
+
+    def put(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """Append a checkpoint and the values of its new versions, as one."""
+        thread, namespace = _place(config)
+        rest: dict[str, Any] = dict(checkpoint)
+        values: dict[str, Any] = rest.pop("channel_values")
+        entries = [
+            self._channel(joined("channel", namespace, channel, version), values, channel)
+            for channel, version in new_versions.items()
+        ]
+        told = get_checkpoint_metadata(config, metadata)
+        payload = {
+            "ns": namespace,
+            "id": checkpoint["id"],
+            "parent": get_checkpoint_id(config),
+            "run": _text(told.get("run_id")),
+            "checkpoint": self._dumps(rest, "the checkpoint"),
+            "metadata": self._dumps(told, "the metadata"),
+        }
+        entries.append(
+            {"kind": "checkpoint", "key": joined("checkpoint", namespace, checkpoint["id"]), "payload": payload}
+        )
+        latest = {field: payload[field] for field in ("ns", "id", "run")}
+        entries.append({"kind": "latest", "key": joined("latest", namespace), "payload": latest})
+        self._append(thread, entries)
+        return _config(thread, namespace, checkpoint["id"])
+
+    def _channel(self, key: str, values: dict[str, Any], channel: str) -> dict[str, Any]:
+        payload: dict[str, Any] = {}  # without a value: the channel is empty in this version
+        if channel in values:
+            value, what = values[channel], f"the value of channel {channel!r}"
+            if type(value) is list:
+                payload["items"] = [self._dumps(item, what) for item in value]
+            else:
+                payload["value"] = self._dumps(value, what)
+        return {"kind": "channel", "key": key, "payload": payload}
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """Append what a task wrote above a checkpoint."""
+        thread, namespace = _place(config)
+        written = [
+            (WRITES_IDX_MAP.get(channel, index), channel, self._dumps(value, f"what is written to channel {channel!r}"))
+            for index, (channel, value) in enumerate(writes)
+        ]
+        payload = {"task": task_id, "path": task_path, "writes": written}
+        key = joined("writes", namespace, config["configurable"]["checkpoint_id"])
+        self._append(thread, [{"kind": "writes", "key": key, "payload": payload}])
+
+    def _append(self, thread: str, entries: _Entries) -> None:
+        name = _name(thread)
+        try:
+            self._sessions.append(name, entries)
+        except NotFound:
+            self._sessions.make(name, tags=TAGS, value={"thread": thread})
+            self._sessions.append(name, entries, tags=TAGS)
+
+    # -- threads
+
+    def delete_thread(self, thread_id: str) -> None:
+        """Delete all of a thread."""
+        try:
+            self._sessions.delete(_name(thread_id))
+        except NotFound:
+            pass
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """Delete the checkpoints that these runs made, in whatever thread: all threads are looked through."""
+        runs = set(run_ids)
+        for thread in list(self._threads()) if runs else []:
+            gone = {
+                (e.payload["ns"], e.payload["id"])
+                for e in self._checkpoints(_name(thread), None)
+                if e.payload["run"] in runs
+            }
+            if gone:
+                self._keep(thread, lambda place, gone=gone: place not in gone)  # type: ignore[misc]
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """Fork a thread: nothing is copied. ``Conflict``: there is one of this id already."""
+        source, target = _name(source_thread_id), _name(target_thread_id)
+        try:
+            forked = self._sessions.fork(source, target)
+        except NotFound:
+            return
+        except Conflict as error:
+            raise Conflict(f"there is a thread {target_thread_id!r} already", hint="Delete it first.") from error
+        self._sessions.append(target, value={"thread": target_thread_id}, expected_version=forked.version)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """Keep only the last checkpoint of each namespace ("keep_latest"), or nothing ("delete").
+
+        A checkpoint whose channels are rebuilt from what was written above earlier ones (``DeltaChannel``, beta) keeps
+        those, too: back to where the values of all its channels are.
+        """
+        if strategy not in ("keep_latest", "delete"):
+            raise InvalidValue(f"no such strategy: {strategy!r}", hint="There are keep_latest and delete.")
+        for thread in thread_ids:
+            if strategy == "delete":
+                self.delete_thread(thread)
+            else:
+                kept = set(self._needed(thread))
+                if kept:
+                    self._keep(thread, lambda place, kept=kept: place in kept)  # type: ignore[misc]
+
+    def _needed(self, thread: str) -> Iterator[tuple[str, str]]:
+        """The last checkpoint of each namespace, and those above it that its channels are rebuilt from."""
+        latest: dict[str, str] = {}
+        for entry in self._checkpoints(_name(thread), None):
+            latest.setdefault(entry.payload["ns"], entry.payload["id"])
+        for namespace, checkpoint_id in latest.items():
+            at: RunnableConfig | None = _config(thread, namespace, checkpoint_id)
+            missing: set[str] | None = None
+            while at is not None and (found := self.get_tuple(at)) is not None:
+                yield namespace, found.checkpoint["id"]
+                there = set(found.checkpoint["channel_values"])
+                is_delta = "counters_since_delta_snapshot" in found.metadata
+                if missing is None:
+                    missing = set(found.checkpoint["channel_versions"]) - there if is_delta else set()
+                missing -= there
+                if not missing:
+                    break
+                at = found.parent_config
+
+    def _keep(self, thread: str, is_kept: Callable[[tuple[str, str]], bool]) -> None:
+        """Only these checkpoints stay, with what was written above them and the values that they have."""
+        name = _name(thread)
+        for _ in range(TRIES):
+            try:
+                session = self._sessions.get(name)
+                entries = list(self._sessions.entries(name))
+            except NotFound:
+                return
+            keys = {"channel": set[str](), "writes": set[str]()}
+            seqs = list[int]()
+            for entry in entries:
+                if entry.kind in ("checkpoint", "latest") and is_kept((entry.payload["ns"], entry.payload["id"])):
+                    seqs.append(entry.seq)
+                if entry.kind == "checkpoint" and seqs and seqs[-1] == entry.seq:
+                    namespace, checkpoint = entry.payload["ns"], self._loads(entry.payload["checkpoint"])
+                    keys["writes"].add(joined("writes", namespace, entry.payload["id"]))
+                    versions = checkpoint["channel_versions"].items()
+                    keys["channel"] |= {joined("channel", namespace, *version) for version in versions}
+            seqs += [entry.seq for entry in entries if entry.key in keys.get(entry.kind, ())]
+            try:
+                self._sessions.keep(name, seqs, expected_seq=entries[-1].seq if entries else session.seq)
+                return
+            except LogConflict:
+                continue  # somebody wrote to it: look again
+        raise LogConflict(f"thread {thread!r} is written to all the time", hint="Try again when its graph rests.")
+
+    # -- the same, from an event loop
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        """As ``get_tuple``."""
+        return await asyncio.to_thread(self.get_tuple, config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        """As ``list``."""
+        found = self.list(config, filter=filter, before=before, limit=limit)
+        while (one := await asyncio.to_thread(next, found, None)) is not None:
+            yield one
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        """As ``put``."""
+        return await asyncio.to_thread(self.put, config, checkpoint, metadata, new_versions)
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        """As ``put_writes``."""
+        await asyncio.to_thread(self.put_writes, config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        """As ``delete_thread``."""
+        await asyncio.to_thread(self.delete_thread, thread_id)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        """As ``delete_for_runs``."""
+        await asyncio.to_thread(self.delete_for_runs, run_ids)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        """As ``copy_thread``."""
+        await asyncio.to_thread(self.copy_thread, source_thread_id, target_thread_id)
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        """As ``prune``."""
+        await asyncio.to_thread(lambda: self.prune(thread_ids, strategy=strategy))
+
+    def get_next_version(self, current: str | None, channel: None) -> str:
+        """Versions that sort as they come, and differ where two write at once."""
+        number = 0 if current is None else int(str(current).partition(".")[0])
+        return f"{number + 1:032}.{_random()}"
+
+    # -- values
+
+    def _dumps(self, value: Any, what: str) -> _Stored:
+        try:
+            kind, content = self.serde.dumps_typed(value)
+        except (TypeError, ValueError) as error:
+            raise InvalidValue(
+                f"{what} cannot be kept: {error}", hint="Give the saver a serde that knows it."
+            ) from error
+        return [kind, base64.b64encode(content).decode()]
+
+    def _loads(self, stored: _Stored) -> Any:
+        kind, text = stored
+        return self.serde.loads_typed((kind, base64.b64decode(text)))
+
+
+def _random() -> str:
+    import secrets
+
+    return secrets.token_hex(8)
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _thread(config: RunnableConfig) -> str:
+    return str(config["configurable"]["thread_id"])
+
+
+def _place(config: RunnableConfig) -> tuple[str, str]:
+    return _thread(config), config["configurable"].get("checkpoint_ns", "")
+
+
+def _config(thread: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
+    return {"configurable": {"thread_id": thread, "checkpoint_ns": namespace, "checkpoint_id": checkpoint_id}}
+
+
+def _name(thread: str) -> str:
+    return joined("langgraph", thread)
