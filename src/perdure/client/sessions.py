@@ -9,6 +9,7 @@ from urllib.parse import quote
 import msgspec
 
 from perdure.client.transport import Transport
+from perdure.errors import InvalidValue
 from perdure.model import Entry, SessionInfo
 
 PAGE = 1000
@@ -64,7 +65,10 @@ class SessionsClient:
         body |= {field: what for field, what in said.items() if what is not None}
         if value is not UNSET:
             body["value"] = value
-        told = self._http.call("POST", _path(name, "entries"), json_body=body)
+        try:
+            told = self._http.call("POST", _path(name, "entries"), json_body=body)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidValue(f"an entry for session {name!r} is not a JSON value: {error}") from error
         return msgspec.convert(told["session"], SessionInfo)
 
     def entries(self, name: str, *, after: int = 0, kind: str | None = None) -> Iterator[Entry]:
