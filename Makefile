@@ -14,7 +14,7 @@ export PERDURE_HOME ?= $(CURDIR)/build/home
 # there is no KVM its emulated host takes up to 8 GB.
 WORKERS ?= 3
 
-.PHONY: help setup demo test unit check bench soak crash campaign many docs clean
+.PHONY: help setup demo test unit check adk bench soak crash campaign many docs clean
 
 help:     ## print this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -60,6 +60,13 @@ check: .venv/dev.done ## ruff, strict types, import rules, generated docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python scripts/generate_docs.py --check
+
+build/adk.done: pyproject.toml ## Google's ADK in a Python of its own: it takes as long to install as all the rest
+	python3 -m venv build/adk && build/adk/bin/pip install --quiet --editable '.[adk,postgres]' \
+	    hypothesis pytest pytest-asyncio pytest-timeout pytest-xdist && touch $@
+
+adk: build/adk.done build/test-packages.done ## the tests of the integration of Google's ADK, which `make test` skips
+	build/adk/bin/python -m pytest -q tests/integration/integrations/test_adk.py tests/integration/integrations/test_page.py
 
 build/dbos.done: ## DBOS in a Python of its own: the replay road is measured beside it
 	python3 -m venv build/dbos && build/dbos/bin/pip install --quiet dbos==3.4.0 && touch $@
