@@ -39,7 +39,7 @@ class SessionsClient:
             yield from msgspec.convert(page, list[SessionInfo])
             if len(page) < PAGE:
                 return
-            query["beyond"] = page[-1]["name"]
+            query["beyond"] = page[-1]["id"]
 
     def delete(self, name: str) -> None:
         """What its forks share stays for them."""
@@ -104,10 +104,19 @@ class SessionsClient:
         return sorted(found, key=lambda entry: entry.seq)
 
     def fork(
-        self, name: str, new_name: str, *, at: int | None = None, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        new_name: str,
+        *,
+        at: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        value: Any = UNSET,
     ) -> SessionInfo:
-        """Another session that shares the entries up to ``at`` (None: all). ``Conflict``: there is one of this name."""
-        body = {"name": new_name, "at": at, "tags": None if tags is None else dict(tags)}
+        """Another session that shares the entries up to ``at`` (None: all); with the same tags and value, where no
+        others are given. ``Conflict``: there is one of this name."""
+        body: dict[str, Any] = {"name": new_name, "at": at, "tags": None if tags is None else dict(tags)}
+        if value is not UNSET:
+            body["value"] = value
         return msgspec.convert(self._http.call("POST", _path(name, "fork"), json_body=body), SessionInfo)
 
     def keep(self, name: str, seqs: Sequence[int], *, expected_seq: int, value: Any = UNSET) -> SessionInfo:

@@ -55,10 +55,9 @@ class Sessions:
         return _info(await self._head(name))
 
     async def all(self, tags: Mapping[str, str], beyond: str | None, limit: int) -> list[SessionInfo]:
-        """Oldest first: those that have all these tags. beyond: the name of the session that the page before ended
-        with."""
-        after = None if beyond is None else (await self._head(beyond)).run_id
-        heads = await self._log.heads(states=[SESSION], tags=tags, beyond=after, limit=limit)
+        """Oldest first: those that have all these tags. beyond: the id of the session that the page before ended with,
+        which may have been deleted since."""
+        heads = await self._log.heads(states=[SESSION], tags=tags, beyond=beyond, limit=limit)
         return [_info(head) for head in heads]
 
     async def append(
@@ -171,17 +170,23 @@ class Sessions:
         return await self._log.entries_of(sorted(rows, key=lambda row: int(row[2])), expand=expand)
 
     async def fork(
-        self, name: str, new_name: str, *, at: int | None = None, tags: Mapping[str, str] | None = None
+        self,
+        name: str,
+        new_name: str,
+        *,
+        at: int | None = None,
+        tags: Mapping[str, str] | None = None,
+        value: Any = msgspec.UNSET,
     ) -> SessionInfo:
         """Another session that shares the entries up to ``at`` (None: all), and begins with an entry ``forked``. tags
-        None: those of the first. ``Conflict``: there is one of this name."""
+        and value: those of the first, where none are given. ``Conflict``: there is one of this name."""
         head = await self._head(name)
         shown = _info(head)
         tags = shown.tags if tags is None else tags
         _check(new_name, tags)
         seq = head.seq if at is None else at
         origin = {"session": name, "seq": seq}
-        summary = {**_summary(new_name, tags, shown.value), "origin": origin}
+        summary = {**_summary(new_name, tags, shown.value if value is msgspec.UNSET else value), "origin": origin}
         if await self._found(new_name) is not None:
             raise _is_there(new_name)
         job = BranchOff(
@@ -292,6 +297,8 @@ def _summary(name: str, tags: Mapping[str, str], value: Any) -> dict[str, Any]:
 def _check(name: str, tags: Mapping[str, str]) -> None:
     for what, text in (("name of a session", name), *((f"tag {tag!r}", tag + text) for tag, text in tags.items())):
         size = len(text.encode("utf-8", "replace"))
+        if "=" in what:
+            raise InvalidValue(f"{what} has '=' in its name", hint="`?tag=NAME=VALUE` would not know it.")
         if not text or size > NAME_MAX_BYTES or "\0" in text or text.encode("utf-8", "replace").decode() != text:
             hint = f"It is text of 1 to {NAME_MAX_BYTES} bytes, without NUL."
             raise InvalidValue(f"not the {what}: {text[:40]!r} ({size} bytes)", hint=hint)
@@ -301,6 +308,7 @@ def _check(name: str, tags: Mapping[str, str]) -> None:
 
 def _info(head: Head) -> SessionInfo:
     return SessionInfo(
+        id=head.run_id,
         name=head.value["request"]["name"],
         created=head.created,
         seq=head.seq,

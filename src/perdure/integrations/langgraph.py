@@ -84,7 +84,7 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         """The last first; of all threads where there is no ``config``."""
         left = limit
         for thread in self._threads() if config is None else [_thread(config)]:
-            for found in self._list(thread, config, filter or {}, before):
+            for found in self._list(thread, config, filter or {}, before, AT_ONCE if filter or not left else left):
                 if left is not None and left <= 0:
                     return
                 left = None if left is None else left - 1
@@ -95,7 +95,12 @@ class PerdureSaver(BaseCheckpointSaver[str]):
             yield session.value["thread"]
 
     def _list(
-        self, thread: str, config: RunnableConfig | None, filter: dict[str, Any], before: RunnableConfig | None
+        self,
+        thread: str,
+        config: RunnableConfig | None,
+        filter: dict[str, Any],
+        before: RunnableConfig | None,
+        at_once: int,
     ) -> Iterator[CheckpointTuple]:
         wanted = config["configurable"].get("checkpoint_ns") if config else None
         only = get_checkpoint_id(config) if config else None
@@ -108,7 +113,7 @@ class PerdureSaver(BaseCheckpointSaver[str]):
                 continue
             seen.add(at)
             found.append(at)
-            if len(found) == AT_ONCE:
+            if len(found) == min(at_once, AT_ONCE):
                 yield from self._matching(thread, found, filter)
                 found = []
         yield from self._matching(thread, found, filter)
@@ -238,11 +243,13 @@ class PerdureSaver(BaseCheckpointSaver[str]):
 
     def _append(self, thread: str, entries: _Entries) -> None:
         name = _name(thread)
-        try:
-            self._sessions.append(name, entries)
-        except NotFound:
-            self._sessions.make(name, tags=TAGS, value={"thread": thread})
-            self._sessions.append(name, entries, tags=TAGS)
+        for _ in range(TRIES):
+            try:
+                self._sessions.append(name, entries)
+                return
+            except NotFound:  # there is none yet, or none any more
+                self._sessions.make(name, tags=TAGS, value={"thread": thread})
+        raise LogConflict(f"thread {thread!r} is deleted all the time", hint="Another program uses its id.")
 
     # -- threads
 
@@ -269,12 +276,11 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         """Fork a thread: nothing is copied. ``Conflict``: there is one of this id already."""
         source, target = _name(source_thread_id), _name(target_thread_id)
         try:
-            forked = self._sessions.fork(source, target)
+            self._sessions.fork(source, target, value={"thread": target_thread_id})
         except NotFound:
             return
         except Conflict as error:
             raise Conflict(f"there is a thread {target_thread_id!r} already", hint="Delete it first.") from error
-        self._sessions.append(target, value={"thread": target_thread_id}, expected_version=forked.version)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         """Keep only the last checkpoint of each namespace ("keep_latest"), or nothing ("delete").

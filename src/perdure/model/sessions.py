@@ -10,6 +10,7 @@ from perdure.model.values import Frozen
 class SessionInfo(Frozen, frozen=True, kw_only=True):
     """A session as the API shows it (``context.sessions``)."""
 
+    id: str  # of its log; a session that takes its name later has another one
     name: str
     created: float
     seq: int = 0  # of its last entry

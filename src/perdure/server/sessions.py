@@ -4,7 +4,7 @@
 POST   /v1/sessions                         ``{"name", "tags"?, "value"?}`` -> 201 ``SessionInfo`` (200 and the older
                                             one, as it is, where there is one of this name)
 GET    /v1/sessions                         ``{"sessions": [...]}``, oldest first; ``?tag=NAME=VALUE`` (all of several),
-                                            ``&limit=N&beyond=NAME``
+                                            ``&limit=N&beyond=ID``
 GET    /v1/sessions/{name}                  ``SessionInfo``
 DELETE /v1/sessions/{name}
 POST   /v1/sessions/{name}/entries          ``{"entries": [{"kind", "key"?, "payload"?, "once"?}, ...], "tags"?,
@@ -15,7 +15,7 @@ GET    /v1/sessions/{name}/entries          ``{"entries": [Entry, ...]}``, one p
                                             ``?newest=1&before=SEQ&limit=N&kind=K&key=K``, last first;
                                             ``&compact=1`` leaves large values as references
 POST   /v1/sessions/{name}/find             ``{"keys": [...]}`` -> ``{"entries": [...]}``, in order
-POST   /v1/sessions/{name}/fork             ``{"name", "at"?, "tags"?}`` -> 201 ``SessionInfo``
+POST   /v1/sessions/{name}/fork             ``{"name", "at"?, "tags"?, "value"?}`` -> 201 ``SessionInfo``
 POST   /v1/sessions/{name}/keep             ``{"seqs": [...], "expected_seq", "value"?}`` -> ``SessionInfo``: only
                                             these entries stay, numbered anew
 ==========================================  =====================================================================
@@ -68,6 +68,7 @@ class Fork(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: str
     at: int | None = None
     tags: dict[str, str] | None = None
+    value: Any = msgspec.UNSET
 
 
 class Keep(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -144,7 +145,9 @@ class SessionsApi:
 
     async def _fork(self, request: web.Request) -> web.Response:
         asked = await body(request, Fork)
-        return answer(await self._context.sessions.fork(_name(request), asked.name, at=asked.at, tags=asked.tags), 201)
+        sessions = self._context.sessions
+        forked = await sessions.fork(_name(request), asked.name, at=asked.at, tags=asked.tags, value=asked.value)
+        return answer(forked, 201)
 
     async def _keep(self, request: web.Request) -> web.Response:
         asked = await body(request, Keep)
