@@ -165,7 +165,7 @@ class Watch:
             case "model.committed":
                 usage = payload.get("usage") or {}
                 self.timeline.say(
-                    "model", f"{payload.get('text', '')!r:.60} ({usage.get('completion_tokens', '?')} tokens)"
+                    "model", f"{payload.get('text', '')!r:.60} ({usage.get('output_tokens', '?')} tokens)"
                 )
             case "snapshot" | "wait.started" | "wait.completed" | "model.intent" | "model.replayed" | "step.result":
                 self.timeline.say("log", f"{entry.seq}: {entry.kind}")

@@ -353,7 +353,7 @@ def request_hash(call: Call) -> str:
     body: Any
     try:
         body = msgspec.json.decode(call.body) if call.body else None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         body = {"$bytes": hashlib.sha256(call.body).hexdigest()}
     asked: Mapping[str, Any] = {"method": call.method, "path": call.path, "body": body}
     return digest_of(canonical(asked))

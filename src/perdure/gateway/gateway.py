@@ -15,30 +15,47 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import msgspec
-
 from perdure.context.log import ContextLog, NewEntry, request_hash, valid
-from perdure.errors import NoSpace, Unavailable
-from perdure.gateway.completions import Summary, error_body, error_event, summarize
-from perdure.gateway.providers import Providers
+from perdure.errors import InvalidValue, NoSpace, PerdureError, Unavailable
+from perdure.gateway import dialects, models
+from perdure.gateway.dialects.dialect import Dialect, MalformedError, Request, Summary
+from perdure.gateway.flow import Flow
+from perdure.gateway.providers import Provider, Providers
 from perdure.gateway.turn import Turn
-from perdure.gateway.upstream import BrokenError, RefusedError, Retry, Upstream
+from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, Question, RefusedError, Retry, Upstream
 from perdure.model import Answer, Call, Entry
 
-CHAT = "/v1/chat/completions"
-MODELS = "/v1/models"
 TEXT_SHOWN = 200  # characters of an answer that its entry repeats, for readers of the log
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
+ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
 LOST = "stream-lost"  # what a program is told that has a part of an answer which died with a server
 ENDED = "the server ended before the answer was complete"
+FAILED = "provider-failed"
 COMMIT_AGAIN_S = 0.1
 COMMIT_AGAIN_MAX_S = 5.0
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A call to a model, as the gateway understands it."""
+
+    call: Call
+    branch: int
+    dialect: Dialect
+    request: Request
+    provider: Provider
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return self.call.run_id, self.branch, self.call.key
 
 
 class Gateway:
@@ -90,97 +107,99 @@ class Gateway:
         new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. Where no turn has ended
         since, that holds still, and it is not looked up again.
 
-        What is wrong with the request or the provider becomes an answer in the OpenAI API's error shape. Raises what
+        What is wrong with the request or the provider becomes an answer in the dialect's own error shape. Raises what
         the log raises (``StaleEpoch`` above all). Cancelling the asker, or dropping the answer, cancels nothing.
         """
-        path = call.path.partition("?")[0]
-        if path == MODELS and call.method == "GET":
-            return self._models(call)
-        if path != CHAT or call.method != "POST":
-            message = f"the gateway has no {call.method} {path}: it answers POST {CHAT} and GET {MODELS}"
-            return _error(call, 404, message, kind="invalid_request_error", code="unknown_url")
-        request = _request(call.body)
-        if isinstance(request, str):
-            return _error(call, 400, request, kind="invalid_request_error", code="invalid_value")
-        key = (call.run_id, branch, call.key)
+        if models.is_asked(call):
+            return models.answer(call, self._providers)
+        try:
+            asked = self._read(call, branch)
+        except PerdureError as error:
+            return self.refused(call, error)
         while True:
-            turn = self._turns.get(key)
+            turn = self._turns.get(asked.key)
             if turn is not None and call.epoch > turn.call.epoch and not turn.is_of(call):
                 await self._stop([turn])  # nobody wants to hear that any more
                 continue
             if turn is None:
                 # between the look above and this line nothing may wait: one call, one turn
-                turn = self._turns[key] = Turn(call)
+                turn = self._turns[asked.key] = Turn(call)
                 is_new = new_at == self.turns_ended  # what is not in flight, and has not ended since, was never begun
-                turn.task = asyncio.create_task(self._take(turn, key, call, branch, request, is_new=is_new))
+                turn.task = asyncio.create_task(self._take(turn, asked, is_new=is_new))
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch
                 if not call.is_first:
-                    await self._append(call, branch, _replayed(call, 0), epoch=call.epoch)
+                    await self._append(asked, _replayed(call, 0), epoch=call.epoch)
             await turn.begun()
             if not turn.lost:
                 return Answer(turn.status, turn.headers, turn.read(call.offset))
             if call.offset:
                 message = "the answer was cut off when the server ended, and is gone: ask again"
-                event = error_event(message, kind="server_error", code=LOST)
-                return Answer(200, STREAM_HEADERS, _once(event))
+                return _broken_off(asked.dialect, message, LOST)
 
-    def _models(self, call: Call) -> Answer:
-        data = [
-            {"id": provider.model or name, "object": "model", "owned_by": name}
-            for name, provider in self._providers.by_name.items()
-        ]
-        body = msgspec.json.encode({"object": "list", "data": data})
-        return Answer(200, JSON_HEADERS, _once(body[call.offset :]))
+    def refused(self, call: Call, error: PerdureError) -> Answer:
+        """The error as its dialect tells it: as an answer, or at the end of a stream of which the asker has a part."""
+        dialect = dialects.of(call)
+        message = f"{error.message} ({error.hint})" if error.hint else error.message
+        if call.offset:
+            return _broken_off(dialect, message, error.code)
+        body = dialect.error_body(message, code=error.code, status=error.http_status)
+        return Answer(error.http_status, JSON_HEADERS, once(body))
 
-    async def _take(
-        self, turn: Turn, key: tuple[str, int, str], call: Call, branch: int, request: dict[str, Any], *, is_new: bool
-    ) -> None:
+    def _read(self, call: Call, branch: int) -> Asked:
+        """Raises ``InvalidValue``, or ``NotFound``: nobody answers that."""
+        dialect = dialects.of(call)
+        path = dialects.checked(call)
+        request = dialect.request(call.body)
+        if isinstance(request, str):
+            raise InvalidValue(request, hint=f"see the reference of POST {path} at the provider's")
+        return Asked(call, branch, dialect, request, self._providers.for_model(request.model, dialect.name))
+
+    async def _take(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""
+        call = asked.call
         try:
-            entries = [] if is_new else valid(await self._log.find(call.run_id, branch, call.key))
+            entries = [] if is_new else valid(await self._log.find(call.run_id, asked.branch, call.key))
             if (committed := _last(entries, "model.committed")) is not None:
-                payload = committed.payload
                 if call.epoch > _newest_epoch(entries) and not call.is_first:
-                    await self._append(call, branch, _replayed(call, committed.seq), epoch=call.epoch)
-                body = await self._log.get_blob(payload["body"])
-                turn.begin(payload["status"], payload["headers"])
-                turn.add(body)
-                turn.end()
+                    await self._append(asked, _replayed(call, committed.seq), epoch=call.epoch)
+                await self._tell(turn, committed.payload)
                 return
             if (told := _told(entries)) is not None:
-                body = await self._log.get_blob(told["body"])
-                turn.begin(told["status"], told["headers"])
-                turn.add(body)
-                turn.end()
+                await self._tell(turn, told)
                 return
             if call.offset:
                 if not entries or entries[-1].payload.get("told") != LOST:
-                    await self._append(call, branch, _lost(call), epoch=call.epoch)
+                    await self._append(asked, _lost(call), epoch=call.epoch)
                 turn.lose()
                 return
             if entries and entries[-1].kind == "model.started":
-                await self._append(call, branch, _aborted(call, ENDED, 0), epoch=call.epoch)
-            await self._ask(turn, call, branch, request, is_new=_last(entries, "model.intent") is None)
+                await self._append(asked, _aborted(call, ENDED, 0), epoch=call.epoch)
+            await self._ask(turn, asked, is_new=_last(entries, "model.intent") is None)
         except asyncio.CancelledError:
             turn.fail(Unavailable("the server is ending", hint="ask again"))
             raise
         except Exception as error:  # a task has nobody above it: the askers get the error
             if turn.has_begun:
-                turn.break_off(error_event(str(error), kind="server_error", code="gateway-failed"))
+                turn.break_off(asked.dialect.error_event(str(error), code="gateway-failed"))
             else:
                 turn.fail(error)
         finally:
-            del self._turns[key]
+            del self._turns[asked.key]
             self.turns_ended += 1
 
-    async def _ask(self, turn: Turn, call: Call, branch: int, request: dict[str, Any], *, is_new: bool) -> None:
-        provider = self._providers.for_model(request.get("model") or "")
-        body = call.body
-        if not request.get("model"):
-            request = {**request, "model": provider.model}
-            body = msgspec.json.encode(request)
-        pending = [_intent(call, request)] if is_new else []
+    async def _tell(self, turn: Turn, answer: Mapping[str, Any]) -> None:
+        """What the log has."""
+        body = await self._log.get_blob(answer["body"])
+        turn.begin(answer["status"], answer["headers"])
+        turn.add(body)
+        turn.end()
+
+    async def _ask(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
+        call, dialect, provider = asked.call, asked.dialect, asked.provider
+        model = asked.request.model or (provider.model if dialect.is_known else "")
+        body = call.body if asked.request.model or not model else dialects.naming(call.body, model)
+        pending = [_intent(asked, model)] if is_new else []
         asked_at = time.monotonic()
 
         async def started(attempt: int, after: str) -> None:
@@ -190,108 +209,151 @@ class Gateway:
             pending.clear()
             # a later attempt goes on although the guest that asked may be gone: it will ask again
             epoch = call.epoch if attempt == 1 else None
-            await self._append(call, branch, *entries, epoch=epoch)
+            await self._append(asked, *entries, epoch=epoch)
 
+        name = f"perdure-{call.run_id}-{asked.branch}-{call.key}"
+        question = Question(call, body, dialect.name, name)
+        flow = Flow(dialect.reading())
+        head: Head | None = None
         try:
-            is_stream = request.get("stream") is True
-            name = f"perdure-{call.run_id}-{branch}-{call.key}"
-            async for step in self._upstream.ask(provider, body, name=name, stream=is_stream, started=started):
-                if not isinstance(step, bytes):
-                    status, headers = step
-                    if is_stream:
-                        turn.begin(status, headers)
-                    continue
-                turn.add(step)
-            summary = summarize(turn.body, stream=is_stream)
-            if not summary.finished:
-                raise BrokenError("the stream ended before the answer was complete")
+            async with aclosing(self._upstream.ask(provider, question, started=started)) as steps:
+                async for step in steps:
+                    if isinstance(step, Head):
+                        head = _expected(step, asked)
+                        if head.is_stream:
+                            turn.begin(head.status, head.headers)
+                        continue
+                    turn.add(step)
+                    if head is not None and head.is_stream:
+                        flow.add(step)
+                        turn.show(flow.visible)
+                        if turn.size > ANSWER_MAX:
+                            raise BrokenError(f"the provider's answer is over {ANSWER_MAX >> 20} MiB")
+            assert head is not None
+            summary = flow.end() if head.is_stream else dialect.whole(turn.body)
+            if head.is_stream and not summary.finished and not summary.error:
+                raise BrokenError(f"{provider.name}: the stream ended before the answer was complete")
+            if not head.is_stream and not summary.finished:
+                raise RefusedError(
+                    f"{provider.name} answered {head.status}, and what it sent is no answer: {summary.error}"
+                )
         except RefusedError as refusal:
-            answer = (refusal.http_status, refusal.headers, refusal.body)
-            entry = _aborted(call, refusal.reason, refusal.status, 0, await self._kept(*answer))
-            await self._append(call, branch, *pending, entry, epoch=None)
-            turn.begin(refusal.http_status, refusal.headers)
-            turn.add(refusal.body)
-            turn.end()
+            await self._refuse(turn, asked, refusal, pending)
             return
-        except BrokenError as broken:
-            received = turn.size
-            event = error_event(broken.reason, kind="server_error", code="provider-failed")
-            answer = (turn.status, turn.headers, turn.visible + event)
-            entry = _aborted(call, broken.reason, 0, received, await self._kept(*answer))
-            await self._append(call, branch, entry, epoch=None)
-            turn.break_off(event)
-            return
-        await self._commit(call, branch, turn.body, status, headers, summary, time.monotonic() - asked_at)
-        if not is_stream:
-            turn.begin(status, headers)
+        except (BrokenError, MalformedError) as broken:
+            if not flow.is_over:
+                await self._break_off(turn, asked, _why(broken, provider), flow)
+                return
+            turn.cut(flow.whole)  # it broke behind the answer's end
+            summary = flow.summary()
+        assert head is not None
+        if summary.error:  # in the provider's own words, and they are in the body
+            reason = f"{provider.name}: {summary.error}"
+            told = (turn.status, turn.headers, turn.body)
+            await self._append(
+                asked, _aborted(call, reason, 0, turn.size, await self._kept(*told), summary), epoch=None
+            )
+        else:
+            await self._commit(asked, turn.body, head, summary, time.monotonic() - asked_at)
+        if not head.is_stream:
+            turn.begin(head.status, head.headers)
         turn.end()
+
+    async def _refuse(self, turn: Turn, asked: Asked, refusal: RefusedError, pending: list[NewEntry]) -> None:
+        status = refusal.http_status
+        body = refusal.body or asked.dialect.error_body(refusal.reason, code=refusal.code, status=status)
+        headers = {**refusal.headers, **({} if refusal.body else JSON_HEADERS), **ASK_NO_MORE}
+        answer = await self._kept(status, headers, body)
+        entry = _aborted(asked.call, refusal.reason, refusal.status, 0, answer)
+        await self._append(asked, *pending, entry, epoch=None)
+        turn.begin(status, headers)
+        turn.break_off(body)
+
+    async def _break_off(self, turn: Turn, asked: Asked, reason: str, flow: Flow) -> None:
+        """The program has a part, which nothing of the rest fits to."""
+        received, summary = turn.size, flow.summary()
+        event = asked.dialect.error_event(reason, code=FAILED, number=flow.events)
+        answer = await self._kept(turn.status, turn.headers, turn.visible + event)
+        await self._append(asked, _aborted(asked.call, reason, 0, received, answer, summary), epoch=None)
+        turn.break_off(event)
 
     async def _kept(self, status: int, headers: Any, body: bytes) -> dict[str, Any]:
         """An answer that is no turn, as its entry has it."""
         return {"status": status, "headers": dict(headers), "body": await self._log.put_blob(body)}
 
-    async def _commit(
-        self, call: Call, branch: int, body: bytes, status: int, headers: Any, summary: Summary, seconds: float
-    ) -> None:
+    async def _commit(self, asked: Asked, body: bytes, head: Head, summary: Summary, seconds: float) -> None:
         """Keep the turn, for as long as that takes: it is paid for, and nothing goes on without it."""
         pause_s = COMMIT_AGAIN_S
         while True:
             try:
-                await self._try_commit(call, branch, body, status, headers, summary, seconds)
+                payload = {
+                    **await self._kept(head.status, head.headers, body),
+                    "bytes": len(body),
+                    "model": summary.model,
+                    "usage": asdict(summary.usage),
+                    "seconds": round(seconds, 3),
+                    "text": summary.text[:TEXT_SHOWN],
+                    "stop_reason": summary.stop_reason,
+                    "tool_calls": list(summary.tool_calls),
+                }
+                entry = NewEntry(kind="model.committed", payload=payload, key=asked.call.key)
+                await self._append(asked, entry, epoch=None)
                 return
             except (NoSpace, Unavailable) as error:
-                _log.warning("run %s: turn %s cannot be kept yet: %s", call.run_id, call.key, error)
+                _log.warning("run %s: turn %s cannot be kept yet: %s", asked.call.run_id, asked.call.key, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, COMMIT_AGAIN_MAX_S)
 
-    async def _try_commit(
-        self, call: Call, branch: int, body: bytes, status: int, headers: Any, summary: Summary, seconds: float
-    ) -> None:
-        payload = {
-            "status": status,
-            "headers": dict(headers),
-            "body": await self._log.put_blob(body),
-            "bytes": len(body),
-            "model": summary.model,
-            "usage": {"prompt_tokens": summary.prompt_tokens, "completion_tokens": summary.completion_tokens},
-            "seconds": round(seconds, 3),
-            "text": summary.text[:TEXT_SHOWN],
-        }
-        await self._append(call, branch, NewEntry(kind="model.committed", payload=payload, key=call.key), epoch=None)
-
-    async def _append(self, call: Call, branch: int, *entries: NewEntry, epoch: int | None) -> None:
-        await self._log.append(call.run_id, entries, epoch=epoch, branch=branch)
+    async def _append(self, asked: Asked, *entries: NewEntry, epoch: int | None) -> None:
+        await self._log.append(asked.call.run_id, entries, epoch=epoch, branch=asked.branch)
 
 
-def _request(body: bytes) -> dict[str, Any] | str:
-    """The decoded request, or what is wrong with it."""
-    try:
-        request = msgspec.json.decode(body)
-    except msgspec.DecodeError as error:
-        return f"the request's body is not JSON: {error}"
-    if not isinstance(request, dict):
-        return "the request's body is not a JSON object"
-    if not isinstance(request.get("messages"), list) or not request["messages"]:
-        return "the request has no messages"
-    if not isinstance(request.get("model") or "", str):
-        return "the request's model is not a string"
-    return request
+def _why(broken: BrokenError | MalformedError, provider: Provider) -> str:
+    if isinstance(broken, BrokenError):
+        return broken.reason
+    return f"{provider.name} sent an event that cannot be read: {broken}"
 
 
-def _intent(call: Call, request: dict[str, Any]) -> NewEntry:
-    rest = {name: value for name, value in request.items() if name not in ("messages", "model", "stream")}
+def _expected(head: Head, asked: Asked) -> Head:
+    """What an SDK could not read is not handed on as if it were an answer."""
+    kind, wanted = head.headers.get("content-type", "").partition(";")[0].strip().lower(), asked.request.is_stream
+    is_other = head.is_stream != wanted or (not wanted and kind and not kind.endswith("json"))
+    if asked.dialect.is_known and is_other:
+        it = "a stream of events" if wanted else "JSON"
+        raise RefusedError(
+            f"{asked.provider.name} answered {head.status} with {kind or 'no content type'}, and not with {it}"
+        )
+    return head
+
+
+def _intent(asked: Asked, model: str) -> NewEntry:
+    request = asked.request
     payload = {
-        "request": request_hash(call),
-        "model": request["model"],
-        "stream": request.get("stream") is True,
-        "messages": request["messages"],
-        "parameters": rest,
+        "request": request_hash(asked.call),
+        "dialect": asked.dialect.name,
+        "model": model,
+        "stream": request.is_stream,
+        "messages": request.messages,
+        "parameters": request.parameters,
     }
-    return NewEntry(kind="model.intent", payload=payload, key=call.key)
+    if not asked.dialect.is_known:
+        payload["path"] = asked.call.path
+    return NewEntry(kind="model.intent", payload=payload, key=asked.call.key)
 
 
-def _aborted(call: Call, reason: str, status: int, received: int = 0, answer: dict[str, Any] | None = None) -> NewEntry:
-    payload = {"reason": reason, "bytes": received, "status": status} | ({"answer": answer} if answer else {})
+def _aborted(
+    call: Call,
+    reason: str,
+    status: int,
+    received: int = 0,
+    answer: dict[str, Any] | None = None,
+    summary: Summary | None = None,
+) -> NewEntry:
+    payload: dict[str, Any] = {"reason": reason, "bytes": received, "status": status}
+    if answer is not None:
+        payload["answer"] = answer
+    if summary is not None:
+        payload |= {"model": summary.model, "usage": asdict(summary.usage), "text": summary.text[:TEXT_SHOWN]}
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
 
 
@@ -320,10 +382,11 @@ def _told(entries: list[Entry]) -> dict[str, Any] | None:
     return end.payload.get("answer") if end is not None and end.kind == "model.aborted" else None
 
 
-def _error(call: Call, status: int, message: str, *, kind: str, code: str) -> Answer:
-    return Answer(status, JSON_HEADERS, _once(error_body(message, kind=kind, code=code)[call.offset :]))
+def _broken_off(dialect: Dialect, message: str, code: str) -> Answer:
+    """Behind the part that the asker has, which may end in the middle of an event."""
+    return Answer(200, STREAM_HEADERS, once(b"\n\n" + dialect.error_event(message, code=code)))
 
 
-async def _once(body: bytes) -> AsyncIterator[bytes]:
+async def once(body: bytes) -> AsyncIterator[bytes]:
     if body:
         yield body

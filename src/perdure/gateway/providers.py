@@ -6,25 +6,33 @@
 
     [providers.work]
     base_url = "https://models.example.org/v1"
-    key_env = "WORK_KEY"               # or key = "...", or neither
+    kind = "openai"                    # the usual one; or "anthropic"; or "any": it is asked in both ways
+    key_env = "WORK_KEY"               # or key = "...", or key_file = "work.key", or key_command = ["pass", "work"]
     model = "small-1"                  # asked where a request names no model
     models = ["small-*", "large-*"]    # these models go here whatever the default is
+    ca_file = "/etc/work-ca.pem"       # who signs its certificate, where that is nobody whom this machine knows
+    silence_s = 600.0                  # so long may nothing come before it is given up
 
 The environment comes first: ``OPENAI_API_KEY`` and/or ``OPENAI_BASE_URL`` make the provider ``openai`` (model:
-``PERDURE_MODEL``), and ``PERDURE_PROVIDER`` names the default. ``offline`` is always there: a small real model on this
-machine.
+``PERDURE_MODEL``), ``ANTHROPIC_API_KEY``, ``ANTHROPIC_AUTH_TOKEN`` and/or ``ANTHROPIC_BASE_URL`` the provider
+``anthropic``; ``PERDURE_PROVIDER`` names the default. ``offline`` is always there: a small real model on this machine.
 """
 
 from __future__ import annotations
 
 import os
+import shlex
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from perdure.errors import InvalidValue, NotFound
+from perdure.gateway import dialects
+from perdure.gateway.keys import CommandKey, FileKey, Key
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.host.settings import document as read
@@ -32,19 +40,31 @@ from perdure.host.settings import place
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_MODEL = "gpt-4o-mini"
+ANTHROPIC_URL = "https://api.anthropic.com"
+ANTHROPIC_VERSION = "2023-06-01"  # asked for where a request asks for none
 OFFLINE = "offline"
+SILENCE_S = 600.0  # reasoning models are silent for minutes
+SILENCE_MOST_S = 86400.0
+KINDS = {  # the dialects that a provider speaks
+    "openai": dialects.OPENAI,
+    "anthropic": dialects.ANTHROPIC,
+    "any": dialects.OPENAI | dialects.ANTHROPIC,
+}
+KEYS = ("key", "key_env", "key_file", "key_command")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """An OpenAI-compatible API: ``base_url`` ends before ``/chat/completions``; ``headers`` carry the key."""
+    """Where to ask: ``base_url`` ends before the ``/chat/completions`` or ``/messages`` of a path; ``headers`` carry
+    the key."""
 
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tls: ssl.SSLContext | None = None
 
 
 class Provider(Protocol):
-    """Somebody who answers chat completions."""
+    """Somebody who answers model calls."""
 
     @property
     def name(self) -> str: ...
@@ -54,22 +74,49 @@ class Provider(Protocol):
         """The model where a request names none."""
         ...
 
-    async def endpoint(self) -> Endpoint:
-        """Where to ask now; called before each attempt. A provider on this machine is started here."""
+    @property
+    def speaks(self) -> frozenset[str]:
+        """Names of dialects."""
+        ...
+
+    @property
+    def silence_s(self) -> float:
+        """So long may nothing come."""
+        ...
+
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
+        """Where to ask now; called before each attempt. A provider on this machine is started here. renew: the key of
+        the endpoint before was refused."""
         ...
 
 
 @dataclass(frozen=True)
 class RemoteProvider:
-    """A provider behind a URL."""
+    """An HTTP API with a key, or without."""
 
     name: str
     base_url: str
     key: str = field(default="", repr=False)
     model: str = ""
+    kind: str = "openai"
+    key_from: Key | None = field(default=None, repr=False)
+    is_bearer: bool = False  # also where its kind has another way to show a key
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    silence_s: float = SILENCE_S
 
-    async def endpoint(self) -> Endpoint:
-        return Endpoint(self.base_url.rstrip("/"), {"authorization": f"Bearer {self.key}"} if self.key else {})
+    @property
+    def speaks(self) -> frozenset[str]:
+        return KINDS[self.kind]
+
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
+        key = self.key if self.key_from is None else await self.key_from.read(renew=renew)
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        if dialect in dialects.ANTHROPIC and key and not self.is_bearer:
+            headers = {"x-api-key": key}
+        url = self.base_url.rstrip("/")
+        if self.kind == "anthropic" and not url.endswith("/v1"):  # its SDK's base URLs end before that
+            url += "/v1"
+        return Endpoint(url, headers, self.tls)
 
 
 @dataclass(frozen=True)
@@ -79,8 +126,10 @@ class OfflineProvider:
     process: OfflineProcess
     name: str = OFFLINE
     model: str = "SmolLM2-135M-Instruct"
+    speaks: frozenset[str] = dialects.OPENAI
+    silence_s: float = SILENCE_S
 
-    async def endpoint(self) -> Endpoint:
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
         return Endpoint(await self.process.ensure())
 
 
@@ -92,12 +141,22 @@ class Providers:
     default: str
     routes: tuple[tuple[str, str], ...] = ()
 
-    def for_model(self, model: str) -> Provider:
-        """The provider that a request for ``model`` ("" = none named) goes to."""
+    def for_model(self, model: str, dialect: str = dialects.CHAT.name) -> Provider:
+        """The provider that a request for ``model`` ("" = none named) goes to: of those that speak the dialect the one
+        of the first route that fits, else the default, else the first. ``NotFound``: nobody speaks it."""
+        able = {name: provider for name, provider in self.by_name.items() if dialect in provider.speaks}
         for pattern, name in self.routes:
-            if model and fnmatchcase(model, pattern):
-                return self.by_name[name]
-        return self.by_name[self.default]
+            if model and fnmatchcase(model, pattern) and name in able:
+                return able[name]
+        if self.default in able:
+            return able[self.default]
+        for name, provider in able.items():
+            if name != OFFLINE:  # who has another default does not mean a very small model
+                return provider
+        variable = "ANTHROPIC_API_KEY" if dialect in dialects.ANTHROPIC else "OPENAI_API_KEY"
+        raise NotFound(
+            f"no provider here speaks {dialect}", hint=f"on the host, set {variable} or name one in settings.toml"
+        )
 
 
 def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
@@ -111,6 +170,12 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
         found["openai"] = RemoteProvider(
             "openai", url, env.get("OPENAI_API_KEY", ""), env.get("PERDURE_MODEL") or OPENAI_MODEL
         )
+    if any(env.get(f"ANTHROPIC_{name}") for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL")):
+        url = _url(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
+        key, token = env.get("ANTHROPIC_API_KEY", ""), env.get("ANTHROPIC_AUTH_TOKEN", "")
+        found["anthropic"] = RemoteProvider(
+            "anthropic", url, key or token, env.get("ANTHROPIC_MODEL", ""), "anthropic", is_bearer=not key
+        )
     tables = document.get("providers", {})
     if not isinstance(tables, dict):
         raise InvalidValue(f"{settings}: providers is not a table", hint="write [providers.NAME] sections")
@@ -120,7 +185,7 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
             raise InvalidValue(f"{where} is not a table", hint="write base_url, key_env and models under it")
         if name in found or name == OFFLINE:
             continue  # the environment is nearer to the person who started this
-        found[name], patterns = _provider(name, table, where, env)
+        found[name], patterns = _provider(home, name, table, where, env)
         routes += [(pattern, name) for pattern in patterns]
     found[OFFLINE] = OfflineProvider(OfflineProcess(home))
     default = env.get("PERDURE_PROVIDER") or document.get("provider") or next(iter(found))
@@ -129,24 +194,67 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     return Providers(found, default, tuple(routes))
 
 
-def _provider(name: str, table: dict[str, Any], where: str, env: Mapping[str, str]) -> tuple[Provider, list[str]]:
-    known = {"base_url", "key", "key_env", "model", "models"}
+def _provider(
+    home: Home, name: str, table: dict[str, Any], where: str, env: Mapping[str, str]
+) -> tuple[Provider, list[str]]:
+    texts = {"base_url", "key", "key_env", "key_file", "model", "kind", "ca_file"}
+    known = texts | {"key_command", "models", "silence_s"}
     if unknown := sorted(set(table) - known):
         raise InvalidValue(f"{where}: unknown setting {unknown[0]!r}", hint=f"known are {sorted(known)}")
-    patterns = table.get("models", [])
-    for key in known - {"models"}:
+    patterns, silence_s, kind = table.get("models", []), table.get("silence_s", SILENCE_S), table.get("kind", "openai")
+    for key in sorted(texts):
         if not isinstance(table.get(key, ""), str):
             raise InvalidValue(f"{where}: {key} is not a string", hint="put it in quotes")
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidValue(f"{where}: models is not a list of strings", hint='for example ["small-*"]')
     if not table.get("base_url"):
         raise InvalidValue(f"{where}: base_url is missing", hint='for example "https://api.openai.com/v1"')
+    if kind not in KINDS:
+        raise InvalidValue(f"{where}: kind is {kind!r}", hint=f"it is one of {', '.join(KINDS)}")
+    if type(silence_s) not in (int, float) or not 0 < silence_s <= SILENCE_MOST_S:
+        raise InvalidValue(f"{where}: silence_s is {silence_s!r}", hint=f"seconds, up to {SILENCE_MOST_S:g}")
+    if len(given := [key for key in KEYS if key in table]) > 1:
+        raise InvalidValue(f"{where}: has {given[0]} and {given[1]}", hint="a key comes from one place")
     key = table.get("key", "")
     if variable := table.get("key_env"):
         key = env.get(variable, "")
         if not key:
             raise InvalidValue(f"{where}: the environment has no {variable}", hint=f"export {variable}=YOUR-KEY")
-    return RemoteProvider(name, _url(table["base_url"], where), key, table.get("model", "")), patterns
+    provider = RemoteProvider(
+        name,
+        _url(table["base_url"], where),
+        key,
+        table.get("model", ""),
+        kind,
+        key_from=_key_from(home, name, table, where),
+        tls=_tls(home, table["ca_file"], where) if "ca_file" in table else None,
+        silence_s=float(silence_s),
+    )
+    return provider, patterns
+
+
+def _key_from(home: Home, name: str, table: dict[str, Any], where: str) -> Key | None:
+    title = f"provider {name}"  # who asks for a model is told this, and not where on the host things are
+    if "key_file" in table:
+        return FileKey(home.root / Path(table["key_file"]).expanduser(), title)
+    if "key_command" not in table:
+        return None
+    words = table["key_command"]
+    if isinstance(words, str):
+        try:
+            words = shlex.split(words)
+        except ValueError as error:
+            raise InvalidValue(f"{where}: key_command: {error}", hint='for example ["pass", "work"]') from error
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) and word for word in words):
+        raise InvalidValue(f"{where}: key_command is no command", hint='for example ["pass", "work"]')
+    return CommandKey(words, title)
+
+
+def _tls(home: Home, file: str, where: str) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=home.root / Path(file).expanduser())
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidValue(f"{where}: ca_file: {error}", hint="a file of certificates in PEM") from error
 
 
 def _url(text: str, where: str) -> str:

@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 from perdure.context.log import request_hash
-from perdure.gateway.completions import DONE
 from perdure.model import Call
-
-_LAST = b"\n" + DONE  # a raw newline never stands inside a JSON string, so this is the event itself
 
 
 class Turn:
     """The answer of one call as it comes in.
 
-    It lives for as long as its provider answers, whoever listens: a guest that dies cancels nothing. The last event
-    of a stream is held back until ``end``: a program that has seen it may rely on the turn being in the log.
+    It lives for as long as its provider answers, whoever listens: a guest that dies cancels nothing. What is added is
+    seen once it is shown; all of it at the end.
     """
 
     def __init__(self, call: Call) -> None:
@@ -57,12 +54,17 @@ class Turn:
         self._begun.set()
 
     def add(self, piece: bytes) -> None:
-        before = len(self._body)
         self._body += piece
-        last = self._body.find(_LAST, max(0, before - len(_LAST) + 1))
-        if self._visible == before:
-            self._visible = len(self._body) if last < 0 else max(before, last)
-        self._wake()
+
+    def show(self, size: int) -> None:
+        """So many bytes from the beginning may be seen."""
+        if size > self._visible:
+            self._visible = size
+            self._wake()
+
+    def cut(self, size: int) -> None:
+        """Nothing is seen of what came after so many bytes."""
+        del self._body[size:]
 
     def end(self) -> None:
         """Everything came, and (where it was a turn) it is in the log."""

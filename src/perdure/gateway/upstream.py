@@ -3,54 +3,109 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
+import io
+import math
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import aiohttp
+from yarl import URL
 
 from perdure.errors import PerdureError
-from perdure.gateway.completions import error_body
-from perdure.gateway.providers import Provider
+from perdure.gateway import dialects
+from perdure.gateway.providers import ANTHROPIC_VERSION, Endpoint, Provider
+from perdure.model import Call
 
 RETRIED = frozenset(
     {408, 409, 425, 429, 500, 502, 503, 504, 529}
-)  # what OpenAI's own SDKs ask again, and 529: overloaded
-KEPT_HEADERS = ("content-type", "x-request-id", "openai-processing-ms", "openai-version", "retry-after")
+)  # what the SDKs of OpenAI and Anthropic ask again, and 529: overloaded
+SENT_HEADERS = (
+    "accept",
+    "anthropic-beta",
+    "anthropic-version",
+    "content-type",
+    "openai-beta",
+    "openai-organization",
+    "openai-project",
+)  # of the guest's; never one with a key
+KEPT_HEADERS = (
+    "content-disposition",
+    "content-type",
+    "openai-processing-ms",
+    "openai-version",
+    "request-id",
+    "retry-after",
+    "retry-after-ms",
+    "x-request-id",
+)
+KEPT_BEGINNINGS = ("anthropic-ratelimit-", "x-ratelimit-")
+EVENTS = "text/event-stream"
 CONNECT_S = 15.0
-SILENCE_S = 600.0  # between two pieces; reasoning models are silent for minutes
+ANSWER_MAX = 64 << 20
+LARGE = 1 << 20  # bytes; aiohttp wants to read larger bodies piece by piece
+SHOWN = 200  # characters of where a provider wants to send us
 
 
 @dataclass(frozen=True)
 class Retry:
-    """``attempts`` in all; the wait doubles from ``first_s`` to ``most_s`` (seconds), with jitter."""
+    """``attempts`` in all; the wait doubles from ``first_s`` to ``most_s`` (seconds), with jitter. A provider that
+    wishes for up to ``wished_most_s`` gets them; who is to wait longer is told."""
 
     attempts: int = 6
     first_s: float = 0.5
     most_s: float = 20.0
+    wished_most_s: float = 60.0
 
-    def delay_s(self, attempt: int, asked_for: str | None) -> float:
-        """Wait after the failed attempt number ``attempt``; ``asked_for`` is the answer's Retry-After."""
-        try:
-            return min(float(asked_for or ""), 3 * self.most_s)
-        except ValueError:
-            pass  # none, or a date
+    def delay_s(self, attempt: int, wished_s: float | None) -> float | None:
+        """Wait after the failed attempt number ``attempt``; None: it is not asked again."""
+        if attempt >= self.attempts or (wished_s or 0.0) > self.wished_most_s:
+            return None
+        if wished_s is not None:
+            return wished_s
         wait_s: float = min(self.first_s * 2 ** (attempt - 1), self.most_s)
         return wait_s * random.uniform(0.75, 1.25)
+
+
+def wished_s(headers: Mapping[str, str], now: float) -> float | None:
+    """How long an answer asks to wait (RFC 9110, 10.2.3: seconds or a date), with ``now`` in seconds since 1970; None:
+    it does not say, or not so that it can be understood."""
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            found = float(headers.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if math.isfinite(found) and found >= 0.0:
+            return found
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - now)
+    except (ValueError, OverflowError):
+        return None
 
 
 class RefusedError(Exception):
     """The provider answered with an error, or could not be asked: what the asker is to see."""
 
     def __init__(
-        self, reason: str, *, status: int, body: bytes = b"", headers: Mapping[str, str] | None = None
+        self,
+        reason: str,
+        *,
+        status: int = 0,
+        code: str = "provider-failed",
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """status: of the provider; 0: it gave none. body: in the provider's words; none: ``reason`` is told."""
         super().__init__(reason)
         self.reason = reason
-        self.status = status  # of the provider; 0: it gave none
+        self.status = status
         self.http_status = status or 502
-        self.body = body or error_body(reason, kind="server_error", code="provider-failed")
-        self.headers = headers or {"content-type": "application/json"}
+        self.code = code
+        self.body = body
+        self.headers = headers or {}
 
 
 class BrokenError(Exception):
@@ -61,7 +116,21 @@ class BrokenError(Exception):
         self.reason = reason
 
 
-Head = tuple[int, dict[str, str]]
+class Head(NamedTuple):
+    """How an answer begins."""
+
+    status: int
+    headers: dict[str, str]
+    is_stream: bool  # of events, whose pieces come as they come; else there is one, with all of it
+
+
+class Question(NamedTuple):
+    """What is asked of a provider."""
+
+    call: Call
+    body: bytes
+    dialect: str
+    name: str  # the same whenever the same turn is asked (``Idempotency-Key``)
 
 
 class Upstream:
@@ -77,79 +146,139 @@ class Upstream:
             self._session = None
 
     async def ask(
-        self,
-        provider: Provider,
-        body: bytes,
-        *,
-        name: str,
-        stream: bool,
-        started: Callable[[int, str], Awaitable[None]],
-    ) -> AsyncIterator[Head | bytes]:
-        """Yield (status, headers), then the body's pieces: as they come for a stream, else in one when it is whole.
+        self, provider: Provider, question: Question, *, started: Callable[[int, str], Awaitable[None]]
+    ) -> AsyncGenerator[Head | bytes]:
+        """Yield how the answer begins, and its body's pieces.
 
-        ``name`` is the same whenever the same turn is asked (``Idempotency-Key``). ``started(attempt, reason of the one
-        before)`` is awaited right before each request. Raises ``RefusedError`` or ``BrokenError``.
+        ``started(attempt, reason of the one before)`` is awaited right before each request. Raises ``RefusedError`` or
+        ``BrokenError``.
         """
-        after = ""
-        for attempt in range(1, self._retry.attempts + 1):
+        after, attempt, renewals = "", 0, 0
+        endpoint = await _endpoint(provider, question.dialect)
+        while True:
+            attempt += 1
+            wait_s: float | None = None
             handed_on = False
-            asked_for: str | None = None
-            try:
-                endpoint = await provider.endpoint()
-            except PerdureError as error:
-                message = f"{error.message} ({error.hint})" if error.hint else error.message
-                body = error_body(message, kind="server_error", code=error.code)
-                raise RefusedError(error.message, status=error.http_status, body=body) from error
             await started(attempt, after)
-            headers = {
-                **endpoint.headers,
-                "content-type": "application/json",
-                "accept": "text/event-stream" if stream else "application/json",
-                "accept-encoding": "identity",  # the log keeps the bytes that the guest gets
-                "idempotency-key": name,
-            }
             try:
-                url = endpoint.base_url + "/chat/completions"
-                async with self._connected().post(url, data=body, headers=headers, allow_redirects=False) as answer:
-                    if answer.status >= 300:
-                        after = f"{provider.name} answered {answer.status} {answer.reason}"
-                        asked_for = answer.headers.get("retry-after")
-                        if answer.status not in RETRIED or attempt == self._retry.attempts:
-                            raise _refusal(after, answer, await answer.read())
-                    else:
-                        if not stream:
-                            whole = await answer.read()
-                            yield answer.status, _kept(answer)
-                            yield whole
-                            return
-                        yield answer.status, _kept(answer)
-                        handed_on = True
-                        async for piece in answer.content.iter_any():
-                            yield piece
+                async with self._request(endpoint, provider, question) as answer:
+                    if answer.status < 300:
+                        async for step in _steps(answer):
+                            handed_on = True
+                            yield step
                         return
+                    after = f"{provider.name} answered {answer.status} {answer.reason}"
+                    if answer.status < 400:
+                        where = repr(answer.headers.get("location", "")[:SHOWN])
+                        raise RefusedError(f"{after}: to {where}, and nobody is sent anywhere with a key")
+                    refusal = _refusal(after, answer, await _whole(answer))
+                    wait_s = wished_s(answer.headers, time.time())
+            except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+                raise RefusedError(f"{provider.name}: its certificate does not hold: {error}") from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                after = f"{provider.name}: {error or type(error).__name__}"
+                after = f"{provider.name}: {_why(error, provider.silence_s)}"
                 if handed_on:
                     raise BrokenError(after) from error
-            if attempt < self._retry.attempts:
-                await asyncio.sleep(self._retry.delay_s(attempt, asked_for))
-        raise RefusedError(f"asked {self._retry.attempts} times, the last time: {after}", status=0)
+                refusal = RefusedError(f"asked {attempt} times, the last time: {after}")
+            if refusal.status == 401 and not renewals:
+                renewals = 1
+                fresh = await _endpoint(provider, question.dialect, renew=True)
+                if fresh.headers != endpoint.headers:
+                    endpoint = fresh
+                    continue
+            if refusal.status and refusal.status not in RETRIED:
+                raise refusal
+            delay_s = self._retry.delay_s(attempt - renewals, wait_s)
+            if delay_s is None:
+                raise refusal
+            await asyncio.sleep(delay_s)
+            endpoint = await _endpoint(provider, question.dialect)
+
+    def _request(
+        self, endpoint: Endpoint, provider: Provider, question: Question
+    ) -> aiohttp.client._RequestContextManager:
+        call = question.call
+        headers = {name: call.headers[name] for name in SENT_HEADERS if name in call.headers}
+        if question.body:
+            headers.setdefault("content-type", "application/json")
+        if question.dialect in dialects.ANTHROPIC:
+            headers.setdefault("anthropic-version", ANTHROPIC_VERSION)
+        headers |= {
+            **endpoint.headers,
+            "accept-encoding": "identity",  # the log keeps the bytes that the guest gets
+            "idempotency-key": question.name,
+        }
+        return self._connected().request(
+            call.method,
+            URL(endpoint.base_url + call.path.removeprefix("/v1"), encoded=True),
+            data=io.BytesIO(question.body) if len(question.body) > LARGE else question.body or None,
+            headers=headers,
+            allow_redirects=False,
+            ssl=endpoint.tls or True,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=provider.silence_s),
+        )
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=SILENCE_S)
             connector = aiohttp.TCPConnector(limit=0)
-            self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, auto_decompress=False)
+            self._session = aiohttp.ClientSession(
+                connector=connector, auto_decompress=False, headers={"User-Agent": "perdure"}
+            )
         return self._session
 
 
+async def _endpoint(provider: Provider, dialect: str, *, renew: bool = False) -> Endpoint:
+    try:
+        return await provider.endpoint(dialect, renew=renew)
+    except PerdureError as error:
+        message = f"{error.message} ({error.hint})" if error.hint else error.message
+        raise RefusedError(message, status=error.http_status, code=error.code) from error
+
+
+async def _steps(answer: aiohttp.ClientResponse) -> AsyncGenerator[Head | bytes]:
+    """A good answer. Nothing of it is handed on before there is something of its body."""
+    encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise RefusedError(f"the provider answered in the encoding {encoding!r}, which nobody asked for")
+    head = Head(answer.status, _kept(answer), answer.content_type == EVENTS)
+    if not head.is_stream:
+        whole = await _whole(answer)
+        yield head
+        yield whole
+        return
+    has_begun = False
+    async for piece in answer.content.iter_any():
+        if not has_begun:
+            has_begun = True
+            yield head
+        yield piece
+    if not has_begun:
+        yield head
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in answer.content.iter_any():
+        body += piece
+        if len(body) > ANSWER_MAX:
+            raise RefusedError(f"the provider's answer is over {ANSWER_MAX >> 20} MiB")
+    return bytes(body)
+
+
 def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
-    return {name: answer.headers[name] for name in KEPT_HEADERS if name in answer.headers}
+    found = {name.lower(): value for name, value in answer.headers.items()}
+    return {name: value for name, value in found.items() if name in KEPT_HEADERS or name.startswith(KEPT_BEGINNINGS)}
 
 
 def _refusal(reason: str, answer: aiohttp.ClientResponse, body: bytes) -> RefusedError:
     if answer.content_type != "application/json":  # a proxy's page is no help to an SDK
         body = b""
-    if 300 <= answer.status < 400:
-        return RefusedError(reason, status=0)
     return RefusedError(reason, status=answer.status, body=body, headers=_kept(answer) if body else None)
+
+
+def _why(error: Exception, silence_s: float) -> str:
+    if isinstance(error, aiohttp.SocketTimeoutError):
+        return f"nothing came for {silence_s:g} s"
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return "the connection broke before the answer was complete"
+    return str(error) or type(error).__name__

@@ -39,7 +39,7 @@ POST /perdure/v1/fail          {"error": {"code"?, "message", ..}}    {} and the
 POST /perdure/v1/history       {"after": SEQ}, of workers              {"lines": [...], "next": SEQ or null}: a page of
                                                                       what the log has (``runs.replay``)
 POST /perdure/v1/mismatch      {"recorded", "asked"}, of workers      {} and the run ends: version-mismatch
-POST /v1/chat/completions      } the gateway
+POST /v1/...                   } the gateway (``gateway.dialects``)
 GET  /v1/models                }
 =============================  =====================================  =============================================
 
@@ -60,11 +60,11 @@ from functools import partial
 from typing import Any
 
 from perdure.context.log import NewEntry, canonical
-from perdure.errors import Cancelled, InvalidValue, NotFound
+from perdure.errors import Cancelled, InvalidValue, NotFound, VersionMismatch
 from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
-from perdure.runs.ending import broken_off, tell
+from perdure.runs.ending import tell
 from perdure.runs.ports import ModelCalls
 from perdure.runs.run import Run
 
@@ -89,11 +89,9 @@ class Calls:
         if not path.startswith(PREFIX):
             try:
                 await tell(asked, path, is_model=True)
-            except Cancelled as error:
-                if not call.offset:
-                    raise
-                return broken_off(error)
-            return await self._model(asked)
+                return await self._model(asked)
+            except (Cancelled, VersionMismatch) as error:  # as whoever's SDK asks can read it
+                return self._models.refused(call, error)
         route = self._routes.get(path.removeprefix(PREFIX))
         if route is None:
             raise NotFound(f"no such call: {path}", hint="See docs/formats/agent-calls.md.")

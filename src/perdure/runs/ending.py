@@ -7,14 +7,12 @@ log, so a machine that is lost meanwhile and lives through it again is told at t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import NewEntry
 from perdure.errors import Cancelled
-from perdure.model import Answer
 from perdure.runs.asked import Asked, last
 
 # What belongs to a call that was told already, or to the end itself.
@@ -55,13 +53,3 @@ def _answered(entries: list[Any]) -> bool:
     """Whether the log has the answer of this model call; one that a provider was asked for only is given up."""
     aborted = last(entries, "model.aborted")
     return last(entries, "model.committed") is not None or bool(aborted and aborted.payload.get("answer"))
-
-
-def broken_off(error: Cancelled) -> Answer:
-    """The same for a stream of which the program has a part already: an event in the OpenAI API's shape."""
-    event = msgspec.json.encode({"error": {"message": error.message, "type": "server_error", "code": error.code}})
-
-    async def body() -> AsyncIterator[bytes]:
-        yield b"data: " + event + b"\n\n"
-
-    return Answer(200, {"content-type": "text/event-stream"}, body())

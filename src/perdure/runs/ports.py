@@ -7,6 +7,7 @@ from typing import Protocol
 
 import msgspec
 
+from perdure.errors import PerdureError
 from perdure.model import (
     Answer,
     Call,
@@ -149,6 +150,10 @@ class ModelCalls(Protocol):
 
         new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call.
         """
+        ...
+
+    def refused(self, call: Call, error: PerdureError) -> Answer:
+        """What a program is told that is not answered, in the words of the API that it speaks."""
         ...
 
     async def forget(self, run_id: str) -> None:

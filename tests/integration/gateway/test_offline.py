@@ -61,7 +61,7 @@ async def test_a_real_model_answers_and_counts_what_it_was_asked(home: Home) -> 
             pieces = [piece async for piece in streamed.body]
             assert pieces[-1].endswith(b"data: [DONE]\n\n")
     committed = (await log.read(RUN))[-1]
-    assert "Paris" in committed.payload["text"] and committed.payload["usage"]["completion_tokens"] > 3
+    assert "Paris" in committed.payload["text"] and committed.payload["usage"]["output_tokens"] > 3
     await log.close()
     asked = await asyncio.to_thread(server.provider_requests)
     assert [request["id"] for request in asked] == [f"perdure-{RUN}-1-main/1", f"perdure-{RUN}-1-main/2"]

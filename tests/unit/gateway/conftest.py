@@ -1,4 +1,4 @@
-"""A real upstream: an OpenAI-compatible HTTP server whose answers, and faults, each test scripts."""
+"""A real upstream: an HTTP server whose answers, and faults, each test scripts, in whatever dialect."""
 
 from __future__ import annotations
 
@@ -18,31 +18,10 @@ from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.gateway.upstream import Retry
 from perdure.model import Answer, Call
+from perdure.testing.speeches import chat as chat_completion
 
 Act = Callable[[web.Request], Awaitable[web.StreamResponse]]
 RUN = "0123456789ab"
-
-
-def completion(text: str) -> dict[str, Any]:
-    return {
-        "id": "chatcmpl-1",
-        "object": "chat.completion",
-        "created": 1,
-        "model": "real-model",
-        "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 7, "completion_tokens": 2, "total_tokens": 9},
-    }
-
-
-def events(*words: str) -> list[bytes]:
-    """The events of a stream, one per word, a final one with the usage, and [DONE]."""
-    base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "real-model"}
-    told: list[dict[str, Any]] = [
-        {**base, "choices": [{"index": 0, "delta": {"content": word}, "finish_reason": None}]} for word in words
-    ]
-    told.append({**base, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]})
-    told.append({**base, "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": len(words)}})
-    return [b"data: " + json.dumps(value).encode() + b"\n\n" for value in told] + [b"data: [DONE]\n\n"]
 
 
 @dataclass
@@ -50,21 +29,42 @@ class Provider:
     """Answers with ``acts`` in turn, the last one again and again; keeps what it was asked."""
 
     acts: list[Act] = field(default_factory=list)
-    asked: list[dict[str, Any]] = field(default_factory=list)
+    asked: list[Any] = field(default_factory=list)  # JSON, where it is some
+    bodies: list[bytes] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.asked.append(await request.json())
+        body = await request.read()
+        self.bodies.append(body)
+        self.paths.append(request.path_qs)
+        try:
+            self.asked.append(json.loads(body))
+        except ValueError:
+            self.asked.append(None)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
         return await act(request)
 
-    def says(self, text: str) -> Act:
+    def says(self, answer: str | dict[str, Any]) -> Act:
+        """A chat completion of this text, or this JSON."""
+
         async def act(request: web.Request) -> web.StreamResponse:
-            return web.json_response(completion(text))
+            told = json.dumps(chat_completion(answer) if isinstance(answer, str) else answer).encode()
+            response = web.StreamResponse(headers={"content-type": "application/json"})
+            await response.prepare(request)
+            await response.write(told)
+            return response
+
+        return act
+
+    def sends(self, body: bytes, content_type: str | None, *, status: int = 200, **headers: str) -> Act:
+        async def act(request: web.Request) -> web.StreamResponse:
+            named = {"content-type": content_type} if content_type else {}
+            return web.Response(status=status, body=body, headers={**named, **headers})
 
         return act
 
@@ -86,10 +86,11 @@ class Provider:
                     self.reached.set()
                     await self.go.wait()
                 if number == cut_after:
-                    assert request.transport is not None
-                    request.transport.abort()
-                    return response
+                    break
                 await response.write(piece)
+            if cut_after is not None:
+                assert request.transport is not None
+                request.transport.abort()
             return response
 
         return act
@@ -106,8 +107,8 @@ class Provider:
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     made = Provider()
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", made.handle)
+    app = web.Application(client_max_size=1 << 26)
+    app.router.add_route("*", "/{path:.*}", made.handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -125,8 +126,8 @@ async def log(tmp_path: Path) -> AsyncIterator[ContextLog]:
     await opened.close()
 
 
-def providers_of(provider: Provider) -> Providers:
-    remote = RemoteProvider("test", provider.url, key="sk-secret", model="default-model")
+def providers_of(provider: Provider, **fields: Any) -> Providers:
+    remote = RemoteProvider("test", provider.url, key="sk-secret", model="default-model", kind="any", **fields)
     return Providers({"test": remote}, "test")
 
 
@@ -134,6 +135,21 @@ def providers_of(provider: Provider) -> Providers:
 async def gateway(log: ContextLog, provider: Provider) -> AsyncIterator[Gateway]:
     async with Gateway(log, providers_of(provider), retry=Retry(attempts=3, first_s=0.01, most_s=0.02)) as made:
         yield made
+
+
+MESSAGES = [{"role": "user", "content": "hi"}]
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"model": "any", "messages": MESSAGES},
+    "/v1/responses": {"model": "any", "input": "hi"},
+    "/v1/messages": {"model": "any", "max_tokens": 9, "messages": MESSAGES},
+}
+
+
+def ask(path: str, ordinal: int = 1, *, stream: bool = False, body: bytes | None = None, **fields: Any) -> Call:
+    """A call of any dialect."""
+    told = json.dumps({**BODIES.get(path, {}), **({"stream": True} if stream else {})}).encode()
+    made: dict[str, Any] = {"epoch": 1, "method": "POST", "headers": {}, **fields}
+    return Call(run_id=RUN, lane="main", ordinal=ordinal, path=path, body=told if body is None else body, **made)
 
 
 def chat(ordinal: int = 1, *, epoch: int = 1, offset: int = 0, stream: bool = False, **request: Any) -> Call:

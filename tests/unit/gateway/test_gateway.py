@@ -14,8 +14,10 @@ from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.gateway.upstream import Retry
 from perdure.model import Call
+from perdure.testing.speeches import chat as completion
+from perdure.testing.speeches import chat_events as events
 
-from .conftest import RUN, Provider, chat, completion, events, providers_of, read
+from .conftest import RUN, Provider, ask, chat, providers_of, read
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -38,7 +40,9 @@ async def test_a_turn_is_recorded_and_answered_again_from_the_log(
     assert [intent.kind, started.kind, committed.kind] == ["model.intent", "model.started", "model.committed"]
     assert {entry.key for entry in (intent, started, committed)} == {"main/1"}
     assert intent.payload["messages"] == [{"role": "user", "content": "hi"}]
-    assert committed.payload["usage"] == {"prompt_tokens": 7, "completion_tokens": 2}
+    usage = {"input_tokens": 7, "output_tokens": 2, "cached_tokens": 0, "cache_written_tokens": 0}
+    assert committed.payload["usage"] == usage and committed.payload["stop_reason"] == "stop"
+    assert intent.payload["dialect"] == "openai-chat"
     assert committed.payload["text"] == "hello"
     assert await log.get_blob(committed.payload["body"]) == body
 
@@ -85,7 +89,7 @@ async def test_a_stream_is_handed_on_unbuffered_and_byte_exact(
     provider.go.set()
     assert pieces[0] + b"".join([piece async for piece in body]) == b"".join(pieces)
     committed = (await log.read(RUN))[-1]
-    assert committed.payload["text"] == "abc" and committed.payload["usage"]["completion_tokens"] == 3
+    assert committed.payload["text"] == "abc" and committed.payload["usage"]["output_tokens"] == 3
     assert await read(await gateway.answer(chat(stream=True), 1)) == b"".join(pieces)
 
 
@@ -287,8 +291,10 @@ async def test_a_bad_request_is_refused_and_costs_nothing(
 
 
 async def test_other_paths_and_the_list_of_models(gateway: Gateway) -> None:
-    answer = await gateway.answer(_with(chat(), path="/v1/embeddings"), 1)
-    assert answer.status == 404 and b"/v1/embeddings" in await read(answer)
+    for path in ("/v2/chat", "/v1/", "/v1/../admin", "/v1/%2e%2e/admin", "/v1/a//b", "/v1/a b", "/v1/\u00fc"):
+        answer = await gateway.answer(ask(path), 1)
+        assert answer.status == 404 and b"the gateway has no POST /v" in await read(answer)
+    assert (await gateway.answer(ask("/v1/files/1", method="DELETE"), 1)).status == 404
     models = await gateway.answer(_with(chat(), path="/v1/models", method="GET", body=b""), 1)
     assert json.loads(await read(models))["data"][0]["id"] == "default-model"
 

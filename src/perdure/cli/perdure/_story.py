@@ -113,7 +113,9 @@ class Story:
         if entry.kind == "model.replayed":
             return "model", "answered again from the log, not asked", "0 tokens"
         usage = _dict(payload.get("usage"))
-        spent = f"{_number(usage.get('prompt_tokens')):.0f}+{_number(usage.get('completion_tokens')):.0f} tokens"
+        read = usage.get("input_tokens", usage.get("prompt_tokens"))  # the names of before
+        said = usage.get("output_tokens", usage.get("completion_tokens"))
+        spent = f"{_number(read):.0f}+{_number(said):.0f} tokens"
         return "model", str(payload.get("text") or ""), f"{spent}  {duration(_number(payload.get('seconds')))}"
 
     def wait(self, entry: Entry, payload: dict[str, Any]) -> Line | None:

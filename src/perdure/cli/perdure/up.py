@@ -9,7 +9,8 @@ HELP = "Start server and node of this machine"
 GROUP = "This machine"
 DESCRIPTION = (
     "Start the server (runs, models, API) and the node (microVMs) of this state folder, in the background. Providers "
-    "of models come from HOME/settings.toml and the environment (OPENAI_API_KEY, OPENAI_BASE_URL)."
+    "of models come from HOME/settings.toml and the environment (OPENAI_API_KEY, OPENAI_BASE_URL,"
+    " ANTHROPIC_API_KEY, ANTHROPIC_BASE_URL)."
 )
 
 

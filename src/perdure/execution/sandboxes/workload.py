@@ -34,7 +34,8 @@ def environment(spec: SandboxSpec, image: ImageConfig, hostname: str, *, tty: bo
     env |= image.env
     env["PERDURE_URL"] = GUEST_URL
     if spec.calls is not None:
-        env |= {"OPENAI_BASE_URL": f"{GUEST_URL}/v1", "OPENAI_API_KEY": "placeholder"}  # the real key stays on the host
+        env |= {"OPENAI_BASE_URL": f"{GUEST_URL}/v1", "ANTHROPIC_BASE_URL": GUEST_URL}
+        env |= dict.fromkeys(("OPENAI_API_KEY", "ANTHROPIC_API_KEY"), "placeholder")  # the real keys stay on the host
         env["PERDURE_DOOR"] = GUEST_URL.removeprefix("http://")  # guestd then puts perdure-guest behind its PATH
     return env | spec.env
 

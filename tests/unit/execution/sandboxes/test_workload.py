@@ -49,6 +49,8 @@ def test_a_calls_endpoint_opens_the_model_door_and_gives_no_secret() -> None:
     calls = CallsEndpoint(url="unix:/x:/v1/calls", run_id="r", epoch=1, token="secret")
     env = workload.environment(SandboxSpec(image="i", calls=calls), ImageConfig(), "h", tty=False)
     assert env["OPENAI_BASE_URL"] == "http://127.0.0.1:4750/v1"
+    assert env["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:4750"
+    assert env["OPENAI_API_KEY"] == env["ANTHROPIC_API_KEY"] == "placeholder"
     assert "secret" not in str(env)
 
 
