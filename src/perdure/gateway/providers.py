@@ -126,7 +126,7 @@ class OfflineProvider:
     process: OfflineProcess
     name: str = OFFLINE
     model: str = "SmolLM2-135M-Instruct"
-    speaks: frozenset[str] = dialects.OPENAI
+    speaks: frozenset[str] = frozenset(dialect.name for dialect in dialects.PATHS.values())
     silence_s: float = SILENCE_S
 
     async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:

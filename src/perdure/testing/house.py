@@ -60,7 +60,7 @@ class House:
     async def up(self) -> None:
         self.context = await self._open_log()
         self.log = self.wrap(self.context)
-        provider = RemoteProvider("test", self._provider_url, "", "tiny")
+        provider = RemoteProvider("test", self._provider_url, "", "tiny", "any")
         self.gateway = Gateway(self.log, Providers({"test": provider}, "test"))
         self.engine = Engine(
             self.log,

@@ -68,6 +68,30 @@ async def test_a_real_model_answers_and_counts_what_it_was_asked(home: Home) -> 
     assert [(request["stream"], request["status"]) for request in asked] == [(False, 200), (True, 200)]
 
 
+ASKED = {
+    "/v1/messages": {"max_tokens": 20, "messages": [{"role": "user", "content": "What is the capital of France?"}]},
+    "/v1/responses": {"max_output_tokens": 20, "input": "What is the capital of France?"},
+}
+
+
+@pytest.mark.parametrize("path", ASKED)
+async def test_it_speaks_the_other_dialects(home: Home, path: str) -> None:
+    log = await sqlite.open(home.database)
+    await log.create(RUN, {})
+    async with Gateway(log, load(home, {})) as gateway:
+        for ordinal, stream in enumerate((False, True)):
+            body = json.dumps({**ASKED[path], "model": "small", "stream": stream}).encode()
+            answer = await gateway.answer(Call(RUN, 1, "main", ordinal, "POST", path, {}, body), 1)
+            said = b"".join([piece async for piece in answer.body])
+            assert answer.status == 200, said
+    for committed in await log.read(RUN, kind="model.committed"):
+        told = committed.payload
+        assert "Paris" in told["text"] and told["usage"]["output_tokens"] > 3 and told["usage"]["input_tokens"] > 10
+        assert told["stop_reason"] and told["model"]
+    assert len(await log.read(RUN, kind="model.committed")) == 2
+    await log.close()
+
+
 async def test_there_is_one_and_it_is_found_again(home: Home) -> None:
     process = OfflineProcess(home)
     one, two = await asyncio.gather(process.ensure(), process.ensure())

@@ -1,16 +1,13 @@
-"""A real upstream: an HTTP server whose answers, and faults, each test scripts, in whatever dialect."""
+"""A gateway on a real log, and its provider, whose answers and faults each test scripts."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import web
 
 from perdure.context import sqlite
 from perdure.context.log import ContextLog
@@ -18,104 +15,18 @@ from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.gateway.upstream import Retry
 from perdure.model import Answer, Call
-from perdure.testing.speeches import chat as chat_completion
+from perdure.testing.scripted import ScriptedProvider as Provider
 
-Act = Callable[[web.Request], Awaitable[web.StreamResponse]]
+__all__ = ["Provider"]
 RUN = "0123456789ab"
-
-
-@dataclass
-class Provider:
-    """Answers with ``acts`` in turn, the last one again and again; keeps what it was asked."""
-
-    acts: list[Act] = field(default_factory=list)
-    asked: list[Any] = field(default_factory=list)  # JSON, where it is some
-    bodies: list[bytes] = field(default_factory=list)
-    paths: list[str] = field(default_factory=list)
-    headers: list[dict[str, str]] = field(default_factory=list)
-    go: asyncio.Event = field(default_factory=asyncio.Event)
-    reached: asyncio.Event = field(default_factory=asyncio.Event)
-    url: str = ""
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = await request.read()
-        self.bodies.append(body)
-        self.paths.append(request.path_qs)
-        try:
-            self.asked.append(json.loads(body))
-        except ValueError:
-            self.asked.append(None)
-        self.headers.append({name.lower(): value for name, value in request.headers.items()})
-        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
-        return await act(request)
-
-    def says(self, answer: str | dict[str, Any]) -> Act:
-        """A chat completion of this text, or this JSON."""
-
-        async def act(request: web.Request) -> web.StreamResponse:
-            told = json.dumps(chat_completion(answer) if isinstance(answer, str) else answer).encode()
-            response = web.StreamResponse(headers={"content-type": "application/json"})
-            await response.prepare(request)
-            await response.write(told)
-            return response
-
-        return act
-
-    def sends(self, body: bytes, content_type: str | None, *, status: int = 200, **headers: str) -> Act:
-        async def act(request: web.Request) -> web.StreamResponse:
-            named = {"content-type": content_type} if content_type else {}
-            return web.Response(status=status, body=body, headers={**named, **headers})
-
-        return act
-
-    def refuses(self, status: int, headers: dict[str, str] | None = None) -> Act:
-        async def act(request: web.Request) -> web.StreamResponse:
-            error = {"error": {"message": "no", "type": "x", "code": "y"}}
-            return web.json_response(error, status=status, headers=headers)
-
-        return act
-
-    def streams(self, pieces: list[bytes], *, hold_after: int | None = None, cut_after: int | None = None) -> Act:
-        """``hold_after`` pieces it waits for ``go``; ``cut_after`` pieces it breaks the connection."""
-
-        async def act(request: web.Request) -> web.StreamResponse:
-            response = web.StreamResponse(headers={"content-type": "text/event-stream", "x-request-id": "req-1"})
-            await response.prepare(request)
-            for number, piece in enumerate(pieces):
-                if number == hold_after:
-                    self.reached.set()
-                    await self.go.wait()
-                if number == cut_after:
-                    break
-                await response.write(piece)
-            if cut_after is not None:
-                assert request.transport is not None
-                request.transport.abort()
-            return response
-
-        return act
-
-    def breaks(self) -> Act:
-        async def act(request: web.Request) -> web.StreamResponse:
-            assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
-
-        return act
 
 
 @pytest.fixture
 async def provider() -> AsyncIterator[Provider]:
     made = Provider()
-    app = web.Application(client_max_size=1 << 26)
-    app.router.add_route("*", "/{path:.*}", made.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    made.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    await made.open()
     yield made
-    made.go.set()
-    await runner.cleanup()
+    await made.close()
 
 
 @pytest.fixture

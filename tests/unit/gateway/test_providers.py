@@ -22,6 +22,9 @@ async def test_with_no_key_the_offline_model_answers(home: Home) -> None:
     providers = load(home, {})
     assert providers.default == "offline" and list(providers.by_name) == ["offline"]
     assert providers.for_model("gpt-4o").name == "offline"
+    assert providers.for_model("claude", "anthropic-messages").name == "offline"
+    with pytest.raises(NotFound, match="no provider here speaks openai-other"):
+        providers.for_model("", "openai-other")
 
 
 async def test_the_environment_makes_the_provider_openai(home: Home) -> None:
@@ -30,6 +33,19 @@ async def test_the_environment_makes_the_provider_openai(home: Home) -> None:
     assert await providers.for_model("x").endpoint() == Endpoint(OPENAI_URL, {"authorization": "Bearer sk-1"})
     local = load(home, {"OPENAI_BASE_URL": "http://127.0.0.1:9/v1/"})
     assert await local.for_model("").endpoint() == Endpoint("http://127.0.0.1:9/v1", {})
+
+
+async def test_the_environment_makes_the_provider_anthropic(home: Home) -> None:
+    providers = load(home, {"ANTHROPIC_API_KEY": "sk-ant", "OPENAI_API_KEY": "sk-1"})
+    assert providers.default == "openai" and providers.for_model("gpt", "openai-responses").name == "openai"
+    found = await providers.for_model("claude", "anthropic-messages").endpoint("anthropic-messages")
+    assert found == Endpoint("https://api.anthropic.com/v1", {"x-api-key": "sk-ant"})
+    local = load(home, {"ANTHROPIC_BASE_URL": "http://127.0.0.1:9", "ANTHROPIC_AUTH_TOKEN": "t"})
+    assert local.default == "anthropic"
+    found = await local.by_name["anthropic"].endpoint("anthropic-messages")
+    assert found == Endpoint("http://127.0.0.1:9/v1", {"authorization": "Bearer t"})
+    with pytest.raises(NotFound, match="speaks openai-chat"):  # and not the small model of this machine
+        local.for_model("gpt", "openai-chat")
 
 
 def test_settings_name_providers_routes_and_the_default(home: Home) -> None:
