@@ -73,11 +73,12 @@ def heads_query(
 ) -> tuple[str, dict[str, Any]]:
     """See ``ContextLog.heads``."""
     parts, values = [], dict[str, Any]()
+    state = "r.state || ''" if tags else "r.state"  # by an index only where there is no better one
     if states is not None:
         values |= {f"state{number}": state for number, state in enumerate(states)}
-        parts.append(f"r.state IN ({', '.join(f':{slot}' for slot in values) or 'NULL'})")
+        parts.append(f"{state} IN ({', '.join(f':{slot}' for slot in values) or 'NULL'})")
     else:
-        parts.append(f"r.state NOT IN {_NO_RUNS}")
+        parts.append(f"{state} NOT IN {_NO_RUNS}")
     if ids is not None:
         slots = {f"id{number}": run_id for number, run_id in enumerate(ids)}
         parts.append(f"r.run_id IN ({', '.join(f':{slot}' for slot in slots) or 'NULL'})")
@@ -110,8 +111,8 @@ def heads_query(
         parts.append("r.run_id >= :prefix AND r.run_id < :prefix_end")
         values |= {"prefix": prefix, "prefix_end": prefix + "\U0010ffff"}
     for number, (tag, value) in enumerate(tags.items()):
-        where = f"t.run_id = r.run_id AND t.name = :tag{number} AND t.value = :tag_value{number}"
-        parts.append(f"EXISTS (SELECT 1 FROM tags t WHERE {where})")
+        where = f"t.name = :tag{number} AND t.value = :tag_value{number}"
+        parts.append(f"r.run_id IN (SELECT t.run_id FROM tags t WHERE {where})")
         values |= {f"tag{number}": tag, f"tag_value{number}": value}
     if beyond is not None:
         than = "<" if newest else ">"

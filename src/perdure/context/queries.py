@@ -11,6 +11,7 @@ FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 """
 
 HEAD_OF = HEAD + "WHERE r.run_id = :run_id"
+HEAD_OF_KEY = HEAD + "WHERE r.key = :key"
 
 BRANCHES = "SELECT branch, parent, fork_seq, seq, parent_run FROM branches WHERE run_id = :run_id ORDER BY branch"
 
@@ -94,7 +95,9 @@ OWN_NEWEST_OF_KEY = OWN_NEWEST.replace("(CAST(:key AS TEXT) IS NULL OR e.key = :
 def find_all(keys: int) -> str:
     """``FIND`` for so many keys: ``:key0`` and on."""
     slots = ", ".join(f":key{number}" for number in range(keys))
-    return FIND.replace("e.key = :key", f"e.key IN ({slots})")
+    # The signs keep SQLite from looking through the whole branch by its seqs, in place of the keys.
+    by_key = FIND.replace("e.key = :key", f"e.key IS NOT NULL AND e.key IN ({slots})")
+    return by_key.replace("e.branch = path.branch AND e.seq <=", "+e.branch = path.branch AND +e.seq <=")
 
 
 KEPT = """

@@ -1,0 +1,44 @@
+"""Sessions are looked up by indexes: no question costs more the more sessions, or entries, there are."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perdure.context import listing, queries, sqlite
+from perdure.context.log import NO_TAGS
+
+AT = {"run_id": "a", "branch": 1, "after": 0, "upto": 9, "limit": 1, "kind": None, "key": "k"}
+
+
+def heads_query(tags: dict[str, str]) -> tuple[str, dict[str, Any]]:
+    nothing = dict.fromkeys(("name", "parent", "below", "forks_of", "ids", "released", "pruned", "beyond", "limit"))
+    return listing.heads_query(states=[listing.SESSION], tags=tags or NO_TAGS, prefix="", newest=False, **nothing)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("query", "values", "wanted"),
+    [
+        (queries.HEAD_OF_KEY, {"key": "session:a"}, "r USING INDEX sqlite_autoindex_runs_2 (key=?)"),
+        (queries.OWN_NEWEST_OF_KEY, AT, "e USING INDEX entries_by_key (run_id=? AND key=?"),
+        (queries.OWN_NEWEST, AT, "e USING PRIMARY KEY (run_id=? AND branch=? AND seq>? AND seq<?)"),
+        (
+            queries.find_all(2),
+            {"run_id": "a", "branch": None, "key0": "k", "key1": "l"},
+            "e USING INDEX entries_by_key (run_id=? AND key=?)",
+        ),
+        (*heads_query({"a": "b"}), "t USING PRIMARY KEY (name=? AND value=?)"),
+        (*heads_query({"a": "b"}), "r USING INDEX sqlite_autoindex_runs_1 (run_id=?)"),
+        (*heads_query({}), "r USING INDEX runs_by_state (state=?)"),
+    ],
+)
+async def test_it_uses_its_index(tmp_path: Path, query: str, values: dict[str, Any], wanted: str) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.close()
+    with sqlite3.connect(tmp_path / "log.db") as database:
+        plan = [row[3] for row in database.execute("EXPLAIN QUERY PLAN " + query, values)]
+    database.close()
+    assert any(wanted in step for step in plan), plan
