@@ -15,47 +15,29 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
 from typing import Any
 
-from perdure.context.log import ContextLog, NewEntry, request_hash, valid
-from perdure.errors import InvalidValue, NoSpace, PerdureError, Unavailable
-from perdure.gateway import dialects, models
-from perdure.gateway.dialects.dialect import Dialect, MalformedError, Request, Summary
+from perdure.context.log import ContextLog, NewEntry, valid
+from perdure.errors import NoSpace, PerdureError, Unavailable
+from perdure.gateway import dialects, entries, models
+from perdure.gateway.asked import Asked, read
+from perdure.gateway.dialects.dialect import Dialect, MalformedError, Summary
 from perdure.gateway.flow import Flow
-from perdure.gateway.providers import Provider, Providers
+from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
-from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, Question, RefusedError, Retry, Upstream
-from perdure.model import Answer, Call, Entry
+from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, RefusedError, Retry, Upstream
+from perdure.model import Answer, Call
 
-TEXT_SHOWN = 200  # characters of an answer that its entry repeats, for readers of the log
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
 ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
-LOST = "stream-lost"  # what a program is told that has a part of an answer which died with a server
-ENDED = "the server ended before the answer was complete"
 FAILED = "provider-failed"
 COMMIT_AGAIN_S = 0.1
 COMMIT_AGAIN_MAX_S = 5.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A call to a model, as the gateway understands it."""
-
-    call: Call
-    branch: int
-    dialect: Dialect
-    request: Request
-    provider: Provider
-
-    @property
-    def key(self) -> tuple[str, int, str]:
-        return self.call.run_id, self.branch, self.call.key
 
 
 class Gateway:
@@ -113,7 +95,7 @@ class Gateway:
         if models.is_asked(call):
             return models.answer(call, self._providers)
         try:
-            asked = self._read(call, branch)
+            asked = read(call, branch, self._providers)
         except PerdureError as error:
             return self.refused(call, error)
         while True:
@@ -129,13 +111,13 @@ class Gateway:
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch
                 if not call.is_first:
-                    await self._append(asked, _replayed(call, 0), epoch=call.epoch)
+                    await self._append(asked, entries.replayed(call, 0), epoch=call.epoch)
             await turn.begun()
             if not turn.lost:
                 return Answer(turn.status, turn.headers, turn.read(call.offset))
             if call.offset:
                 message = "the answer was cut off when the server ended, and is gone: ask again"
-                return _broken_off(asked.dialect, message, LOST)
+                return _broken_off(asked.dialect, message, entries.LOST)
 
     def refused(self, call: Call, error: PerdureError) -> Answer:
         """The error as its dialect tells it: as an answer, or at the end of a stream of which the asker has a part."""
@@ -146,36 +128,27 @@ class Gateway:
         body = dialect.error_body(message, code=error.code, status=error.http_status)
         return Answer(error.http_status, JSON_HEADERS, once(body))
 
-    def _read(self, call: Call, branch: int) -> Asked:
-        """Raises ``InvalidValue``, or ``NotFound``: nobody answers that."""
-        dialect = dialects.of(call)
-        path = dialects.checked(call)
-        request = dialect.request(call.body)
-        if isinstance(request, str):
-            raise InvalidValue(request, hint=f"see the reference of POST {path} at the provider's")
-        return Asked(call, branch, dialect, request, self._providers.for_model(request.model, dialect.name))
-
     async def _take(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""
         call = asked.call
         try:
-            entries = [] if is_new else valid(await self._log.find(call.run_id, asked.branch, call.key))
-            if (committed := _last(entries, "model.committed")) is not None:
-                if call.epoch > _newest_epoch(entries) and not call.is_first:
-                    await self._append(asked, _replayed(call, committed.seq), epoch=call.epoch)
+            known = [] if is_new else valid(await self._log.find(call.run_id, asked.branch, call.key))
+            if (committed := entries.last(known, "model.committed")) is not None:
+                if call.epoch > entries.newest_epoch(known) and not call.is_first:
+                    await self._append(asked, entries.replayed(call, committed.seq), epoch=call.epoch)
                 await self._tell(turn, committed.payload)
                 return
-            if (told := _told(entries)) is not None:
+            if (told := entries.told(known)) is not None:
                 await self._tell(turn, told)
                 return
             if call.offset:
-                if not entries or entries[-1].payload.get("told") != LOST:
-                    await self._append(asked, _lost(call), epoch=call.epoch)
+                if not known or known[-1].payload.get("told") != entries.LOST:
+                    await self._append(asked, entries.lost(call), epoch=call.epoch)
                 turn.lose()
                 return
-            if entries and entries[-1].kind == "model.started":
-                await self._append(asked, _aborted(call, ENDED, 0), epoch=call.epoch)
-            await self._ask(turn, asked, is_new=_last(entries, "model.intent") is None)
+            if known and known[-1].kind == "model.started":
+                await self._append(asked, entries.aborted(call, entries.ENDED), epoch=call.epoch)
+            await self._ask(turn, asked, is_new=entries.last(known, "model.intent") is None)
         except asyncio.CancelledError:
             turn.fail(Unavailable("the server is ending", hint="ask again"))
             raise
@@ -196,27 +169,12 @@ class Gateway:
         turn.end()
 
     async def _ask(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
-        call, dialect, provider = asked.call, asked.dialect, asked.provider
-        model = asked.request.model or (provider.model if dialect.is_known else "")
-        body = call.body if asked.request.model or not model else dialects.naming(call.body, model)
-        pending = [_intent(asked, model)] if is_new else []
-        asked_at = time.monotonic()
-
-        async def started(attempt: int, after: str) -> None:
-            """Right before each request: durable first, so that no request is ever uncounted."""
-            payload = {"provider": provider.name, "attempt": attempt} | ({"after": after} if after else {})
-            entries = [*pending, NewEntry(kind="model.started", payload=payload, key=call.key)]
-            pending.clear()
-            # a later attempt goes on although the guest that asked may be gone: it will ask again
-            epoch = call.epoch if attempt == 1 else None
-            await self._append(asked, *entries, epoch=epoch)
-
-        name = f"perdure-{call.run_id}-{asked.branch}-{call.key}"
-        question = Question(call, body, dialect.name, name)
+        dialect, asked_at = asked.dialect, time.monotonic()
+        pending = [entries.intent(asked)] if is_new else []
         flow = Flow(dialect.reading())
         head: Head | None = None
         try:
-            async with aclosing(self._upstream.ask(provider, question, started=started)) as steps:
+            async with aclosing(self._steps(asked, pending)) as steps:
                 async for step in steps:
                     if isinstance(step, Head):
                         head = _expected(step, asked)
@@ -232,39 +190,64 @@ class Gateway:
             assert head is not None
             summary = flow.end() if head.is_stream else dialect.whole(turn.body)
             if head.is_stream and not summary.finished and not summary.error:
-                raise BrokenError(f"{provider.name}: the stream ended before the answer was complete")
+                raise BrokenError(f"{head.provider}: the stream ended before the answer was complete")
             if not head.is_stream and not summary.finished:
-                raise RefusedError(
-                    f"{provider.name} answered {head.status}, and what it sent is no answer: {summary.error}"
-                )
+                raise RefusedError(f"{head.provider} answered {head.status}, and that is no answer: {summary.error}")
         except RefusedError as refusal:
             await self._refuse(turn, asked, refusal, pending)
             return
         except (BrokenError, MalformedError) as broken:
+            assert head is not None
             if not flow.is_over:
-                await self._break_off(turn, asked, _why(broken, provider), flow)
+                is_cut = isinstance(broken, BrokenError)
+                reason = str(broken) if is_cut else f"{head.provider} sent an event that cannot be read: {broken}"
+                await self._break_off(turn, asked, reason, flow)
                 return
             turn.cut(flow.whole)  # it broke behind the answer's end
             summary = flow.summary()
-        assert head is not None
         if summary.error:  # in the provider's own words, and they are in the body
-            reason = f"{provider.name}: {summary.error}"
-            told = (turn.status, turn.headers, turn.body)
-            await self._append(
-                asked, _aborted(call, reason, 0, turn.size, await self._kept(*told), summary), epoch=None
-            )
+            told = await self._kept(turn.status, turn.headers, turn.body)
+            reason = f"{head.provider}: {summary.error}"
+            entry = entries.aborted(asked.call, reason, 0, turn.size, told, summary)
+            await self._append(asked, entry, epoch=None)
         else:
             await self._commit(asked, turn.body, head, summary, time.monotonic() - asked_at)
         if not head.is_stream:
             turn.begin(head.status, head.headers)
         turn.end()
 
+    async def _steps(self, asked: Asked, pending: list[NewEntry]) -> AsyncGenerator[Head | bytes]:
+        """The answer of the first provider that has one. ``pending``: entries to write before anybody is asked."""
+        call, is_first, before = asked.call, True, ""
+
+        async def started(attempt: int, after: str) -> None:
+            """Right before each request: durable first, so that no request is ever uncounted."""
+            nonlocal is_first
+            entry = entries.started(call, place.provider.name, attempt, after or before)
+            written = [*pending, entry]
+            pending.clear()
+            # a later attempt goes on although the guest that asked may be gone: it will ask again
+            epoch, is_first = call.epoch if is_first else None, False
+            await self._append(asked, *written, epoch=epoch)
+
+        for place in asked.places:
+            try:
+                question = asked.question(place)
+                async with aclosing(self._upstream.ask(place.provider, question, started=started)) as steps:
+                    async for step in steps:
+                        yield step
+                return
+            except RefusedError as refusal:
+                if not refusal.is_failure or place is asked.places[-1]:
+                    raise
+                before = refusal.reason
+
     async def _refuse(self, turn: Turn, asked: Asked, refusal: RefusedError, pending: list[NewEntry]) -> None:
         status = refusal.http_status
         body = refusal.body or asked.dialect.error_body(refusal.reason, code=refusal.code, status=status)
         headers = {**refusal.headers, **({} if refusal.body else JSON_HEADERS), **ASK_NO_MORE}
         answer = await self._kept(status, headers, body)
-        entry = _aborted(asked.call, refusal.reason, refusal.status, 0, answer)
+        entry = entries.aborted(asked.call, refusal.reason, refusal.status, 0, answer)
         await self._append(asked, *pending, entry, epoch=None)
         turn.begin(status, headers)
         turn.break_off(body)
@@ -274,7 +257,7 @@ class Gateway:
         received, summary = turn.size, flow.summary()
         event = asked.dialect.error_event(reason, code=FAILED, number=flow.events)
         answer = await self._kept(turn.status, turn.headers, turn.visible + event)
-        await self._append(asked, _aborted(asked.call, reason, 0, received, answer, summary), epoch=None)
+        await self._append(asked, entries.aborted(asked.call, reason, 0, received, answer, summary), epoch=None)
         turn.break_off(event)
 
     async def _kept(self, status: int, headers: Any, body: bytes) -> dict[str, Any]:
@@ -286,17 +269,8 @@ class Gateway:
         pause_s = COMMIT_AGAIN_S
         while True:
             try:
-                payload = {
-                    **await self._kept(head.status, head.headers, body),
-                    "bytes": len(body),
-                    "model": summary.model,
-                    "usage": asdict(summary.usage),
-                    "seconds": round(seconds, 3),
-                    "text": summary.text[:TEXT_SHOWN],
-                    "stop_reason": summary.stop_reason,
-                    "tool_calls": list(summary.tool_calls),
-                }
-                entry = NewEntry(kind="model.committed", payload=payload, key=asked.call.key)
+                answer = await self._kept(head.status, head.headers, body)
+                entry = entries.committed(asked.call, head.provider, answer, len(body), summary, seconds)
                 await self._append(asked, entry, epoch=None)
                 return
             except (NoSpace, Unavailable) as error:
@@ -308,78 +282,15 @@ class Gateway:
         await self._log.append(asked.call.run_id, entries, epoch=epoch, branch=asked.branch)
 
 
-def _why(broken: BrokenError | MalformedError, provider: Provider) -> str:
-    if isinstance(broken, BrokenError):
-        return broken.reason
-    return f"{provider.name} sent an event that cannot be read: {broken}"
-
-
 def _expected(head: Head, asked: Asked) -> Head:
     """What an SDK could not read is not handed on as if it were an answer."""
     kind, wanted = head.headers.get("content-type", "").partition(";")[0].strip().lower(), asked.request.is_stream
     is_other = head.is_stream != wanted or (not wanted and kind and not kind.endswith("json"))
     if asked.dialect.is_known and is_other:
         it = "a stream of events" if wanted else "JSON"
-        raise RefusedError(
-            f"{asked.provider.name} answered {head.status} with {kind or 'no content type'}, and not with {it}"
-        )
+        told = f"{head.provider} answered {head.status} with {kind or 'no content type'}"
+        raise RefusedError(f"{told}, and not with {it}")
     return head
-
-
-def _intent(asked: Asked, model: str) -> NewEntry:
-    request = asked.request
-    payload = {
-        "request": request_hash(asked.call),
-        "dialect": asked.dialect.name,
-        "model": model,
-        "stream": request.is_stream,
-        "messages": request.messages,
-        "parameters": request.parameters,
-    }
-    if not asked.dialect.is_known:
-        payload["path"] = asked.call.path
-    return NewEntry(kind="model.intent", payload=payload, key=asked.call.key)
-
-
-def _aborted(
-    call: Call,
-    reason: str,
-    status: int,
-    received: int = 0,
-    answer: dict[str, Any] | None = None,
-    summary: Summary | None = None,
-) -> NewEntry:
-    payload: dict[str, Any] = {"reason": reason, "bytes": received, "status": status}
-    if answer is not None:
-        payload["answer"] = answer
-    if summary is not None:
-        payload |= {"model": summary.model, "usage": asdict(summary.usage), "text": summary.text[:TEXT_SHOWN]}
-    return NewEntry(kind="model.aborted", payload=payload, key=call.key)
-
-
-def _lost(call: Call) -> NewEntry:
-    """The program has a part of an answer of which nothing else is left; it is told, and asks again if it can."""
-    entry = _aborted(call, f"{ENDED}: its program has {call.offset} bytes of it, and is told {LOST}", 0, call.offset)
-    return NewEntry(kind=entry.kind, payload={**entry.payload, "told": LOST}, key=entry.key)
-
-
-def _replayed(call: Call, seq: int) -> NewEntry:
-    return NewEntry(kind="model.replayed", payload={"seq": seq}, key=call.key)
-
-
-def _newest_epoch(entries: list[Entry]) -> int:
-    """The newest epoch that asked. Commits do not count: they are written in whatever epoch the run then was."""
-    return max((entry.epoch for entry in entries if entry.kind in ("model.started", "model.replayed")), default=0)
-
-
-def _last(entries: list[Entry], kind: str) -> Entry | None:
-    return next((entry for entry in reversed(entries) if entry.kind == kind), None)
-
-
-def _told(entries: list[Entry]) -> dict[str, Any] | None:
-    """The answer that a program got instead of a turn, where that was the call's end."""
-    end = entries[-1] if entries else None
-    return end.payload.get("answer") if end is not None and end.kind == "model.aborted" else None
 
 
 def _broken_off(dialect: Dialect, message: str, code: str) -> Answer:

@@ -10,6 +10,7 @@
     key_env = "WORK_KEY"               # or key = "...", or key_file = "work.key", or key_command = ["pass", "work"]
     model = "small-1"                  # asked where a request names no model
     models = ["small-*", "large-*"]    # these models go here whatever the default is
+    fallbacks = ["mirror", "spare:m2"] # who is asked where this one fails, and there for another model
     ca_file = "/etc/work-ca.pem"       # who signs its certificate, where that is nobody whom this machine knows
     silence_s = 600.0                  # so long may nothing come before it is given up
 
@@ -23,11 +24,11 @@ from __future__ import annotations
 import os
 import shlex
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from perdure.errors import InvalidValue, NotFound
@@ -133,13 +134,28 @@ class OfflineProvider:
         return Endpoint(await self.process.ensure())
 
 
+class Place(NamedTuple):
+    """Where a request may go."""
+
+    provider: Provider
+    model: str = ""  # that is asked there instead of the one that the request names; "": that one
+
+
 @dataclass(frozen=True)
 class Providers:
-    """The providers of one home. ``routes``: (pattern of a model's name, provider's name), first match wins."""
+    """The providers of one home. ``routes``: (pattern of a model's name, provider's name), first match wins.
+    ``fallbacks``: by a provider's name those that are asked where it fails, with the model there ("": the same)."""
 
     by_name: Mapping[str, Provider]
     default: str
     routes: tuple[tuple[str, str], ...] = ()
+    fallbacks: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+    def places(self, model: str, dialect: str) -> list[Place]:
+        """Where a request goes, and where then. ``NotFound``: nobody speaks its dialect."""
+        first = self.for_model(model, dialect)
+        others = [Place(self.by_name[name], other) for name, other in self.fallbacks.get(first.name, ())]
+        return [Place(first), *(place for place in others if dialect in place.provider.speaks)]
 
     def for_model(self, model: str, dialect: str = dialects.CHAT.name) -> Provider:
         """The provider that a request for ``model`` ("" = none named) goes to: of those that speak the dialect the one
@@ -164,6 +180,7 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     env = os.environ if environ is None else environ
     settings, document = place(home), read(home)
     found: dict[str, Provider] = {}
+    fallbacks: dict[str, list[tuple[str, str]]] = {}
     routes: list[tuple[str, str]] = []
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
         url = _url(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
@@ -187,18 +204,26 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
             continue  # the environment is nearer to the person who started this
         found[name], patterns = _provider(home, name, table, where, env)
         routes += [(pattern, name) for pattern in patterns]
+        fallbacks[name] = _fallbacks(table, where)
     found[OFFLINE] = OfflineProvider(OfflineProcess(home))
     default = env.get("PERDURE_PROVIDER") or document.get("provider") or next(iter(found))
     if default not in found:
         raise NotFound(f"there is no provider {default!r}", hint=f"{settings} and the environment have {list(found)}")
-    return Providers(found, default, tuple(routes))
+    for name, others in fallbacks.items():
+        for other, _ in others:
+            if other not in found or other == name:
+                hint = f"others are {', '.join(sorted(found.keys() - {name}))}"
+                raise InvalidValue(
+                    f"{settings}: [providers.{name}]: fallbacks: {other!r} is no other provider", hint=hint
+                )
+    return Providers(found, default, tuple(routes), fallbacks)
 
 
 def _provider(
     home: Home, name: str, table: dict[str, Any], where: str, env: Mapping[str, str]
 ) -> tuple[Provider, list[str]]:
     texts = {"base_url", "key", "key_env", "key_file", "model", "kind", "ca_file"}
-    known = texts | {"key_command", "models", "silence_s"}
+    known = texts | {"fallbacks", "key_command", "models", "silence_s"}
     if unknown := sorted(set(table) - known):
         raise InvalidValue(f"{where}: unknown setting {unknown[0]!r}", hint=f"known are {sorted(known)}")
     patterns, silence_s, kind = table.get("models", []), table.get("silence_s", SILENCE_S), table.get("kind", "openai")
@@ -231,6 +256,15 @@ def _provider(
         silence_s=float(silence_s),
     )
     return provider, patterns
+
+
+def _fallbacks(table: dict[str, Any], where: str) -> list[tuple[str, str]]:
+    words = table.get("fallbacks", [])
+    if not isinstance(words, list) or not all(isinstance(word, str) and word for word in words):
+        raise InvalidValue(
+            f"{where}: fallbacks is no list of providers", hint='for example ["mirror", "spare:model-2"]'
+        )
+    return [word.partition(":")[::2] for word in words]
 
 
 def _key_from(home: Home, name: str, table: dict[str, Any], where: str) -> Key | None:

@@ -23,6 +23,7 @@ from perdure.model import Call
 RETRIED = frozenset(
     {408, 409, 425, 429, 500, 502, 503, 504, 529}
 )  # what the SDKs of OpenAI and Anthropic ask again, and 529: overloaded
+FAILURES = RETRIED | {401, 402, 403}  # and what another provider, with another key, may do better
 SENT_HEADERS = (
     "accept",
     "anthropic-beta",
@@ -97,8 +98,10 @@ class RefusedError(Exception):
         code: str = "provider-failed",
         body: bytes = b"",
         headers: Mapping[str, str] | None = None,
+        is_failure: bool = False,
     ) -> None:
-        """status: of the provider; 0: it gave none. body: in the provider's words; none: ``reason`` is told."""
+        """status: of the provider; 0: it gave none. body: in the provider's words; none: ``reason`` is told.
+        is_failure: it is nothing that the request has done: another provider may have an answer."""
         super().__init__(reason)
         self.reason = reason
         self.status = status
@@ -106,6 +109,7 @@ class RefusedError(Exception):
         self.code = code
         self.body = body
         self.headers = headers or {}
+        self.is_failure = is_failure
 
 
 class BrokenError(Exception):
@@ -122,6 +126,7 @@ class Head(NamedTuple):
     status: int
     headers: dict[str, str]
     is_stream: bool  # of events, whose pieces come as they come; else there is one, with all of it
+    provider: str
 
 
 class Question(NamedTuple):
@@ -163,23 +168,25 @@ class Upstream:
             try:
                 async with self._request(endpoint, provider, question) as answer:
                     if answer.status < 300:
-                        async for step in _steps(answer):
+                        async for step in _steps(provider.name, answer):
                             handed_on = True
                             yield step
                         return
                     after = f"{provider.name} answered {answer.status} {answer.reason}"
                     if answer.status < 400:
                         where = repr(answer.headers.get("location", "")[:SHOWN])
-                        raise RefusedError(f"{after}: to {where}, and nobody is sent anywhere with a key")
+                        told = f"{after}: to {where}, and nobody is sent anywhere with a key"
+                        raise RefusedError(told, is_failure=True)
                     refusal = _refusal(after, answer, await _whole(answer))
                     wait_s = wished_s(answer.headers, time.time())
             except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-                raise RefusedError(f"{provider.name}: its certificate does not hold: {error}") from error
+                told = f"{provider.name}: its certificate does not hold: {error}"
+                raise RefusedError(told, is_failure=True) from error
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 after = f"{provider.name}: {_why(error, provider.silence_s)}"
                 if handed_on:
                     raise BrokenError(after) from error
-                refusal = RefusedError(f"asked {attempt} times, the last time: {after}")
+                refusal = RefusedError(f"asked {attempt} times, the last time: {after}", is_failure=True)
             if refusal.status == 401 and not renewals:
                 renewals = 1
                 fresh = await _endpoint(provider, question.dialect, renew=True)
@@ -232,15 +239,15 @@ async def _endpoint(provider: Provider, dialect: str, *, renew: bool = False) ->
         return await provider.endpoint(dialect, renew=renew)
     except PerdureError as error:
         message = f"{error.message} ({error.hint})" if error.hint else error.message
-        raise RefusedError(message, status=error.http_status, code=error.code) from error
+        raise RefusedError(message, status=error.http_status, code=error.code, is_failure=True) from error
 
 
-async def _steps(answer: aiohttp.ClientResponse) -> AsyncGenerator[Head | bytes]:
+async def _steps(provider: str, answer: aiohttp.ClientResponse) -> AsyncGenerator[Head | bytes]:
     """A good answer. Nothing of it is handed on before there is something of its body."""
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
-        raise RefusedError(f"the provider answered in the encoding {encoding!r}, which nobody asked for")
-    head = Head(answer.status, _kept(answer), answer.content_type == EVENTS)
+        raise RefusedError(f"{provider} answered in the encoding {encoding!r}, which nobody asked for")
+    head = Head(answer.status, _kept(answer), answer.content_type == EVENTS, provider)
     if not head.is_stream:
         whole = await _whole(answer)
         yield head
@@ -273,7 +280,8 @@ def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
 def _refusal(reason: str, answer: aiohttp.ClientResponse, body: bytes) -> RefusedError:
     if answer.content_type != "application/json":  # a proxy's page is no help to an SDK
         body = b""
-    return RefusedError(reason, status=answer.status, body=body, headers=_kept(answer) if body else None)
+    headers, is_failure = _kept(answer) if body else None, answer.status in FAILURES
+    return RefusedError(reason, status=answer.status, body=body, headers=headers, is_failure=is_failure)
 
 
 def _why(error: Exception, silence_s: float) -> str:

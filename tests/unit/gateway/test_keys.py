@@ -131,6 +131,9 @@ async def test_settings_say_where_a_key_comes_from(tmp_path: Path) -> None:
         ("silence_s = 0", "silence_s is 0"),
         ("silence_s = true", "silence_s is True"),
         ('ca_file = "none.pem"', "ca_file: "),
+        ('fallbacks = "b"', "fallbacks is no list of providers"),
+        ('fallbacks = ["b:m"]', "fallbacks: 'b' is no other provider"),
+        ('fallbacks = ["a"]', "fallbacks: 'a' is no other provider"),
     ],
 )
 def test_wrong_settings_say_where(tmp_path: Path, text: str, message: str) -> None:

@@ -52,10 +52,13 @@ def test_settings_name_providers_routes_and_the_default(home: Home) -> None:
     settings(
         home,
         'provider = "b"\n[providers.a]\nbase_url = "https://a.example/v1"\nkey_env = "A_KEY"\nmodels = ["big-*"]\n'
+        'fallbacks = ["b:small:1"]\n'
         '[providers.b]\nbase_url = "https://b.example/v1"\nmodel = "small"\n',
     )
     providers = load(home, {"A_KEY": "ka"})
     assert providers.for_model("big-1").name == "a"
+    assert [place.provider.name for place in providers.places("big-1", "openai-chat")] == ["a", "b"]
+    assert providers.places("big-1", "openai-chat")[1].model == "small:1"
     assert providers.for_model("other").name == providers.for_model("").name == "b"
     assert providers.by_name["a"] == RemoteProvider("a", "https://a.example/v1", "ka", "")
     assert load(home, {"A_KEY": "k", "PERDURE_PROVIDER": "offline"}).default == "offline"

@@ -276,6 +276,71 @@ async def test_a_request_goes_to_who_speaks_its_dialect(log: ContextLog, provide
     assert not await log.read(RUN, key="main/2")
 
 
+@pytest.fixture
+async def spare() -> AsyncIterator[Provider]:
+    made = Provider()
+    await made.open()
+    yield made
+    await made.close()
+
+
+def two(provider: Provider, spare: Provider, model: str = "") -> Providers:
+    named = {
+        "one": RemoteProvider("one", provider.url, "k1", kind="any"),
+        "two": RemoteProvider("two", spare.url, "k2", "m2", kind="any"),
+    }
+    return Providers(named, "one", fallbacks={"one": [("two", model)]})
+
+
+@each_path
+@pytest.mark.parametrize("status", [401, 429, 500])
+async def test_where_a_provider_fails_another_one_is_asked(
+    provider: Provider, spare: Provider, log: ContextLog, path: str, status: int
+) -> None:
+    """It is one turn, in the provider's bytes; the request is the same, but for a model that has another name there."""
+    provider.acts = [provider.refuses(status)]
+    spare.acts = [spare.streams(EVENTS[path])]
+    async with Gateway(log, two(provider, spare), retry=Retry(attempts=2, first_s=0.01)) as gateway:
+        for _ in range(2):
+            answer = await gateway.answer(ask(path, stream=True), 1)
+            assert await read(answer) == b"".join(EVENTS[path])
+    assert spare.bodies == provider.bodies[:1] and spare.headers[0]["idempotency-key"].endswith("main/1")
+    kinds = [entry.kind for entry in await log.read(RUN)]
+    attempts = len(provider.asked)
+    assert kinds == ["model.intent", *["model.started"] * (attempts + 1), "model.committed"]
+    asked, committed = (await log.read(RUN))[-2:]
+    assert asked.payload["provider"] == committed.payload["provider"] == "two"
+    assert asked.payload["after"].startswith(f"one answered {status}")
+
+
+async def test_a_fallback_may_have_another_name_for_the_model(
+    provider: Provider, spare: Provider, log: ContextLog
+) -> None:
+    provider.acts, spare.acts = [provider.breaks()], [spare.says("hi")]
+    async with Gateway(log, two(provider, spare, "m3"), retry=Retry(attempts=1)) as gateway:
+        assert (await gateway.answer(chat(), 1)).status == 200
+    assert spare.asked == [{**provider.asked[0], "model": "m3"}]
+
+
+async def test_what_the_request_is_to_blame_for_is_not_asked_elsewhere(
+    provider: Provider, spare: Provider, log: ContextLog
+) -> None:
+    """Nor what was begun: that would be another answer."""
+    provider.acts = [provider.refuses(400), provider.streams(EVENTS["/v1/messages"], cut_after=2)]
+    async with Gateway(log, two(provider, spare)) as gateway:
+        assert (await gateway.answer(ask("/v1/messages"), 1)).status == 400
+        body = await read(await gateway.answer(ask("/v1/messages", 2, stream=True), 1))
+    assert b"event: error" in body and not spare.asked
+
+
+async def test_where_all_fail_the_last_one_is_told(provider: Provider, spare: Provider, log: ContextLog) -> None:
+    provider.acts, spare.acts = [provider.refuses(500)], [spare.sends(b"", "text/html", status=503)]
+    async with Gateway(log, two(provider, spare), retry=Retry(attempts=1)) as gateway:
+        answer = await gateway.answer(chat(), 1)
+        assert answer.status == 503 and said(await read(answer)).startswith("two answered 503")
+    assert [entry.kind for entry in await log.read(RUN)][1:] == ["model.started", "model.started", "model.aborted"]
+
+
 @each_path
 @pytest.mark.parametrize("offset", [0, 5])
 async def test_what_the_house_refuses_is_worded_as_the_api_does(gateway: Gateway, path: str, offset: int) -> None:
