@@ -101,9 +101,7 @@ class Story:
     def model(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         key = entry.key or ""
         if entry.kind == "model.intent":
-            messages = payload.get("messages")
-            said = _dict(messages[-1]).get("content") or "" if isinstance(messages, list) and messages else ""
-            return "agent", f"asks: {value(said, self._width)}", ""
+            return "agent", f"asks: {value(_said(payload), self._width)}", ""
         if entry.kind == "model.started":
             self._asked[key] = self._asked.get(key, 0) + 1
             times = self._asked[key]
@@ -116,7 +114,8 @@ class Story:
         read = usage.get("input_tokens", usage.get("prompt_tokens"))  # the names of before
         said = usage.get("output_tokens", usage.get("completion_tokens"))
         spent = f"{_number(read):.0f}+{_number(said):.0f} tokens"
-        return "model", str(payload.get("text") or ""), f"{spent}  {duration(_number(payload.get('seconds')))}"
+        text = str(payload.get("text") or "") or _used(payload)
+        return "model", text, f"{spent}  {duration(_number(payload.get('seconds')))}"
 
     def wait(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if entry.kind == "wait.started":
@@ -193,6 +192,30 @@ class Story:
         at = payload.get("at") or _dict(payload.get("recorded")).get("seq")
         where = f" at entry {at}" if at else ""  # it asks for more than the log has, where there is none
         return "run", f"went another way than the log{where}: policy {payload.get('policy')}", ""
+
+
+def _said(payload: dict[str, Any]) -> Any:
+    """What a model is asked: the last message, in the words of whichever API; else what of its provider."""
+    messages = payload.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return payload.get("path") or ""
+    last = _dict(messages[-1])
+    return _words(last.get("content") or last.get("output")) or ""  # output: of a function, in responses
+
+
+def _words(content: Any) -> Any:
+    """The text of content that comes in parts; what else is in it stays as it is where there is none."""
+    if not isinstance(content, list):
+        return content
+    parts = [_dict(part).get("text") or _words(_dict(part).get("content")) for part in content]
+    return " ".join(part for part in parts if isinstance(part, str)) or content
+
+
+def _used(payload: dict[str, Any]) -> str:
+    """The tools that a model calls instead of saying anything."""
+    calls = payload.get("tool_calls")
+    names = [str(_dict(call).get("name", "")) for call in calls] if isinstance(calls, list) else []
+    return f"calls {', '.join(names)}" if names else ""
 
 
 def _waiting(wait: dict[str, Any], parts: Any) -> str:

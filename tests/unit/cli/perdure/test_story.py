@@ -193,3 +193,26 @@ def test_where_a_run_goes_on_and_what_it_was_not_taken_from_is_told() -> None:
         "at node b (hostb: /var/lib/b.sock); it was at node a (hosta: /var/lib/a.sock)",
         "from the copy of the snapshot in s3://x/y",
     ]
+
+
+@pytest.mark.parametrize(
+    ("payload", "shown"),
+    [
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "What are"}, {"text": "owls?"}]}]},
+         "What are owls?"),
+        ({"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "three"}]}]}, "three"),
+        ({"messages": [{"content": [{"type": "tool_result", "content": [{"type": "text", "text": "3"}]}]}]}, "3"),
+        ({"messages": [{"type": "function_call_output", "output": "four"}]}, "four"),
+        ({"messages": [], "path": "/v1/embeddings"}, "/v1/embeddings"),
+        ({"messages": [{"content": [{"type": "image"}]}]}, "image"),
+    ],
+)  # fmt: skip
+def test_what_a_model_is_asked_in_any_api(payload: dict[str, Any], shown: str) -> None:
+    assert shown in "\n".join(Story().lines(entry(1, 0, "model.intent", payload)))
+
+
+def test_tools_that_a_model_calls() -> None:
+    usage = {"input_tokens": 105, "output_tokens": 33, "cached_tokens": 90, "cache_written_tokens": 10}
+    payload = {"text": "", "usage": usage, "tool_calls": [{"id": "1", "name": "look"}, {"id": "2", "name": "hunt"}]}
+    told = "\n".join(Story().lines(entry(1, 0, "model.committed", payload)))
+    assert "calls look, hunt" in told and "105+33 tokens" in told
