@@ -71,9 +71,10 @@ class SessionsClient:
             raise InvalidValue(f"an entry for session {name!r} is not a JSON value: {error}") from error
         return msgspec.convert(told["session"], SessionInfo)
 
-    def entries(self, name: str, *, after: int = 0, kind: str | None = None) -> Iterator[Entry]:
-        """In order."""
-        while page := self._page(name, {"after": after, "kind": kind, "limit": PAGE}):
+    def entries(self, name: str, *, after: int = 0, kind: str | None = None, compact: bool = False) -> Iterator[Entry]:
+        """In order. compact leaves large values as references."""
+        query = {"kind": kind, "limit": PAGE, "compact": 1 if compact else None}
+        while page := self._page(name, {**query, "after": after}):
             yield from page
             if len(page) < PAGE:
                 return

@@ -31,6 +31,7 @@ from langgraph.checkpoint.serde.base import SerializerProtocol
 from perdure.client.server import ServerClient
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
 from perdure.integrations.keys import joined
+from perdure.integrations.pruning import Place, keep
 from perdure.model import Entry
 
 TAGS = {"framework": "langgraph"}
@@ -38,7 +39,7 @@ AT_ONCE = 50  # checkpoints of a list whose values are fetched together
 TRIES = 20
 
 _Tuples = list[CheckpointTuple]  # these are named here because a method of the class is called list
-_Places = list[tuple[str, str]]
+_Places = list[Place]
 _Entries = list[dict[str, Any]]
 _Payloads = list[Any]
 _Writes = list[tuple[str, str, Any]]
@@ -317,32 +318,8 @@ class PerdureSaver(BaseCheckpointSaver[str]):
                     break
                 at = found.parent_config
 
-    def _keep(self, thread: str, is_kept: Callable[[tuple[str, str]], bool]) -> None:
-        """Only these checkpoints stay, with what was written above them and the values that they have."""
-        name = _name(thread)
-        for _ in range(TRIES):
-            try:
-                session = self._sessions.get(name)
-                entries = list(self._sessions.entries(name))
-            except NotFound:
-                return
-            keys = {"channel": set[str](), "writes": set[str]()}
-            seqs = list[int]()
-            for entry in entries:
-                if entry.kind in ("checkpoint", "latest") and is_kept((entry.payload["ns"], entry.payload["id"])):
-                    seqs.append(entry.seq)
-                if entry.kind == "checkpoint" and seqs and seqs[-1] == entry.seq:
-                    namespace, checkpoint = entry.payload["ns"], self._loads(entry.payload["checkpoint"])
-                    keys["writes"].add(joined("writes", namespace, entry.payload["id"]))
-                    versions = checkpoint["channel_versions"].items()
-                    keys["channel"] |= {joined("channel", namespace, *version) for version in versions}
-            seqs += [entry.seq for entry in entries if entry.key in keys.get(entry.kind, ())]
-            try:
-                self._sessions.keep(name, seqs, expected_seq=entries[-1].seq if entries else session.seq)
-                return
-            except LogConflict:
-                continue  # somebody wrote to it: look again
-        raise LogConflict(f"thread {thread!r} is written to all the time", hint="Try again when its graph rests.")
+    def _keep(self, thread: str, is_kept: Callable[[Place], bool]) -> None:
+        keep(self._sessions, _name(thread), is_kept, lambda payload: self._loads(payload["checkpoint"]))
 
     # -- the same, from an event loop
 
