@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from perdure.context.log import NewEntry, request_hash
@@ -43,7 +42,7 @@ def committed(call: Call, provider: str, answer: Mapping[str, Any], size: int, s
         "bytes": size,
         "provider": provider,
         "model": summary.model,
-        "usage": asdict(summary.usage),
+        "usage": dict(vars(summary.usage)),
         "seconds": round(s, 3),
         "text": summary.text[:TEXT_SHOWN],
         "stop_reason": summary.stop_reason,
@@ -65,7 +64,7 @@ def aborted(
     if answer is not None:
         payload["answer"] = answer
     if summary is not None:
-        payload |= {"model": summary.model, "usage": asdict(summary.usage), "text": summary.text[:TEXT_SHOWN]}
+        payload |= {"model": summary.model, "usage": dict(vars(summary.usage)), "text": summary.text[:TEXT_SHOWN]}
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
 
 

@@ -26,6 +26,7 @@ class ScriptedProvider:
     headers: list[dict[str, str]] = field(default_factory=list)
     go: asyncio.Event = field(default_factory=asyncio.Event)
     reached: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)  # who asked hung up before the end
     url: str = ""
     _runner: web.AppRunner | None = None
 
@@ -33,7 +34,7 @@ class ScriptedProvider:
         """Listen on a free loopback port: ``url``."""
         app = web.Application(client_max_size=1 << 26)
         app.router.add_route("*", "/{path:.*}", self.handle)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/v1"
@@ -53,7 +54,11 @@ class ScriptedProvider:
             self.asked.append(None)
         self.headers.append({name.lower(): value for name, value in request.headers.items()})
         act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
-        return await act(request)
+        try:
+            return await act(request)
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
 
     def says(self, answer: str | dict[str, Any]) -> Act:
         """A chat completion of this text, or this JSON."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import gzip
 import ipaddress
@@ -274,6 +275,22 @@ async def test_a_request_goes_to_who_speaks_its_dialect(log: ContextLog, provide
         error = json.loads(await read(answer))["error"]
         assert answer.status == 404 and error["type"] == "not_found_error" and "ANTHROPIC_API_KEY" in error["message"]
     assert not await log.read(RUN, key="main/2")
+
+
+@each_path
+async def test_a_run_that_ends_breaks_off_its_providers_stream(
+    gateway: Gateway, provider: Provider, log: ContextLog, path: str
+) -> None:
+    """A machine that dies does not: somebody will want the rest."""
+    provider.acts = [provider.streams(EVENTS[path], hold_after=1)]
+    answer = await gateway.answer(ask(path, stream=True), 1)
+    assert await anext(aiter(answer.body)) == EVENTS[path][0]
+    await answer.body.aclose()  # type: ignore[attr-defined]  # it is an async generator
+    assert gateway.is_in_flight(RUN) and not provider.left.is_set()
+    await gateway.forget(RUN)
+    async with asyncio.timeout(10):
+        await provider.left.wait()
+    assert [entry.kind for entry in await log.read(RUN)] == ["model.intent", "model.started"]
 
 
 @pytest.fixture
