@@ -1,0 +1,38 @@
+"""docs/models.md: its settings are read, and its variables are those of a machine."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+from perdure.execution.images.image import ImageConfig
+from perdure.execution.sandboxes.workload import environment
+from perdure.gateway.providers import RemoteProvider, load
+from perdure.host.certificate import ensure
+from perdure.host.paths import Home
+from perdure.model import CallsEndpoint, SandboxSpec
+
+PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
+
+
+async def test_its_settings_are_read(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    home = Home(tmp_path / "home", tmp_path / "cache").make()
+    shutil.copy(ensure(tmp_path, "127.0.0.1")[0], home.root / "work-ca.pem")
+    (home.root / "spare.key").write_text("secret")
+    (home.root / "settings.toml").write_text(block)
+    providers = load(home, {})
+    first, second = providers.places("large-9", "openai-chat")
+    assert (first.provider.name, second.provider.name, second.model) == ("work", "spare", "small-2")
+    assert isinstance(first.provider, RemoteProvider) and first.provider.tls is not None
+    assert (await second.provider.endpoint()).headers == {"authorization": "Bearer secret"}
+
+
+def test_its_variables_are_those_of_a_machine() -> None:
+    calls = CallsEndpoint(url="unix:/x:/v1/calls", run_id="r", epoch=1, token="t")
+    found = environment(SandboxSpec(image="i", calls=calls), ImageConfig(), "host", tty=False)
+    told = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(.*?)` \|", PAGE, re.MULTILINE)
+    assert {name: value for names, value in told for name in re.findall(r"\w+", names)} == {
+        name: value for name, value in found.items() if name.startswith(("OPENAI_", "ANTHROPIC_"))
+    }
