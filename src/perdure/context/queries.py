@@ -91,6 +91,13 @@ ORDER BY seq DESC LIMIT :limit
 """
 OWN_NEWEST_OF_KEY = OWN_NEWEST.replace("(CAST(:key AS TEXT) IS NULL OR e.key = :key)", "e.key = :key")
 
+# Asked before that one, which on PostgreSQL goes through the branch from its end until it has found enough. The signs
+# keep every planner to the index of keys.
+HAS_KEY = """
+SELECT 1 FROM entries e
+WHERE run_id = :run_id AND key = :key AND +branch = :branch AND +seq > :after AND +seq <= :upto LIMIT 1
+"""
+
 
 def find_all(keys: int) -> str:
     """``FIND`` for so many keys: ``:key0`` and on."""

@@ -153,7 +153,9 @@ class Sessions:
         for stretch in await self._log.lineage(head.run_id):
             upto = stretch.upto if before is None else min(stretch.upto, before - 1)
             where = {"run_id": stretch.run_id, "branch": stretch.branch, "after": stretch.fork_seq, "upto": upto}
-            if upto > stretch.fork_seq and len(rows) < limit:
+            if upto <= stretch.fork_seq or len(rows) >= limit:
+                continue
+            if key is None or await self._log.rows(queries.HAS_KEY, {**where, "key": key}):
                 rows += await self._log.rows(query, {**where, "kind": kind, "key": key, "limit": limit - len(rows)})
         return await self._log.entries_of(rows, expand=expand)
 
