@@ -6,6 +6,7 @@ an error, before the log has the turn: a program goes on from these.
 
 from __future__ import annotations
 
+from perdure.gateway.dialects.chat import DONE
 from perdure.gateway.dialects.dialect import MalformedError, Reading, Summary, shown
 from perdure.gateway.events import Cutter, read
 
@@ -34,12 +35,14 @@ class Flow:
 
     def end(self) -> Summary:
         """Nothing more comes. ``MalformedError``: it ended in the middle of an event."""
-        if self._begun and not self.is_over:  # some leave out the empty line after the last one
+        if self._begun and not self.is_over:
             rest = bytes(self._begun)
             try:
-                self.is_over = self._reading.take(read(rest))
+                is_cut = self._reading.take(read(rest)) and read(rest).data != DONE
             except MalformedError:
-                raise MalformedError(f"the stream ended in the middle of it: {shown(rest)}") from None
+                is_cut = True
+            if is_cut:  # without its empty line it is none to an SDK
+                raise MalformedError(f"the stream ended in the middle of it: {shown(rest)}")
         return self._reading.summary()
 
     def summary(self) -> Summary:

@@ -165,7 +165,7 @@ def test_a_stream_that_is_cut_at_any_byte_is_known_as_such(dialect: Dialect) -> 
             is_finished = flow.end().finished
         except MalformedError:
             pass
-        assert not is_finished or at > last, at
+        assert not is_finished or (dialect is dialects.CHAT and at > last), at
         assert whole[: flow.visible].endswith(b"\n\n") or not flow.visible
         told = Flow(dialect.reading())
         told.add(whole[: flow.visible] + dialect.error_event("owls", code="x", number=flow.events))

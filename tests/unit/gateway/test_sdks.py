@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import anthropic
@@ -121,8 +121,8 @@ class Way:
 
     name: str
     path: str
-    whole: dict[str, Any]
-    events: list[bytes]
+    whole: dict[str, Any] = field(repr=False)
+    events: list[bytes] = field(repr=False)
     error: bytes
     ask: Callable[[Program], Coroutine[Any, Any, str]]
     stream: Callable[[Program], Coroutine[Any, Any, str]]
