@@ -126,7 +126,7 @@ class Gateway:
         if call.offset:
             return _broken_off(dialect, message, error.code)
         body = dialect.error_body(message, code=error.code, status=error.http_status)
-        return Answer(error.http_status, JSON_HEADERS, once(body))
+        return Answer(error.http_status, {**JSON_HEADERS, **ASK_NO_MORE}, once(body))
 
     async def _take(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""

@@ -60,13 +60,14 @@ from functools import partial
 from typing import Any
 
 from perdure.context.log import NewEntry, canonical
-from perdure.errors import Cancelled, InvalidValue, NotFound, VersionMismatch
+from perdure.errors import Cancelled, InvalidValue, NotFound, Unauthorized, VersionMismatch
 from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import tell
 from perdure.runs.ports import ModelCalls
 from perdure.runs.run import Run
+from perdure.runs.tokens import check_key
 
 Route = Callable[[Asked], Awaitable[Body]]
 PREFIX = "/perdure/v1/"
@@ -88,9 +89,10 @@ class Calls:
         asked, path = Asked(run, call), call.path.partition("?")[0]
         if not path.startswith(PREFIX):
             try:
+                check_key(run.record, call)
                 await tell(asked, path, is_model=True)
                 return await self._model(asked)
-            except (Cancelled, VersionMismatch) as error:  # as whoever's SDK asks can read it
+            except (Cancelled, Unauthorized, VersionMismatch) as error:  # as whoever's SDK asks can read it
                 return self._models.refused(call, error)
         route = self._routes.get(path.removeprefix(PREFIX))
         if route is None:

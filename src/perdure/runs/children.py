@@ -24,6 +24,7 @@ from perdure.runs.clock import Clock
 from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.run import Run
 from perdure.runs.states import TERMINAL
+from perdure.runs.tokens import new_key
 from perdure.runs.waits import Wait
 
 log = logging.getLogger(__name__)
@@ -212,6 +213,7 @@ class Children:
             depth=of.depth + 1,
             made_by=of.made_by,
             calls_version=of.calls_version,
+            guest_key=new_key(),
         )
 
     async def _tell(self, child: str) -> None:

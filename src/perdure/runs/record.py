@@ -198,6 +198,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     taken_up: float = 0.0  # when it came here from another home
     made_by: str = ""  # the version of perdure that it was started with
     calls_version: int = 0  # of its SDK
+    guest_key: str = ""  # what its programs have for a provider's key (runs.tokens); a fork has that of its origin
 
     @property
     def restorable(self) -> list[Kept]:

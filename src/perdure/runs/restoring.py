@@ -14,7 +14,7 @@ import msgspec
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint
-from perdure.runs import travel
+from perdure.runs import tokens, travel
 from perdure.runs.ports import MachinePlan, Machines
 from perdure.runs.record import Kept
 from perdure.runs.run import Run
@@ -72,7 +72,7 @@ class Restoring:
             agent=request.agent,
             source=await self.run.context.get_blob(record.source) if record.source else b"",
             command=request.command,
-            env=request.env,
+            env=request.env if request.is_replay else {**tokens.keys(record), **request.env},
             memory_mib=request.memory_mib,
             vcpus=request.vcpus,
             disk_mib=request.disk_mib,

@@ -22,6 +22,7 @@ from perdure.runs.record import Record, StartRequest, from_head, to_value
 from perdure.runs.replay import CALLS_VERSION
 from perdure.runs.run import Run
 from perdure.runs.tasks import Tasks
+from perdure.runs.tokens import new_key
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Starts:
             source=source,
             made_by=__version__,
             calls_version=CALLS_VERSION,
+            guest_key=new_key(),
         )
         return await self._tasks.to_its_end(self._start(to_value(record), request))
 

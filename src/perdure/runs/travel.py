@@ -117,6 +117,7 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
         overruled=[one for one in parent.overruled if one.seq <= at.seq],
         depth=parent.depth,
         is_parent=any(wait.child for wait in at.waits.open),
+        guest_key=parent.guest_key,
     )
     return record, [entry, NewEntry(kind="run.queued", payload=queued)]
 
