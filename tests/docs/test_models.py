@@ -11,7 +11,9 @@ from perdure.execution.sandboxes.workload import environment
 from perdure.gateway.providers import RemoteProvider, load
 from perdure.host.certificate import ensure
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, SandboxSpec
+from perdure.model import CallsEndpoint, RunState, SandboxSpec
+from perdure.runs.record import Record, StartRequest
+from perdure.runs.tokens import KEY, keys, new_key
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
 
@@ -31,7 +33,9 @@ async def test_its_settings_are_read(tmp_path: Path) -> None:
 
 def test_its_variables_are_those_of_a_machine() -> None:
     calls = CallsEndpoint(url="unix:/x:/v1/calls", run_id="r", epoch=1, token="t")
-    found = environment(SandboxSpec(image="i", calls=calls), ImageConfig(), "host", tty=False)
+    record = Record(state=RunState.QUEUED, request=StartRequest(), guest_key=new_key())
+    found = environment(SandboxSpec(image="i", calls=calls, env=keys(record)), ImageConfig(), "host", tty=False)
+    found = {name: value.replace(record.guest_key, f"{KEY}…") for name, value in found.items()}
     told = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| `(.*?)` \|", PAGE, re.MULTILINE)
     assert {name: value for names, value in told for name in re.findall(r"\w+", names)} == {
         name: value for name, value in found.items() if name.startswith(("OPENAI_", "ANTHROPIC_"))
