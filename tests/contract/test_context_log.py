@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch, TooLarge
+from perdure.model import Spent
 from perdure.testing.postgres_fixtures import Opener
 
 json_values = st.recursive(
@@ -517,3 +518,40 @@ async def test_children_and_forks_are_listed_below_their_runs(log: ContextLog) -
     assert [head.run_id for head in await log.heads(below=["root"], states=["queued"])] == ["kid"]
     assert [head.run_id for head in await log.heads(forks_of=["root", "kid", "nobody"])] == ["fork", "beside"]
     assert await log.heads(forks_of=["beside"]) == await log.heads(forks_of=[]) == []
+
+
+def _end(cost_usd: float | None = None, *, kind: str = "model.committed", **payload: Any) -> NewEntry:
+    usage = {"input_tokens": 100, "output_tokens": 20, "cached_tokens": 60, "cache_written_tokens": 7}
+    priced = {} if cost_usd is None else {"cost_usd": cost_usd}
+    return NewEntry(kind=kind, key="main/1", payload={"usage": usage, **priced, **payload})
+
+
+async def test_a_head_says_what_its_turns_have_cost(log: ContextLog, new_log: Callable[[], Opener]) -> None:
+    for name in ("one", "two"):
+        await log.create(name, {})
+    assert (await log.head("one")).spent == Spent()
+    ends = [_end(0.1), _end(0.2), _end(), _end(0.000_001, estimated=True)]
+    await asyncio.gather(*(log.append("one", [end], epoch=1) for end in ends))  # perhaps one transaction
+    once = Spent(
+        calls=4, input_tokens=400, output_tokens=80, cached_tokens=240, cache_written_tokens=28, cost_usd=0.300_001,
+        unpriced=1, estimated=1,
+    )  # fmt: skip
+    assert (await log.head("one")).spent == once and (await log.head("two")).spent == Spent()
+    unanswered = NewEntry(kind="model.aborted", key="main/1", payload={"reason": "the server ended"})
+    refused = NewEntry(kind="model.aborted", key="main/1", payload={"reason": "over", "answer": {}, "unasked": True})
+    copy = replace(_end(0.1), is_copy=True)
+    await log.fork("one", [NewEntry(kind="diverged"), copy, unanswered, refused], parent=1, fork_seq=1, epoch=1)
+    assert (await log.head("one")).spent == once
+    await log.append("one", [_end(0.5, kind="model.aborted", answer={})], epoch=1)  # broke off, and was paid
+    spent = (await log.head("one")).spent
+    assert (spent.calls, spent.tokens, spent.cost_usd) == (5, 600, 0.800_001)
+    with pytest.raises(StaleEpoch):
+        await log.append("one", [_end(9.0)], epoch=0)
+    huge = {"usage": {"input_tokens": 2**60, "output_tokens": -1, "cached_tokens": "x"}, "cost_usd": 1e300}
+    await log.append("two", [NewEntry(kind="model.committed", payload=huge)], epoch=1)  # of whatever program
+    assert (await log.head("two")).spent.output_tokens == 0
+    other = await new_log()()
+    assert (await other.take_up(log.export("one"))).spent == (await other.head("one")).spent == spent
+    await other.close()
+    await log.prune("one")
+    assert (await log.head("one")).spent == spent

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from perdure.execution.images.image import ImageConfig
 from perdure.execution.sandboxes.workload import environment
+from perdure.gateway.prices import Price
+from perdure.gateway.prices import load as load_prices
 from perdure.gateway.providers import RemoteProvider, load
 from perdure.host.certificate import ensure
 from perdure.host.paths import Home
@@ -19,7 +21,7 @@ PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
 
 
 async def test_its_settings_are_read(tmp_path: Path) -> None:
-    (block,) = re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL)
+    block = "\n".join(re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL))
     home = Home(tmp_path / "home", tmp_path / "cache").make()
     shutil.copy(ensure(tmp_path, "127.0.0.1")[0], home.root / "work-ca.pem")
     (home.root / "spare.key").write_text("secret")
@@ -28,6 +30,7 @@ async def test_its_settings_are_read(tmp_path: Path) -> None:
     first, second = providers.places("large-9", "openai-chat")
     assert (first.provider.name, second.provider.name, second.model) == ("work", "spare", "small-2")
     assert isinstance(first.provider, RemoteProvider) and first.provider.tls is not None
+    assert load_prices(home).of("claude-sonnet-4-5") == Price(3.0, 15.0, 0.3, 3.75)
     assert (await second.provider.endpoint()).headers == {"authorization": "Bearer secret"}
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from perdure.context.listing import Listed, listed, tags
 from perdure.context.log import ROOT_BRANCH
 from perdure.context.rows import as_entry, no_run
+from perdure.context.spending import ENDS, Spending
 from perdure.errors import Conflict, InvalidValue, LeaseLost, NotFound, ProtocolError, StaleEpoch
 from perdure.formats.chain import entry_hash, root_hash
 from perdure.model import Entry
@@ -106,6 +107,7 @@ class State:
     new_branches: list[tuple[Any, ...]] = field(default_factory=list)
     changed_tips: set[tuple[str, int]] = field(default_factory=set)
     turns: dict[tuple[str, int], Turns] = field(default_factory=dict)  # of changed tips: how many more
+    spent: dict[str, Spending] = field(default_factory=dict)  # by run: how much more
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
@@ -209,6 +211,8 @@ class State:
             row = (*facts, before)
             self.entries.append(row)
             turns.count(new.kind)
+            if new.kind in ENDS and not new.is_copy:
+                self.spent.setdefault(run_id, Spending()).count(new.kind, new.payload)
             written.append(as_entry(row, new.payload))
         if written:
             self.tips[run_id, branch] = seq, before

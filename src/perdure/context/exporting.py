@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import suppress
@@ -12,6 +13,7 @@ import msgspec
 from perdure.context import queries
 from perdure.context.changes import Turns
 from perdure.context.moving import Stage, TakeUp, Tips, TurnsOf
+from perdure.context.spending import ENDS, Spending
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.formats import logfile
 from perdure.formats.chain import Counted, canonical, link_references
@@ -110,6 +112,8 @@ class _Incoming:
         self._is_first = True
         self._tips: Tips = {}
         self._turns: TurnsOf = {}
+        self._spent = Spending()
+        self._counted: set[tuple[str | None, bytes]] = set()  # ends of turns, by key and digest: copies cost nothing
         self._shared: dict[tuple[str, int], tuple[int, bytes]] = {}  # the last entry of what other runs have
         self._beginning: Beginning
 
@@ -132,11 +136,19 @@ class _Incoming:
             if run_id == self._beginning.run_id:
                 self._rows.append(part)
                 self._turns.setdefault((run_id, branch), Turns()).count(part[5])
+                if part[5] in ENDS:
+                    self._spend(part)
             else:
                 self._shared[run_id, branch] = seq, last
         self._bytes += size_bytes
         if len(self._rows) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
             await self._write()
+
+    def _spend(self, row: Row) -> None:
+        end = row[6], hashlib.sha256(row[7]).digest()
+        if end not in self._counted:
+            self._counted.add(end)
+            self._spent.count(row[5], msgspec.json.decode(row[7]))
 
     async def forget(self) -> None:
         """Nothing of it is to stay. Where even that fails, the next one of this id does it."""
@@ -157,4 +169,4 @@ class _Incoming:
                 hint = f"Take up the log of run {run_id} first."
                 message = f"run {self._beginning.run_id} is a fork: entry {seq} of run {run_id} is not here"
                 raise Conflict(message, hint=hint)
-        return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns))
+        return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns, self._spent))

@@ -38,7 +38,7 @@ import msgspec
 from perdure.context.leases import Leases
 from perdure.formats.chain import canonical as canonical
 from perdure.formats.chain import digest_of as digest_of
-from perdure.model import Call, Entry, Frozen
+from perdure.model import Call, Entry, Frozen, Spent
 
 if TYPE_CHECKING:
     from perdure.context.sessions import Sessions
@@ -53,6 +53,7 @@ class NewEntry(Frozen, frozen=True, kw_only=True):
     kind: str
     payload: Any = None
     key: str | None = None
+    is_copy: bool = False  # of an entry of another branch: what that cost is counted there
 
 
 class Branch(Frozen, frozen=True, kw_only=True):
@@ -89,6 +90,7 @@ class Head(Frozen, frozen=True, kw_only=True):
     pruned: bool = False  # its entries were dropped
     turns_asked: int = 0  # entries ``model.started`` of all its own branches, also of those that were dropped since
     turns_replayed: int = 0  # the same of ``model.replayed``
+    spent: Spent = Spent()
 
 
 class NewHead(Frozen, frozen=True, kw_only=True):

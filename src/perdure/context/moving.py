@@ -8,6 +8,7 @@ from perdure.context.changes import Needs, State, Turns
 from perdure.context.listing import listed, tags
 from perdure.context.log import Head
 from perdure.context.rows import blob_row
+from perdure.context.spending import Spending, spent_of
 from perdure.context.values import encode
 from perdure.errors import Conflict, LogConflict
 from perdure.formats.chain import root_hash
@@ -44,8 +45,8 @@ class TakeUp:
 
     alone = True
 
-    def __init__(self, beginning: Beginning, tips: Tips, turns: TurnsOf) -> None:
-        self.beginning, self.tips, self.turns = beginning, tips, turns
+    def __init__(self, beginning: Beginning, tips: Tips, turns: TurnsOf, spent: Spending) -> None:
+        self.beginning, self.tips, self.turns, self.spent = beginning, tips, turns, spent
         self.content = encode(beginning.value, "summary of a run")
         self.created = beginning.created
         self.own = [stretch for stretch in beginning.stretches if stretch.run_id == beginning.run_id]
@@ -66,6 +67,8 @@ class TakeUp:
         for own in self.own:
             last = self.tips.get((own.run_id, own.branch)) or root_hash(own.run_id)
             state.new_branches.append(_branch(own, last, self._turns(own)))
+        if self.spent.is_any:
+            state.spent[of.run_id] = self.spent
         seq = next(own.upto for own in self.own if own.branch == of.branch)
         return Head(
             run_id=of.run_id,
@@ -78,6 +81,7 @@ class TakeUp:
             value=of.value,
             turns_asked=sum(self._turns(own).asked for own in self.own),
             turns_replayed=sum(self._turns(own).replayed for own in self.own),
+            spent=spent_of(self.spent.row),
         )
 
     def _turns(self, own: Stretch) -> Turns:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-# The head of a run with the last seq of its current branch, and the turns of all.
+# The head of a run with the last seq of its current branch, the turns of all, and what they have cost.
 HEAD = """
 SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value, r.pruned,
     (SELECT CAST(sum(t.turns_asked) AS BIGINT) FROM branches t WHERE t.run_id = r.run_id),
-    (SELECT CAST(sum(t.turns_replayed) AS BIGINT) FROM branches t WHERE t.run_id = r.run_id)
+    (SELECT CAST(sum(t.turns_replayed) AS BIGINT) FROM branches t WHERE t.run_id = r.run_id),
+    s.calls, s.input_tokens, s.output_tokens, s.cached_tokens, s.cache_written_tokens, s.cost, s.unpriced, s.estimated
 FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
+    LEFT JOIN spent s ON s.run_id = r.run_id
 """
 
 HEAD_OF = HEAD + "WHERE r.run_id = :run_id"

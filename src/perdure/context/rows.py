@@ -9,6 +9,7 @@ import msgspec
 import zstandard
 
 from perdure.context.log import Head, digest_of
+from perdure.context.spending import spent_of
 from perdure.context.values import unpack
 from perdure.errors import NotFound, ProtocolError
 from perdure.formats.chain import link_references
@@ -31,7 +32,7 @@ def no_blob(digest: str) -> NotFound:
 
 
 def head_of(row: tuple[Any, ...]) -> Head:
-    run_id, key, created, epoch, branch, seq, version, value, pruned, asked, replayed = row
+    run_id, key, created, epoch, branch, seq, version, value, pruned, asked, replayed, *spent = row
     decoded = msgspec.json.decode(value)
     return Head(
         run_id=run_id,
@@ -45,6 +46,7 @@ def head_of(row: tuple[Any, ...]) -> Head:
         pruned=bool(pruned),
         turns_asked=asked,
         turns_replayed=replayed,
+        spent=spent_of(tuple(spent)),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from perdure.context.log import NewEntry, request_hash
 from perdure.gateway.asked import Asked
 from perdure.gateway.dialects.dialect import Summary
+from perdure.gateway.prices import Bill
 from perdure.model import Call, Entry
 
 TEXT_SHOWN = 200  # characters of an answer that its entry repeats, for readers of the log
@@ -35,14 +36,16 @@ def started(call: Call, provider: str, attempt: int, after: str) -> NewEntry:
     return NewEntry(kind="model.started", payload=payload, key=call.key)
 
 
-def committed(call: Call, provider: str, answer: Mapping[str, Any], size: int, summary: Summary, s: float) -> NewEntry:
+def committed(
+    call: Call, provider: str, answer: Mapping[str, Any], size: int, summary: Summary, bill: Bill, s: float
+) -> NewEntry:
     """size: of its body, in bytes. s: seconds from the question to the end."""
     payload = {
         **answer,
         "bytes": size,
         "provider": provider,
         "model": summary.model,
-        "usage": dict(vars(summary.usage)),
+        **bill.payload(),
         "seconds": round(s, 3),
         "text": summary.text[:TEXT_SHOWN],
         "stop_reason": summary.stop_reason,
@@ -58,13 +61,14 @@ def aborted(
     received: int = 0,
     answer: Mapping[str, Any] | None = None,
     summary: Summary | None = None,
+    bill: Bill | None = None,
 ) -> NewEntry:
-    """answer: what the program was told instead. summary: of what came before it broke off."""
+    """answer: what the program was told instead. summary, bill: of what came before it broke off."""
     payload: dict[str, Any] = {"reason": reason, "bytes": received, "status": status}
     if answer is not None:
         payload["answer"] = answer
-    if summary is not None:
-        payload |= {"model": summary.model, "usage": dict(vars(summary.usage)), "text": summary.text[:TEXT_SHOWN]}
+    if summary is not None and bill is not None:
+        payload |= {"model": summary.model, **bill.payload(), "text": summary.text[:TEXT_SHOWN]}
     return NewEntry(kind="model.aborted", payload=payload, key=call.key)
 
 

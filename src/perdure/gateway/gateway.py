@@ -25,6 +25,7 @@ from perdure.gateway import dialects, entries, models
 from perdure.gateway.asked import Asked, read
 from perdure.gateway.dialects.dialect import Dialect, MalformedError, Summary
 from perdure.gateway.flow import Flow
+from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
 from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, RefusedError, Retry, Upstream
@@ -34,6 +35,7 @@ JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
 ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
 FAILED = "provider-failed"
+NO_PRICES = Prices()
 COMMIT_AGAIN_S = 0.1
 COMMIT_AGAIN_MAX_S = 5.0
 
@@ -46,9 +48,12 @@ class Gateway:
     ``log`` holds the turns; ``providers`` are asked. Close it, or use it as an async context manager.
     """
 
-    def __init__(self, log: ContextLog, providers: Providers, *, retry: Retry | None = None) -> None:
+    def __init__(
+        self, log: ContextLog, providers: Providers, *, prices: Prices = NO_PRICES, retry: Retry | None = None
+    ) -> None:
         self._log = log
         self._providers = providers
+        self._prices = prices
         self._upstream = Upstream(retry or Retry())
         self._turns: dict[tuple[str, int, str], Turn] = {}
         self.turns_ended = 0  # turns that are in flight no more, whatever became of them
@@ -201,14 +206,15 @@ class Gateway:
             if not flow.is_over:
                 is_cut = isinstance(broken, BrokenError)
                 reason = str(broken) if is_cut else f"{head.provider} sent an event that cannot be read: {broken}"
-                await self._break_off(turn, asked, reason, flow)
+                await self._break_off(turn, asked, head.provider, reason, flow)
                 return
             turn.cut(flow.whole)  # it broke behind the answer's end
             summary = flow.summary()
         if summary.error:  # in the provider's own words, and they are in the body
             told = await self._kept(turn.status, turn.headers, turn.body)
             reason = f"{head.provider}: {summary.error}"
-            entry = entries.aborted(asked.call, reason, 0, turn.size, told, summary)
+            bill = self._prices.bill(asked, head.provider, summary)
+            entry = entries.aborted(asked.call, reason, 0, turn.size, told, summary, bill)
             await self._append(asked, entry, epoch=None)
         else:
             await self._commit(asked, turn.body, head, summary, time.monotonic() - asked_at)
@@ -252,12 +258,13 @@ class Gateway:
         turn.begin(status, headers)
         turn.break_off(body)
 
-    async def _break_off(self, turn: Turn, asked: Asked, reason: str, flow: Flow) -> None:
+    async def _break_off(self, turn: Turn, asked: Asked, provider: str, reason: str, flow: Flow) -> None:
         """The program has a part, which nothing of the rest fits to."""
         received, summary = turn.size, flow.summary()
         event = asked.dialect.error_event(reason, code=FAILED, number=flow.events)
         answer = await self._kept(turn.status, turn.headers, turn.visible + event)
-        await self._append(asked, entries.aborted(asked.call, reason, 0, received, answer, summary), epoch=None)
+        bill = self._prices.bill(asked, provider, summary)
+        await self._append(asked, entries.aborted(asked.call, reason, 0, received, answer, summary, bill), epoch=None)
         turn.break_off(event)
 
     async def _kept(self, status: int, headers: Any, body: bytes) -> dict[str, Any]:
@@ -266,11 +273,11 @@ class Gateway:
 
     async def _commit(self, asked: Asked, body: bytes, head: Head, summary: Summary, seconds: float) -> None:
         """Keep the turn, for as long as that takes: it is paid for, and nothing goes on without it."""
-        pause_s = COMMIT_AGAIN_S
+        pause_s, bill = COMMIT_AGAIN_S, self._prices.bill(asked, head.provider, summary)
         while True:
             try:
                 answer = await self._kept(head.status, head.headers, body)
-                entry = entries.committed(asked.call, head.provider, answer, len(body), summary, seconds)
+                entry = entries.committed(asked.call, head.provider, answer, len(body), summary, bill, seconds)
                 await self._append(asked, entry, epoch=None)
                 return
             except (NoSpace, Unavailable) as error:

@@ -71,6 +71,7 @@ from perdure.model.specs import (
     Ulimit,
     WakeReason,
 )
+from perdure.model.spending import Spent
 from perdure.model.values import (
     Frozen,
     is_id,
@@ -90,6 +91,8 @@ __all__ = [
     "CallsEndpoint",
     "Call",
     "Answer",
+    # spending
+    "Spent",
     # specs
     "DEFAULT_MEMORY_MIB",
     "DEFAULT_VCPUS",

@@ -191,7 +191,7 @@ class Asked:
         while page := await run.context.read(run.id, branch=run.branch, after=after):
             for entry in page:
                 if entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
-                    carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
+                    carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key, is_copy=True))
             after = page[-1].seq
         return await waits_at(run.context, run.id, run.branch, seq - 1), carried
 

@@ -259,6 +259,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             snapshot=self.snapshot,
             turns_asked=head.turns_asked,
             turns_replayed=head.turns_replayed,
+            spent=head.spent,
             recoveries=self.recoveries,
             attempt=self.attempt,
             key=self.request.key,

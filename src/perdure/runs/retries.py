@@ -136,7 +136,7 @@ class Carried:
             elif entry.key in self._again and entry.key not in failed:
                 carried += _reopened(entry, self._again[entry.key])
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
-                carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
+                carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key, is_copy=True))
             elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
                 carried.append(NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True}))
         return fork_seq, waits, carried

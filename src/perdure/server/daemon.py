@@ -23,6 +23,7 @@ from aiohttp import web
 from perdure.context.faults import Faults
 from perdure.errors import AlreadyRunning, InvalidValue
 from perdure.gateway.gateway import Gateway
+from perdure.gateway.prices import load as load_prices
 from perdure.gateway.providers import load as load_providers
 from perdure.host.paths import Home
 from perdure.model import settle
@@ -55,6 +56,7 @@ async def serve(home: Home) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
+    prices = load_prices(home)
     hooks, hook_secret = load_hooks(home)
     keep_s = keep_logs_s(home)
     faults = Faults.wanted(os.environ)
@@ -71,7 +73,7 @@ async def serve(home: Home) -> None:
     path, record = home.socket("perdured"), home.run / "server.json"
     settings = dataclasses.replace(settings, snapshot_store=sharing.snapshots)
     machines, workers = NodeMachines(sharing.node), Workers(home, workers_limit(home))
-    gateway = Gateway(context, providers)
+    gateway = Gateway(context, providers, prices=prices)
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
     engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)

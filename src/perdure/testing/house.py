@@ -14,6 +14,7 @@ from perdure.context.leases import Leases
 from perdure.context.log import ContextLog
 from perdure.context.sqlite import open as open_in_file
 from perdure.gateway.gateway import Gateway
+from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers, RemoteProvider
 from perdure.model import Answer, Call, Entry, RunInfo, RunState
 from perdure.runs.clock import SYSTEM, Clock
@@ -49,6 +50,7 @@ class House:
         self._open_log = open_log or (lambda: open_in_file(self.path))
         self.machines = LocalMachines(nothing)
         self.settings = QUICK
+        self.prices = Prices()
         self.clock: Clock = SYSTEM
         self.wrap: Callable[[ContextLog], Any] = lambda log: log
         self.before_open: Callable[[Engine], None] = lambda engine: None
@@ -61,7 +63,7 @@ class House:
         self.context = await self._open_log()
         self.log = self.wrap(self.context)
         provider = RemoteProvider("test", self._provider_url, "", "tiny", "any")
-        self.gateway = Gateway(self.log, Providers({"test": provider}, "test"))
+        self.gateway = Gateway(self.log, Providers({"test": provider}, "test"), prices=self.prices)
         self.engine = Engine(
             self.log,
             self.machines,

@@ -90,6 +90,7 @@ async def test_another_way_of_one_lane_leaves_signals_and_other_lanes_as_they_ar
     assert provider.requests == 4  # "the same", both lives, "beside" once
     info = await house.engine.info(run_id)
     assert (info.branch, info.turns_asked) == (2, 4)
+    assert info.spent.calls == 4  # the copy of "beside" costs nothing
     (diverged,) = await house.entries(run_id, "diverged")
     assert diverged.payload["carried"] == len(
         [e for e in await house.entries(run_id) if e.seq > diverged.seq and e.time == diverged.time]

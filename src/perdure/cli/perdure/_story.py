@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from textwrap import wrap
 from typing import Any
 
-from perdure.cli.perdure._words import clock, duration, shorten, size, value
+from perdure.cli.perdure._words import clock, dollars, duration, shorten, size, value
 from perdure.errors import in_words
 from perdure.model import Entry, NodePlace
 
@@ -113,7 +113,9 @@ class Story:
         usage = _dict(payload.get("usage"))
         read = usage.get("input_tokens", usage.get("prompt_tokens"))  # the names of before
         said = usage.get("output_tokens", usage.get("completion_tokens"))
-        spent = f"{_number(read):.0f}+{_number(said):.0f} tokens"
+        spent = f"{'~' * bool(payload.get('estimated'))}{_number(read):.0f}+{_number(said):.0f} tokens"
+        if isinstance(cost := payload.get("cost_usd"), int | float):
+            spent += f"  {dollars(cost)}"
         text = str(payload.get("text") or "") or _used(payload)
         return "model", text, f"{spent}  {duration(_number(payload.get('seconds')))}"
 

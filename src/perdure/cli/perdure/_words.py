@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure.model import RunInfo
+    from perdure.model import RunInfo, Spent
 
 NEVER_S = 1e10  # as a grace: 300 years
 
@@ -70,6 +70,26 @@ def sleeps(info: RunInfo) -> str:
     if info.durability == "replay":
         return slept
     return f"{slept}; {size(info.stored_bytes)} stored, {len(info.snapshots)} snapshots to go on from"
+
+
+def dollars(amount: float) -> str:
+    """``$12.35``, ``$0.0042``: with as many digits as say something."""
+    return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.6f}".rstrip("0").ljust(5, "0")
+
+
+def spent(found: Spent) -> str:
+    """What a run's turns have cost; nothing where it has none."""
+    if not found.tokens and not found.cost_usd:
+        return ""
+    about = "about " if found.estimated else ""
+    words = [f"{about}{found.input_tokens:,}+{found.output_tokens:,} tokens"]
+    if found.cached_tokens:
+        words[0] += f" ({found.cached_tokens:,} of them from a cache)"
+    if found.unpriced < found.calls and (found.cost_usd or not found.unpriced):
+        words.append(about + dollars(found.cost_usd))
+    if found.unpriced:
+        words.append(f"{found.unpriced} turn{'s' * (found.unpriced > 1)} without a known price")
+    return ", ".join(words)
 
 
 def waits(wait: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,11 @@ import argparse
 NAME = "runs"
 HELP = "List runs"
 GROUP = "Runs"
-DESCRIPTION = "List runs, the newest first. TURNS: asked of a provider + answered from the log."
+DESCRIPTION = (
+    "List runs, the newest first. TURNS: asked of a provider + answered from the log. COST: of the turns with a known "
+    "price, where there are some."
+)
+COST = 6  # its column
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +48,13 @@ def run(options: argparse.Namespace) -> int:
             _words.shorten(info.agent, 24),
             _words.clock(info.created, day=True),
             f"{info.turns_asked}+{info.turns_replayed}",
+            _words.dollars(info.spent.cost_usd) if info.spent.cost_usd else "",
             _words.shorten(str(info.waits[0].get("name") or info.waits[0].get("kind")) if info.waits else "", 16),
         ]
         for info in found
     ]
-    print(_words.table(["RUN", "NAME", "STATE", "AGENT", "CREATED", "TURNS", "WAITS FOR"], rows), end="")
+    headings = ["RUN", "NAME", "STATE", "AGENT", "CREATED", "TURNS", "COST", "WAITS FOR"]
+    if not any(row[COST] for row in rows):
+        rows, headings = [row[:COST] + row[COST + 1 :] for row in rows], headings[:COST] + headings[COST + 1 :]
+    print(_words.table(headings, rows), end="")
     return 0

@@ -38,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
     if info.children:
         print(f"children: {' '.join(info.children)}")
     turns = f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"
+    if spent := _words.spent(info.spent):
+        print(f"spent: {spent}")
     if slept := _words.sleeps(info):
         print(f"sleeps: {slept}")
     if place := _words.place(info):

@@ -86,6 +86,7 @@ def _run(info: RunInfo) -> str:
             ("input", "" if info.input is None else value(info.input, 86)),
             ("log", f"{info.seq} entries, branch {info.branch}, epoch {info.epoch}"),
             ("turns", f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"),
+            ("spent", _words.spent(info.spent)),
             ("attempt", info.attempt if info.attempt > 1 else ""),
             ("recoveries", info.recoveries or ""),
             ("sleeps", _words.sleeps(info)),

@@ -10,7 +10,7 @@ import re
 from perdure.context import queries
 
 FIRST_VERSION = 4
-VERSION = 5
+VERSION = 7
 
 # What makes version N: of an empty schema, or of version N - 1, in one transaction.
 MIGRATIONS = {
@@ -132,6 +132,20 @@ UPDATE branches b SET turns_asked = c.asked, turns_replayed = c.replayed FROM (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
+    6: "SELECT 1;",
+    7: """
+CREATE TABLE spent (
+    run_id               TEXT COLLATE "C" PRIMARY KEY REFERENCES runs,
+    calls                BIGINT NOT NULL,
+    input_tokens         BIGINT NOT NULL,
+    output_tokens        BIGINT NOT NULL,
+    cached_tokens        BIGINT NOT NULL,
+    cache_written_tokens BIGINT NOT NULL,
+    cost                 BIGINT NOT NULL,
+    unpriced             BIGINT NOT NULL,
+    estimated            BIGINT NOT NULL
+);
+""",
 }
 
 
@@ -222,6 +236,15 @@ UPDATE branches b SET seq = w.seq, hash = w.hash,
 FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bigint[], %s::bigint[])
     AS w (run_id, branch, seq, hash, asked, replayed)
 WHERE b.run_id = w.run_id AND b.branch = w.branch
+"""
+SPEND = """
+INSERT INTO spent AS s SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+ON CONFLICT (run_id) DO UPDATE SET calls = s.calls + EXCLUDED.calls,
+    input_tokens = s.input_tokens + EXCLUDED.input_tokens, output_tokens = s.output_tokens + EXCLUDED.output_tokens,
+    cached_tokens = s.cached_tokens + EXCLUDED.cached_tokens,
+    cache_written_tokens = s.cache_written_tokens + EXCLUDED.cache_written_tokens, cost = s.cost + EXCLUDED.cost,
+    unpriced = s.unpriced + EXCLUDED.unpriced, estimated = s.estimated + EXCLUDED.estimated
 """
 INSERT_KEPT = "INSERT INTO kept SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[])"
 UPDATE_KEPT = """

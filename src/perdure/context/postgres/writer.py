@@ -250,6 +250,7 @@ async def _write(
             schema.UPDATE_TIPS,
             [(*tip, *state.tips[tip], state.turns[tip].asked, state.turns[tip].replayed) for tip in state.changed_tips],
         ),
+        (schema.SPEND, [(run_id, *spent.row) for run_id, spent in sorted(state.spent.items())]),
         (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
         (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
         (schema.REMOVE_BLOBS, state.removed_blobs),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 5  # PRAGMA user_version
+VERSION = 7  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -119,6 +119,21 @@ UPDATE branches AS b SET (turns_asked, turns_replayed) = (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
+    6: "",
+    7: """
+-- Counted as the ends of turns are written (context.spending), over all branches of a run.
+CREATE TABLE spent (
+    run_id               TEXT PRIMARY KEY REFERENCES runs,
+    calls                INTEGER NOT NULL,
+    input_tokens         INTEGER NOT NULL,
+    output_tokens        INTEGER NOT NULL,
+    cached_tokens        INTEGER NOT NULL,
+    cache_written_tokens INTEGER NOT NULL,
+    cost                 INTEGER NOT NULL,  -- billionths of a dollar
+    unpriced             INTEGER NOT NULL,  -- turns without a known price
+    estimated            INTEGER NOT NULL   -- turns whose tokens are estimates
+) STRICT, WITHOUT ROWID;
+""",
 }
 
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
@@ -142,6 +157,13 @@ VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
 UPDATE_TIP = """
 UPDATE branches SET seq = ?, hash = ?, turns_asked = turns_asked + ?, turns_replayed = turns_replayed + ?
 WHERE run_id = ? AND branch = ?
+"""
+SPEND = """
+INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (run_id) DO UPDATE SET calls = calls + excluded.calls, input_tokens = input_tokens + excluded.input_tokens,
+    output_tokens = output_tokens + excluded.output_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
+    cache_written_tokens = cache_written_tokens + excluded.cache_written_tokens, cost = cost + excluded.cost,
+    unpriced = unpriced + excluded.unpriced, estimated = estimated + excluded.estimated
 """
 INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 INSERT_BLOB = """

@@ -209,6 +209,7 @@ def write(db: sqlite3.Connection, state: State) -> None:
     db.executemany(schema.INSERT_ENTRY, state.entries)
     moved = [(tip, state.turns[tip]) for tip in state.changed_tips]
     db.executemany(schema.UPDATE_TIP, [(*state.tips[tip], turns.asked, turns.replayed, *tip) for tip, turns in moved])
+    db.executemany(schema.SPEND, [(run_id, *spent.row) for run_id, spent in state.spent.items()])
     for kept, value in state.keeps.items():
         if value is None:
             db.execute(schema.DROP, kept)

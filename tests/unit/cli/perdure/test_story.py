@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from perdure.cli.perdure import _words
 from perdure.cli.perdure._story import _TELLERS, WIDTH, Story
-from perdure.model import Entry
+from perdure.model import Entry, Spent
 
 MORNING = 1_772_352_000.0  # 2026-03-01 08:00:00 UTC
 
@@ -216,3 +216,28 @@ def test_tools_that_a_model_calls() -> None:
     payload = {"text": "", "usage": usage, "tool_calls": [{"id": "1", "name": "look"}, {"id": "2", "name": "hunt"}]}
     told = "\n".join(Story().lines(entry(1, 0, "model.committed", payload)))
     assert "calls look, hunt" in told and "105+33 tokens" in told
+
+
+def test_what_a_turn_costs() -> None:
+    payload = {"text": "hi", "usage": {"input_tokens": 9, "output_tokens": 5}, "cost_usd": 0.000102, "seconds": 1}
+    assert "  9+5 tokens  $0.000102  1.00s" in "\n".join(Story().lines(entry(1, 0, "model.committed", payload)))
+    payload |= {"estimated": True, "cost_usd": 2.5}
+    assert "  ~9+5 tokens  $2.50  1.00s" in "\n".join(Story().lines(entry(1, 0, "model.committed", payload)))
+
+
+@pytest.mark.parametrize(
+    ("spent", "told"),
+    [
+        (Spent(), ""),
+        (Spent(calls=1), ""),
+        (Spent(calls=2, input_tokens=1200, output_tokens=34, cost_usd=0.0042), "1,200+34 tokens, $0.0042"),
+        (
+            Spent(calls=2, input_tokens=1200, output_tokens=34, cached_tokens=1000, cost_usd=12.346, unpriced=1),
+            "1,200+34 tokens (1,000 of them from a cache), $12.35, 1 turn without a known price",
+        ),
+        (Spent(calls=2, input_tokens=9, output_tokens=3, unpriced=2), "9+3 tokens, 2 turns without a known price"),
+        (Spent(calls=1, input_tokens=9, output_tokens=3, cost_usd=0.5, estimated=1), "about 9+3 tokens, about $0.50"),
+    ],
+)
+def test_what_a_run_has_spent(spent: Spent, told: str) -> None:
+    assert _words.spent(spent) == told
