@@ -29,6 +29,7 @@
     ├── MachineFailed                Firecracker, keeper or emulated host died or refused
     ├── GuestFailed                  guestd refused or does not answer
     ├── ProviderFailed               a model provider refused or broke
+    ├── OverBudget                   a run has spent what it may on models
     ├── StepFailed                   a step of an agent raised, now or before it was answered from the log
     ├── ChildFailed                  a run that an agent started failed, or was cancelled
     └── ProtocolError                bytes on a wire or on disk that break their format
@@ -200,6 +201,11 @@ class GuestFailed(PerdureError):
 class ProviderFailed(PerdureError):
     code = "provider-failed"
     http_status = 502
+
+
+class OverBudget(PerdureError):
+    code = "over-budget"
+    http_status = 402
 
 
 class StepFailed(PerdureError):

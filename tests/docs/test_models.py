@@ -13,9 +13,10 @@ from perdure.gateway.prices import load as load_prices
 from perdure.gateway.providers import RemoteProvider, load
 from perdure.host.certificate import ensure
 from perdure.host.paths import Home
-from perdure.model import CallsEndpoint, RunState, SandboxSpec
+from perdure.model import Budget, CallsEndpoint, RunState, SandboxSpec
 from perdure.runs.record import Record, StartRequest
 from perdure.runs.tokens import KEY, keys, new_key
+from perdure.server.settings import load as load_settings
 
 PAGE = (Path(__file__).parents[2] / "docs/models.md").read_text()
 
@@ -31,6 +32,7 @@ async def test_its_settings_are_read(tmp_path: Path) -> None:
     assert (first.provider.name, second.provider.name, second.model) == ("work", "spare", "small-2")
     assert isinstance(first.provider, RemoteProvider) and first.provider.tls is not None
     assert load_prices(home).of("claude-sonnet-4-5") == Price(3.0, 15.0, 0.3, 3.75)
+    assert load_settings(home).budgets.of("research", "", []) == Budget(tokens=2_000_000, calls=500, usd=20.0)
     assert (await second.provider.endpoint()).headers == {"authorization": "Bearer secret"}
 
 

@@ -6,7 +6,7 @@ import json
 
 from perdure.agent.calls import CANCELLED
 from perdure.agent.values import Cancelled, Turn
-from perdure.errors import InvalidValue, ProtocolError, ProviderFailed
+from perdure.errors import InvalidValue, OverBudget, ProtocolError, ProviderFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def failure(status: int, value: Any) -> Exception:
         raise Cancelled(error.get("message", ""))
     if error.get("code") == LOST:
         return StreamLostError(error.get("message", ""))
+    if error.get("code") == OverBudget.code:
+        return OverBudget(error.get("message", ""))
     message = f"the model provider answered {status}: {error.get('message')}"
     return ProviderFailed(message, status=status, code=error.get("code"))
 

@@ -26,6 +26,7 @@ class Agent:
         policy: dict[str, float],
         version: str = "",
         retry: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
     ) -> None:
         if durability not in DURABILITIES:
             raise InvalidValue(f"durability={durability!r} is unknown", hint=f"known are {', '.join(DURABILITIES)}")
@@ -37,6 +38,7 @@ class Agent:
         self.policy = policy
         self.version = version
         self.retry = retry or {}
+        self.budget = budget or {}
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
@@ -66,6 +68,7 @@ if TYPE_CHECKING:  # with its options once more, so that what an author mistypes
         checkpoint_s: float | None = None,
         version: str = "",
         retry: dict[str, Any] | None = None,
+        budget: dict[str, float] | None = None,
     ) -> Callable[[Callable[..., Any]], Agent]: ...
 
 
@@ -83,6 +86,7 @@ def agent(
     checkpoint_s: float | None = None,
     version: str = "",
     retry: dict[str, Any] | None = None,
+    budget: dict[str, float] | None = None,
 ) -> Any:
     """Mark a function as an agent: ``@agent``, or ``@agent(durability="replay")``.
 
@@ -92,7 +96,8 @@ def agent(
     answered from the log. version: the author's own name for it, kept with each run. idle_grace_s, think_grace_s: its
     machine sleeps when it only waited, or a model only thought, for so long. checkpoint_turns, checkpoint_s: it is
     captured after so many turns, or seconds of running. retry: attempts in all, by kind of failure:
-    ``{"agent-failed": {"attempts": 3}}``. All are literals: they are read before anything runs.
+    ``{"agent-failed": {"attempts": 3}}``. budget: what a run may spend on models: ``{"tokens": 100_000, "calls": 50,
+    "usd": 2.5}``. All are literals: they are read before anything runs.
     """
 
     given = {
@@ -113,6 +118,7 @@ def agent(
             policy=policy,
             version=version,
             retry=retry,
+            budget=budget,
         )
 
     return mark if function is None else mark(function)

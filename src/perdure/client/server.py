@@ -82,6 +82,7 @@ class ServerClient:
         priority: int = 0,
         hooks: Sequence[Mapping[str, Any]] = (),
         on_divergence: str = "",
+        budget: Mapping[str, float] | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
 
@@ -93,6 +94,7 @@ class ServerClient:
         kind of failure (agent-failed, program-failed, machine-failed, timed-out, or any) ``{"attempts", "delay_s",
         "factor", "max_delay_s", "jitter"}``. on_divergence: what becomes of a run whose program goes another way than
         its log, after a loss: fork (the default: on a new branch), fail or live (docs/time-travel.md).
+        budget: what it may spend on models, ``{"tokens", "calls", "usd"}`` (docs/models.md).
         """
         request = {
             "source": source,
@@ -123,6 +125,7 @@ class ServerClient:
             "queue_key": queue_key,
             "priority": priority,
             "hooks": [dict(hook) for hook in hooks],
+            "budget": dict(budget or {}),
         }
         return self._info("POST", "/v1/runs", request_of(**request))
 
@@ -236,6 +239,10 @@ class ServerClient:
     def tag(self, run: str, tags: Mapping[str, str | None], **metadata: Any) -> RunInfo:
         """Set some tags (None: take one away), and ``metadata=`` a JSON value; in any state, also after the end."""
         return self._info("POST", _path(run, "tags"), {"tags": dict(tags), **metadata})
+
+    def set_budget(self, run: str, **limits: float) -> RunInfo:
+        """Change what a run may spend on models, from its next call on: ``tokens``, ``calls``, ``usd``; 0: no limit."""
+        return self._info("POST", _path(run, "budget"), limits)
 
     def cancel(self, run: str, *, reason: str = "", clean_up_s: float | None = None, force: bool = False) -> RunInfo:
         """End the run, its children and their machines. Its program is told, and has ``clean_up_s`` (None: 30) to clean

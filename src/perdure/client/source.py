@@ -16,6 +16,7 @@ _OPTIONS: dict[str, type] = {
     "durability": str,
     "version": str,
     "retry": dict,
+    "budget": dict,
 }
 NEVER_S = 1e10  # as a grace: 300 years
 _POLICY = ("idle_grace_s", "think_grace_s", "checkpoint_turns", "checkpoint_s")  # numbers from 0 on
@@ -34,6 +35,7 @@ class AgentSource:
     memory_mib: int = 0
     vcpus: int = 0
     retry: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, float] = field(default_factory=dict)  # what it may spend on models
     policy: dict[str, float] = field(default_factory=dict)  # what it says of when its machine sleeps and is captured
     durability: str = "snapshot"
     version: str = ""

@@ -62,9 +62,13 @@ def aborted(
     answer: Mapping[str, Any] | None = None,
     summary: Summary | None = None,
     bill: Bill | None = None,
+    is_asked: bool = True,
 ) -> NewEntry:
-    """answer: what the program was told instead. summary, bill: of what came before it broke off."""
+    """answer: what the program was told instead. summary, bill: of what came before it broke off. is_asked: by us, of
+    a provider."""
     payload: dict[str, Any] = {"reason": reason, "bytes": received, "status": status}
+    if not is_asked:
+        payload["unasked"] = True
     if answer is not None:
         payload["answer"] = answer
     if summary is not None and bill is not None:

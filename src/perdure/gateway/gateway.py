@@ -20,22 +20,24 @@ from contextlib import aclosing
 from typing import Any
 
 from perdure.context.log import ContextLog, NewEntry, valid
-from perdure.errors import NoSpace, PerdureError, Unavailable
+from perdure.errors import NoSpace, OverBudget, PerdureError, Unavailable
 from perdure.gateway import dialects, entries, models
 from perdure.gateway.asked import Asked, read
+from perdure.gateway.budgets import Budgets
 from perdure.gateway.dialects.dialect import Dialect, MalformedError, Summary
 from perdure.gateway.flow import Flow
 from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
 from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, RefusedError, Retry, Upstream
-from perdure.model import Answer, Call
+from perdure.model import Answer, Budget, Call
 
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
 ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
 FAILED = "provider-failed"
 NO_PRICES = Prices()
+NO_BUDGET = Budget()
 COMMIT_AGAIN_S = 0.1
 COMMIT_AGAIN_MAX_S = 5.0
 
@@ -55,6 +57,7 @@ class Gateway:
         self._providers = providers
         self._prices = prices
         self._upstream = Upstream(retry or Retry())
+        self._budgets = Budgets(log, prices)
         self._turns: dict[tuple[str, int, str], Turn] = {}
         self.turns_ended = 0  # turns that are in flight no more, whatever became of them
 
@@ -88,11 +91,11 @@ class Gateway:
         """Whether a provider is answering a call of this run now."""
         return any(key[0] == run_id for key in self._turns)
 
-    async def answer(self, call: Call, branch: int, *, new_at: int | None = None) -> Answer:
+    async def answer(self, call: Call, branch: int, *, new_at: int | None = None, budget: Budget = NO_BUDGET) -> Answer:
         """The answer to one call under ``/v1/``; its body begins at ``call.offset``.
 
         new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. Where no turn has ended
-        since, that holds still, and it is not looked up again.
+        since, that holds still, and it is not looked up again. budget: what its run may spend in all.
 
         What is wrong with the request or the provider becomes an answer in the dialect's own error shape. Raises what
         the log raises (``StaleEpoch`` above all). Cancelling the asker, or dropping the answer, cancels nothing.
@@ -110,7 +113,7 @@ class Gateway:
                 continue
             if turn is None:
                 # between the look above and this line nothing may wait: one call, one turn
-                turn = self._turns[asked.key] = Turn(call)
+                turn = self._turns[asked.key] = Turn(call, budget)
                 is_new = new_at == self.turns_ended  # what is not in flight, and has not ended since, was never begun
                 turn.task = asyncio.create_task(self._take(turn, asked, is_new=is_new))
             elif call.epoch > turn.epoch:
@@ -174,8 +177,16 @@ class Gateway:
         turn.end()
 
     async def _ask(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
-        dialect, asked_at = asked.dialect, time.monotonic()
         pending = [entries.intent(asked)] if is_new else []
+        try:
+            async with self._budgets.held(asked, turn.budget):
+                await self._fill(turn, asked, pending)
+        except OverBudget as error:
+            refusal = RefusedError(f"{error.message} ({error.hint})", status=error.http_status, code=error.code)
+            await self._refuse(turn, asked, refusal, pending, is_asked=False)
+
+    async def _fill(self, turn: Turn, asked: Asked, pending: list[NewEntry]) -> None:
+        dialect, asked_at = asked.dialect, time.monotonic()
         flow = Flow(dialect.reading())
         head: Head | None = None
         try:
@@ -248,12 +259,14 @@ class Gateway:
                     raise
                 before = refusal.reason
 
-    async def _refuse(self, turn: Turn, asked: Asked, refusal: RefusedError, pending: list[NewEntry]) -> None:
+    async def _refuse(
+        self, turn: Turn, asked: Asked, refusal: RefusedError, pending: list[NewEntry], *, is_asked: bool = True
+    ) -> None:
         status = refusal.http_status
         body = refusal.body or asked.dialect.error_body(refusal.reason, code=refusal.code, status=status)
         headers = {**refusal.headers, **({} if refusal.body else JSON_HEADERS), **ASK_NO_MORE}
         answer = await self._kept(status, headers, body)
-        entry = entries.aborted(asked.call, refusal.reason, refusal.status, 0, answer)
+        entry = entries.aborted(asked.call, refusal.reason, refusal.status, 0, answer, is_asked=is_asked)
         await self._append(asked, *pending, entry, epoch=None)
         turn.begin(status, headers)
         turn.break_off(body)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 
 from perdure.context.log import request_hash
-from perdure.model import Call
+from perdure.model import Budget, Call
 
 
 class Turn:
@@ -16,8 +16,9 @@ class Turn:
     seen once it is shown; all of it at the end.
     """
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, budget: Budget | None = None) -> None:
         self.call = call  # that began it
+        self.budget = budget or Budget()  # of its run, then
         self.epoch = call.epoch  # the newest that asked
         self.status = 0
         self.headers: Mapping[str, str] = {}

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from perdure.errors import InvalidValue
 from perdure.host.paths import Home
 
-TABLES = ("hooks", "node", "prices", "providers", "retention", "runs", "server", "servers", "workers")
+TABLES = ("budgets", "hooks", "node", "prices", "providers", "retention", "runs", "server", "servers", "workers")
 KEYS = ("provider",)  # beside the tables
 
 Number = TypeVar("Number", int, float)

@@ -71,7 +71,7 @@ from perdure.model.specs import (
     Ulimit,
     WakeReason,
 )
-from perdure.model.spending import Spent
+from perdure.model.spending import Budget, Spent
 from perdure.model.values import (
     Frozen,
     is_id,
@@ -92,6 +92,7 @@ __all__ = [
     "Call",
     "Answer",
     # spending
+    "Budget",
     "Spent",
     # specs
     "DEFAULT_MEMORY_MIB",

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from perdure.model.nodes import NodePlace
 from perdure.model.snapshots import SnapshotInfo
-from perdure.model.spending import Spent
+from perdure.model.spending import Budget, Spent
 from perdure.model.values import Frozen
 
 
@@ -86,6 +86,7 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     turns_asked: int = 0  # model calls that a provider was asked
     turns_replayed: int = 0  # model calls answered again from the log
     spent: Spent = Spent()
+    budget: Budget = Budget()
     recoveries: int = 0
     attempt: int = 1
     key: str | None = None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
+
+from perdure.errors import InvalidValue
 from perdure.model.values import Frozen
+
+MOST = 10**15
 
 
 class Spent(Frozen, frozen=True, kw_only=True):
@@ -21,3 +26,26 @@ class Spent(Frozen, frozen=True, kw_only=True):
     @property
     def tokens(self) -> int:
         return self.input_tokens + self.output_tokens
+
+
+class Budget(Frozen, frozen=True, kw_only=True):
+    """How much a run may spend. 0, in any field: as much as it likes; None: as somebody else says."""
+
+    tokens: int | None = None  # read and said, together
+    calls: int | None = None
+    usd: float | None = None
+
+    def over(self, other: Budget) -> Budget:
+        """This one, where it says nothing the other one."""
+        given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(other, **given)
+
+    def check(self) -> None:
+        """Raises InvalidValue naming the field."""
+        for name, value in msgspec.structs.asdict(self).items():
+            if value is not None and not 0 <= value <= MOST:
+                raise InvalidValue(f"budget: {name} is {value}", hint=f"A number from 0 (no limit) to {MOST:g}.")
+
+    @property
+    def is_any(self) -> bool:
+        return bool(self.tokens or self.calls or self.usd)

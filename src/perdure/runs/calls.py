@@ -112,7 +112,8 @@ class Calls:
         if asked.key in asked.run.record.unheard:
             call = replace(call, is_first=True)
         with activity.asking(call, branch):
-            answer = await self._models.answer(call, branch, new_at=ended if asked.is_new else None)
+            new_at, budget = ended if asked.is_new else None, asked.run.record.request.budget
+            answer = await self._models.answer(call, branch, new_at=new_at, budget=budget)
             pieces = aiter(answer.body)
             first = await anext(pieces, b"")
         with ExitStack() as held:

@@ -12,7 +12,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
-from perdure.model import Entry, OutputPiece, RunInfo, RunState, SnapshotInfo
+from perdure.model import Budget, Entry, OutputPiece, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints, comparing, ends, family, keys, output
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
@@ -149,6 +149,20 @@ class Desk:
                 after = msgspec.structs.replace(request, tags=keys.tagged(request.tags, tags), **metadata)
                 entry = NewEntry(kind="tagged", payload={"tags": dict(tags), **metadata})
                 await run.write(entry, request=after)
+
+            await run.atomically(act)
+        return await self.info(run_id)
+
+    async def set_budget(self, run_id: str, budget: Budget) -> RunInfo:
+        """Change what of its budget ``budget`` names; from its next call on, in any state, also after the end."""
+        budget.check()
+        async with self._shelf.held(run_id) as live:
+            run = live or Run(await self._context.head(run_id), self._context, lambda run_id, wait: None)
+
+            async def act() -> None:
+                after = budget.over(run.record.request.budget)
+                entry = NewEntry(kind="budget", payload={"budget": msgspec.to_builtins(after)})
+                await run.write(entry, request=msgspec.structs.replace(run.record.request, budget=after))
 
             await run.atomically(act)
         return await self.info(run_id)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -19,6 +19,7 @@ from perdure.context.log import NewEntry
 from perdure.errors import MachineFailed, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint, RunState, SandboxInfo, SandboxState
 from perdure.runs import ends, output, travel
+from perdure.runs.budgets import Budgets
 from perdure.runs.captures import Captures
 from perdure.runs.policy import Policy
 from perdure.runs.ports import Machines, ModelCalls
@@ -47,6 +48,7 @@ class Settings:
     clean_up_s: float = 30.0  # for a program that is told that its run is to end
     shelve_after_s: float | None = 5.0  # asleep for so long: only its deadline is kept in memory; None: never
     snapshot_store: str = ""  # the URL of one that all nodes reach: what was captured is brought there
+    budgets: Budgets = field(default_factory=Budgets)  # of runs that say nothing else
     failures_max: int = 5  # recoveries in a row for one cause, without anything new from the guest in between
 
     @property

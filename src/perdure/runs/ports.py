@@ -10,6 +10,7 @@ import msgspec
 from perdure.errors import PerdureError
 from perdure.model import (
     Answer,
+    Budget,
     Call,
     CallsEndpoint,
     FileChange,
@@ -22,6 +23,8 @@ from perdure.model import (
     SnapshotInfo,
 )
 from perdure.runs.fittings import Fittings
+
+NO_BUDGET = Budget()
 
 
 class MachinePlan(Frozen, frozen=True, kw_only=True):
@@ -145,10 +148,11 @@ class ModelCalls(Protocol):
         """How many turns have come to an end here."""
         ...
 
-    async def answer(self, call: Call, branch: int, *, new_at: int | None = None) -> Answer:
+    async def answer(self, call: Call, branch: int, *, new_at: int | None = None, budget: Budget = NO_BUDGET) -> Answer:
         """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider.
 
-        new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call.
+        new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. budget: what its run may
+        spend in all.
         """
         ...
 

@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
-from perdure.model import Frozen, NodePlace, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.model import Budget, Frozen, NodePlace, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
@@ -53,6 +53,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     durability: Literal["snapshot", "replay"] = "snapshot"
     version: str = ""  # of the agent, as its author counts
     retry: dict[str, Retry] = msgspec.field(default_factory=dict)  # by kind of failure (runs.retries)
+    budget: Budget = Budget()  # of its models' turns; as it is now
 
     @property
     def agent(self) -> str:
@@ -102,6 +103,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             hook.check()
         if not -PRIORITY_MAX <= self.priority <= PRIORITY_MAX:
             raise InvalidValue(f"priority is {self.priority}", hint=f"It is from {-PRIORITY_MAX} to {PRIORITY_MAX}.")
+        self.budget.check()
         for kind, retry in self.retry.items():
             retry.check(kind)
 
@@ -260,6 +262,7 @@ class Record(Frozen, frozen=True, kw_only=True):
             turns_asked=head.turns_asked,
             turns_replayed=head.turns_replayed,
             spent=head.spent,
+            budget=self.request.budget,
             recoveries=self.recoveries,
             attempt=self.attempt,
             key=self.request.key,

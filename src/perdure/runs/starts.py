@@ -61,7 +61,8 @@ class Starts:
         await self._queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
-        kept = msgspec.structs.replace(request, source="", policy=policy)
+        budget = request.budget.over(self._settings.budgets.of(request.function, request.agent, request.command))
+        kept = msgspec.structs.replace(request, source="", policy=policy, budget=budget)
         record = Record(
             state=RunState.QUEUED,
             request=kept,

@@ -11,6 +11,8 @@ POST /v1/runs/{id}/checkpoint               ``{"keep"?}`` -> ``SnapshotInfo``, o
 POST /v1/runs/{id}/cancel                   ``{"reason"?, "clean_up_s"?, "force"?}`` -> ``RunInfo``: its program hears,
                                             and ends after it has cleaned up, or ``clean_up_s``; ``force``: at once
 POST /v1/runs/{id}/tags                     ``{"tags": {NAME: VALUE or null}, "metadata"?}`` -> ``RunInfo``
+POST /v1/runs/{id}/budget                   ``{"tokens"?, "calls"?, "usd"?}`` -> ``RunInfo``: from its next call on;
+                                            what is left out stays, 0: no limit
 ==========================================  =====================================================================
 """
 
@@ -23,7 +25,7 @@ import msgspec
 from aiohttp import web
 
 from perdure.errors import InvalidValue
-from perdure.model import Frozen, Signalled
+from perdure.model import Budget, Frozen, Signalled
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.checkpoints import Checkpoint
 from perdure.runs.engine import Engine
@@ -49,6 +51,10 @@ class Tags(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metadata: Any = msgspec.UNSET
 
 
+class NewBudget(Budget, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
 class Cancel(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: str = ""
     clean_up_s: float | None = None  # the usual time
@@ -69,6 +75,7 @@ class ActsApi:
             web.post(one + "/checkpoint", self._checkpoint),
             web.post(one + "/cancel", self._cancel),
             web.post(one + "/tags", self._tags),
+            web.post(one + "/budget", self._budget),
         ]
 
     async def _signal(self, request: web.Request) -> web.Response:
@@ -107,6 +114,10 @@ class ActsApi:
         run_id, given = await self._run(request), await body(request, Tags)
         new = {} if given.metadata is msgspec.UNSET else {"metadata": given.metadata}
         return answer(await self._engine.tag(run_id, given.tags, **new))
+
+    async def _budget(self, request: web.Request) -> web.Response:
+        run_id, given = await self._run(request), await body(request, NewBudget)
+        return answer(await self._engine.set_budget(run_id, given))
 
     async def _run(self, request: web.Request) -> str:
         return await self._engine.find(request.match_info["ref"])

@@ -28,7 +28,7 @@ GET  /v1/servers                            ``{"servers": [{"server", "lease", "
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
 ``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``, ``hooks``,
-``timeout_s``, ``active_timeout_s``.
+``timeout_s``, ``active_timeout_s``, ``budget`` (``{"tokens", "calls", "usd"}``).
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ QUIET_S = 20.0  # so long an answer that goes on may say nothing: its server has
 MARK = "Perdure-Forwarded"
 HERE = frozenset(("verify",))  # of what is posted: answered from the database, by any server
 AT_OWNER = frozenset(("output", "file"))  # of what is asked for: it is at the run's machine
-AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags"))  # asked twice it is done once, or says so
+# Asked twice it is done once, or says so.
+AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags", "budget"))
 
 Trust = Fingerprint | bool
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -16,6 +16,7 @@ from perdure.host.paths import Home
 from perdure.host.settings import Table, place
 from perdure.runs.driver import Settings
 from perdure.runs.policy import Policy
+from perdure.server.budgets import load as load_budgets
 
 DAY_S = 86400.0
 LONGEST_DAYS = 36600.0
@@ -35,4 +36,5 @@ def load(home: Home) -> Settings:
         policy.check()
     except (msgspec.ValidationError, InvalidValue) as error:
         raise InvalidValue(f"{place(home)}: [runs]: {error}", hint="For example idle_grace_s = 5.0") from error
-    return Settings(**{name: value for name, value in policy.to_json().items() if value is not None})
+    said = {name: value for name, value in policy.to_json().items() if value is not None}
+    return Settings(**said, budgets=load_budgets(home))

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager
+from typing import Any
 
+import anthropic
+import openai
 from aiohttp import web
 
 from perdure.model import Call
+from perdure.runs.policy import NEVER_S, Policy
 from perdure.testing.house import House
+from perdure.testing.machines import Ask
+
+AWAKE = Policy(idle_grace_s=NEVER_S)  # of a run whose door is used
+MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
+
+
+def waits() -> Generator[Any, Any, Any]:
+    """A program of such a run: what others in its machine ask is asked by a test."""
+    yield Ask("wait", {"kind": "signal", "name": "go"})
+    yield Ask("complete", {})
 
 
 class GuestDoor:
@@ -57,3 +71,16 @@ async def guest_door(house: House, run_id: str) -> AsyncIterator[GuestDoor]:
         yield door
     finally:
         await runner.cleanup()
+
+
+@asynccontextmanager
+async def sdks(
+    door: GuestDoor, key: str = "placeholder"
+) -> AsyncIterator[tuple[openai.AsyncOpenAI, anthropic.AsyncAnthropic]]:
+    """The unmodified SDKs of OpenAI and Anthropic, as programs behind this door have them."""
+    # nothing here has TLS, and to read this machine's certificates takes longer than most tests
+    plain, also_plain = openai.DefaultAsyncHttpxClient(verify=False), anthropic.DefaultAsyncHttpxClient(verify=False)
+    of_openai = openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=key, http_client=plain)
+    of_anthropic = anthropic.AsyncAnthropic(base_url=door.url, api_key=key, http_client=also_plain)
+    async with of_openai, of_anthropic:
+        yield of_openai, of_anthropic

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Generator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import anthropic
 import openai
 import pytest
 
 from perdure.model import RunState
-from perdure.runs.policy import NEVER_S, Policy
 from perdure.testing import speeches
-from perdure.testing.guestdoor import GuestDoor, guest_door
+from perdure.testing.guestdoor import AWAKE, MESSAGES, guest_door, sdks, waits
 from perdure.testing.house import House
-from perdure.testing.machines import Ask
 from perdure.testing.scripted import ScriptedProvider
-
-AWAKE = Policy(idle_grace_s=NEVER_S)
-MESSAGES: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 @pytest.fixture
@@ -41,27 +34,13 @@ async def house(tmp_path: Path, provider: ScriptedProvider) -> AsyncIterator[Hou
     await made.machines.close()
 
 
-def waits() -> Generator[Any, Any, Any]:
-    yield Ask("wait", {"kind": "signal", "name": "go"})
-    yield Ask("complete", {})
-
-
-async def started(house: House, **changes: Any) -> tuple[str, str]:
+async def started(house: House) -> tuple[str, str]:
     """A run that stays warm, and the key that its programs have."""
-    run_id = await house.start(waits, policy=AWAKE, **changes)
+    run_id = await house.start(waits, policy=AWAKE)
     await house.waits(run_id, "signal")
     plan = house.machines.plans[-1]
     assert plan.run_id == run_id and plan.env["OPENAI_API_KEY"] == plan.env["ANTHROPIC_API_KEY"]
     return run_id, plan.env["OPENAI_API_KEY"]
-
-
-@asynccontextmanager
-async def sdks(door: GuestDoor, key: str) -> AsyncIterator[tuple[openai.AsyncOpenAI, anthropic.AsyncAnthropic]]:
-    plain, also_plain = openai.DefaultAsyncHttpxClient(verify=False), anthropic.DefaultAsyncHttpxClient(verify=False)
-    of_openai = openai.AsyncOpenAI(base_url=f"{door.url}/v1", api_key=key, http_client=plain)
-    of_anthropic = anthropic.AsyncAnthropic(base_url=door.url, api_key=key, http_client=also_plain)
-    async with of_openai, of_anthropic:
-        yield of_openai, of_anthropic
 
 
 async def test_the_key_of_another_run_is_refused_in_the_words_of_who_asks(

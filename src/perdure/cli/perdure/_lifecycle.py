@@ -30,6 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="attempts in all, and the first pause, after a failure: of any kind, or agent-failed, program-failed, "
         "machine-failed, timed-out (can be repeated)",
     )
+    life.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="LIMIT=N",
+        help="what it may spend on models: tokens=100k, calls=50, usd=2.5; 0: as much as it likes (can be repeated)",
+    )
 
 
 def wishes(options: argparse.Namespace) -> dict[str, Any]:
@@ -49,6 +56,8 @@ def wishes(options: argparse.Namespace) -> dict[str, Any]:
         wished["metadata"] = _json.argument(options.metadata, "--metadata")
     if options.on_divergence:
         wished["on_divergence"] = options.on_divergence
+    if options.budget:
+        wished["budget"] = budget(options.budget, "--budget")
     if options.retry:
         wished["retry"] = dict(_retry(text) for text in options.retry)
     return wished
@@ -60,6 +69,22 @@ def tags(given: list[str]) -> dict[str, str]:
         if text.find("=") < 1:
             raise InvalidValue(f"--tag {text!r} is not NAME=VALUE")
     return dict(text.split("=", 1) for text in given)
+
+
+def budget(given: list[str], option: str) -> dict[str, float]:
+    """The limits of options ``LIMIT=N``. InvalidValue."""
+    return dict(_limit(text, option) for text in given)
+
+
+def _limit(text: str, option: str) -> tuple[str, float]:
+    name, _, number = text.partition("=")
+    unit = {"k": 1_000, "m": 1_000_000}.get(number[-1:].lower(), 1)
+    digits = number if unit == 1 else number[:-1]
+    if name not in ("tokens", "calls", "usd") or not digits.replace(".", "", 1).isdecimal():
+        hint = f"write {option} tokens=100k, {option} calls=50 or {option} usd=2.5"
+        raise InvalidValue(f"{option} {text!r} is no limit", hint=hint)
+    amount = float(digits) * unit
+    return name, amount if name == "usd" else round(amount)
 
 
 def _retry(text: str) -> tuple[str, dict[str, Any]]:

@@ -93,6 +93,11 @@ class Story:
         told = [f"{name}={text}" if text is not None else f"without {name}" for name, text in tags.items()]
         return "outside", "tags: " + ", ".join(told) if told else "metadata was replaced", ""
 
+    def budget(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        limits = {name: limit for name, limit in _dict(payload.get("budget")).items() if limit}
+        told = ", ".join(f"{name}={limit:,}" for name, limit in limits.items() if isinstance(limit, int | float))
+        return "outside", f"may spend {told or 'as much as it likes'}", ""
+
     def ending(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if entry.kind == "ending.told":
             return "run", "the program was told that it is to end", ""
@@ -304,6 +309,7 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
         Story.state,
     ),
     "tagged": Story.tagged,
+    "budget": Story.budget,
     "ending": Story.ending,
     "ending.told": Story.ending,
     "model.intent": Story.model,

@@ -92,6 +92,15 @@ def spent(found: Spent) -> str:
     return ", ".join(words)
 
 
+def budget(info: RunInfo) -> str:
+    """What a run may spend on models, and has; nothing where that has no limit."""
+    may, has = info.budget, info.spent
+    words = [f"{has.tokens:,} of {may.tokens:,} tokens"] if may.tokens else []
+    words += [f"{has.calls:,} of {may.calls:,} calls"] if may.calls else []
+    words += [f"{dollars(has.cost_usd)} of {dollars(may.usd)}"] if may.usd else []
+    return ", ".join(words)
+
+
 def waits(wait: dict[str, Any]) -> Iterator[str]:
     """An open wait: what for, and until when; then what a person is shown, and the fields to fill in."""
     until = f", until {clock(wait['until'], day=True)}" if wait.get("until") else ""

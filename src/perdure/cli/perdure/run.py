@@ -109,6 +109,7 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
         request |= {"image": options.image, "policy": {**agent.policy, **request["policy"]}}
         request["retry"] = {**agent.retry, **request.get("retry", {})}
+        request["budget"] = {**agent.budget, **request.get("budget", {})}
         if durability == "replay" and options.on_divergence in ("fork", "live"):
             message = f"--on-divergence {options.on_divergence} is of microVMs: on the replay road such a run fails"
             raise InvalidValue(message, hint="leave it out")

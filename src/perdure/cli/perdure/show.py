@@ -40,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     turns = f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"
     if spent := _words.spent(info.spent):
         print(f"spent: {spent}")
+    if budget := _words.budget(info):
+        print(f"budget: {budget}")
     if slept := _words.sleeps(info):
         print(f"sleeps: {slept}")
     if place := _words.place(info):

@@ -87,6 +87,7 @@ def _run(info: RunInfo) -> str:
             ("log", f"{info.seq} entries, branch {info.branch}, epoch {info.epoch}"),
             ("turns", f"{info.turns_asked} asked, {info.turns_replayed} answered from the log"),
             ("spent", _words.spent(info.spent)),
+            ("budget", _words.budget(info)),
             ("attempt", info.attempt if info.attempt > 1 else ""),
             ("recoveries", info.recoveries or ""),
             ("sleeps", _words.sleeps(info)),

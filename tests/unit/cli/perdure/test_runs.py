@@ -324,3 +324,31 @@ async def test_what_is_wrong_with_queues_and_schedules_is_said_by_the_options_na
     assert "--catch-up is 0" in told
     _, told = await desk("schedule", "create", "s", "x.py:f", "--cron", "99 * * * *", status=2)
     assert "--cron '99 * * * *': minute is '99'" in told
+
+
+async def test_a_budget_is_given_held_and_raised(desk: Desk) -> None:
+    def asks_twice() -> Any:
+        for number in range(2):
+            answer = yield Ask(CHAT, {"messages": [{"role": "user", "content": f"hello {number}"}]})
+        yield Ask("wait", {"kind": "signal", "name": "go"})
+        again = yield Ask(CHAT, {"messages": [{"role": "user", "content": "again"}]})
+        yield Ask("complete", {"result": [answer.status, answer.value["error"]["code"], again.status]})
+
+    desk.house.machines.program = asks_twice
+    (desk.folder / "b.py").write_text(
+        "from perdure import agent\n\n@agent(image='image', budget={'calls': 9, 'tokens': 5000})\ndef f(ctx): ...\n"
+    )
+    run_id = (await desk("run", "b.py:f", "-d", "--budget", "calls=1", "--budget", "usd=0"))[0].strip()
+    await desk.house.reaches(run_id, RunState.SUSPENDED)
+    told, _ = await desk("budget", run_id)
+    assert told.startswith("may spend: ") and " of 5,000 tokens, 1 of 1 calls\n" in told
+    assert "spent:     about " in told and "1 turn without a known price" in told
+    raised, _ = await desk("budget", run_id, "--set", "calls=1k", "--set", "usd=0", "--set", "tokens=1.5m")
+    assert "1 of 1,000 calls" in raised and "of 1,500,000 tokens" in raised
+    await desk("signal", run_id, "go")
+    assert (await desk.house.ends(run_id)).result == [402, "over-budget", 200]
+    shown, _ = await desk("show", run_id)
+    assert "no answer: the run has spent what it may on models: 1 of 1 calls" in shown
+    assert "outside   may spend calls=1,000, tokens=1,500,000" in shown and "budget: " in shown
+    assert "is no limit" in (await desk("run", "b.py:f", "--budget", "owls=3", status=2))[1]
+    assert "is no limit" in (await desk("budget", run_id, "--set", "usd=much", status=2))[1]
