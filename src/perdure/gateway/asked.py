@@ -27,6 +27,11 @@ class Asked:
         return self.call.run_id, self.branch, self.call.key
 
     @property
+    def name(self) -> str:
+        """Of the turn, in the world."""
+        return f"perdure-{self.call.run_id}-{self.branch}-{self.call.key}"
+
+    @property
     def model(self) -> str:
         """That it is for: the one that it names, or its provider's own."""
         first = self.places[0].provider
@@ -38,8 +43,7 @@ class Asked:
         if place.model or not self.request.model:
             model = place.model or self.model
             body = dialects.naming(body, model) if model and self.dialect.is_known else body
-        name = f"perdure-{self.call.run_id}-{self.branch}-{self.call.key}"
-        return Question(self.call, body, self.dialect.name, name)
+        return Question(self.call, body, self.dialect.name, self.name)
 
 
 def read(call: Call, branch: int, providers: Providers) -> Asked:

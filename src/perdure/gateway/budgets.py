@@ -16,7 +16,8 @@ from perdure.context.log import ContextLog
 from perdure.errors import OverBudget
 from perdure.gateway.asked import Asked
 from perdure.gateway.dialects.dialect import Usage, count
-from perdure.gateway.prices import Price, Prices, tokens_of
+from perdure.gateway.prices import Price, Prices
+from perdure.gateway.sizes import tokens_of
 from perdure.model import Budget, Spent
 
 OUTPUT_LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens")  # of requests, in whichever dialect

@@ -31,8 +31,10 @@ def intent(asked: Asked) -> NewEntry:
     return NewEntry(kind="model.intent", payload=payload, key=asked.call.key)
 
 
-def started(call: Call, provider: str, attempt: int, after: str) -> NewEntry:
+def started(call: Call, provider: str, attempt: int, after: str, waited_s: float = 0.0) -> NewEntry:
     payload = {"provider": provider, "attempt": attempt} | ({"after": after} if after else {})
+    if (waited := round(waited_s, 3)) > 0:
+        payload["waited_s"] = waited
     return NewEntry(kind="model.started", payload=payload, key=call.key)
 
 

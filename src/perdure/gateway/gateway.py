@@ -24,7 +24,7 @@ from perdure.errors import NoSpace, OverBudget, PerdureError, Unavailable
 from perdure.gateway import dialects, entries, models
 from perdure.gateway.asked import Asked, read
 from perdure.gateway.budgets import Budgets
-from perdure.gateway.dialects.dialect import Dialect, MalformedError, Summary
+from perdure.gateway.dialects.dialect import Dialect, MalformedError, Summary, Usage
 from perdure.gateway.flow import Flow
 from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers
@@ -56,7 +56,7 @@ class Gateway:
         self._log = log
         self._providers = providers
         self._prices = prices
-        self._upstream = Upstream(retry or Retry())
+        self._upstream = Upstream(retry or Retry(), providers.limits)
         self._budgets = Budgets(log, prices)
         self._turns: dict[tuple[str, int, str], Turn] = {}
         self.turns_ended = 0  # turns that are in flight no more, whatever became of them
@@ -221,6 +221,8 @@ class Gateway:
                 return
             turn.cut(flow.whole)  # it broke behind the answer's end
             summary = flow.summary()
+        if summary.usage != Usage():
+            self._upstream.used(head.provider, asked.name, summary.usage.input_tokens + summary.usage.output_tokens)
         if summary.error:  # in the provider's own words, and they are in the body
             told = await self._kept(turn.status, turn.headers, turn.body)
             reason = f"{head.provider}: {summary.error}"
@@ -237,10 +239,10 @@ class Gateway:
         """The answer of the first provider that has one. ``pending``: entries to write before anybody is asked."""
         call, is_first, before = asked.call, True, ""
 
-        async def started(attempt: int, after: str) -> None:
+        async def started(attempt: int, after: str, waited_s: float) -> None:
             """Right before each request: durable first, so that no request is ever uncounted."""
             nonlocal is_first
-            entry = entries.started(call, place.provider.name, attempt, after or before)
+            entry = entries.started(call, place.provider.name, attempt, after or before, waited_s)
             written = [*pending, entry]
             pending.clear()
             # a later attempt goes on although the guest that asked may be gone: it will ask again

@@ -19,12 +19,12 @@ from typing import Any
 from perdure.errors import InvalidValue
 from perdure.gateway.asked import Asked
 from perdure.gateway.dialects.dialect import Summary, Usage
+from perdure.gateway.sizes import tokens_of
 from perdure.host.paths import Home
 from perdure.host.settings import document, place
 
 MILLION = 1_000_000
 MOST_USD = 1_000_000.0
-BYTES_A_TOKEN = 4  # of English text, about; of JSON around it and other languages it is fewer
 NAMES = ("input", "output", "cached", "cache_written")
 
 
@@ -90,11 +90,6 @@ class Prices:
 def _estimate(asked: Asked, summary: Summary) -> Usage:
     said = sum(len(call["name"]) for call in summary.tool_calls) + len(summary.text.encode())
     return Usage(input_tokens=tokens_of(len(asked.call.body)), output_tokens=tokens_of(said))
-
-
-def tokens_of(size_bytes: int) -> int:
-    """About how many tokens so much text is."""
-    return -(-size_bytes // BYTES_A_TOKEN)
 
 
 def load(home: Home) -> Prices:

@@ -13,6 +13,9 @@
     fallbacks = ["mirror", "spare:m2"] # who is asked where this one fails, and there for another model
     ca_file = "/etc/work-ca.pem"       # who signs its certificate, where that is nobody whom this machine knows
     silence_s = 600.0                  # so long may nothing come before it is given up
+    requests_per_minute = 50           # these three: who is more waits for its turn (gateway.limits)
+    tokens_per_minute = 100_000
+    concurrent = 8
 
 The environment comes first: ``OPENAI_API_KEY`` and/or ``OPENAI_BASE_URL`` make the provider ``openai`` (model:
 ``PERDURE_MODEL``), ``ANTHROPIC_API_KEY``, ``ANTHROPIC_AUTH_TOKEN`` and/or ``ANTHROPIC_BASE_URL`` the provider
@@ -34,6 +37,7 @@ from urllib.parse import urlsplit
 from perdure.errors import InvalidValue, NotFound
 from perdure.gateway import dialects
 from perdure.gateway.keys import CommandKey, FileKey, Key
+from perdure.gateway.limits import Limits
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.host.settings import document as read
@@ -51,6 +55,8 @@ KINDS = {  # the dialects that a provider speaks
     "anthropic": dialects.ANTHROPIC,
     "any": dialects.OPENAI | dialects.ANTHROPIC,
 }
+LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent")
+LIMIT_MOST = 10**12
 KEYS = ("key", "key_env", "key_file", "key_command")
 
 
@@ -144,12 +150,14 @@ class Place(NamedTuple):
 @dataclass(frozen=True)
 class Providers:
     """The providers of one home. ``routes``: (pattern of a model's name, provider's name), first match wins.
-    ``fallbacks``: by a provider's name those that are asked where it fails, with the model there ("": the same)."""
+    ``fallbacks``: by a provider's name those that are asked where it fails, with the model there ("": the same).
+    ``limits``: by a provider's name, of those that have some."""
 
     by_name: Mapping[str, Provider]
     default: str
     routes: tuple[tuple[str, str], ...] = ()
     fallbacks: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+    limits: Mapping[str, Limits] = field(default_factory=dict)
 
     def places(self, model: str, dialect: str) -> list[Place]:
         """Where a request goes, and where then. ``NotFound``: nobody speaks its dialect."""
@@ -182,6 +190,7 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     found: dict[str, Provider] = {}
     fallbacks: dict[str, list[tuple[str, str]]] = {}
     routes: list[tuple[str, str]] = []
+    limits: dict[str, Limits] = {}
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
         url = _url(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
         found["openai"] = RemoteProvider(
@@ -205,6 +214,8 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
         found[name], patterns = _provider(home, name, table, where, env)
         routes += [(pattern, name) for pattern in patterns]
         fallbacks[name] = _fallbacks(table, where)
+        if (limit := _limits(table, where)) != Limits():
+            limits[name] = limit
     found[OFFLINE] = OfflineProvider(OfflineProcess(home))
     default = env.get("PERDURE_PROVIDER") or document.get("provider") or next(iter(found))
     if default not in found:
@@ -216,14 +227,14 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
                 raise InvalidValue(
                     f"{settings}: [providers.{name}]: fallbacks: {other!r} is no other provider", hint=hint
                 )
-    return Providers(found, default, tuple(routes), fallbacks)
+    return Providers(found, default, tuple(routes), fallbacks, limits)
 
 
 def _provider(
     home: Home, name: str, table: dict[str, Any], where: str, env: Mapping[str, str]
 ) -> tuple[Provider, list[str]]:
     texts = {"base_url", "key", "key_env", "key_file", "model", "kind", "ca_file"}
-    known = texts | {"fallbacks", "key_command", "models", "silence_s"}
+    known = texts | {"fallbacks", "key_command", "models", "silence_s", *LIMITS}
     if unknown := sorted(set(table) - known):
         raise InvalidValue(f"{where}: unknown setting {unknown[0]!r}", hint=f"known are {sorted(known)}")
     patterns, silence_s, kind = table.get("models", []), table.get("silence_s", SILENCE_S), table.get("kind", "openai")
@@ -256,6 +267,13 @@ def _provider(
         silence_s=float(silence_s),
     )
     return provider, patterns
+
+
+def _limits(table: dict[str, Any], where: str) -> Limits:
+    for name in LIMITS:
+        if name in table and (type(table[name]) is not int or not 0 <= table[name] <= LIMIT_MOST):
+            raise InvalidValue(f"{where}: {name} is {table[name]!r}", hint="a whole number; 0: no limit")
+    return Limits(**{name: table[name] for name in LIMITS if name in table})
 
 
 def _fallbacks(table: dict[str, Any], where: str) -> list[tuple[str, str]]:

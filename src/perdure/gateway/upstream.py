@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,7 +18,9 @@ from yarl import URL
 
 from perdure.errors import PerdureError
 from perdure.gateway import dialects
+from perdure.gateway.limits import Limiter, Limits
 from perdure.gateway.providers import ANTHROPIC_VERSION, Endpoint, Provider
+from perdure.gateway.sizes import tokens_of
 from perdure.model import Call
 
 RETRIED = frozenset(
@@ -138,25 +141,39 @@ class Question(NamedTuple):
     name: str  # the same whenever the same turn is asked (``Idempotency-Key``)
 
 
+Started = Callable[[int, str, float], Awaitable[None]]
+
+
 class Upstream:
     """The connections to all providers."""
 
-    def __init__(self, retry: Retry) -> None:
+    def __init__(self, retry: Retry, limits: Mapping[str, Limits]) -> None:
+        """limits: by name of a provider."""
         self._retry = retry
+        self._limiters = {name: Limiter(limit) for name, limit in limits.items()}
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
             self._session = None
+        for limiter in self._limiters.values():
+            limiter.close()
 
-    async def ask(
-        self, provider: Provider, question: Question, *, started: Callable[[int, str], Awaitable[None]]
-    ) -> AsyncGenerator[Head | bytes]:
+    def used(self, provider: str, name: str, tokens: int) -> None:
+        """So many tokens was the question of this name, by which a minute's are counted."""
+        if (limiter := self._limiters.get(provider)) is not None:
+            limiter.used(name, tokens)
+
+    def _turn(self, provider: str, question: Question) -> AbstractAsyncContextManager[float]:
+        limiter, size = self._limiters.get(provider), tokens_of(len(question.body))
+        return nullcontext(0.0) if limiter is None else limiter.turn(question.call.run_id, question.name, size)
+
+    async def ask(self, provider: Provider, question: Question, *, started: Started) -> AsyncGenerator[Head | bytes]:
         """Yield how the answer begins, and its body's pieces.
 
-        ``started(attempt, reason of the one before)`` is awaited right before each request. Raises ``RefusedError`` or
-        ``BrokenError``.
+        ``started(attempt, reason of the one before, seconds that it had to wait for its turn)`` is awaited right before
+        each request. Raises ``RefusedError`` or ``BrokenError``.
         """
         after, attempt, renewals = "", 0, 0
         endpoint = await _endpoint(provider, question.dialect)
@@ -164,29 +181,30 @@ class Upstream:
             attempt += 1
             wait_s: float | None = None
             handed_on = False
-            await started(attempt, after)
-            try:
-                async with self._request(endpoint, provider, question) as answer:
-                    if answer.status < 300:
-                        async for step in _steps(provider.name, answer):
-                            handed_on = True
-                            yield step
-                        return
-                    after = f"{provider.name} answered {answer.status} {answer.reason}"
-                    if answer.status < 400:
-                        where = repr(answer.headers.get("location", "")[:SHOWN])
-                        told = f"{after}: to {where}, and nobody is sent anywhere with a key"
-                        raise RefusedError(told, is_failure=True)
-                    refusal = _refusal(after, answer, await _whole(answer))
-                    wait_s = wished_s(answer.headers, time.time())
-            except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
-                told = f"{provider.name}: its certificate does not hold: {error}"
-                raise RefusedError(told, is_failure=True) from error
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                after = f"{provider.name}: {_why(error, provider.silence_s)}"
-                if handed_on:
-                    raise BrokenError(after) from error
-                refusal = RefusedError(f"asked {attempt} times, the last time: {after}", is_failure=True)
+            async with self._turn(provider.name, question) as waited_s:
+                await started(attempt, after, waited_s)
+                try:
+                    async with self._request(endpoint, provider, question) as answer:
+                        if answer.status < 300:
+                            async for step in _steps(provider.name, answer):
+                                handed_on = True
+                                yield step
+                            return
+                        after = f"{provider.name} answered {answer.status} {answer.reason}"
+                        if answer.status < 400:
+                            where = repr(answer.headers.get("location", "")[:SHOWN])
+                            told = f"{after}: to {where}, and nobody is sent anywhere with a key"
+                            raise RefusedError(told, is_failure=True)
+                        refusal = _refusal(after, answer, await _whole(answer))
+                        wait_s = wished_s(answer.headers, time.time())
+                except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
+                    told = f"{provider.name}: its certificate does not hold: {error}"
+                    raise RefusedError(told, is_failure=True) from error
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    after = f"{provider.name}: {_why(error, provider.silence_s)}"
+                    if handed_on:
+                        raise BrokenError(after) from error
+                    refusal = RefusedError(f"asked {attempt} times, the last time: {after}", is_failure=True)
             if refusal.status == 401 and not renewals:
                 renewals = 1
                 fresh = await _endpoint(provider, question.dialect, renew=True)
