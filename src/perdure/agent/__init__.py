@@ -21,6 +21,7 @@ import sys
 from perdure.agent.context import Context as Context
 from perdure.agent.declaration import Agent as Agent
 from perdure.agent.declaration import agent as agent
+from perdure.agent.secret import Secret as Secret
 from perdure.agent.values import Cancelled as Cancelled
 from perdure.agent.values import Field as Field
 from perdure.agent.values import Turn as Turn
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from perdure.agent.tasks import AsyncContext as AsyncContext
 
-__all__ = ["agent", "Agent", "Context", "AsyncContext", "Cancelled", "Field", "Turn", "Verdict"]
+__all__ = ["agent", "Agent", "Context", "AsyncContext", "Cancelled", "Field", "Secret", "Turn", "Verdict"]
 
 
 class _Module(type(sys)):  # type: ignore[misc]  # the type of modules, without importing types

@@ -6,7 +6,7 @@ import asyncio
 import json
 
 from perdure.agent import calls, http1
-from perdure.agent.door import address, retry_s
+from perdure.agent.door import address, retry_s, url
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class AsyncDoor:
             except OSError:
                 failures += 1
                 await asyncio.sleep(retry_s(failures))
+
+    def url(self) -> str:
+        """See ``Door.url``."""
+        return url()
 
     async def stream(
         self, reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes

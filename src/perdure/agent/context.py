@@ -7,6 +7,7 @@ import time
 from perdure.agent import calls, completion, later
 from perdure.agent.door import Door, retry_s
 from perdure.agent.http1 import AnswerReader
+from perdure.agent.secret import Secret
 from perdure.agent.steps import Attempts, arguments, outcome
 from perdure.agent.values import to_json
 from perdure.errors import ProviderFailed, StepFailed
@@ -211,6 +212,12 @@ class Context:
     def signal(self, run: str, name: str, value: Any = None) -> None:
         """Send another run (its id, or name) a signal, once: also where this call is lived through again."""
         self._door.call(self._lane, "signal", calls.send(run, name, value))
+
+    def secret(self, name: str) -> Secret:
+        """A host that is reached with a secret of the server's, by the URL in ``.url``: what is asked below that goes
+        there, with the secret put in outside of here. Nothing of it is recorded: what a tool does belongs in a step.
+        """
+        return Secret(name, self._door.url())
 
     def checkpoint(self, *, keep: bool = False) -> None:
         """Capture the machine here: what is lost later goes on from this moment. keep: not given up for newer ones."""

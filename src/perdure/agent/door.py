@@ -8,6 +8,7 @@ import socket
 import time
 
 from perdure.agent import calls, http1
+from perdure.errors import Unsupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,6 +43,15 @@ def connect() -> socket.socket:
     return link
 
 
+def url() -> str:
+    """The same for HTTP clients. ``Unsupported``: that place is none for them."""
+    place = address()
+    if isinstance(place, str):
+        hint = "set PERDURE_DOOR to HOST:PORT"
+        raise Unsupported("the way out of here is a Unix socket: HTTP clients cannot use it", hint=hint)
+    return f"http://{place[0]}:{place[1]}"
+
+
 def retry_s(failures: int) -> float:
     """How long to wait after a connection failed ``failures`` times in a row."""
     return RETRY_S[min(failures, len(RETRY_S)) - 1]
@@ -55,6 +65,10 @@ class Door:
         from perdure.agent.asyncdoor import AsyncDoor
 
         return AsyncDoor()
+
+    def url(self) -> str:
+        """Where HTTP clients find it: an URL without a path."""
+        return url()
 
     def call(self, lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
         """One call of the runs API and its JSON answer. Without ``ordinal`` it takes the lane's next one."""

@@ -13,6 +13,7 @@ import contextvars
 from perdure.agent import calls, completion, http1, later
 from perdure.agent.asyncdoor import AsyncDoor
 from perdure.agent.door import retry_s
+from perdure.agent.secret import Secret
 from perdure.agent.steps import Attempts, arguments, outcome
 from perdure.agent.values import Turn, to_json
 from perdure.errors import StepFailed
@@ -196,6 +197,10 @@ class AsyncContext:
     async def signal(self, run: str, name: str, value: Any = None) -> None:
         """See ``Context.signal``."""
         await _call(_lane.get(), "signal", calls.send(run, name, value))
+
+    def secret(self, name: str) -> Secret:
+        """See ``Context.secret``; not awaited."""
+        return Secret(name, _door.get().url())
 
     async def checkpoint(self, *, keep: bool = False) -> None:
         """See ``Context.checkpoint``."""

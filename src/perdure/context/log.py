@@ -10,6 +10,7 @@ Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown ki
     model.aborted    {...}                   key; the provider refused or broke; ``answer``: what was told instead
     model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
     tagged               tags and metadata were changed
+    secret.used          {"secret", "method", "path"}: asked of a host with a secret of ours
     budget               what it may spend on models was changed
     ending ending.told   the run is to end, and its program was told
     step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note

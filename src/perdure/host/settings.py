@@ -15,7 +15,19 @@ from typing import Any, TypeVar
 from perdure.errors import InvalidValue
 from perdure.host.paths import Home
 
-TABLES = ("budgets", "hooks", "node", "prices", "providers", "retention", "runs", "server", "servers", "workers")
+TABLES = (
+    "budgets",
+    "hooks",
+    "node",
+    "prices",
+    "providers",
+    "retention",
+    "runs",
+    "secrets",
+    "server",
+    "servers",
+    "workers",
+)
 KEYS = ("provider",)  # beside the tables
 
 Number = TypeVar("Number", int, float)

@@ -11,6 +11,7 @@ from perdure.model.calls import (
     Answer,
     Call,
     CallsEndpoint,
+    SecretUse,
 )
 from perdure.model.images import (
     DockerfileBuild,
@@ -91,6 +92,7 @@ __all__ = [
     "CallsEndpoint",
     "Call",
     "Answer",
+    "SecretUse",
     # spending
     "Budget",
     "Spent",

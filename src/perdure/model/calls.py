@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from perdure.model.values import Frozen
 
@@ -38,6 +39,14 @@ class Call:
     @property
     def key(self) -> str:
         return f"{self.lane}/{self.ordinal}"
+
+
+class SecretUse(NamedTuple):
+    """What a call asks of a host with a secret."""
+
+    secret: str  # its name
+    method: str
+    path: str  # below the secret's base URL, with its query
 
 
 @dataclass(frozen=True)

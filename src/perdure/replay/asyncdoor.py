@@ -35,6 +35,9 @@ class AsyncReplayDoor(AsyncDoor):
         self._asked = 0
         self._handing: asyncio.Task[None] | None = None
 
+    def url(self) -> str:
+        return self._reader.url()
+
     async def call(self, lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
         ordinal = lane.take() if ordinal is None else ordinal
         asked = self._reader.look(lane.name, ordinal, name, body)

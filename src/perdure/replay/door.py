@@ -17,6 +17,7 @@ from perdure.replay.wire import Wire, leave
 
 if TYPE_CHECKING:
     from perdure.replay.asyncdoor import AsyncReplayDoor
+    from perdure.replay.relay import Relay
 
 PLAIN = ("begin", "history", "mismatch")  # nothing is recorded of them
 LAST = ("complete", "fail")
@@ -30,6 +31,15 @@ class Reader:
         self.wire = wire
         self.book = book
         self._outlet = outlet
+        self._relay: Relay | None = None
+
+    def url(self) -> str:
+        """Where HTTP clients find a way out."""
+        if self._relay is None:
+            from perdure.replay.relay import Relay
+
+            self._relay = Relay(self.wire)
+        return self._relay.url
 
     def look(self, lane: str, ordinal: int, name: str, body: Any) -> Asked:
         """The call by its key on this road. Does not return where the log has something else."""
@@ -92,6 +102,9 @@ class ReplayDoor(Door):
         from perdure.replay.asyncdoor import AsyncReplayDoor
 
         return AsyncReplayDoor(self._reader)
+
+    def url(self) -> str:
+        return self._reader.url()
 
     def call(self, lane: calls.Lane, name: str, body: Any, ordinal: int | None = None) -> Any:
         ordinal = lane.take() if ordinal is None else ordinal

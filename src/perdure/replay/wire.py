@@ -29,15 +29,17 @@ class Wire:
         self.socket_path, _, path = url.removeprefix("unix:").rpartition(":")
         self._head = (
             f"POST {path} HTTP/1.1\r\nHost: perdured\r\nPerdure-Run: {run_id}\r\nPerdure-Epoch: {epoch}\r\n"
-            f"Perdure-Token: {token}\r\nPerdure-Method: POST\r\nContent-Type: application/json\r\n"
+            f"Perdure-Token: {token}\r\nContent-Type: application/json\r\n"
         )
         self._link: socket.socket | None = None
 
-    def request(self, lane: str, ordinal: int, path: str, body: bytes) -> bytes:
-        """The bytes of one call."""
+    def request(
+        self, lane: str, ordinal: int, path: str, body: bytes, *, method: str = "POST", headers: str = "{}"
+    ) -> bytes:
+        """The bytes of one call. headers: as JSON."""
         head = (
             f"{self._head}Perdure-Lane: {lane}\r\nPerdure-Ordinal: {ordinal}\r\nPerdure-Path: {path}\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Perdure-Method: {method}\r\nPerdure-Headers: {headers}\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body
 

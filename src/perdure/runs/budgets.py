@@ -16,9 +16,8 @@ class Budgets:
     usual: Budget = field(default_factory=Budget)
     by_agent: Mapping[str, Budget] = field(default_factory=dict)
 
-    def of(self, function: str, agent: str, command: Sequence[str]) -> Budget:
-        """That of an agent, by its function's name or FILE.py:FUNCTION, or of a command."""
-        names = [name for name in (function, agent, " ".join(command)) if name]
+    def of(self, names: Sequence[str]) -> Budget:
+        """That of an agent or command, by any of its names."""
         for pattern, budget in self.by_agent.items():
             if any(fnmatchcase(name, pattern) for name in names):
                 return budget.over(self.usual)

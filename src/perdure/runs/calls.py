@@ -39,6 +39,7 @@ POST /perdure/v1/fail          {"error": {"code"?, "message", ..}}    {} and the
 POST /perdure/v1/history       {"after": SEQ}, of workers              {"lines": [...], "next": SEQ or null}: a page of
                                                                       what the log has (``runs.replay``)
 POST /perdure/v1/mismatch      {"recorded", "asked"}, of workers      {} and the run ends: version-mismatch
+ANY  /perdure/secret/NAME/...  what a host has at that path; the secret is put in here (0026)
 POST /v1/...                   } the gateway (``gateway.dialects``)
 GET  /v1/models                }
 =============================  =====================================  =============================================
@@ -65,21 +66,23 @@ from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import tell
-from perdure.runs.ports import ModelCalls
+from perdure.runs.ports import ModelCalls, SecretCalls
 from perdure.runs.run import Run
 from perdure.runs.tokens import check_key
 
 Route = Callable[[Asked], Awaitable[Body]]
 PREFIX = "/perdure/v1/"
+SECRETS = "/perdure/secret/"
 REFUSED = 400  # statuses from here on are no turns
 
 
 class Calls:
     """Joins the runs' own calls and the gateway."""
 
-    def __init__(self, models: ModelCalls, deliver: sending.Deliver) -> None:
-        """deliver: signals, to whichever run they are for."""
+    def __init__(self, models: ModelCalls, deliver: sending.Deliver, secrets: SecretCalls | None = None) -> None:
+        """deliver: signals, to whichever run they are for. secrets: None: there are none."""
         self._models = models
+        self._secrets = secrets
         self._routes: dict[str, Route] = {**ROUTES, "signal": partial(sending.send, deliver=deliver)}
 
     async def answer(self, run: Run, call: Call) -> Answer:
@@ -87,6 +90,8 @@ class Calls:
         Other errors are the guest's own."""
         await run.admit(call.epoch)
         asked, path = Asked(run, call), call.path.partition("?")[0]
+        if path.startswith(SECRETS) and self._secrets is not None:
+            return await self._secret(asked, self._secrets)
         if not path.startswith(PREFIX):
             try:
                 check_key(run.record, call)
@@ -121,13 +126,41 @@ class Calls:
             await asked.run.admit(asked.call.epoch)  # nothing is answered while the machine is being captured
             return Answer(answer.status, answer.headers, _Body(asked, answer, first, pieces, held.pop_all()))
 
+    async def _secret(self, asked: Asked, secrets: SecretCalls) -> Answer:
+        """Nothing of it is answered again from the log: what a tool does belongs into a step. That it was asked is
+        written before it is."""
+        use = secrets.use(asked.call, asked.run.record.request.names)
+        path = use.path.partition("?")[0]  # what is asked with may be somebody's own
+
+        async def note() -> None:
+            payload = {"secret": use.secret, "method": use.method, "path": path}
+            await asked.note(NewEntry(kind="secret.used", payload=payload))
+
+        if not secrets.is_open(asked.call):
+            await asked.warm(note)
+        with ExitStack() as held:
+            held.enter_context(asked.run.activity.hearing())  # a machine that sleeps in it would ask once more
+            answer = await secrets.answer(asked.call, use)
+            pieces = aiter(answer.body)
+            body = _Body(asked, answer, b"", pieces, held.pop_all(), is_turn=False)
+            return Answer(answer.status, answer.headers, body)
+
 
 class _Body:
-    """A model's answer; the run counts as hearing it until its last byte was handed on, or its reader has left."""
+    """A model's answer, or a host's; the run counts as hearing it until its last byte was handed on, or its reader has
+    left."""
 
     def __init__(
-        self, asked: Asked, answer: Answer, first: bytes, pieces: AsyncIterator[bytes], held: ExitStack
+        self,
+        asked: Asked,
+        answer: Answer,
+        first: bytes,
+        pieces: AsyncIterator[bytes],
+        held: ExitStack,
+        *,
+        is_turn: bool = True,
     ) -> None:
+        self._is_turn = is_turn
         self._asked = asked
         self._answer = answer
         self._first = first
@@ -144,7 +177,7 @@ class _Body:
         try:
             return await anext(self._pieces)
         except StopAsyncIteration:
-            self._asked.run.activity.turns += self._answer.status < REFUSED
+            self._asked.run.activity.turns += self._is_turn and self._answer.status < REFUSED
             self._held.close()
             raise
         except BaseException:

@@ -23,7 +23,7 @@ from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
-from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.ports import Machines, ModelCalls, SecretCalls
 from perdure.runs.pushes import LATER_S
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head
@@ -61,13 +61,14 @@ class Engine(Desk):
         settings: Settings | None = None,
         clock: Clock = SYSTEM,
         workers: Machines | None = None,
+        secrets: SecretCalls | None = None,
     ) -> None:
         """calls_url: where machines send their calls. secret: machines' tokens are made with it, so it outlives us.
-        workers: the machines of the replay road."""
+        workers: the machines of the replay road. secrets: what programs may ask of hosts with."""
         settings = settings or Settings()
         super().__init__(context, Roads(machines, workers), models, settings.clean_up_s)
         self._clock = clock
-        self._calls = Calls(models, self.deliver)
+        self._calls = Calls(models, self.deliver, secrets)
         self._tokens = Tokens(calls_url, secret)
         self._settings = settings
         self._tasks = Tasks()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -20,6 +20,7 @@ from perdure.model import (
     NodePlace,
     OutputPiece,
     SandboxInfo,
+    SecretUse,
     SnapshotInfo,
 )
 from perdure.runs.fittings import Fittings
@@ -137,6 +138,22 @@ class Machines(Protocol):
     def events(self) -> AsyncIterator[NodeEvent]:
         """What happens to sandboxes, for ever. Each (re)connection to a node begins with an event ``node.connected``:
         things may have happened unseen."""
+        ...
+
+
+class SecretCalls(Protocol):
+    """What programs ask of hosts with secrets of ours."""
+
+    def use(self, call: Call, agents: Sequence[str]) -> SecretUse:
+        """What the call asks, where an agent that has one of these names may. NotFound, NoRights, InvalidValue."""
+        ...
+
+    def is_open(self, call: Call) -> bool:
+        """Whether it was asked already by this machine."""
+        ...
+
+    async def answer(self, call: Call, use: SecretUse) -> Answer:
+        """The host's answer; where it is asked already, of that."""
         ...
 
 

@@ -61,6 +61,11 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
         return f"{self.file}:{self.function}" if self.file else ""
 
     @property
+    def names(self) -> list[str]:
+        """What settings may call what it runs by: the function's name and FILE.py:FUNCTION, or the command."""
+        return [name for name in (self.function, self.agent, " ".join(self.command)) if name]
+
+    @property
     def is_replay(self) -> bool:
         """It has no machine: a worker process runs the agent's function."""
         return self.durability == "replay"

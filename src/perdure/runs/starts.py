@@ -61,7 +61,7 @@ class Starts:
         await self._queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
         policy = request.policy.over(self._settings.policy)
-        budget = request.budget.over(self._settings.budgets.of(request.function, request.agent, request.command))
+        budget = request.budget.over(self._settings.budgets.of(request.names))
         kept = msgspec.structs.replace(request, source="", policy=policy, budget=budget)
         record = Record(
             state=RunState.QUEUED,

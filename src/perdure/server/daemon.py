@@ -25,6 +25,7 @@ from perdure.errors import AlreadyRunning, InvalidValue
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.prices import load as load_prices
 from perdure.gateway.providers import load as load_providers
+from perdure.gateway.toolsecrets import load as load_secrets
 from perdure.host.paths import Home
 from perdure.model import settle
 from perdure.runs.clock import SYSTEM
@@ -56,7 +57,7 @@ async def serve(home: Home) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     providers, settings, sharing = load_providers(home), load_settings(home), load_sharing(home)
-    prices = load_prices(home)
+    prices, tool_secrets = load_prices(home), load_secrets(home)
     hooks, hook_secret = load_hooks(home)
     keep_s = keep_logs_s(home)
     faults = Faults.wanted(os.environ)
@@ -76,7 +77,16 @@ async def serve(home: Home) -> None:
     gateway = Gateway(context, providers, prices=prices)
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
-    engine = Engine(context, machines, gateway, calls_url=calls_url, secret=secret, settings=settings, workers=workers)
+    engine = Engine(
+        context,
+        machines,
+        gateway,
+        calls_url=calls_url,
+        secret=secret,
+        settings=settings,
+        workers=workers,
+        secrets=tool_secrets,
+    )
     sender = HookSender()
     engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
     engine.retention = None if keep_s is None else Retention(context, SYSTEM, keep_s)
@@ -113,6 +123,7 @@ async def serve(home: Home) -> None:
         await runner.cleanup()
         await sender.close()
         await gateway.close()
+        await tool_secrets.close()
         if elsewhere is not None:
             await elsewhere.close()
         machines.close()

@@ -11,8 +11,10 @@ import anthropic
 import openai
 from aiohttp import web
 
+from perdure.errors import PerdureError
 from perdure.model import Call
 from perdure.runs.policy import NEVER_S, Policy
+from perdure.server.failures import failure
 from perdure.testing.house import House
 from perdure.testing.machines import Ask
 
@@ -49,7 +51,10 @@ class GuestDoor:
             headers={name.lower(): value for name, value in request.headers.items()},
             body=await request.read(),
         )
-        answer = await engine.answer(call, engine.endpoint(run_id, call.epoch).token)
+        try:
+            answer = await engine.answer(call, engine.endpoint(run_id, call.epoch).token)
+        except PerdureError as error:
+            return failure(error)
         response = web.StreamResponse(status=answer.status, headers=dict(answer.headers))
         await response.prepare(request)
         async for piece in answer.body:

@@ -16,6 +16,7 @@ from perdure.context.sqlite import open as open_in_file
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers, RemoteProvider
+from perdure.gateway.toolsecrets import ToolSecrets
 from perdure.model import Answer, Call, Entry, RunInfo, RunState
 from perdure.runs.clock import SYSTEM, Clock
 from perdure.runs.driver import Settings
@@ -51,6 +52,7 @@ class House:
         self.machines = LocalMachines(nothing)
         self.settings = QUICK
         self.prices = Prices()
+        self.secrets: ToolSecrets | None = None
         self.clock: Clock = SYSTEM
         self.wrap: Callable[[ContextLog], Any] = lambda log: log
         self.before_open: Callable[[Engine], None] = lambda engine: None
@@ -72,6 +74,7 @@ class House:
             secret=b"secret",
             settings=self.settings,
             clock=self.clock,
+            secrets=self.secrets,
         )
         engine = self.engine
         if self.context.leases is not None:

@@ -17,6 +17,7 @@ from perdure.context.log import ContextLog
 from perdure.context.sqlite import open as open_in_file
 from perdure.gateway.gateway import Gateway
 from perdure.gateway.providers import Providers, RemoteProvider
+from perdure.gateway.toolsecrets import ToolSecrets
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
 from perdure.runs.driver import Settings
@@ -48,6 +49,7 @@ class WorkerHouse:
         self._open_log = open_log or (lambda: open_in_file(self.home.database))
         self.settings = QUICK
         self.limit = limit
+        self.secrets: ToolSecrets | None = None
         self._provider_url = provider_url
         self.log: ContextLog
         self.engine: Engine
@@ -68,6 +70,7 @@ class WorkerHouse:
             secret=b"secret",
             settings=self.settings,
             workers=self.workers,
+            secrets=self.secrets,
         )
         await self.engine.open()
         api = Api(self.home, self.engine, self.log, providers=["test"], url="", token="", started=time.time())

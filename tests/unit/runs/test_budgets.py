@@ -153,7 +153,7 @@ async def test_what_a_starter_does_not_say_is_said_by_the_server(house: House) -
     assert (await house.engine.info(run_id)).budget == Budget(calls=7, usd=2.0)
     run_id = await started(house, calls=0, tokens=5)
     assert (await house.engine.info(run_id)).budget == Budget(calls=0, usd=2.0, tokens=5)
-    assert budgets.of("other", "a.py:other", []) == Budget(calls=1, usd=1.0) and budgets.of("", "", ["sh"]).calls == 7
+    assert budgets.of(["other", "a.py:other"]) == Budget(calls=1, usd=1.0) and budgets.of(["sh"]).calls == 7
 
 
 async def test_a_wrong_budget_is_refused(house: House) -> None:

@@ -18,14 +18,14 @@ def home(tmp_path: Path) -> Home:
 
 
 def test_what_it_says_is_of_all_and_of_agents_by_name(home: Home) -> None:
-    assert load(home).budgets.of("f", "a.py:f", []) == Budget()
+    assert load(home).budgets.of(["f", "a.py:f"]) == Budget()
     (home.root / "settings.toml").write_text(
         '[budgets]\ntokens = 2_000_000\nusd = 5\n[budgets."research*"]\nusd = 20.5\n[budgets."b.py:*"]\ncalls = 3\n'
     )
     budgets = load(home).budgets
-    assert budgets.of("other", "a.py:other", []) == Budget(tokens=2_000_000, usd=5)
-    assert budgets.of("research_owls", "a.py:research_owls", []) == Budget(tokens=2_000_000, usd=20.5)
-    assert budgets.of("f", "b.py:f", []) == Budget(tokens=2_000_000, usd=5, calls=3)
+    assert budgets.of(["other", "a.py:other"]) == Budget(tokens=2_000_000, usd=5)
+    assert budgets.of(["research_owls", "a.py:research_owls"]) == Budget(tokens=2_000_000, usd=20.5)
+    assert budgets.of(["f", "b.py:f"]) == Budget(tokens=2_000_000, usd=5, calls=3)
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,9 @@ class Story:
         told = ", ".join(f"{name}={limit:,}" for name, limit in limits.items() if isinstance(limit, int | float))
         return "outside", f"may spend {told or 'as much as it likes'}", ""
 
+    def secret(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        return "agent", f"asks {payload.get('secret')}: {payload.get('method')} {payload.get('path') or '/'}", ""
+
     def ending(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if entry.kind == "ending.told":
             return "run", "the program was told that it is to end", ""
@@ -310,6 +313,7 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
     ),
     "tagged": Story.tagged,
     "budget": Story.budget,
+    "secret.used": Story.secret,
     "ending": Story.ending,
     "ending.told": Story.ending,
     "model.intent": Story.model,
