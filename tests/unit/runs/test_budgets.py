@@ -14,7 +14,10 @@ import msgspec
 import openai
 import pytest
 
-from perdure.errors import InvalidValue
+from perdure.agent import Context
+from perdure.agent.calls import Lane
+from perdure.agent.door import Door
+from perdure.errors import InvalidValue, OverBudget
 from perdure.gateway.prices import Price, Prices
 from perdure.model import Budget
 from perdure.runs.budgets import Budgets
@@ -154,6 +157,31 @@ async def test_what_a_starter_does_not_say_is_said_by_the_server(house: House) -
     run_id = await started(house, calls=0, tokens=5)
     assert (await house.engine.info(run_id)).budget == Budget(calls=0, usd=2.0, tokens=5)
     assert budgets.of(["other", "a.py:other"]) == Budget(calls=1, usd=1.0) and budgets.of(["sh"]).calls == 7
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_an_agent_hears_it_as_an_error_of_its_own(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_stream: bool
+) -> None:
+    run_id = await started(house, calls=1)
+    async with guest_door(house, run_id) as door:
+        await chat(door)
+        monkeypatch.setenv("PERDURE_DOOR", door.url.removeprefix("http://"))
+
+        def asks() -> Any:
+            return Context(run_id, Lane("main"), Door()).chat("hi", on_delta=print if is_stream else None)
+
+        with pytest.raises(OverBudget, match="1 of 1 calls"):
+            await asyncio.to_thread(asks)
+
+
+async def test_it_is_changed_after_the_end_too(house: House) -> None:
+    """For a run that is to be taken back to before it had spent all."""
+    run_id = await started(house, calls=1)
+    await house.engine.signal(run_id, "go", None)
+    await house.ends(run_id)
+    await house.released(run_id)
+    assert (await house.engine.set_budget(run_id, Budget(calls=5))).budget == Budget(calls=5)
 
 
 async def test_a_wrong_budget_is_refused(house: House) -> None:

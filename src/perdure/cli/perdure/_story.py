@@ -14,6 +14,7 @@ from perdure.errors import in_words
 from perdure.model import Entry, NodePlace
 
 WIDTH = 100
+LONG_S = 1.0  # a wait for a provider that is worth a line
 _COST = 22  # columns of the cost
 
 _LONGER = frozenset(("replayed", "run.running", "run.starting"))  # with more lines below
@@ -113,7 +114,10 @@ class Story:
         if entry.kind == "model.started":
             self._asked[key] = self._asked.get(key, 0) + 1
             times = self._asked[key]
-            return ("model", f"asked again, {payload.get('after') or 'after a loss'}", "") if times > 1 else None
+            if times > 1:
+                return "model", f"asked again, {payload.get('after') or 'after a loss'}", ""
+            waited_s = _number(payload.get("waited_s"))
+            return ("model", "asked when its turn came", duration(waited_s)) if waited_s >= LONG_S else None
         if entry.kind == "model.aborted":
             return "model", f"no answer: {payload.get('reason', '')}", ""
         if entry.kind == "model.replayed":

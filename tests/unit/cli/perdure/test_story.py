@@ -241,3 +241,15 @@ def test_what_a_turn_costs() -> None:
 )
 def test_what_a_run_has_spent(spent: Spent, told: str) -> None:
     assert _words.spent(spent) == told
+
+
+def test_what_else_is_told_of_the_way_out() -> None:
+    used = {"secret": "github", "method": "GET", "path": ""}
+    assert "agent     asks github: GET /" in "\n".join(Story().lines(entry(1, 0, "secret.used", used)))
+    begun = {"provider": "work", "attempt": 1, "waited_s": 12.5}
+    assert "asked when its turn came" in (told := "\n".join(Story().lines(entry(1, 0, "model.started", begun))))
+    assert told.endswith("12.5s")
+    assert not list(Story().lines(entry(1, 0, "model.started", {**begun, "waited_s": 0.5})))
+    budget = {"budget": {"tokens": 0, "calls": None, "usd": 2.5}}
+    assert "outside   may spend usd=2.5" in "\n".join(Story().lines(entry(1, 0, "budget", budget)))
+    assert "as much as it likes" in "\n".join(Story().lines(entry(1, 0, "budget", {"budget": {"usd": 0}})))
