@@ -340,7 +340,9 @@ async def test_a_program_is_the_child_of_an_agent_or_a_program(house: Any, of: d
     result = {"exit_status": 0, "output": "output\n"}
     assert said.payload["value"] == {"kind": "child", "run_id": kid.id, "result": result, "timed_out": False}
     plan = house.machines.plans[-1]
-    assert (plan.command, plan.agent, plan.source, plan.env) == (["sh", "-c", "echo owls"], "", b"", {"A": "b"})
+    assert (plan.command, plan.agent, plan.source) == (["sh", "-c", "echo owls"], "", b"")
+    keys = {one.run_id: one.env["OPENAI_API_KEY"] for one in house.machines.plans}
+    assert plan.env["A"] == "b" and keys[kid.id] != keys[run_id]  # a key of its own
     # what its parent writes stays its parent's
     assert (plan.fittings.user, plan.fittings.mounts) == ("ann", mounts[1:])
 
