@@ -55,6 +55,11 @@ def read(reference: str) -> AgentSource:
         raise AgentInvalid(f"{place} cannot be read: {error.strerror}", hint="is the path right?") from error
     except UnicodeDecodeError as error:
         raise AgentInvalid(f"{place} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    return parse(source, place, function)
+
+
+def parse(source: str, place: str, function: str) -> AgentSource:
+    """The agent ``function`` in the text of a file. place: what that is called in errors. ``AgentInvalid``."""
     try:
         compile(source, place, "exec")  # finds more than ast.parse: return outside a function …
         tree = ast.parse(source, place)
@@ -69,7 +74,7 @@ def read(reference: str) -> AgentSource:
     decorator = _decorator(found)
     if decorator is None:
         raise AgentInvalid(f"{place}, line {found.lineno}: {function} is not an agent", hint="write @agent above it")
-    return AgentSource(path.name, function, source, **_options(decorator, place))
+    return AgentSource(Path(place).name, function, source, **_options(decorator, place))
 
 
 def _told(error: SyntaxError | ValueError) -> str:

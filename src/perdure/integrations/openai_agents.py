@@ -63,7 +63,7 @@ class PerdureSession(SessionABC):
                     break
         except NotFound:
             return []
-        return cast("list[TResponseInputItem]", found[::-1])
+        return found[::-1]
 
     def _newest(self) -> Iterator[Entry]:
         """The items that were not taken back, the last first."""

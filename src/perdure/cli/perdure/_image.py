@@ -1,15 +1,13 @@
-"""The image of agents that name none: a minimal Debian with Python, built from packages on its first use."""
+"""The image of agents that name none, made with its progress on the terminal."""
 
 from __future__ import annotations
 
 import sys
 
-DEFAULT_IMAGE = "perdure/python"
-PACKAGES = ("python3-minimal", "libpython3-stdlib")
+from perdure.client import defaultimage
 
-
-def is_default(name: str) -> bool:
-    return name.removesuffix(":latest") in ("", DEFAULT_IMAGE)
+DEFAULT_IMAGE = defaultimage.NAME
+is_default = defaultimage.is_meant
 
 
 def ensure_default() -> str:
@@ -21,11 +19,7 @@ def ensure_default() -> str:
 
     home = node_home(Home.find())
     ensure_running(home)
-    if any(is_default(image.name) for image in NodeClient(home).images()):
-        return DEFAULT_IMAGE
-    if not sys.stderr.isatty():
-        NodeClient(home).build_image(DEFAULT_IMAGE, PACKAGES)
-        return DEFAULT_IMAGE
+    if defaultimage.is_there(NodeClient(home)) or not sys.stderr.isatty():
+        return defaultimage.ensure(NodeClient(home))
     with TerminalProgress() as progress:
-        NodeClient(home, progress).build_image(DEFAULT_IMAGE, PACKAGES)
-    return DEFAULT_IMAGE
+        return defaultimage.ensure(NodeClient(home, progress))
