@@ -9,7 +9,7 @@ import builtins
 import os
 import sys
 
-from perdure.agent import calls
+from perdure.agent import calls, current
 from perdure.agent.context import Context
 from perdure.agent.declaration import Agent
 from perdure.agent.door import Door
@@ -134,9 +134,11 @@ def live(path: str, name: str, door: Door) -> int:
             from perdure.agent.tasks import AsyncContext
             from perdure.agent.tasks import run as run_tasks
 
-            result = run_tasks(function(AsyncContext(begun["run_id"]), **inputs), lane, door.for_tasks())
+            current.context = AsyncContext(begun["run_id"])
+            result = run_tasks(function(current.context, **inputs), lane, door.for_tasks())
         else:
-            result = function(Context(begun["run_id"], lane, door), **inputs)
+            current.context = Context(begun["run_id"], lane, door)
+            result = function(current.context, **inputs)
         end, body = "complete", {"result": to_json(result, f"what {name} returned")}
     except (Exception, SystemExit, *_CANCELLED) as problem:
         end, body = "fail", {"error": failure(problem)}
