@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.context.log import ContextLog, NewEntry
@@ -48,6 +49,7 @@ async def test_a_log_goes_on_in_another_database(log: ContextLog, other: Context
     await conversation(log)
     lines = await exported(log)
     assert logfile.verify(lines).entries == 32
+    assert logfile.verify(lines)._asdict() == msgspec.structs.asdict(await log.verify("run"))
     head = await other.take_up(fed(lines), lambda value: {**value, "released": True})
     assert (head.run_id, head.key, head.epoch, head.branch, head.seq) == ("run", "key run", 2, 2, 14)
     assert (await other.head("run")).value == {**(await log.head("run")).value, "released": True}
@@ -73,6 +75,7 @@ async def test_a_fork_is_taken_up_after_what_it_shares(log: ContextLog, other: C
     await log.branch_off("two", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
     lines = await exported(log, "two")
     assert logfile.verify(lines).entries == 14
+    assert logfile.verify(lines)._asdict() == msgspec.structs.asdict(await log.verify("two"))
     with pytest.raises(Conflict, match="is a fork") as refused:
         await other.take_up(fed(lines))
     assert "run run" in refused.value.hint

@@ -1,18 +1,6 @@
 """The context log: per run an append-only, hash-chained, branching sequence of entries. The contract of every backend.
 
-Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown kinds are skipped by readers)::
-
-    run.queued run.starting run.running run.waiting run.suspending run.suspended run.resuming
-    run.recovering run.completed run.failed run.cancelled          one per transition of the run
-    model.intent     {"request": HASH, ...}  key; before anything is asked
-    model.started    {...}                   key; right before EACH request to a provider (``turns_asked`` counts them)
-    model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
-    model.aborted    {...}                   key; the provider refused or broke; ``answer``: what was told instead
-    model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
-    tagged               tags and metadata were changed
-    ending ending.told   the run is to end, and its program was told
-    step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note
-    forked rewound diverged overruled  replayed
+Kinds of entries are in ``context.kinds``.
 
 The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
 that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
@@ -322,7 +310,8 @@ class ContextLog(Protocol):
         ...
 
     async def verify(self, run_id: str) -> Verification:
-        """Recompute the chain of all its branches, and of what they share with other runs."""
+        """Recompute the chain of all its branches, and of what they share with other runs. Its blobs are those that
+        ``export`` writes: what entries refer to must be there, what they only mention is read where it is."""
         ...
 
     async def close(self) -> None: ...
