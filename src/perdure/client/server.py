@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client import source as source_of
 from perdure.client.queues import QueuesClient
 from perdure.client.schedules import SchedulesClient
 from perdure.client.transport import Transport
@@ -68,7 +69,7 @@ class ServerClient:
         fittings: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         active_timeout_s: float | None = None,
-        durability: str = "snapshot",
+        durability: str = "",
         version: str = "",
         retry: Mapping[str, Any] | None = None,
         key_scope: str | None = None,
@@ -81,7 +82,8 @@ class ServerClient:
         hooks: Sequence[Mapping[str, Any]] = (),
         on_divergence: str = "",
     ) -> RunInfo:
-        """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
+        """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``. What is said
+        here counts, and where nothing is what ``@agent`` says. ``AgentInvalid``: it cannot be read.
 
         input: a JSON value. key: the same key starts a run only once, and gives the older run; in
         ``key_scope`` (None: the agent's name), until ``key_ttl_s`` has passed. 0: the default size.
@@ -122,7 +124,7 @@ class ServerClient:
             "priority": priority,
             "hooks": [dict(hook) for hook in hooks],
         }
-        return self._info("POST", "/v1/runs", request_of(**request))
+        return self._info("POST", "/v1/runs", request_of(**source_of.completed(request)))
 
     def runs(self, *, states: Sequence[str] = (), tags: Mapping[str, str] | None = None) -> _Runs:
         """All runs, newest first; with ``states`` only those that are in one of them, with ``tags`` those that have

@@ -30,6 +30,11 @@ from perdure.model.nodes import (
     VolumeInfo,
     VolumeUser,
 )
+from perdure.model.retries import (
+    ANY_FAILURE,
+    FAILURES,
+    Retry,
+)
 from perdure.model.runs import (
     Entry,
     OutputPiece,
@@ -134,6 +139,10 @@ __all__ = [
     "AuditEntry",
     "DiskUse",
     "LauncherAddress",
+    # retries
+    "FAILURES",
+    "ANY_FAILURE",
+    "Retry",
     # runs
     "RunState",
     "Entry",

@@ -13,43 +13,17 @@ import hashlib
 from typing import Any
 
 from perdure.context.log import NewEntry
-from perdure.errors import InvalidValue
-from perdure.model import Entry, Frozen, new_id
+from perdure.model import ANY_FAILURE, FAILURES, Entry, Retry, new_id
 from perdure.runs.waits import SHIFTS, Waits
 
-KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
-ANY = "any"
-LONGEST_S = 366 * 86400.0
 _NEVER = ("agent-invalid", "diverged", "version-mismatch")  # of any kind: the next attempt would be no other
 _UNCARRIED = ("model.started", "model.replayed", "ending.told")
 
 
-class Retry(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often, and after which pauses: ``delay_s``, then ``factor`` times as long, at most ``max_delay_s``."""
-
-    attempts: int  # in all, the first one counts
-    delay_s: float = 1.0
-    factor: float = 2.0
-    max_delay_s: float = 300.0
-    jitter: float = 0.1  # each pause is longer by up to this part of it
-
-    def check(self, kind: str) -> None:
-        """Raises InvalidValue naming the field."""
-        if kind not in (*KINDS, ANY):
-            raise InvalidValue(
-                f"retry: no such kind of failure: {kind!r}", hint=f"Known are {', '.join(KINDS)}, {ANY}."
-            )
-        bounds = {"attempts": (1, 1000), "delay_s": (0, LONGEST_S), "factor": (1, 100), "max_delay_s": (0, LONGEST_S)}
-        for name, (least, most) in {**bounds, "jitter": (0, 10)}.items():
-            if not least <= getattr(self, name) <= most:
-                message = f"retry: {kind}: {name} is {getattr(self, name):g}"
-                raise InvalidValue(message, hint=f"It is from {least:g} to {most:g}.")
-
-
 def pause_s(policies: dict[str, Retry], kind: str, code: str, run_id: str, attempt: int) -> float | None:
     """How long to wait after attempt number ``attempt`` failed; None: it was the last one."""
-    policy = policies.get(kind) or policies.get(ANY)
-    if kind not in KINDS or policy is None or code in _NEVER or attempt >= policy.attempts:
+    policy = policies.get(kind) or policies.get(ANY_FAILURE)
+    if kind not in FAILURES or policy is None or code in _NEVER or attempt >= policy.attempts:
         return None
     pause = min(policy.delay_s * policy.factor ** min(attempt - 1, 1000), policy.max_delay_s)
     # Drawn from what it is for, so that it is the same whoever computes it.

@@ -10,9 +10,9 @@ import pytest
 
 from perdure.context.log import NewEntry
 from perdure.errors import InvalidValue, MachineFailed
-from perdure.model import Entry, RunState
+from perdure.model import Entry, Retry, RunState
 from perdure.runs import retries, travel
-from perdure.runs.retries import Carried, Retry
+from perdure.runs.retries import Carried
 from perdure.runs.waits import Waits
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import QUICK, nothing

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from perdure.errors import Conflict, InvalidValue
-from perdure.model import RunState
-from perdure.runs.retries import Retry
+from perdure.model import Retry, RunState
 from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
