@@ -5,6 +5,7 @@ Packages come from where this machine's own apt gets them, by its settings (prox
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,6 +33,11 @@ _REMOVE = "rm -rf " + " ".join(f'"$1"{path}' for path in _REMOVED)
 # microVM that starts from a fresh overlay would compile it at every start.
 _COMPILE = 'test ! -x "$1/usr/bin/python3" || chroot "$1" python3 -m compileall -q /usr/lib/python3* >/dev/null || true'
 _SETTINGS = ("Acquire::http", "Acquire::https", "Acquire::Retries", "Acquire::ForceIPv4", "Acquire::AllowInsecure")
+# What cannot be installed is told before anything is downloaded. mmdebstrap sees that the lists are there already.
+_CHECK = (
+    'echo "I: running apt-get update..." >&2; export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"; '
+    "apt-get update --error-on=any && apt-get install --simulate --yes {} >/dev/null"
+)
 _NAME = "abcdefghijklmnopqrstuvwxyz0123456789+-.:="
 
 
@@ -60,6 +66,7 @@ def bootstrap(
         command += [f"--customize-hook={_COMPILE}", f"--customize-hook={_REMOVE}"]
         if packages:
             command.append(f"--include={','.join(packages)}")
+            command.append(f"--setup-hook={_CHECK.format(shlex.join(packages))}")
         command += [release, str(target), *_sources(release, Path(folder))]
         _run(command, len(packages), progress)
 
@@ -78,7 +85,7 @@ def _run(command: list[str], count: int, progress: Progress | None) -> None:
         try:
             for line in process.stderr:
                 said.append(line.rstrip())
-                if progress is not None and line.startswith("I: ") and "hook" not in line:
+                if progress is not None and line.startswith("I: ") and "hook" not in line and "skipping" not in line:
                     progress(line[3:].strip(), 0, 0)
         except BaseException:
             process.terminate()  # it unmounts and removes its own folder
