@@ -122,8 +122,8 @@ class Machines(Protocol):
         """Remove whatever sandbox the run has, also a running one. Nothing there: nothing to do."""
         ...
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
-        """All that are of runs, or of this one."""
+    async def of_runs(self) -> list[Sandbox]:
+        """All that are of runs."""
         ...
 
     async def discard(self, sandbox_id: str) -> None:

@@ -12,6 +12,8 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import msgspec
+
 from perdure.context.log import ContextLog
 from perdure.errors import NotFound, PerdureError
 from perdure.model import NodePlace
@@ -92,7 +94,7 @@ class Strays:
 
     async def _remove(self, seen: Sandbox) -> None:
         """As it is now: what was seen may be old."""
-        now = next((one for one in await self._machines.of_runs(seen.run_id) if one.id == seen.id), None)
+        now = await self._now(seen)
         record = (await self._records([seen.run_id])).get(seen.run_id)
         if now is not None and record is not None and is_stray(now, record, self._machines.node):
             what = "sandbox %s of run %s, epoch %s, is removed: the run is %s in epoch %d, elsewhere"
@@ -103,6 +105,14 @@ class Strays:
                 pass  # it is gone
         if now is None or record is None or is_stray(now, record, self._machines.node):
             self._others.pop(seen.id, None)
+
+    async def _now(self, seen: Sandbox) -> Sandbox | None:
+        """None: it is gone."""
+        try:
+            info = await self._machines.inspect(seen.id)
+        except NotFound:
+            return None
+        return msgspec.structs.replace(seen, epoch=info.epoch)
 
 
 def is_stray(one: Sandbox, record: Record, here: NodePlace | None) -> bool:

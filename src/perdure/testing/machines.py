@@ -215,11 +215,10 @@ class LocalMachines:
         self._pulled[snapshot] = self.stores[store, snapshot]
         self.done.append("pull")
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+    async def of_runs(self) -> list[Sandbox]:
         await self._begin("of_runs")
         named = [(name, one.spec.labels["run"], one.calls) for name, one in self.sandboxes.items()]
-        found = [Sandbox(id=name, run_id=of, epoch=calls.epoch if calls else None) for name, of, calls in named]
-        return [one for one in found if run_id in ("", one.run_id)]
+        return [Sandbox(id=name, run_id=of, epoch=calls.epoch if calls else None) for name, of, calls in named]
 
     async def discard(self, sandbox_id: str) -> None:
         await self._begin("discard")

@@ -239,6 +239,30 @@ async def test_a_node_that_comes_back_is_rid_of_what_goes_on_elsewhere_and_of_no
     assert first.machines.done.count("discard") == 1
 
 
+async def test_many_that_were_left_are_removed_by_one_look_at_all(houses: Houses) -> None:
+    memory: list[str] = []
+    first, second = await up(houses), await up(houses)
+    runs = [await asleep(first, memory) for _ in range(12)]
+    second.machines.program = counting(memory)
+    await first.down()
+    for run_id in runs:
+        await until(lambda run_id=run_id: second.engine.has(run_id))
+        await second.engine.signal(run_id, "go", 1)
+        await second.ends(run_id)
+        await second.released(run_id)
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    first.machines.before["of_runs"] = look
+    await first.up()
+    await until(lambda: not first.machines.sandboxes)
+    assert first.machines.done.count("discard") == len(runs)
+    assert looks <= 2  # its start, and a node that connects: not one for each
+
+
 async def test_what_becomes_a_stray_later_is_removed_then(houses: Houses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perdure.runs.strays.AGAIN_S", 0.05)
     memory: list[str] = []
@@ -283,7 +307,7 @@ async def test_a_sandbox_that_its_run_may_go_on_from_is_no_stray(houses: Houses)
     house = await up(houses)
     run_id = await asleep(house, [])
     record = house.engine._runs[run_id].record
-    (seen,) = await house.machines.of_runs(run_id)
+    (seen,) = await house.machines.of_runs()
     here, elsewhere = house.machines.node, LocalMachines(counting([])).node
     replaced = partial(msgspec.structs.replace, record)
     later = record.epoch + 1
