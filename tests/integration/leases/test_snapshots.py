@@ -169,6 +169,30 @@ async def test_a_snapshot_that_was_not_in_the_store_yet_is_brought_by_the_next_s
     assert (await house.engine.info(run_id)).snapshots[-1]["store"] == STORE
 
 
+async def test_another_store_has_all_that_runs_need_of_the_one_before(houses: Houses) -> None:
+    """So that the one before may be removed as a whole (docs/several-servers.md)."""
+    memory: list[str] = []
+    first = await up(houses, store=STORE)
+    run_id = await asleep(first, memory, is_pushed=True)
+    await first.down()
+    first.settings = dataclasses.replace(first.settings, snapshot_store="s3://bucket/next")
+    await first.up()
+
+    async def is_brought() -> bool:
+        return (await first.engine.info(run_id)).snapshots[-1]["store"] == "s3://bucket/next"
+
+    await until_async(is_brought)
+    for place in [place for place in first.machines.stores if place[0] == STORE]:
+        del first.machines.stores[place]
+    second = await up(houses, store="s3://bucket/next")
+    second.machines.stores = first.machines.stores
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await second.engine.signal(run_id, "go", 1)
+    assert (await second.ends(run_id)).result == "fine"
+    assert memory == ["step", "came by"]  # from the copy
+
+
 @pytest.mark.parametrize("is_shelved", [False, True])
 async def test_a_store_that_is_away_for_long_has_the_snapshot_when_it_is_back(
     houses: Houses, monkeypatch: pytest.MonkeyPatch, is_shelved: bool
