@@ -54,6 +54,7 @@ from perdure.model.sandboxes import (
     SandboxUsage,
 )
 from perdure.model.snapshots import (
+    HeldSnapshot,
     LogPosition,
     MemoryUse,
     ProcessMemory,
@@ -101,6 +102,7 @@ __all__ = [
     "WakeReason",
     "PublishedPort",
     "HealthCheck",
+    "HeldSnapshot",
     "MountKind",
     "Mount",
     "Ulimit",

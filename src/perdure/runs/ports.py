@@ -13,6 +13,7 @@ from perdure.model import (
     CallsEndpoint,
     FileChange,
     Frozen,
+    HeldSnapshot,
     LogPosition,
     NodeEvent,
     NodePlace,
@@ -44,6 +45,7 @@ class Sandbox(Frozen, frozen=True, kw_only=True):
     id: str
     run_id: str
     epoch: int | None  # that its calls are made in; None: nobody hears them
+    snapshots: list[HeldSnapshot] = msgspec.field(default_factory=list)  # the oldest first
 
 
 class Machines(Protocol):

@@ -1,21 +1,25 @@
-"""Sandboxes at this server's node of runs that go on elsewhere: a lost server's, whose node has come back.
+"""What nobody will go on from, at this server's node: sandboxes of runs that go on elsewhere (a lost server's, whose
+node has come back).
 
 Nobody else can remove them. One is removed only where its run's record, read after the sandbox was seen, says that it
 is nobody's any more: the run has another sandbox, in a later epoch than this one's calls; or it has ended, and was let
 go of. A sandbox is made in the epoch that its run is in then, and named by the record as long as anybody may go on from
 it, so whatever a driver anywhere is doing, its sandbox is not one of those.
+
+And snapshots of sandboxes that do go on: those that a killed server was about to give up are found by the same look.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import ContextLog
-from perdure.errors import NotFound, PerdureError
+from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.model import NodePlace
 from perdure.runs.clock import Clock
 from perdure.runs.ports import Machines, Sandbox
@@ -69,21 +73,32 @@ class Strays:
 
     async def sweep(self, is_ours: Callable[[str], bool]) -> None:
         """Remove what is nobody's; what another server's run may still go on from is looked at again later."""
+        listed = list[Sandbox]()
         if not self._is_listed:
             self._is_listed = True  # before it is read: who wants another look meanwhile gets one
             try:
-                self._others = {one.id: one for one in await self._machines.of_runs()}
+                listed = await self._machines.of_runs()
+                self._others = {one.id: one for one in listed}
             except BaseException:
                 self._is_listed = False
                 raise
         self._others = {name: one for name, one in self._others.items() if not is_ours(one.run_id)}
-        records = await self._records({one.run_id for one in self._others.values()})
+        records = await self._records({one.run_id for one in (*self._others.values(), *listed)})
+        for one in listed:
+            await self._forget(one, records.get(one.run_id))
         for one in list(self._others.values()):
             record = records.get(one.run_id)
             if record is None or one.epoch is None:  # of another database; of somebody's own
                 del self._others[one.id]
             elif is_stray(one, record, self._machines.node):
                 await self._remove(one)
+
+    async def _forget(self, one: Sandbox, record: Record | None) -> None:
+        """Whatever run it is of: what is loose stays so."""
+        for digest in () if record is None else loose(one, record, self._machines.node):
+            log.info("snapshot %s of run %s is given up: its record does not name it", digest, one.run_id)
+            with suppress(NotFound, Conflict):  # it is gone; it is needed otherwise
+                await self._machines.forget(one.id, digest)
 
     async def _records(self, runs: Iterable[str]) -> dict[str, Record]:
         found, ids = dict[str, Record](), list(runs)
@@ -115,11 +130,31 @@ class Strays:
         return msgspec.structs.replace(seen, epoch=info.epoch)
 
 
+def loose(one: Sandbox, record: Record, here: NodePlace | None) -> list[str]:
+    """The snapshots of a run's sandbox at the node ``here`` that nobody goes on from, by the record that was read after
+    it: the server that was to give them up, or to write them down, was killed. The newest may still be on its way into
+    the record, and all of them before one that is there were written down, or never will be."""
+    if record.released or not _is_named(one, record, here) or any(kept.branch == 0 for kept in record.restorable):
+        return []
+    named = {kept.digest for kept in record.restorable}
+    unnamed, found = list[str](), list[str]()
+    for held in one.snapshots:
+        if not named.isdisjoint(held.digests):
+            found += unnamed
+            unnamed = []
+        elif held.position is not None and held.position.run_id == one.run_id:  # others are a person's, or of a fork
+            unnamed.append(held.digests[0])
+    return found
+
+
+def _is_named(one: Sandbox, record: Record, here: NodePlace | None) -> bool:
+    return record.sandbox_id == one.id and (record.node is None or here is None or record.node.id == here.id)
+
+
 def is_stray(one: Sandbox, record: Record, here: NodePlace | None) -> bool:
     """Whether nobody goes on from a sandbox at the node ``here``, by the record of its run that was read after it."""
     if one.epoch is None or one.epoch > record.epoch:
         return False
     if record.released:
         return True
-    is_named = record.sandbox_id == one.id and (record.node is None or here is None or record.node.id == here.id)
-    return not is_named and one.epoch < record.epoch
+    return not _is_named(one, record, here) and one.epoch < record.epoch
