@@ -12,7 +12,7 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
-from perdure.model import Entry, OutputPiece, RunInfo, RunState, SnapshotInfo
+from perdure.model import Entry, FileChange, OutputPiece, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints, comparing, ends, family, keys, output
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
@@ -262,15 +262,22 @@ class Desk:
         found = {**shown, "parted": await comparing.parting(self._context, *sides), "files": None, "problem": None}
         if files:
             try:
-                found["files"] = await comparing.files(self._context, self._roads, a[0], b[0])
+                found["files"] = await comparing.files(self._context, self.changes, a[0], b[0])
             except PerdureError as error:
                 found["problem"] = error.to_json()
         return found
 
+    async def changes(self, run_id: str) -> list[FileChange]:
+        """What the files of the run's sandbox differ in from its image, by path."""
+        record = from_head(await self._context.head(run_id))
+        machines = self._roads.of(record.request)
+        return await machines.changes(comparing.sandbox_of(record, run_id, machines.node))
+
     async def file(self, run_id: str, path: str) -> bytes:
         """A file of the run's sandbox that it has changed since its image."""
         record = from_head(await self._context.head(run_id))
-        return await self._roads.of(record.request).file(comparing.sandbox_of(record, run_id), path)
+        machines = self._roads.of(record.request)
+        return await machines.file(comparing.sandbox_of(record, run_id, machines.node), path)
 
     def printed(
         self, run_id: str, life: str = "", offset: int = 0, *, tail: int | None = None, live: bool = False

@@ -8,13 +8,12 @@ leases (``runs.tenure``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 from perdure.context.log import ContextLog, Head
 from perdure.errors import LeaseLost, PerdureError, StaleEpoch
-from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState
+from perdure.model import Answer, Call, CallsEndpoint, FileChange, RunInfo, RunState
 from perdure.runs import ends, limits
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
@@ -23,7 +22,7 @@ from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
-from perdure.runs.ports import Machines, ModelCalls
+from perdure.runs.ports import Machines, ModelCalls, OtherServers
 from perdure.runs.pushes import LATER_S
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head
@@ -74,7 +73,7 @@ class Engine(Desk):
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
         # Asks the owner of a run (run id, what, body), where that is another server.
-        self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
+        self.elsewhere: OtherServers | None = None
         self._timers = Timers(self._deadline, clock)
         self.retention: Retention | None = None  # put there before ``open``; None: logs are kept until somebody says so
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
@@ -146,7 +145,7 @@ class Engine(Desk):
         except LeaseLost:
             if self.elsewhere is None:
                 raise
-            await self.elsewhere(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
+            await self.elsewhere.post(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
 
     async def deliver(self, ref: str, name: str, value: Any, signal_id: str) -> str:
         """See ``Desk.deliver``; also to a run at another server."""
@@ -156,8 +155,14 @@ class Engine(Desk):
             if self.elsewhere is None:
                 raise
             run_id = await self.find(ref)
-            await self.elsewhere(run_id, "signal", {"name": name, "value": value, "id": signal_id})
+            await self.elsewhere.post(run_id, "signal", {"name": name, "value": value, "id": signal_id})
             return run_id
+
+    async def changes(self, run_id: str) -> list[FileChange]:
+        """See ``Desk.changes``; also of a run at another server."""
+        if self.elsewhere is None or self.has(run_id) or from_head(await self._context.head(run_id)).released:
+            return await super().changes(run_id)
+        return await self.elsewhere.changes(run_id)
 
     async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
         if run_id in self._driving or run_id in self._shelf:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -136,6 +136,15 @@ class Machines(Protocol):
         """What happens to sandboxes, for ever. Each (re)connection to a node begins with an event ``node.connected``:
         things may have happened unseen."""
         ...
+
+
+class OtherServers(Protocol):
+    """Those that share the database, asked about runs of theirs. Errors are those that they answer with, ``LeaseLost``
+    while nobody has the run."""
+
+    async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None: ...
+
+    async def changes(self, run_id: str) -> list[FileChange]: ...
 
 
 class ModelCalls(Protocol):

@@ -230,11 +230,15 @@ async def test_a_program_signals_a_run_at_another_server(houses: Houses) -> None
     waiting_id = await second.start(waits)
     await second.waits(waiting_id, "signal")
 
-    async def post(run_id: str, part: str, body: dict[str, Any]) -> None:
-        asked.append((run_id, part))
-        await second.engine.signal(run_id, body["name"], body["value"], body["id"])
+    class Others:
+        async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None:
+            asked.append((run_id, part))
+            await second.engine.signal(run_id, body["name"], body["value"], body["id"])
 
-    first.engine.elsewhere = post
+        async def changes(self, run_id: str) -> list[Any]:
+            raise AssertionError(run_id)
+
+    first.engine.elsewhere = Others()
     sending_id = await first.start(sends(waiting_id))
     assert (await first.ends(sending_id)).result == {"run_id": waiting_id}
     assert (await second.ends(waiting_id)).result == 7
