@@ -121,6 +121,7 @@ CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wa
 """,
 }
 
+RUN = "SELECT epoch, branch, version FROM runs WHERE run_id = ?"
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
 
 INSERT_RUN = """
