@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
-VERSION = 5  # PRAGMA user_version
+VERSION = 6  # PRAGMA user_version
 
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
@@ -118,6 +118,30 @@ UPDATE branches AS b SET (turns_asked, turns_replayed) = (
     FROM entries e WHERE e.run_id = b.run_id AND e.branch = b.branch);
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
+""",
+    6: """
+-- In the order in which they come: the entries of many runs in one commit then lie side by side, on few pages.
+CREATE TABLE arrived (
+    run_id  TEXT NOT NULL,
+    branch  INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    epoch   INTEGER NOT NULL,
+    time    REAL NOT NULL,              -- seconds since 1970
+    kind    TEXT NOT NULL,
+    key     TEXT,                       -- of the call it belongs to
+    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
+    hash    BLOB NOT NULL,              -- 32 bytes
+    PRIMARY KEY (run_id, branch, seq)
+) STRICT;
+INSERT INTO arrived SELECT * FROM entries;
+DROP TABLE entries;
+ALTER TABLE arrived RENAME TO entries;
+CREATE INDEX entries_by_key ON entries (run_id, key, branch, seq) WHERE key IS NOT NULL;
+CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
+CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
+    WHEN NOT (SELECT pruned FROM runs WHERE run_id = OLD.run_id)
+    BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
 """,
 }
 
