@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-import itertools
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -145,9 +144,10 @@ class Places:
         for run_id in unheard:
             await runs[run_id].begin(())
         others = self._others(name, line, active, runs)
+        theirs = {place.run_id: place for places in others.values() for place in places}  # one that moved is at two
 
         def beside(is_full: IsFull) -> Iterator[Place]:
-            elsewhere = Waiting(itertools.chain(*others.values())).beside(is_full)
+            elsewhere = Waiting(theirs.values()).beside(is_full)
             return heapq.merge(elsewhere, _ready(waiting.beside(is_full), runs), key=order)
 
         chosen, again_at = plan(
@@ -177,7 +177,7 @@ class Places:
             await self._context.keep(LINE, name, value, expected_version=version)
         if again_at is not None:
             return max(again_at - now, SOON_S)
-        if not _has_next(queue, firsts, itertools.chain(*others.values())):
+        if not _has_next(queue, firsts, theirs.values()):
             return None
         return self._pause_s(name, version)
 
