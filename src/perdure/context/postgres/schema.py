@@ -132,7 +132,11 @@ UPDATE branches b SET turns_asked = c.asked, turns_replayed = c.replayed FROM (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
-    6: "",  # SQLite's alone
+    # One word for it, here, in `perdure servers` and in what that is made of.
+    6: """
+ALTER TABLE servers RENAME COLUMN generation TO lease;
+ALTER SEQUENCE servers_generation_seq RENAME TO servers_lease_seq;
+""",
 }
 
 
