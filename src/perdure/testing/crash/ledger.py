@@ -21,10 +21,10 @@ REMOVE = ("ip", "address", "del", *PLACE)  # of a program that was killed: befor
 
 @dataclass
 class WebLedger:
-    """``url``, while it is open; as root, once what runs below the line is up. ``holds``: by run and step."""
+    """``url``, while it is open; as root, once what runs below the line is up: each life has a path of it."""
 
     lines: list[tuple[float, str, str]] = field(default_factory=list)
-    holds: dict[str, Hold] = field(default_factory=dict)  # by step: the first that does it
+    holds: dict[tuple[str, str], Hold] = field(default_factory=dict)  # by life and step: the first time
     url: str = ""
     _runner: web.AppRunner | None = None
 
@@ -34,7 +34,7 @@ class WebLedger:
     async def open(self) -> None:
         await asyncio.to_thread(subprocess.run, ["ip", "address", "add", *PLACE], check=True)
         app = web.Application()
-        app.router.add_post("/", self._write)
+        app.router.add_post("/{life}", self._write)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, ADDRESS, 0).start()
@@ -48,6 +48,6 @@ class WebLedger:
     async def _write(self, request: web.Request) -> web.Response:
         said = json.loads(await request.read())
         self.lines.append((time.time(), said["run"], said["step"]))
-        if said["step"] in self.holds:
-            await self.holds.pop(said["step"]).here()
+        if hold := self.holds.pop((request.match_info["life"], said["step"]), None):
+            await hold.here()
         return web.Response(text=f"{said['step']} done")
