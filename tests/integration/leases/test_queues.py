@@ -201,9 +201,9 @@ async def test_what_waits_behind_a_key_that_is_full_goes_before_what_came_later_
     first, second = await up(houses, works), await up(houses, works)
     await first.engine.queues.create(Queue(name="q", concurrency=2, key_concurrency=1))
     full = await first.start(works, queue="q", queue_key="a")
+    await first.waits(full, "signal")  # before it sleeps
     goes = await second.start(works, queue="q", queue_key="b")
-    for house, run_id in ((first, full), (second, goes)):
-        await house.waits(run_id, "signal")
+    await second.waits(goes, "signal")
     kept_back = await first.start(works, queue="q", queue_key="a", priority=2)
     behind = await first.start(works, queue="q", queue_key="b", priority=1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,7 +109,9 @@ async def anew(house: House, lost: str) -> bool:
 
 async def test_a_server_that_starts_again_keeps_its_machines(houses: Houses) -> None:
     ledger: list[str] = []
-    house = await up(houses)
+    house = houses()
+    house.settings = replace(house.settings, idle_grace_s=60.0)
+    await house.up()
     run_id = await house.start(waiting(ledger))
     await house.waits(run_id, "signal")
     former = house.server
