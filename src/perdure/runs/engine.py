@@ -281,8 +281,8 @@ class Engine(Desk):
         async for event in machines.events():
             if event.kind == "node.connected" and machines is self._roads.snapshot:
                 self._strays.want()
-                if self.tenure is None:  # whose heartbeats look else
-                    self._strays.look(self._shelf.has, frozenset())
+                if self.tenure is None:
+                    self._tasks.spawn(self._strays.look_alone(self._shelf.has), "strays")
             for run in list(self._runs.values()):
                 if event.kind == "node.connected" or event.sandbox_id == run.record.sandbox_id:
                     run.look()

@@ -28,7 +28,7 @@ from perdure.runs.record import Record, from_head
 log = logging.getLogger(__name__)
 
 AGAIN_S = 10.0  # between two looks at those of runs that others may still go on from
-AT_ONCE = 1000  # runs in one query
+AT_ONCE = 200  # runs in one query: others go on in between
 
 
 class Strays:
@@ -62,6 +62,12 @@ class Strays:
             self._is_looking = True
             self._spawn(self._look(is_ours), "strays")
 
+    async def look_alone(self, is_ours: Callable[[str], bool]) -> None:
+        """Where no heartbeats do: until it succeeded."""
+        while self._is_looking or not self._is_listed:
+            self.look(is_ours, frozenset())
+            await self._clock.sleep_until(self._clock.monotonic() + AGAIN_S)
+
     async def _look(self, is_ours: Callable[[str], bool]) -> None:
         try:
             await self.sweep(is_ours)
@@ -73,19 +79,17 @@ class Strays:
 
     async def sweep(self, is_ours: Callable[[str], bool]) -> None:
         """Remove what is nobody's; what another server's run may still go on from is looked at again later."""
-        listed = list[Sandbox]()
         if not self._is_listed:
             self._is_listed = True  # before it is read: who wants another look meanwhile gets one
             try:
-                listed = await self._machines.of_runs()
-                self._others = {one.id: one for one in listed}
+                found = await self._machines.of_runs()
+                self._others = {one.id: one for one in found}
+                await self._forget([one for one in found if len(one.snapshots) > 1])  # the newest is not loose
             except BaseException:
                 self._is_listed = False
                 raise
         self._others = {name: one for name, one in self._others.items() if not is_ours(one.run_id)}
-        records = await self._records({one.run_id for one in (*self._others.values(), *listed)})
-        for one in listed:
-            await self._forget(one, records.get(one.run_id))
+        records = await self._records({one.run_id for one in self._others.values()})
         for one in list(self._others.values()):
             record = records.get(one.run_id)
             if record is None or one.epoch is None:  # of another database; of somebody's own
@@ -93,12 +97,15 @@ class Strays:
             elif is_stray(one, record, self._machines.node):
                 await self._remove(one)
 
-    async def _forget(self, one: Sandbox, record: Record | None) -> None:
-        """Whatever run it is of: what is loose stays so."""
-        for digest in () if record is None else loose(one, record, self._machines.node):
-            log.info("snapshot %s of run %s is given up: its record does not name it", digest, one.run_id)
-            with suppress(NotFound, Conflict):  # it is gone; it is needed otherwise
-                await self._machines.forget(one.id, digest)
+    async def _forget(self, listed: list[Sandbox]) -> None:
+        """What is loose of any run: it stays so."""
+        records = await self._records({one.run_id for one in listed})
+        for one in listed:
+            record = records.get(one.run_id)
+            for digest in () if record is None else loose(one, record, self._machines.node):
+                log.info("snapshot %s of run %s is given up: its record does not name it", digest, one.run_id)
+                with suppress(NotFound, Conflict):  # it is gone; it is needed otherwise
+                    await self._machines.forget(one.id, digest)
 
     async def _records(self, runs: Iterable[str]) -> dict[str, Record]:
         found, ids = dict[str, Record](), list(runs)

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from perdure.errors import Conflict, InvalidValue, MachineFailed, SnapshotInvalid
+from perdure.errors import Conflict, InvalidValue, MachineFailed, SnapshotInvalid, Unavailable
 from perdure.model import HeldSnapshot, RunState
+from perdure.runs import strays
 from perdure.runs.policy import NEVER_S, Policy
 from perdure.runs.strays import loose
+from perdure.testing.house import until
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval, chat
 
@@ -337,7 +339,9 @@ async def test_a_snapshot_that_is_being_read_is_given_up_later_and_keeps_no_othe
     assert asked == 2
 
 
-async def test_what_a_killed_server_was_about_to_give_up_is_given_up_by_the_next(house: Any) -> None:
+async def test_what_a_killed_server_was_about_to_give_up_is_given_up_by_the_next(
+    house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def program() -> Steps:
         yield Ask("wait", {"kind": "signal", "name": "go"})
         yield Ask("complete", {"result": "done"})
@@ -365,8 +369,19 @@ async def test_what_a_killed_server_was_about_to_give_up_is_given_up_by_the_next
     await house.down()
     newest = await house.machines.checkpoint(sandbox_id, position)  # it may be on its way into the record
     del house.machines.before["forget"]
+    monkeypatch.setattr(strays, "AGAIN_S", 0.01)
+    away = [Unavailable("the node is just starting")] * 2
+
+    async def starting() -> None:
+        if away:
+            raise away.pop()
+
+    async def forgotten() -> bool:
+        return bool(house.machines.done.count("forget") >= 2)
+
+    house.machines.before["of_runs"] = starting
     await house.up()
-    await until_done(house, "forget", 2)
+    await until(forgotten)
     assert set(there) == {*named, own.digest, newest.digest} and lost.digest not in there
     await house.engine.signal(run_id, "go", None)
     assert (await house.ends(run_id)).result == "done"
