@@ -28,9 +28,9 @@ def image(home: Home, client: NodeClient) -> Iterator[str]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("part", ["keeper", "node"])
 def test_a_part_that_dies_while_a_run_resumes(home: Home, image: str, part: str) -> None:
-    matrix = VmMatrix(Asked(random=0, states=("resuming",), parts=(part,), databases=("sqlite",)))
+    matrix = VmMatrix(Asked(random=0, states=("resuming",), parts=(part,)))
     with Will() as will:
-        asyncio.run(matrix.run(home, image, will, lambda text, wrong: None))
+        asyncio.run(matrix.run(home, image, "sqlite", will, lambda text, wrong: None))
     assert matrix.wrong == []
     [outcome] = matrix.outcomes
     assert [who for who, _, _ in outcome.killed] == [part]
@@ -40,7 +40,7 @@ def test_a_part_that_dies_while_a_run_resumes(home: Home, image: str, part: str)
 @pytest.mark.timeout(900)
 def test_two_runs_are_alive_while_parts_die(home: Home, image: str, tmp_path: Path) -> None:
     """On PostgreSQL. What was killed is told of the runs that it hit, and kept as it goes."""
-    asked = Asked(random=3, states=(), parts=("VM", "server"), databases=("postgres",), at_once=2)
+    asked = Asked(random=3, states=(), parts=("VM", "server"), at_once=2)
     result, kept = tmp_path / "result.json", set[int]()
     matrix = VmMatrix(asked, result=result)
 
@@ -48,7 +48,7 @@ def test_two_runs_are_alive_while_parts_die(home: Home, image: str, tmp_path: Pa
         kept.add(len(json.loads(result.read_text())["kills"]))
 
     with Will() as will:
-        asyncio.run(matrix.run(home, image, will, look))
+        asyncio.run(matrix.run(home, image, "postgres", will, look))
     assert matrix.wrong == []
     assert kept - {0} == {1, 2, 3}
     assert all(len(kill.states) == 1 for kill in matrix.kills if kill.part == "VM")

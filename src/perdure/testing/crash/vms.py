@@ -86,8 +86,8 @@ class Asked:
 
 @dataclass
 class VmMatrix:
-    """``run`` it; then ``wrong`` has everything that did not hold. ``result``: a file, replaced after each kill and
-    life, so that what is cut off keeps what it has."""
+    """``run`` it on each database; then ``wrong`` has everything that did not hold. ``result``: a file, replaced after
+    each kill and life, so that what is cut off keeps what it has."""
 
     asked: Asked
     outcomes: list[VmOutcome] = field(default_factory=list)
@@ -98,15 +98,14 @@ class VmMatrix:
     began: float = field(default_factory=time.monotonic)
     _of_servers: list[str] = field(default_factory=list)  # what was wrong with them
 
-    async def run(self, home: Home, image: str, will: Will, show: Show) -> None:
+    async def run(self, home: Home, image: str, database: str, will: Will, show: Show) -> None:
         self.is_emulated = below.status(home).emulated
-        for database in self.asked.databases:
-            with server_of(database, will) as server:
-                url = "" if server is None else await asyncio.to_thread(server.new_database)
-                async with _ground(home, image, will, self._of_servers, url) as ground:
-                    await self._in_states(ground, database, show)
-                    await self._at_random(ground, database, show)
-                self._tell(show, database, "", [])
+        with server_of(database, will) as server:
+            url = "" if server is None else await asyncio.to_thread(server.new_database)
+            async with _ground(home, image, will, self._of_servers, url) as ground:
+                await self._in_states(ground, database, show)
+                await self._at_random(ground, database, show)
+            self._tell(show, database, "", [])
 
     async def _in_states(self, ground: Ground, database: str, show: Show) -> None:
         for wish in self.asked.wishes(database):
@@ -221,20 +220,24 @@ def main() -> int:
         image = ensure_default()
         subprocess.run([sys.executable, "-m", "perdure.cli.fcrun", "host", "start"], check=True)
         try:
-            asyncio.run(matrix.run(home, image, will, line))
+            for database in matrix.asked.databases:
+                asyncio.run(matrix.run(home, image, database, will, line))
+                line.end()
+                _write(matrix, database)
         finally:
-            line.end()
             NodeClient(home).shutdown()
             below.stop(home)
-    for database in matrix.asked.databases:
-        for title, table in matrix.tables(database).items():
-            if title in matrix.asked.titles(database):
-                page.write(page.TITLES[title], table)
-            print(table)
     for what in matrix.wrong:
         print(f"WRONG: {what}")
     print(f"{len(matrix.outcomes)} lives, {len(matrix.kills)} kills at random, {len(matrix.wrong)} wrong")
     return 1 if matrix.wrong else 0
+
+
+def _write(matrix: VmMatrix, database: str) -> None:
+    for title, table in matrix.tables(database).items():
+        if title in matrix.asked.titles(database):
+            page.write(page.TITLES[title], table)
+        print(table, flush=True)
 
 
 if __name__ == "__main__":
