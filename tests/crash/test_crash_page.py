@@ -86,7 +86,7 @@ def life(folder: Path, seed: int) -> VmLife:
     """One that is not lived."""
     home = Home(folder / "home", folder / "cache")
     serving = Serving(home, folder / "log", {}, [], [])
-    ground = Ground(home, "image", CountingProvider(), Listener(), WebLedger(), serving, [], Parts(home))
+    ground = Ground(home, "image", CountingProvider(), Listener(), WebLedger(home), serving, [], Parts(home))
     return VmLife(ground, VmWish(seed=seed))
 
 

@@ -59,7 +59,7 @@ class AtRandom:
     _left: int = 0  # kills of this round
 
     async def run(self, kills: int) -> None:
-        chance = random.Random(kills)
+        chance = random.Random(f"{self.database} {kills}")
         while kills > 0:
             self._left = min(kills, ROUND)
             kills -= self._left

@@ -32,7 +32,7 @@ from perdure.host.paths import Home
 from perdure.testing.crash import databases, page, vmtables
 from perdure.testing.crash.atrandom import AtRandom, Kill
 from perdure.testing.crash.databases import DATABASES, TITLES, server_of, words
-from perdure.testing.crash.ledger import REMOVE, WebLedger
+from perdure.testing.crash.ledger import WebLedger, remove
 from perdure.testing.crash.listener import Listener
 from perdure.testing.crash.matrix import ProgressLine, Show
 from perdure.testing.crash.parts import PARTS, Parts
@@ -178,7 +178,7 @@ async def _ground(home: Home, image: str, will: Will, wrong: list[str], database
     """database: the url of an empty one of PostgreSQL."""
     for path in (*home.root.glob("perdure.db*"), home.root / "acknowledged"):
         path.unlink(missing_ok=True)
-    provider, listener, ledger, deaths = CountingProvider(), Listener(), WebLedger(), list[Death]()
+    provider, listener, ledger, deaths = CountingProvider(), Listener(), WebLedger(home), list[Death]()
     parts = Parts(home)
     await parts.clear()  # of a program that was killed
     for one in (provider, listener, ledger):
@@ -214,8 +214,8 @@ def main() -> int:
     with Will() as will:
         will.run([sys.executable, "-m", "perdure.cli.perdure", "down"])
         will.run([sys.executable, "-m", "perdure.cli.fcrun", "host", "stop"])
-        will.run(REMOVE)
-        subprocess.run(REMOVE, check=False, capture_output=True)
+        will.run(remove(home))
+        subprocess.run(remove(home), check=False, capture_output=True)
         below.stop(home)  # which may have been started while the address was there
         image = ensure_default()
         subprocess.run([sys.executable, "-m", "perdure.cli.fcrun", "host", "start"], check=True)
