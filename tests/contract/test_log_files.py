@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from perdure.context.log import ContextLog, NewEntry
+from perdure.context.log import ContextLog, NewEntry, NewHead
 from perdure.errors import Conflict, NotFound, ProtocolError
 from perdure.formats import logfile
 from perdure.testing.postgres_fixtures import Opener
@@ -143,6 +143,71 @@ async def test_a_pruned_log_is_gone_and_its_summary_stays(log: ContextLog) -> No
     with pytest.raises(NotFound):
         await log.prune("nobody")
     await log.verify("fork")
+
+
+async def test_what_was_pruned_is_taken_back(log: ContextLog) -> None:
+    await conversation(log)
+    lines, before = await exported(log), await log.head("run")
+    entries = [await log.read("run", branch=branch) for branch in (1, 2)]
+    with pytest.raises(Conflict, match="a run run already"):
+        await log.take_up(fed(lines))
+    await log.prune("run")
+    for _ in range(3):
+        await log.sweep()
+    tagged = [NewEntry(kind="tagged", payload={"tags": {"b": "x" * 600}})]
+    head = NewHead(expected_version=before.version, value={**before.value, "request": {"tags": {"b": "c"}}})
+    (later,) = await log.append("run", tagged, epoch=None, head=head)  # its tags may be changed still
+    seen = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        for line in lines:
+            yield line
+            seen.append((await log.head("run")).pruned and not await log.read("run", branch=1))
+
+    taken = await log.take_up(watched(), lambda value: {**value, "taken_up": 7})
+    assert seen and all(seen)  # nothing is seen of it before its last line
+    assert (taken.pruned, taken.seq, taken.key) == (False, before.seq + 1, before.key)
+    assert taken.value == {**head.value, "taken_up": 7}  # the summary is the one that stayed
+    assert [await log.read("run", branch=branch) for branch in (1, 2)] == [entries[0], [*entries[1], later]]
+    assert (await log.verify("run")).entries == 33
+    assert await log.get_blob(taken.value["source"])
+    with pytest.raises(Conflict, match="a run run already"):
+        await log.take_up(fed(lines))
+    newer = await exported(log)
+    await log.prune("run")
+    with pytest.raises(Conflict, match="ends at entry 14 of branch 2, and what was pruned at entry 15") as refused:
+        await log.take_up(fed(lines))
+    assert "exported last" in refused.value.hint and "PERDURE_HOME" in refused.value.hint
+    await log.take_up(fed(newer))
+    assert await exported(log) == [newer[0].replace(b'"taken_up":7,', b""), *newer[1:]]
+
+
+async def test_only_what_was_pruned_is_taken_back(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    await log.branch_off("fork", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
+    lines, of_fork = await exported(log), await exported(log, "fork")
+    await conversation(other)  # the same, at another time
+    theirs = await exported(other)
+    await other.fork("run", NOTE, parent=1, fork_seq=3, epoch=2)
+    longer = await exported(other)
+    await log.prune("fork")
+    await log.prune("run")
+    for wrong, said in ((theirs, "branch 1 had another entry 30"), (longer, "had 2 branches")):
+        with pytest.raises(Conflict, match=said) as refused:
+            await log.take_up(fed(wrong))
+        assert "exported last" in refused.value.hint
+    for cut in (lines[:-1], lines[:40]):
+        with pytest.raises(ProtocolError, match="is cut"):
+            await log.take_up(fed(cut))
+    for ask in (log.read("run"), log.verify("run"), exported(log)):
+        with pytest.raises(NotFound, match="pruned"):
+            await ask
+    with pytest.raises(Conflict, match="run fork is a fork: entry 12 of run run is not here"):
+        await log.take_up(fed(of_fork))
+    assert (await log.head("run")).pruned and (await log.head("fork")).pruned
+    await log.take_up(fed(lines))
+    await log.take_up(fed(of_fork))
+    assert (await exported(log), await exported(log, "fork")) == (lines, of_fork)
 
 
 async def test_what_forks_of_pruned_forks_share_stays(log: ContextLog) -> None:

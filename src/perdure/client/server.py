@@ -325,8 +325,9 @@ class ServerClient:
                     del kept[: end + 1]
 
     def take_up(self, lines: Iterable[bytes]) -> RunInfo:
-        """A run that has ended, from its exported log. ``ProtocolError`` names the line that does not verify;
-        ``Conflict``: there is such a run, or what a fork shares is not there."""
+        """A run that has ended, from its exported log; or the entries of one that was pruned, if they are the very
+        same. ``ProtocolError`` names the line that does not verify; ``Conflict``: there is such a run, or it was pruned
+        of another log, or what a fork shares is not there."""
         return msgspec.convert(self._transport.send("POST", "/v1/import", body=lines), RunInfo)
 
     def prune(self, run: str) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from perdure.context import queries
+from perdure.context import queries, restoring
 from perdure.context.changes import Turns
-from perdure.context.moving import Stage, TakeUp, Tips, TurnsOf
+from perdure.context.moving import Ends, Stage, TakeBack, TakeUp, Tips, TurnsOf
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.formats import logfile
 from perdure.formats.chain import Counted, canonical, link_references
@@ -83,12 +83,12 @@ async def _blobs(log: StoredLog, digests: set[str], seen: set[str]) -> AsyncIter
 
 
 async def take_up(log: StoredLog, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any]) -> Head:
-    reader, incoming = Reader(), _Incoming(log)
+    reader, incoming = Reader(), _Incoming(log, prepare)
     try:
         async for line in lines:
             part = reader.feed(line)
             if isinstance(part, Beginning):
-                await incoming.begin(msgspec.structs.replace(part, value=prepare(part.value)))
+                await incoming.begin(part)
             elif isinstance(part, Counted):
                 return await incoming.end()
             elif part is not None:
@@ -102,8 +102,11 @@ async def take_up(log: StoredLog, lines: AsyncIterator[bytes], prepare: Callable
 class _Incoming:
     """What of an exported log is not written yet."""
 
-    def __init__(self, log: StoredLog) -> None:
+    def __init__(self, log: StoredLog, prepare: Callable[[Any], Any]) -> None:
         self._log = log
+        self._prepare = prepare
+        self._pruned: Head | None = None  # the run is here, and its log was dropped
+        self._back: Ends | None = None
         self._rows: list[Row] = []
         self._blobs: list[Blob] = []
         self._bytes = 0
@@ -114,14 +117,15 @@ class _Incoming:
         self._beginning: Beginning
 
     async def begin(self, beginning: Beginning) -> None:
-        self._beginning = beginning
-        try:
-            await self._write()  # refused at once where there is such a run
-        except Conflict as error:
-            if (await self._log.head(beginning.run_id)).pruned:
-                hint = "What it returned is kept here. To read its entries, take them into another home (PERDURE_HOME)."
-                raise Conflict(f"{error.message}, whose log was pruned", hint=hint) from error
-            raise
+        with suppress(NotFound):
+            head = await self._log.head(beginning.run_id)
+            self._pruned = head if head.pruned else None
+        if self._pruned is None:
+            self._beginning = msgspec.structs.replace(beginning, value=self._prepare(beginning.value))
+        else:
+            self._beginning = beginning
+            self._back = await restoring.ends(self._log, beginning)
+        await self._write()  # refused at once where there is such a run
 
     async def add(self, part: Blob | Row, size_bytes: int) -> None:
         if isinstance(part, Blob):
@@ -142,10 +146,10 @@ class _Incoming:
         """Nothing of it is to stay. Where even that fails, the next one of this id does it."""
         if not self._is_first:
             with suppress(PerdureError):
-                await self._log.submit(Stage(self._beginning.run_id, [], [], is_first=True))
+                await self._log.submit(Stage(self._beginning.run_id, [], [], is_first=True, back=self._back))
 
     async def _write(self) -> None:
-        stage = Stage(self._beginning.run_id, self._rows, self._blobs, is_first=self._is_first)
+        stage = Stage(self._beginning.run_id, self._rows, self._blobs, is_first=self._is_first, back=self._back)
         await self._log.submit(stage)
         self._rows, self._blobs, self._bytes, self._is_first = [], [], 0, False
 
@@ -157,4 +161,8 @@ class _Incoming:
                 hint = f"Take up the log of run {run_id} first."
                 message = f"run {self._beginning.run_id} is a fork: entry {seq} of run {run_id} is not here"
                 raise Conflict(message, hint=hint)
-        return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns))
+        if self._pruned is None:
+            return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns))
+        tips = await restoring.tips(self._log, self._beginning, self._tips)
+        await self._log.submit(TakeBack(self._pruned, self._prepare(self._pruned.value), tips))
+        return await self._log.head(self._beginning.run_id)

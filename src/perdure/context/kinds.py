@@ -4,37 +4,10 @@ from __future__ import annotations
 
 import difflib
 
+from perdure.context.points import POINTS
 from perdure.errors import InvalidValue
-from perdure.model import RunState
 
-KINDS = (
-    *(f"run.{state}" for state in RunState),  # one per transition of the run
-    # of a call, with its key
-    "model.intent",  # {"request": HASH, ...}: before anything is asked
-    "model.started",  # right before EACH request to a provider (``turns_asked`` counts them)
-    "model.committed",  # the whole answer: from now on the call is answered from the log
-    "model.aborted",  # the provider refused or broke; ``answer``: what was told instead
-    "model.replayed",  # {"seq": ...}: by ``runs``: a turn of an earlier epoch was answered again
-    "step.intent",
-    "step.result",
-    "wait.started",
-    "wait.completed",
-    "emit",
-    "message",
-    "value",
-    "note",
-    "overruled",
-    "ending.told",  # it was answered so because the run is to end
-    # of the run
-    "signal",
-    "snapshot",
-    "tagged",  # tags and metadata were changed
-    "ending",
-    "forked",
-    "rewound",
-    "diverged",
-    "replayed",
-)
+KINDS = tuple(point for point in POINTS if not point.startswith(("row.", "file.")))  # a write is named by its entries
 
 
 def is_known(kind: str) -> bool:

@@ -1,6 +1,6 @@
 """The context log: per run an append-only, hash-chained, branching sequence of entries. The contract of every backend.
 
-Kinds of entries are in ``context.kinds``.
+The kinds of entries are in ``context.points``, their payloads in ``docs/formats/context-log.md``.
 
 The first entry of a call has its ``key`` and ``payload["request"]`` = ``request_hash(call)``. ``runs.calls`` compares
 that hash before it hands a model call to the gateway, and forks the branch where it differs; the gateway then only
@@ -291,10 +291,12 @@ class ContextLog(Protocol):
         ...
 
     async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
-        """A run from the lines of an exported log, under its own id; nothing is seen of it before its last line.
+        """A run from the lines of an exported log, under its own id; nothing is seen of it before its last line. Into a
+        run that was pruned its entries come back, where they are the very same; what its summary is stays.
 
         prepare: given its summary, returns the one to keep, or raises. ``ProtocolError`` names the line that does not
-        verify. ``Conflict``: there is a run of this id; or the run whose entries it shares is not here.
+        verify. ``Conflict``: there is a run of this id, with its log, or pruned of another one than this; or the run
+        whose entries it shares is not here.
         """
         ...
 

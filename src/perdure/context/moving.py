@@ -1,8 +1,11 @@
-"""Jobs that bring a whole log in, or drop one: an exported log is taken up, the log of an ended run is pruned. Pure."""
+"""Jobs that bring a whole log in, or drop one: an exported log is taken up, the log of an ended run is pruned, and what
+was pruned is taken back from an exported log. Pure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from perdure.context.changes import Needs, State, Turns
 from perdure.context.listing import listed, tags
@@ -14,27 +17,38 @@ from perdure.formats.chain import root_hash
 from perdure.formats.logfile import Beginning, Blob, Row, Stretch
 
 Tips = dict[tuple[str, int], bytes]  # (run, branch) -> the hash of its last entry
+Ends = dict[int, int]  # branch -> seq of its last entry
 TurnsOf = dict[tuple[str, int], Turns]  # (run, branch) -> what was counted in it
+
+ANOTHER = """What is taken back must be what was pruned: give the log that was exported last before it was. \
+To read another one's entries, take it into another home (PERDURE_HOME)."""
 
 
 class Stage:
-    """Some verified entries of a run that is not there yet, and blobs. Nobody sees them before ``TakeUp``."""
+    """Some verified entries of a run that is not there yet, or was pruned, and blobs. Nobody sees them before the
+    ``TakeUp`` or ``TakeBack``."""
 
     alone = True
 
-    def __init__(self, run_id: str, rows: Sequence[Row], blobs: Sequence[Blob], *, is_first: bool) -> None:
-        self.run_id, self.rows, self.is_first = run_id, rows, is_first
+    def __init__(
+        self, run_id: str, rows: Sequence[Row], blobs: Sequence[Blob], *, is_first: bool, back: Ends | None = None
+    ) -> None:
+        """back: of a run that was pruned, where each of its branches ends in the exported log."""
+        self.run_id, self.rows, self.is_first, self.back = run_id, rows, is_first, back
         self.blobs = [blob_row(blob.blob, blob.content()) for blob in blobs]
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)
+        needs.pruned = self.run_id
 
     def apply(self, state: State) -> None:
-        if self.run_id in state.runs:
+        if not state.is_pruned if self.back is not None else self.run_id in state.runs:
             hint = "Its log is here already; an exported one is taken into a home that does not have the run."
             raise Conflict(f"there is a run {self.run_id} already", hint=hint)
-        if self.is_first:
+        if self.is_first and self.back is None:
             state.dropped_logs.add(self.run_id)  # what an import that was interrupted has left
+        elif self.is_first and self.back is not None:
+            state.cleared += [(self.run_id, branch, upto) for branch, upto in self.back.items()]
         state.entries += self.rows
         state.blobs.update({row[0]: row for row in self.blobs})
 
@@ -87,6 +101,37 @@ class TakeUp:
 def _branch(own: Stretch, last: bytes, turns: Turns) -> Row:
     parent_run = own.parent_run if own.parent_run != own.run_id else None
     return (own.run_id, own.branch, own.parent, own.fork_seq, own.upto, last, parent_run, turns.asked, turns.replayed)
+
+
+class TakeBack:
+    """A run that was pruned has its entries again, if they are those that it had: the last of each branch, and with it
+    by the chain all before, has the hash that the branch has kept."""
+
+    alone = True
+
+    def __init__(self, head: Head, value: Any, tips: Tips) -> None:
+        """value: its summary from now on. tips: of all its branches."""
+        self.head, self.value, self.tips = head, value, tips
+        self.content = encode(value, "summary of a run")
+
+    def needs(self, needs: Needs) -> None:
+        needs.runs.add(self.head.run_id)
+        needs.tips.update(self.tips)
+
+    def apply(self, state: State) -> None:
+        run_id, run = self.head.run_id, state.run(self.head.run_id)
+        if run.version != self.head.version:
+            message = f"run {run_id}: its state was changed meanwhile (version {run.version})"
+            raise LogConflict(message, version=run.version)
+        for at, last in self.tips.items():
+            seq, had = state.tip(*at)
+            if had != last:
+                message = f"run {run_id}, branch {at[1]} had another entry {seq} than the exported log has"
+                raise Conflict(message, hint=ANOTHER)
+        run.fence(run_id, None)
+        run.replace(self.value, self.content)
+        state.changed_runs.add(run_id)
+        state.restored_logs.add(run_id)
 
 
 class Drop:

@@ -43,12 +43,14 @@ LINEAGE = PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
 
 ENTRY = "e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash"
 
+# A pruned run has none, whatever is just being brought back.
 _PAGE = (
     PATH
     + f"""
 SELECT {ENTRY}
 FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
     AND e.seq > :after AND e.seq > path.fork_seq AND e.seq <= path.upto
+    AND (SELECT r.pruned FROM runs r WHERE r.run_id = path.run_id) = 0
 """
 )
 
@@ -75,7 +77,7 @@ ORDER BY e.seq
 """
 )
 
-# What is stored under a branch itself.
+# What is stored under a branch itself, also of a run that was pruned.
 OWN = f"""
 SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit

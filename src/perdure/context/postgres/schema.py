@@ -177,6 +177,7 @@ SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest
 ORDER BY kind, name FOR UPDATE
 """
 
+PRUNED = "SELECT pruned FROM runs WHERE run_id = %s"
 SWEEP = "SELECT sweep FROM meta FOR UPDATE"
 # Also through forks whose own entries were dropped already.
 SHARERS = """
@@ -202,6 +203,11 @@ WHERE b.digest = w.digest AND b.sweep < w.sweep
 """
 PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ANY(%s::text[])"
 DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ANY(%s::text[])"
+CLEAR_ENTRIES = """
+DELETE FROM entries e USING unnest(%s::text[], %s::bigint[], %s::bigint[]) AS w (run_id, branch, seq)
+WHERE e.run_id = w.run_id AND e.branch = w.branch AND e.seq <= w.seq
+"""
+RESTORE = "UPDATE runs SET pruned = 0 WHERE run_id = ANY(%s::text[])"
 RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s::text[])"
 INSERT_RUNS = """
 INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released, server)

@@ -249,6 +249,8 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
             kept = await connection.execute(schema.KEPT, where, binary=True)
         if needs.sweep:
             sweep = await connection.execute(schema.SWEEP, binary=True)
+        if needs.pruned:
+            pruned = await connection.execute(schema.PRUNED, (needs.pruned,), binary=True)
         if needs.shared:
             sharers = await connection.execute(schema.SHARERS, (needs.shared,), binary=True)
         if needs.fork:
@@ -267,6 +269,8 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
         state.kept = {(kind, name): version for kind, name, version in await kept.fetchall()}
     if needs.sweep:
         [(state.sweep,)] = await sweep.fetchall()
+    if needs.pruned:
+        state.is_pruned = await pruned.fetchall() == [(1,)]
     if needs.shared:
         state.sharers = [run_id for (run_id,) in await sharers.fetchall()]
     if needs.fork:

@@ -14,6 +14,8 @@ def writes(state: State, was_kept: set[tuple[str, str]], lease: str) -> list[Ask
     statements: list[Asked] = [
         (schema.PRUNE, [(run_id,) for run_id in state.dropped_logs]),
         (schema.DROP_ENTRIES, [(run_id,) for run_id in state.dropped_logs]),
+        (schema.CLEAR_ENTRIES, state.cleared),
+        (schema.RESTORE, [(run_id,) for run_id in state.restored_logs]),
         (schema.DROP_KINDS, [(kind,) for kind in state.dropped_kinds]),
         (schema.RELEASE_KEYS, [(run_id,) for run_id in state.released_keys]),
         (schema.INSERT_RUNS, [(*row, lease) for row in state.new_runs.values()]),

@@ -39,6 +39,8 @@ class Known:
                 state.kept[kind, name] = version
         if needs.sweep:
             state.sweep = db.execute(schema.SWEEP).fetchone()[0]
+        if needs.pruned:
+            state.is_pruned = db.execute(schema.PRUNED, (needs.pruned,)).fetchone() == (1,)
         if needs.shared:
             state.sharers = [run_id for (run_id,) in db.execute(schema.SHARERS, (needs.shared,))]
         if needs.fork:

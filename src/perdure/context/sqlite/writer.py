@@ -184,6 +184,8 @@ def write(db: sqlite3.Connection, state: State) -> None:
     for run_id in state.dropped_logs:
         db.execute(schema.PRUNE, (run_id,))
         db.execute(schema.DROP_ENTRIES, (run_id,))
+    each(schema.CLEAR_ENTRIES, state.cleared)
+    each(schema.RESTORE, [(run_id,) for run_id in state.restored_logs])
     each(schema.DROP_KIND, [(kind,) for kind in state.dropped_kinds])
     each(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
     each(schema.INSERT_RUN, state.new_runs.values())

@@ -139,8 +139,29 @@ async def test_prune(desk: Desk) -> None:
     for words in (("fork", "first", "--at", "3"), ("rewind", "first", "3")):
         assert f"the log of run {run_id} was pruned" in (await desk(*words, status=1))[1]
     assert (await desk("runs"))[0].splitlines()[1].split() == turns and "1+0" in turns
-    _, told = await desk("log", "import", "first.log", status=1)
-    assert f"there is a run {run_id} already, whose log was pruned" in told and "another home" in told
     assert json.loads((await desk("status", "first", "--json"))[0])["result"] == "go"
     assert "pruned already" in (await desk("log", "prune", "first", status=1))[1]
     assert "is no time" in (await desk("log", "prune", "--older-than", "soon", status=2))[1]
+
+
+async def test_what_was_pruned_is_imported_again(desk: Desk) -> None:
+    run_id = await ended(desk)
+    await desk("log", "export", "first", "-o", "first.log")
+    shown = [(await desk(*words))[0] for words in (("log", "first", "--json"), ("log", "verify", "first"))]
+    await desk("log", "prune", "first")
+    for _ in range(2):
+        await desk("log", "prune", "--older-than", "0s")
+    assert (await desk("log", "import", "first.log"))[0] == run_id + "\n"
+    assert [(await desk(*words))[0] for words in (("log", "first", "--json"), ("log", "verify", "first"))] == shown
+    assert (await desk("runs"))[0].splitlines()[1].split()[:3] == [run_id, "first", "completed"]
+    assert (await desk("log", "prune", "--older-than", "1h"))[0].startswith("0 logs")  # taken up just now
+    _, told = await desk("log", "import", "first.log", status=1)
+    assert f"there is a run {run_id} already" in told
+    await desk("log", "prune", "first")
+    await desk("tag", "first", "a=b")
+    assert "was pruned" in (await desk("log", "first", status=1))[1]
+    await desk("log", "import", "first.log")
+    assert "tagged" in (await desk("log", "first"))[0].splitlines()[-1]
+    await desk("log", "prune", "first")
+    _, told = await desk("log", "import", "first.log", status=1)
+    assert "and what was pruned at entry" in told and "exported last before it was" in told
