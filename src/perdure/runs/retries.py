@@ -61,6 +61,12 @@ def _reopened(entry: Entry, again: set[str]) -> list[NewEntry]:
     return [NewEntry(kind=entry.kind, payload=payload, key=entry.key)]
 
 
+def carried_shift(entry: Entry) -> NewEntry:
+    """A copy of where time stood still, for another branch. Without the key that a rewind was asked for with: that one
+    is of the run that went back, and this may be a fork of it."""
+    return NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True})
+
+
 class Carried:
     """What a new attempt has of an old one. Feed it the branch's entries in order, then ask."""
 
@@ -77,7 +83,7 @@ class Carried:
 
     def feed(self, entry: Entry) -> None:
         self._entries.append(entry)
-        if entry.key:
+        if entry.key and entry.kind not in SHIFTS:
             self._first.setdefault(entry.key, entry.seq)
             if entry.kind == "wait.started" and _is_open_ended_set(entry.payload["wait"]):
                 self._sets.add(entry.key)
@@ -107,12 +113,12 @@ class Carried:
         for entry in self._entries:
             if entry.seq <= fork_seq:
                 waits = waits.after(entry.kind, entry.payload)
+            elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
+                carried.append(carried_shift(entry))
             elif entry.key in self._again and entry.key not in failed:
                 carried += _reopened(entry, self._again[entry.key])
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
-            elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
-                carried.append(NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True}))
         return fork_seq, waits, carried
 
 
