@@ -95,8 +95,8 @@ async def _retry(run: Run, why: dict[str, Any], pause_s: float) -> None:
             if record.counts(entry.key, entry.seq):
                 carried.feed(entry)
         after = page[-1].seq
-    fork = carried.fork()
     at, epoch = run.clock.time() + pause_s, record.epoch + 1
+    fork = carried.fork(at)
     await run.write(
         *(fork[2] if fork else ()),
         to=RunState.RECOVERING,

@@ -3,8 +3,9 @@ the ids of children that are started again.
 
 An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done or
 paid again. What failed is not in its branch: a step that raised, a model call that was refused, a child that failed, a
-wait that ended with its run. So those are asked anew. A set that waited for all of several is carried over open: those
-of its children that failed are other runs then, and nothing else of it is waited for again.
+wait that ended with its run. So those are asked anew. A set that waited for all of several is carried over open: its
+children that failed, or ended with it, are other runs then, and what has come in it is not waited for again. One for
+any of several has one answer: that is carried over, or it failed, and all of it is asked anew.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ def _has_error(payload: dict[str, Any]) -> bool:
     return isinstance(told, dict) and "error" in told
 
 
-def _is_open_ended_set(wait: dict[str, Any]) -> bool:
-    return wait["kind"] == "all" and wait.get("until") is None
-
-
-def _reopened(entry: Entry, again: set[str]) -> list[NewEntry]:
-    """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more."""
+def _reopened(entry: Entry, again: set[str], begins: float) -> list[NewEntry]:
+    """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more. Its own
+    time limit is counted from when the attempt begins."""
     payload = entry.payload
     if entry.kind == "wait.started":
         parts = [{**part, "child": new_id()} if part["id"] in again else part for part in payload["parts"]]
-        payload = {**payload, "parts": parts}
+        wait, until = payload["wait"], payload["wait"].get("until")
+        if until is not None:
+            wait = {**wait, "since": begins, "until": begins + until - wait["since"]}
+        payload = {**payload, "wait": wait, "parts": parts}
     elif not payload.get("of") or payload["wait"] in again:
         return []  # the end of such a wait, or of the set
     return [NewEntry(kind=entry.kind, payload=payload, key=entry.key)]
@@ -77,26 +78,37 @@ class Carried:
         self._whole_lanes = whole_lanes
         self._first: dict[str, int] = {}  # key -> its first entry
         self._failed: set[str] = set()
-        self._sets: set[str] = set()  # keys of waits for all of several, without a time limit
-        self._again: dict[str, set[str]] = {}  # by key of such a set: its waits for children that failed
+        self._children: dict[str, set[str]] = {}  # by key of a set of all: its waits for children that are open
+        self._again: dict[str, set[str]] = {}  # by key of such a set: its waits for those that failed, or ended with it
         self._entries: list[Entry] = []
 
     def feed(self, entry: Entry) -> None:
         self._entries.append(entry)
         if entry.key and entry.kind not in SHIFTS:
             self._first.setdefault(entry.key, entry.seq)
-            if entry.kind == "wait.started" and _is_open_ended_set(entry.payload["wait"]):
-                self._sets.add(entry.key)
-            if _failed(entry) and entry.key in self._sets and entry.payload.get("of"):
-                self._again.setdefault(entry.key, set()).add(entry.payload["wait"])
+            if entry.kind == "wait.started" and entry.payload["wait"]["kind"] == "all":
+                self._children[entry.key] = {part["id"] for part in entry.payload["parts"] if part.get("child")}
+            if entry.kind == "wait.completed" and entry.key in self._children:
+                self._end(entry.key, entry)
             elif _failed(entry):
                 self._failed.add(entry.key)
+
+    def _end(self, key: str, entry: Entry) -> None:
+        """A set of all has ended, or a part of it has."""
+        payload, left = entry.payload, self._children[key]
+        if payload.get("of"):
+            left.discard(payload["wait"])
+            if _failed(entry):
+                self._again.setdefault(key, set()).add(payload["wait"])
+        elif _failed(entry) or key in self._again:
+            self._again.setdefault(key, set()).update(left)
 
     def _lane(self, key: str) -> str:
         return key.partition("/")[0] if self._by_name else key.rpartition("/")[0]
 
-    def fork(self) -> tuple[int, Waits, list[NewEntry]] | None:
-        """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it."""
+    def fork(self, begins: float = 0.0) -> tuple[int, Waits, list[NewEntry]] | None:
+        """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it.
+        begins: when the attempt does."""
         anew = self._failed | self._again.keys()
         if not anew:
             return None
@@ -116,7 +128,7 @@ class Carried:
             elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
                 carried.append(carried_shift(entry))
             elif entry.key in self._again and entry.key not in failed:
-                carried += _reopened(entry, self._again[entry.key])
+                carried += _reopened(entry, self._again[entry.key], begins)
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
         return fork_seq, waits, carried
