@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -213,8 +214,8 @@ class Provider:
         return response
 
 
-async def until(true: Callable[[], Awaitable[Any]]) -> None:
-    """Of what changes in the database, or outside: nobody is told of that."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - see above
+async def until(true: Callable[[], Any], deadline_s: float = DEADLINE_S) -> None:
+    """Of what changes in the database, or outside: nobody is told of that. true: what it returns may be awaitable."""
+    async with asyncio.timeout(deadline_s):
+        while not (await found if isawaitable(found := true()) else found):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)

@@ -21,17 +21,11 @@ from perdure.runs import engine, pushes, restoring
 from perdure.runs.policy import Policy
 from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
-from perdure.testing.house import DEADLINE_S, House
+from perdure.testing.house import DEADLINE_S, House, until
 from perdure.testing.machines import Ask, Effect, LocalMachines
 
 Houses = Callable[[], House]
 STORE = "s3://bucket/runs"
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.01)
 
 
 def counting(memory: list[str]) -> Callable[[], Generator[Any, Any, Any]]:
@@ -181,7 +175,7 @@ async def test_another_store_has_all_that_runs_need_of_the_one_before(houses: Ho
     async def is_brought() -> bool:
         return (await first.engine.info(run_id)).snapshots[-1]["store"] == "s3://bucket/next"
 
-    await until_async(is_brought)
+    await until(is_brought)
     for place in [place for place in first.machines.stores if place[0] == STORE]:
         del first.machines.stores[place]
     second = await up(houses, store="s3://bucket/next")
@@ -364,7 +358,7 @@ async def test_servers_come_and_go_and_no_sandbox_is_removed_that_a_run_goes_on_
     is_up = dict.fromkeys(range(3), True)
     for turn in range(turns):
         for run_id in runs:
-            await until_async(lambda run_id=run_id, turn=turn: waits_for(made, is_up, run_id, f"go{turn}"))
+            await until(partial(waits_for, made, is_up, run_id, f"go{turn}"), 3 * DEADLINE_S)
         for number, house in enumerate(made):  # one of them stays
             if is_up[number] and sum(is_up.values()) > 1 and chance.random() < 0.6:
                 await house.down()
@@ -376,7 +370,7 @@ async def test_servers_come_and_go_and_no_sandbox_is_removed_that_a_run_goes_on_
                 await house.up()
                 is_up[number] = True
     for run_id in runs:
-        await until_async(lambda run_id=run_id: has_ended(first, run_id))
+        await until(partial(has_ended, first, run_id), 3 * DEADLINE_S)
         assert (await first.engine.info(run_id)).result == turns
         await first.context.verify(run_id)
     await until(lambda: not any(house.machines.sandboxes for house in made))
@@ -426,14 +420,8 @@ async def signalled(made: list[House], is_up: dict[int, bool], run_id: str, name
                     return True
         return False
 
-    await until_async(sent)
+    await until(sent, 3 * DEADLINE_S)
 
 
 async def has_ended(house: House, run_id: str) -> bool:
     return (await house.engine.info(run_id)).state is RunState.COMPLETED
-
-
-async def until_async(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(3 * DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.02)
