@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -180,6 +181,17 @@ async def test_what_was_pruned_is_taken_back(log: ContextLog) -> None:
     assert "exported last" in refused.value.hint and "PERDURE_HOME" in refused.value.hint
     await log.take_up(fed(newer))
     assert await exported(log) == [newer[0].replace(b'"taken_up":7,', b""), *newer[1:]]
+
+
+async def test_one_log_of_a_run_is_taken_up_at_a_time(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+    for _ in ("of another home", "pruned"):
+        tries = await asyncio.gather(*(other.take_up(fed(lines)) for _ in range(2)), return_exceptions=True)
+        told = [str(error) for error in tries if isinstance(error, Conflict)]
+        assert len(told) == 1 and "is being taken up just now" in told[0]
+        assert (await other.verify("run")).entries == 32
+        await other.prune("run")
 
 
 async def test_only_what_was_pruned_is_taken_back(log: ContextLog, other: ContextLog) -> None:

@@ -97,6 +97,8 @@ async def take_up(log: StoredLog, lines: AsyncIterator[bytes], prepare: Callable
     except BaseException:
         await incoming.forget()
         raise
+    finally:
+        incoming.leave()
 
 
 class _Incoming:
@@ -111,12 +113,18 @@ class _Incoming:
         self._blobs: list[Blob] = []
         self._bytes = 0
         self._is_first = True
+        self._held = ""  # the run's id, while no other log of it is taken up
         self._tips: Tips = {}
         self._turns: TurnsOf = {}
         self._shared: dict[tuple[str, int], tuple[int, bytes]] = {}  # the last entry of what other runs have
         self._beginning: Beginning
 
     async def begin(self, beginning: Beginning) -> None:
+        if beginning.run_id in self._log.incoming:
+            message = f"the log of run {beginning.run_id} is being taken up just now"
+            raise Conflict(message, hint=f"`perdure show {beginning.run_id}` has it then.")
+        self._held = beginning.run_id
+        self._log.incoming.add(self._held)
         with suppress(NotFound):
             head = await self._log.head(beginning.run_id)
             self._pruned = head if head.pruned else None
@@ -147,6 +155,10 @@ class _Incoming:
         if not self._is_first:
             with suppress(PerdureError):
                 await self._log.submit(Stage(self._beginning.run_id, [], [], is_first=True, back=self._back))
+
+    def leave(self) -> None:
+        """Another one of its id may begin."""
+        self._log.incoming.discard(self._held)
 
     async def _write(self) -> None:
         stage = Stage(self._beginning.run_id, self._rows, self._blobs, is_first=self._is_first, back=self._back)

@@ -104,4 +104,8 @@ SELECT run_id, branch, seq, payload FROM entries
 WHERE (run_id, branch, seq) > (:run_id, :branch, :seq) ORDER BY run_id, branch, seq LIMIT :limit
 """
 BLOB_ROWS = "SELECT digest, refs, sweep, length(content) FROM blobs WHERE digest > :after ORDER BY digest LIMIT :limit"
-HASH_AT = "SELECT hash FROM entries WHERE run_id = :run_id AND branch = :branch AND seq = :seq"
+# Of an entry of a run that has its log.
+HASH_AT = """
+SELECT e.hash FROM entries e JOIN runs r ON r.run_id = e.run_id AND r.pruned = 0
+WHERE e.run_id = :run_id AND e.branch = :branch AND e.seq = :seq
+"""

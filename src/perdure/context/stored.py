@@ -84,6 +84,7 @@ class StoredLog:
         self._closed = False
         self._mark: Mark | None = None
         self._lineage = ""
+        self.incoming: set[str] = set()  # runs whose exported logs are just taken up
         self.leases = database.leases
         database.watch(lambda: self._followers, self._wake)
 
