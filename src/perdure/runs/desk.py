@@ -17,7 +17,7 @@ from perdure.runs import checkpoints, comparing, ends, family, keys, output
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
-from perdure.runs.ports import ModelCalls
+from perdure.runs.ports import ModelCalls, OtherServers
 from perdure.runs.record import from_head
 from perdure.runs.roads import Roads
 from perdure.runs.run import Outcome, Run
@@ -37,6 +37,7 @@ class Desk:
         self._roads = roads
         self._models = models
         self._clean_up_s = clean_up_s
+        self.elsewhere: OtherServers | None = None  # put there before ``open``; None: there are none
         self._shelf = Shelf(self._take_down)
         self._runs = self._shelf.live
 
@@ -270,6 +271,8 @@ class Desk:
     async def changes(self, run_id: str) -> list[FileChange]:
         """What the files of the run's sandbox differ in from its image, by path."""
         record = from_head(await self._context.head(run_id))
+        if self.elsewhere is not None and not record.released and not self._shelf.has(run_id):
+            return await self.elsewhere.changes(run_id)
         machines = self._roads.of(record.request)
         return await machines.changes(comparing.sandbox_of(record, run_id, machines.node))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from perdure.context.log import ContextLog, Head
 from perdure.errors import LeaseLost, PerdureError, StaleEpoch
-from perdure.model import Answer, Call, CallsEndpoint, FileChange, RunInfo, RunState
+from perdure.model import Answer, Call, CallsEndpoint, RunInfo, RunState
 from perdure.runs import ends, limits
 from perdure.runs.calls import Calls
 from perdure.runs.children import Children
@@ -22,7 +22,7 @@ from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
-from perdure.runs.ports import Machines, ModelCalls, OtherServers
+from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.pushes import LATER_S
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head
@@ -72,8 +72,6 @@ class Engine(Desk):
         self._tasks = Tasks()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
-        # Asks the owner of a run (run id, what, body), where that is another server.
-        self.elsewhere: OtherServers | None = None
         self._timers = Timers(self._deadline, clock)
         self.retention: Retention | None = None  # put there before ``open``; None: logs are kept until somebody says so
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
@@ -157,12 +155,6 @@ class Engine(Desk):
             run_id = await self.find(ref)
             await self.elsewhere.post(run_id, "signal", {"name": name, "value": value, "id": signal_id})
             return run_id
-
-    async def changes(self, run_id: str) -> list[FileChange]:
-        """See ``Desk.changes``; also of a run at another server."""
-        if self.elsewhere is None or self.has(run_id) or from_head(await self._context.head(run_id)).released:
-            return await super().changes(run_id)
-        return await self.elsewhere.changes(run_id)
 
     async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
         if run_id in self._driving or run_id in self._shelf:
