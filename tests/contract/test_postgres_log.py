@@ -24,6 +24,7 @@ from perdure.context.postgres import arrays, connections
 from perdure.errors import (
     Conflict,
     InvalidValue,
+    LeaseLost,
     LogConflict,
     NoRights,
     NotFound,
@@ -412,6 +413,24 @@ async def test_what_a_server_remembers_of_a_run_is_no_more_than_a_guess(two: lis
     assert [(entry.branch, entry.seq) for entry in await two[0].append("run", NOTE, epoch=3)] == [(2, 4)]
     assert (await two[0].verify("run")).entries == 7
     assert (await two[0].head("run")).value == {"n": 2}
+
+
+async def test_a_run_that_is_remembered_is_no_longer_written_without_its_lease(two: list[ContextLog]) -> None:
+    ours, theirs = two[0].leases, two[1].leases
+    assert ours is not None and theirs is not None
+    await ours.begin("ours", {}, lasts_s=60.0)
+    await theirs.begin("theirs", {}, lasts_s=60.0)
+    await two[0].create("run", {})
+    await two[0].append("run", NOTE, epoch=1)
+    assert await theirs.remove("ours", None)
+    with pytest.raises(LeaseLost, match="has lost its lease"):
+        await two[0].append("run", NOTE, epoch=1)
+    assert await theirs.take("run", "ours")
+    await ours.begin("ours-again", {}, lasts_s=60.0)
+    for _ in range(2):
+        with pytest.raises(LeaseLost, match="taken over"):
+            await two[0].append("run", NOTE, epoch=1)
+    assert [entry.seq for entry in await two[1].append("run", NOTE, epoch=1)] == [2]
 
 
 class Before(Faults):
