@@ -26,9 +26,17 @@ _REMOVED = (
     "/var/lib/apt/lists/*",
     "/var/log/*",
     "/etc/apt/apt.conf.d/99mmdebstrap",
-    "/etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "/etc/dpkg/dpkg.cfg.d/perdure",
 )
 _REMOVE = "rm -rf " + " ".join(f'"$1"{path}' for path in _REMOVED)
+# What dpkg is told to leave out, mmdebstrap takes out of the essential packages by a slow program of its own while it
+# unpacks them: nearly half of all the time. Under this name only dpkg finds it, and what was unpacked is removed.
+_HIDE = 'mv "$1"/etc/dpkg/dpkg.cfg.d/99mmdebstrap "$1"/etc/dpkg/dpkg.cfg.d/perdure'
+_LEAVE_OUT = (
+    f'find "$1"/usr/share -depth \\( {" -o ".join(f"""-path "$1{path}" """ for path in _LEFT_OUT)}\\) '
+    + "".join(f'! -path "$1{path}" ' for path in _KEPT)
+    + "\\( ! -type d -o -empty \\) -delete"
+)
 # Debian's packages leave most of Python's library uncompiled where the whole interpreter is not installed, and a
 # microVM that starts from a fresh overlay would compile it at every start.
 _COMPILE = 'test ! -x "$1/usr/bin/python3" || chroot "$1" python3 -m compileall -q /usr/lib/python3* >/dev/null || true'
@@ -63,6 +71,7 @@ def bootstrap(
         command += [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
         command += [f"--dpkgopt=path-include={path}" for path in _KEPT]
         command.append("--dpkgopt=force-unsafe-io")  # nothing is lost when this dies: it starts anew
+        command += [f"--setup-hook={_HIDE}", f"--extract-hook={_LEAVE_OUT}"]
         command += [f"--customize-hook={_COMPILE}", f"--customize-hook={_REMOVE}"]
         if packages:
             command.append(f"--include={','.join(packages)}")
