@@ -115,6 +115,8 @@ def home() -> Iterator[Home]:
         perdure = Path(sys.executable).with_name("perdure")
         subprocess.run([perdure, "down"], check=True, timeout=2 * DEADLINE_S)  # of a session that was killed
         below.stop(home)
+        looks = Path(__file__).with_name("look.c")
+        subprocess.run(["gcc", "-std=gnu11", "-Os", "-s", "-static", "-o", home.root / "look", looks], check=True)
         with (home.root.parent / "test-images.lock").open("w") as making:
             fcntl.flock(making, fcntl.LOCK_EX)  # who comes second links what the first one makes
             share_images(home)
@@ -153,18 +155,20 @@ def client(home: Home) -> Iterator[NodeClient]:
 
 def kept_below(home: Home) -> list[str]:
     """What is left below the line: keepers, and machine folders."""
-    said: list[str] = []
-    script = f"ls {home.below_line_folder / 'm'}; echo --; {belowline.LOOK[-1]}"  # each start costs time there
-    below_run(home, ["sh", "-c", script], said.append)
-    folders, _, processes = "".join(said).partition("--\n")
+    folders, _, processes = _seen_below(home).partition("--\n")
     return folders.split() + [str(pid) for pid in belowline.machines(home, processes)]
 
 
 def machines_below(home: Home) -> list[int]:
     """The pids of the Firecrackers that run a machine."""
+    return belowline.machines(home, _seen_below(home).partition("--\n")[2])
+
+
+def _seen_below(home: Home) -> str:
     said: list[str] = []
-    below_run(home, list(belowline.LOOK), said.append)
-    return belowline.machines(home, "".join(said))
+    status = below_run(home, [str(home.root / "look"), str(home.below_line_folder / "m")], said.append)
+    assert status == 0, said
+    return "".join(said)
 
 
 def below_run(home: Home, argv: list[str], output: Callable[[str], object]) -> int:
