@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perdure.cli.perdure._image import ensure_default
-from perdure.client.node import NodeClient
 from perdure.host.paths import Home
 from perdure.testing.crash.vms import Asked, VmMatrix
 from perdure.testing.postgres import binaries
 from perdure.testing.will import Will
 
 pytestmark = pytest.mark.vm
+Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture
-def image(home: Home, client: NodeClient) -> Iterator[str]:
+def image(home: Home, fcrun: Fcrun) -> Iterator[str]:
+    fcrun("host", "start")  # before the ledger has its address
     yield ensure_default()
     (home.root / "settings.toml").unlink(missing_ok=True)
 
