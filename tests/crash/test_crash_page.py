@@ -69,6 +69,22 @@ def test_the_table_of_instants_says_in_which_state_each_run_was_that_was_hit(tmp
     assert hit == {"random 0": "suspended", "random 1": "starting", "random 2": "queued"}
 
 
+def test_what_was_cut_off_is_gone_on_with(tmp_path: Path) -> None:
+    first = VmMatrix(Asked.of({}))
+    lives = [life(tmp_path, seed) for seed in range(2)]
+    first.outcomes += [VmOutcome(VmWish("VM", ("running",)), ["this"], [("VM", "running", "running")], 1.5)]
+    first.outcomes += [VmOutcome(lives[0].wish)]  # the other one had not ended
+    first.kills += [Kill("sqlite", "VM", 11.0, lives[:1]), Kill("sqlite", "server", 12.0, lives)]
+    first.wrong += ["sqlite, VM: this"]
+    then = VmMatrix(Asked.of({}))
+    then.go_on(first.to_json())
+    assert (then.outcomes, then.wrong) == (first.outcomes, first.wrong)
+    assert [(kill.part, kill.states) for kill in then.kills] == [("VM", {"random 0": "queued"})]
+    other = VmMatrix(Asked.of({}))
+    other.go_on(first.to_json().replace("revision ", "revision of "))
+    assert not other.outcomes
+
+
 def test_a_run_whose_machine_dies_again_and_again_is_let_alone_until_its_program_does_something(tmp_path: Path) -> None:
     one = life(tmp_path, 0)
     for moment in (1.0, 2.0, 3.0):

@@ -19,7 +19,7 @@ from perdure.testing.crash.vmlife import Ground, VmLife, VmOutcome, VmWish
 
 PAUSE_S = (0.0, 3.0)  # between kills; before it
 DONE = 6  # things that the programs do, at most,
-DONE_S = 15.0  # or so long: all may be asleep, or on their way back
+DONE_S = 6.0  # or so long: all may be asleep, or on their way back
 LOOK_S = 0.05
 DEATHS_IN_A_ROW = 3  # of the machines of a run that could do nothing in between: the server gives it up after six
 ROUND = 50  # kills; then all lives end, and nothing at all may be left below the line
@@ -33,11 +33,12 @@ class Kill:
     part: str
     moment: float
     lives: list[VmLife] = field(default_factory=list)  # those that it hit
+    former: dict[str, str] = field(default_factory=dict)  # the states, of a program before this one
 
     @property
     def states(self) -> dict[str, str]:
         """What the run of each life that it hit was then, as far as its log was read."""
-        return {life.wish.name: life.people.state_at(self.moment) for life in self.lives}
+        return self.former or {life.wish.name: life.people.state_at(self.moment) for life in self.lives}
 
 
 @dataclass
@@ -55,8 +56,13 @@ class AtRandom:
     parts: tuple[str, ...] = PARTS
     _lives: list[VmLife] = field(default_factory=list)
     _alive: list[VmLife] = field(default_factory=list)
-    _seeds: Iterator[int] = field(default_factory=itertools.count)
     _left: int = 0  # kills of this round
+
+    def __post_init__(self) -> None:
+        former = [
+            life.wish.seed for life in self.outcomes if not life.wish.part and life.wish.database == self.database
+        ]
+        self._seeds: Iterator[int] = itertools.count(max(former, default=-1) + 1)
 
     async def run(self, kills: int) -> None:
         chance = random.Random(f"{self.database} {kills}")

@@ -10,6 +10,7 @@ Where no microVMs run, it says so, and that is no failure. What it is told by th
     CRASH_PARTS       only these (VM keeper pager node server)
     CRASH_DATABASE    only on these (sqlite postgres)
     CRASH_AT_ONCE     lives at once, of those at random (3)
+    CRASH_GO_ON       1: with what build/crash-vms.json has, if it is of the same revision
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ class VmMatrix:
             self._tell(show, database, "", [])
 
     async def _in_states(self, ground: Ground, database: str, show: Show) -> None:
-        for wish in self.asked.wishes(database):
+        former = [outcome.wish for outcome in self.outcomes]
+        for wish in (wish for wish in self.asked.wishes(database) if wish not in former):
             outcome = await VmLife(ground, wish).run()
             self.outcomes.append(outcome)
             wrong = [*outcome.wrong, *(f"nobody was killed in {state}" for state in missed(outcome))]
@@ -122,7 +124,7 @@ class VmMatrix:
 
         asked = self.asked
         at_random = AtRandom(ground, database, asked.at_once, self.kills, self.outcomes, self.wrong, tell, asked.parts)
-        await at_random.run(asked.random)
+        await at_random.run(asked.random - len(self._random_kills(database)))
 
     def _tell(self, show: Show, database: str, what: str, wrong: list[str]) -> None:
         of_servers = [f"{database}: {what}" for what in self._of_servers]
@@ -164,7 +166,24 @@ class VmMatrix:
             {"database": kill.database, "part": kill.part, "time": round(kill.moment, 3), "hit": kill.states}
             for kill in self.kills
         ]
-        return json.dumps({"lives": lives, "kills": kills, "wrong": self.wrong}, indent=1) + "\n"
+        found = {"revision": page.revision(), "lives": lives, "kills": kills, "wrong": self.wrong}
+        return json.dumps(found, indent=1) + "\n"
+
+    def go_on(self, text: str) -> None:
+        """With what a program before this one has written, if it was of the same revision. A kill counts if all runs
+        that it hit were judged."""
+        found = json.loads(text)
+        if found["revision"] != page.revision():
+            return
+        self.wrong += found["wrong"]
+        for life in found["lives"]:
+            killed = [(part, wished, state) for part, wished, state in life["killed"]]
+            wish = VmWish(**{**life["wish"], "states": tuple(life["wish"]["states"])})
+            self.outcomes.append(VmOutcome(wish, life["wrong"], killed, life["seconds"]))
+        judged = {(outcome.wish.database, outcome.wish.name) for outcome in self.outcomes}
+        for kill in found["kills"]:
+            if all((kill["database"], life) in judged for life in kill["hit"]):
+                self.kills.append(Kill(kill["database"], kill["part"], kill["time"], former=kill["hit"]))
 
 
 def missed(outcome: VmOutcome) -> list[str]:
@@ -211,6 +230,8 @@ def main() -> int:
     home = Home(HOME.absolute(), Home.find().cache).make()
     os.environ |= {"PERDURE_HOME": str(home.root), "PERDURE_CACHE": str(home.cache)}
     matrix, line = VmMatrix(Asked.of(os.environ), result=RESULT), ProgressLine()
+    if os.environ.get("CRASH_GO_ON", "") not in ("", "0") and RESULT.exists():
+        matrix.go_on(RESULT.read_text())
     with Will() as will:
         will.run([sys.executable, "-m", "perdure.cli.perdure", "down"])
         will.run([sys.executable, "-m", "perdure.cli.fcrun", "host", "stop"])
