@@ -32,6 +32,33 @@ done
 exit 1
 """, "kill-next")  # fmt: skip
 
+# Kills the first of those that are wished and there, and prints it: words are this home's folder of machines, then each
+# wish as PROGRAM/SANDBOX ("keeper" for a keeper). Nothing is forked here either: who looks, and then kills, is late.
+KILL_WISHED = ("sh", "-c", """
+mine=$1 found=
+shift
+for process in /proc/[0-9]*; do
+    pid=${process#/proc/}
+    { read -r line < $process/stat; } 2>/dev/null || continue
+    rest=${line##*) } program=${line#*(} keeper=$pid
+    program=${program%)*}
+    case $rest in Z*) continue;; esac
+    case $program in
+        firecracker|pager) rest=${rest#* } keeper=${rest%% *};;
+        *) program=keeper;;
+    esac
+    cd -P /proc/$keeper/cwd 2>/dev/null || continue
+    case $PWD in "$mine"/*) sandbox=${PWD#"$mine"/}; found="$found $program/${sandbox%%/*}=$pid";; esac
+done
+for wish in "$@"; do
+    case $found in *" $wish="*)
+        pid=${found##* "$wish"=}
+        kill -9 ${pid%% *} && echo "$wish" && exit 0;;
+    esac
+done
+exit 1
+""", "kill-wished")  # fmt: skip
+
 
 def machines(home: Home, said: str) -> list[int]:
     """The pids of the Firecrackers of this home's machines, from what ``LOOK`` printed below the line.

@@ -135,15 +135,15 @@ class AtRandom:
 
     async def _kill_below(self, part: str, chance: random.Random) -> Kill | None:
         """That part of any run that has one, or else another part."""
-        lives = {life.run_id: life for life in self._alive if life.deaths_in_a_row < DEATHS_IN_A_ROW}
-        of_runs = await self.ground.parts.of_runs()
-        there = [(one, run) for run in of_runs.keys() & lives.keys() - {""} for one in of_runs[run]]
-        there = sorted((one, run) for one, run in there if one.part in self.parts)
-        if not there:
+        lives = {life.run_id: life for life in self._alive if life.run_id and life.deaths_in_a_row < DEATHS_IN_A_ROW}
+        runs = await self.ground.parts.runs()
+        there = [(one, box) for box in sorted(runs) if runs[box] in lives for one in self.parts if one in BELOW]
+        chance.shuffle(there)
+        there.sort(key=lambda one: one[0] != part)
+        killed = await self.ground.parts.kill_wished(there) if there else None
+        if killed is None:
             return None  # all sleep, or are being born
-        member, run = chance.choice([(one, run) for one, run in there if one.part == part] or there)
-        if not await self.ground.parts.kill_pid(member.pid):
-            return None
+        died, run = killed[0], runs[killed[1]]
         moment = time.time()
         self.ground.deaths.append(Death(run, moment))
-        return Kill(self.database, member.part, moment, [lives[run]])
+        return Kill(self.database, died, moment, [lives[run]])

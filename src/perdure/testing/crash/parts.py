@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from perdure.client.node import NodeClient
 from perdure.errors import NotFound, PerdureError, Unavailable
@@ -52,11 +53,18 @@ class Parts:
 
     async def kill_below(self, part: str, pids: dict[str, int]) -> bool:
         """kill -9: who is known, or else the first of this home that is that part. False: there was none."""
-        return await (self.kill_pid(pids[part]) if part in pids else self.kill_next(part, []))
+        if part in pids:
+            return await self._run("kill", "-9", str(pids[part])) == 0
+        return await self.kill_next(part, [])
 
-    async def kill_pid(self, pid: int) -> bool:
-        """Below the line."""
-        return await self._run("kill", "-9", str(pid)) == 0
+    async def kill_wished(self, wishes: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+        """The first of them that is there: a part, of a sandbox. None: there was none."""
+        said, names = bytearray(), {part: PROGRAMS[part] or part for part in BELOW}
+        words = (str(self._home.below_line_folder / "m"), *(f"{names[part]}/{sandbox}" for part, sandbox in wishes))
+        if await self._run(*belowline.KILL_WISHED, *words, output=said):
+            return None
+        name, _, sandbox = said.decode().strip().partition("/")
+        return next(part for part in BELOW if names[part] == name), sandbox
 
     async def kill_next(self, part: str, known: list[int]) -> bool:
         """The first that is born and is not one of those. False: there was none for long."""
@@ -67,19 +75,16 @@ class Parts:
         """The pids of all parts below the line."""
         return [member.pid for member in await self._members()]
 
-    async def of_runs(self) -> dict[str, list[belowline.Member]]:
-        """All parts below the line, by run: also while no node lives."""
-        found: dict[str, list[belowline.Member]] = {}
-        for member in await self._members():
-            found.setdefault(await asyncio.to_thread(self._run_of, member.sandbox), []).append(member)
-        return found
+    async def runs(self) -> dict[str, str]:
+        """Of which run each sandbox is, by the records: also while no node lives, and while a machine is being made."""
+        return await asyncio.to_thread(self._runs)
 
-    def _run_of(self, sandbox: str) -> str:
-        """ "": its folder is gone already."""
-        try:
-            return Folder(self._home.sandboxes / sandbox).load().spec.labels.get(LABEL, "")
-        except (PerdureError, OSError):
-            return ""
+    def _runs(self) -> dict[str, str]:
+        found = {}
+        for folder in self._home.sandboxes.iterdir():
+            with contextlib.suppress(PerdureError):  # it is just being made, or removed
+                found[folder.name] = Folder(folder).load().spec.labels.get(LABEL, "")
+        return found
 
     async def _members(self) -> list[belowline.Member]:
         said = bytearray()
