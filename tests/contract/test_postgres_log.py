@@ -21,6 +21,7 @@ from perdure.context import postgres as postgres_log
 from perdure.context.faults import Faults
 from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
 from perdure.context.postgres import arrays, connections
+from perdure.context.postgres import schema as postgres_schema
 from perdure.errors import (
     Conflict,
     InvalidValue,
@@ -155,6 +156,17 @@ async def test_a_log_of_version_4_is_brought_forward_once(postgres: PostgresServ
         await log.close()
 
 
+async def test_a_log_is_brought_forward_however_long_that_takes(
+    postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STATEMENT_S", 1)
+    steps = {**postgres_schema.MIGRATIONS, 6: "SELECT pg_sleep(1.5);" + postgres_schema.MIGRATIONS[6]}
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", steps)
+    log = await postgres_log.open(postgres.url, schema=schema)
+    await log.create("run", {})
+    await log.close()
+
+
 async def test_a_newer_version_is_refused(two: list[ContextLog], postgres: PostgresServer, schema: str) -> None:
     with psycopg.connect(postgres.url, options=f"-c search_path={schema}") as shell:
         shell.execute("UPDATE meta SET version = 99")
@@ -257,6 +269,21 @@ async def test_the_first_that_is_asked_after_a_restart_is_answered(brittle: Post
     await asyncio.to_thread(brittle.stop)
     await asyncio.to_thread(brittle.start)
     assert [found.hash for found in await log.read("run")] == [entry.hash]
+    await log.close()
+
+
+async def test_a_database_that_does_not_sync_its_commits_syncs_ours(brittle: PostgresServer) -> None:
+    brittle.stop()
+    brittle.set("synchronous_commit = off")
+    brittle.set("wal_writer_delay = 10s")
+    brittle.start()
+    log = await postgres_log.open(brittle.url)
+    await log.create("run", {})
+    for _ in range(3):
+        [entry] = await log.append("run", NOTE, epoch=1)
+    await asyncio.to_thread(brittle.kill)
+    await asyncio.to_thread(brittle.start)
+    assert (await log.read("run"))[-1].hash == entry.hash
     await log.close()
 
 

@@ -145,6 +145,7 @@ async def _prepare(connection: Connection, address: Address) -> None:
             hint = "Install the newer perdure again; older ones do not read it."
             message = f"the context log {address.name} has version {version}, this is {schema.VERSION}"
             raise ProtocolError(message, hint=hint)
+        await connection.execute("SET LOCAL statement_timeout = 0")  # of a long log: cut short, it is never done
         for new in range(max(version, schema.FIRST_VERSION - 1) + 1, schema.VERSION + 1):
             await connection.execute(schema.MIGRATIONS[new].encode())
             await connection.execute("UPDATE meta SET version = %s", (new,))

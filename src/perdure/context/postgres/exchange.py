@@ -89,9 +89,13 @@ class Exchange:
     def _read(self) -> None:
         try:
             self._pgconn.consume_input()
+            before: pq.abc.PGresult | None = None
             while not self._pgconn.is_busy():
                 result = self._pgconn.get_result()
-                if result is None:  # the end of one statement
+                if result is None and before is None:  # one is the end of a statement; two: there is no more
+                    break
+                before = result
+                if result is None:
                     continue
                 if result.status == pq.ExecStatus.PIPELINE_SYNC:
                     self._end(None)
@@ -100,6 +104,11 @@ class Exchange:
                     self._error = errors.error_from_result(result)
         except OperationalError as error:
             self._end(error)
+        else:
+            if self._pgconn.status != pq.ConnStatus.OK:  # what came is none of the protocol: libpq has given up
+                said = self._pgconn.error_message.decode(errors="replace").strip()
+                self._error = None  # it says the same, as if the database had refused something
+                self._end(OperationalError(said or "the connection is broken"))
 
     def _end(self, error: Exception | None) -> None:
         if not self._over.done():

@@ -193,6 +193,10 @@ PLANS = """
 SET plan_cache_mode = force_generic_plan; SET jit = off;
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off
 """
+# What is acknowledged is on the disk, whatever the database's default is. What asks for more (a standby's) is left.
+SYNCED = """
+SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
 
 # -- what is written: one statement per table, its columns as arrays
 

@@ -191,6 +191,7 @@ class Writer:
             self._connection = await self._address.connect(patience_s=PATIENCE_S)
         if self._exchange is None or self._exchange.connection is not self._connection:
             await self._connection.execute(schema.PLANS)
+            await self._connection.execute(schema.SYNCED)
             self._session = await outcome.session(self._connection)
             self._exchange = Exchange(self._connection)
         return self._exchange
