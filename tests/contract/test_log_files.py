@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from perdure.context.log import ContextLog, NewEntry, NewHead
+from perdure.context.moving import TakeBack, TakeUp
 from perdure.errors import Conflict, NotFound, ProtocolError
 from perdure.formats import logfile
 from perdure.testing.postgres_fixtures import Opener
@@ -111,6 +112,7 @@ async def test_damage_is_named_and_nothing_is_taken(log: ContextLog, other: Cont
         "foreign": [b'{"role": "user"}\n'],
         "text": [b"hello\n"],
         "newer": changed(0, perdure_log=99),
+        "number": changed(0, epoch=1 << 63),
         "nothing": [],
     }
     for what, wrong in damaged.items():
@@ -220,6 +222,45 @@ async def test_only_what_was_pruned_is_taken_back(log: ContextLog, other: Contex
     await log.take_up(fed(lines))
     await log.take_up(fed(of_fork))
     assert (await exported(log), await exported(log, "fork")) == (lines, of_fork)
+
+
+async def test_what_was_written_since_stays_when_another_log_is_refused(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+    await other.take_up(fed(lines))
+    await log.prune("run")
+    (later,) = await log.append("run", NOTE, epoch=None)
+    await other.append("run", NOTE, epoch=None)
+    theirs = await exported(other)
+    for wrong in (theirs, theirs[:-1]):
+        with pytest.raises((Conflict, ProtocolError)):
+            await log.take_up(fed(wrong))
+    await log.take_up(fed(lines))
+    assert (await log.read("run"))[-1] == later
+    assert (await log.verify("run")).entries == 33
+
+
+async def test_a_fork_is_not_taken_up_while_what_it_shares_is_pruned(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    await log.branch_off("fork", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
+    of_run, of_fork = await exported(log), await exported(log, "fork")
+    submit = other.submit  # type: ignore[attr-defined]
+
+    async def pruned_before(job: Any) -> Any:
+        if isinstance(job, TakeUp | TakeBack):
+            await other.prune("run")
+        return await submit(job)
+
+    await other.take_up(fed(of_run))
+    for _ in ("of another home", "pruned"):
+        other.submit = pruned_before  # type: ignore[attr-defined]
+        with pytest.raises(Conflict, match="is a fork: entry 13 of run run is not here"):
+            await other.take_up(fed(of_fork))
+        other.submit = submit  # type: ignore[attr-defined]
+        assert await other.heads(pruned=False) == []
+        await other.take_up(fed(of_run))
+        await other.take_up(fed(of_fork))
+        await other.prune("fork")
 
 
 async def test_what_forks_of_pruned_forks_share_stays(log: ContextLog) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from perdure.context import exporting, sqlite
 from perdure.context import postgres as postgres_log
 from perdure.context.faults import Faults
 from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
@@ -458,6 +459,36 @@ async def test_a_run_that_is_remembered_is_no_longer_written_without_its_lease(t
         with pytest.raises(LeaseLost, match="taken over"):
             await two[0].append("run", NOTE, epoch=1)
     assert [entry.seq for entry in await two[1].append("run", NOTE, epoch=1)] == [2]
+
+
+@pytest.mark.parametrize("was_here", [False, True])
+async def test_a_log_that_two_servers_take_up_at_once_is_whole_or_not_there(
+    two: list[ContextLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_here: bool
+) -> None:
+    monkeypatch.setattr(exporting, "BATCH_ROWS", 4)
+    theirs = await sqlite.open(tmp_path / "log.db")
+    await theirs.create("run", {})
+    for _ in range(10):
+        await theirs.append("run", NOTE, epoch=1)
+    lines = [line async for line in theirs.export("run")]
+    await theirs.close()
+
+    async def fed(count: int, both_at: int = 0) -> AsyncIterator[bytes]:
+        for number, line in enumerate(lines[:count]):
+            if number == both_at > 0:
+                with pytest.raises(ProtocolError, match="is cut"):
+                    await two[1].take_up(fed(5))
+            yield line
+
+    if was_here:
+        await two[0].take_up(fed(len(lines)))
+        await two[0].prune("run")
+    with pytest.raises(Conflict, match="not all there"):
+        await two[0].take_up(fed(len(lines), 9))
+    with pytest.raises(NotFound):
+        await two[0].read("run")
+    assert (await two[1].take_up(fed(len(lines)))).seq == 10
+    assert (await two[0].verify("run")).entries == 10
 
 
 class Before(Faults):

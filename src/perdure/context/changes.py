@@ -35,7 +35,8 @@ class Needs:
     kept: set[tuple[str, str]] = field(default_factory=set)
     shared: str | None = None  # a run: who shares its entries
     sweep: bool = False
-    pruned: str | None = None  # a run: whether it was pruned
+    pruned: set[str] = field(default_factory=set)  # runs: whether they were pruned
+    counted: str | None = None  # a run: how many entries are stored under each of its branches
 
     @staticmethod
     def of(jobs: Iterable[Job[Any]]) -> Needs:
@@ -102,7 +103,8 @@ class State:
 
     sharers: list[str] = field(default_factory=list)  # runs
     sweep: int = 0  # how often blobs were swept
-    is_pruned: bool = False  # the run that was asked for
+    pruned: set[str] = field(default_factory=set)  # of the runs that were asked for
+    counts: dict[int, int] = field(default_factory=dict)  # branch -> entries, of the run that was asked for
 
     released_keys: set[str] = field(default_factory=set)  # of runs
     new_runs: dict[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import msgspec
 
 from perdure.context import queries, restoring
 from perdure.context.changes import Turns
-from perdure.context.moving import Ends, Stage, TakeBack, TakeUp, Tips, TurnsOf
+from perdure.context.moving import Ends, Stage, TakeBack, TakeUp, Tips, TurnsOf, not_shared
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.formats import logfile
 from perdure.formats.chain import Counted, canonical, link_references
@@ -142,7 +142,8 @@ class _Incoming:
             run_id, branch, seq, last = part[0], part[1], part[2], part[8]
             self._tips[run_id, branch] = last
             if run_id == self._beginning.run_id:
-                self._rows.append(part)
+                if self._back is None or seq <= self._back[branch]:
+                    self._rows.append(part)
                 self._turns.setdefault((run_id, branch), Turns()).count(part[5])
             else:
                 self._shared[run_id, branch] = seq, last
@@ -170,11 +171,9 @@ class _Incoming:
         for (run_id, branch), (seq, last) in self._shared.items():
             rows = await self._log.rows(queries.HASH_AT, {"run_id": run_id, "branch": branch, "seq": seq})
             if not rows or rows[0][0] != last:
-                hint = f"Take up the log of run {run_id} first."
-                message = f"run {self._beginning.run_id} is a fork: entry {seq} of run {run_id} is not here"
-                raise Conflict(message, hint=hint)
+                raise not_shared(self._beginning.run_id, run_id, seq)
         if self._pruned is None:
             return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns))
         tips = await restoring.tips(self._log, self._beginning, self._tips)
-        await self._log.submit(TakeBack(self._pruned, self._prepare(self._pruned.value), tips))
+        await self._log.submit(TakeBack(self._pruned, self._prepare(self._pruned.value), tips, self._beginning))
         return await self._log.head(self._beginning.run_id)

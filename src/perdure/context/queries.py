@@ -88,6 +88,8 @@ SELECT kind, name, version, value FROM kept
 WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name
 """
 
+TIP_HASHES = "SELECT branch, hash FROM branches WHERE run_id = :run_id"
+
 LINEAGE_ID = "SELECT lineage FROM meta"
 
 # How far a branch is, and the hash of one of its entries.

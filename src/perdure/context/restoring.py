@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from perdure.context.log import Stretch
+from perdure.context import queries
+from perdure.context.log import Branch, Stretch
 from perdure.context.moving import ANOTHER, Ends, Tips
 from perdure.errors import Conflict
 from perdure.formats import logfile
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
 
 
 async def ends(log: StoredLog, beginning: Beginning) -> Ends:
-    """Where the branches end in the exported log. Conflict: the run had others, or wrote more before it was pruned."""
+    """Up to where each branch comes from the exported log: what is behind that is here and stays, whatever becomes of
+    the rest. Conflict: the run had other branches, or wrote more before it was pruned."""
     run_id, own = beginning.run_id, _own(beginning)
     branches = {one.branch: one for one in await log.branches(run_id)}
+    tips, found = dict(await log.rows(queries.TIP_HASHES, {"run_id": run_id})), Ends()
     if own.keys() != branches.keys():
         message = f"run {run_id} had {len(branches)} branches when it was pruned, the exported log has {len(own)}"
         raise Conflict(message, hint=ANOTHER)
@@ -30,12 +33,23 @@ async def ends(log: StoredLog, beginning: Beginning) -> Ends:
         here = branches[branch]
         if (here.parent, here.fork_seq) != (theirs.parent, theirs.fork_seq):
             raise Conflict(f"run {run_id} had another branch {branch} than the exported log has", hint=ANOTHER)
-        later = await _page(log, run_id, branch, theirs.upto, here.seq)
-        begins = later[0][2] if later else here.seq + 1
-        if begins != theirs.upto + 1:
+        found[branch] = await _pruned_upto(log, run_id, here, tips[branch])
+        if found[branch] > theirs.upto:
             message = f"the exported log of run {run_id} ends at entry {theirs.upto} of branch {branch}"
-            raise Conflict(f"{message}, and what was pruned at entry {begins - 1}", hint=ANOTHER)
-    return {branch: theirs.upto for branch, theirs in own.items()}
+            raise Conflict(f"{message}, and what was pruned at entry {found[branch]}", hint=ANOTHER)
+    return found
+
+
+async def _pruned_upto(log: StoredLog, run_id: str, here: Branch, tip: bytes) -> int:
+    """The last entry that the branch does not have any more. What an interrupted import has left does not count: only
+    what goes on to its end, by the chain."""
+    begins, last, after = here.seq + 1, b"", here.fork_seq
+    while page := await _page(log, run_id, here.branch, after, here.seq):
+        for row in page:
+            if row[2] != after + 1 or not last or entry_hash(last, row[:8]) != row[8]:
+                begins = row[2]
+            after, last = row[2], row[8]
+    return begins - 1 if last == tip else here.seq
 
 
 async def tips(log: StoredLog, beginning: Beginning, found: Tips) -> Tips:

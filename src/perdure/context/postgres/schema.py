@@ -177,7 +177,8 @@ SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest
 ORDER BY kind, name FOR UPDATE
 """
 
-PRUNED = "SELECT pruned FROM runs WHERE run_id = %s"
+PRUNED = "SELECT run_id FROM runs WHERE run_id = ANY(%s) AND pruned = 1"
+COUNTS = "SELECT branch, count(*) FROM entries WHERE run_id = %s GROUP BY branch"
 SWEEP = "SELECT sweep FROM meta FOR UPDATE"
 # Also through forks whose own entries were dropped already.
 SHARERS = """

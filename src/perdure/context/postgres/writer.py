@@ -251,7 +251,9 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
         if needs.sweep:
             sweep = await connection.execute(schema.SWEEP, binary=True)
         if needs.pruned:
-            pruned = await connection.execute(schema.PRUNED, (needs.pruned,), binary=True)
+            pruned = await connection.execute(schema.PRUNED, (list(needs.pruned),), binary=True)
+        if needs.counted:
+            counts = await connection.execute(schema.COUNTS, (needs.counted,), binary=True)
         if needs.shared:
             sharers = await connection.execute(schema.SHARERS, (needs.shared,), binary=True)
         if needs.fork:
@@ -271,7 +273,9 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
     if needs.sweep:
         [(state.sweep,)] = await sweep.fetchall()
     if needs.pruned:
-        state.is_pruned = await pruned.fetchall() == [(1,)]
+        state.pruned = {run_id for (run_id,) in await pruned.fetchall()}
+    if needs.counted:
+        state.counts = dict(await counts.fetchall())
     if needs.shared:
         state.sharers = [run_id for (run_id,) in await sharers.fetchall()]
     if needs.fork:

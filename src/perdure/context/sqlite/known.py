@@ -39,8 +39,11 @@ class Known:
                 state.kept[kind, name] = version
         if needs.sweep:
             state.sweep = db.execute(schema.SWEEP).fetchone()[0]
-        if needs.pruned:
-            state.is_pruned = db.execute(schema.PRUNED, (needs.pruned,)).fetchone() == (1,)
+        for run_id in needs.pruned:
+            if db.execute(schema.PRUNED, (run_id,)).fetchone() == (1,):
+                state.pruned.add(run_id)
+        if needs.counted:
+            state.counts = dict(db.execute(schema.COUNTS, (needs.counted,)).fetchall())
         if needs.shared:
             state.sharers = [run_id for (run_id,) in db.execute(schema.SHARERS, (needs.shared,))]
         if needs.fork:

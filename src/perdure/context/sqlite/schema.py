@@ -189,6 +189,7 @@ SELECT r.run_id FROM below JOIN runs r ON r.run_id = below.run_id WHERE r.pruned
 PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ?"
 DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ?"
 PRUNED = "SELECT pruned FROM runs WHERE run_id = ?"
+COUNTS = "SELECT branch, count(*) FROM entries WHERE run_id = ? GROUP BY branch"
 CLEAR_ENTRIES = "DELETE FROM entries WHERE run_id = ? AND branch = ? AND seq <= ?"
 RESTORE = "UPDATE runs SET pruned = 0 WHERE run_id = ?"
 SWEEP = "SELECT sweep FROM meta"
