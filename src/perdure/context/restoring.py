@@ -25,7 +25,8 @@ async def ends(log: StoredLog, beginning: Beginning) -> Ends:
     the rest. Conflict: the run had other branches, or wrote more before it was pruned."""
     run_id, own = beginning.run_id, _own(beginning)
     branches = {one.branch: one for one in await log.branches(run_id)}
-    tips, found = dict(await log.rows(queries.TIP_HASHES, {"run_id": run_id})), Ends()
+    tips: dict[int, bytes] = dict(await log.rows(queries.TIP_HASHES, {"run_id": run_id}))
+    found = Ends()
     if own.keys() != branches.keys():
         message = f"run {run_id} had {len(branches)} branches when it was pruned, the exported log has {len(own)}"
         raise Conflict(message, hint=ANOTHER)

@@ -92,13 +92,17 @@ class Retention:
 
 async def _drop(context: ContextLog, head: Head, before: float, *, dry_run: bool = False) -> bool:
     """Drop the log of a run if it ended before; False also where something needs it still."""
-    if head.pruned or head.created >= before or await _ended(context, head) >= before:
+    if head.pruned or head.created >= before:
         return False
     try:
+        if await _ended(context, head) >= before:
+            return False
         if not dry_run:
             await prune(context, head.run_id)
     except Conflict:
         return False  # its forks are younger
+    except NotFound:
+        return False  # another server was faster
     return True
 
 

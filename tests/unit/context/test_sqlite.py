@@ -124,6 +124,20 @@ async def test_what_the_writer_does_not_remember_it_reads(tmp_path: Path, monkey
     await log.close()
 
 
+async def test_a_backup_that_is_restored_under_the_writer_is_what_it_goes_on_from(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await log.append("run", NOTE, epoch=1)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as shell, closing(sqlite3.connect(":memory:")) as backup:
+        shell.backup(backup)
+        for epoch in (1, 2):
+            await log.append("run", NOTE, epoch=epoch)
+        backup.backup(shell)
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 2
+    assert (await log.verify("run")).entries == 2
+    await log.close()
+
+
 async def test_a_write_goes_on_without_the_caller(tmp_path: Path) -> None:
     log = await sqlite.open(tmp_path / "log.db")
     await log.create("run", {})

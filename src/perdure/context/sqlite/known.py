@@ -12,14 +12,20 @@ REMEMBERED = 4096  # runs, and so many branches
 
 
 class Known:
-    """Remembers the fences of runs and the tips of branches: nobody else writes to the file. Belongs to the writer."""
+    """Remembers the fences of runs and the tips of branches, until somebody else writes to the file: a person, that is
+    (a backup is restored into it), as one server has it. Belongs to the writer."""
 
     def __init__(self) -> None:
         self._runs: dict[str, tuple[int, int, int]] = {}  # epoch, branch, version
         self._tips: dict[tuple[str, int], tuple[int, bytes]] = {}
+        self._changed_by_others: tuple[int] | None = None
 
     def state(self, db: sqlite3.Connection, needs: Needs) -> State:
         """All of what is needed, in a transaction."""
+        changed: tuple[int] | None = db.execute("PRAGMA data_version").fetchone()
+        if changed != self._changed_by_others:
+            self._changed_by_others = changed
+            self.forget()
         state = State()
         for run_id in needs.runs:
             run = self._runs.get(run_id) or self._read_run(db, run_id)
