@@ -49,7 +49,7 @@ def _has_error(payload: dict[str, Any]) -> bool:
 
 def _reopened(entry: Entry, again: set[str], begins: float) -> list[NewEntry]:
     """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more. Its own
-    time limit is counted from when the attempt begins."""
+    time limit is counted from ``begins``."""
     payload = entry.payload
     if entry.kind == "wait.started":
         parts = [{**part, "child": new_id()} if part["id"] in again else part for part in payload["parts"]]
@@ -60,6 +60,11 @@ def _reopened(entry: Entry, again: set[str], begins: float) -> list[NewEntry]:
     elif not payload.get("of") or payload["wait"] in again:
         return []  # the end of such a wait, or of the set
     return [NewEntry(kind=entry.kind, payload=payload, key=entry.key)]
+
+
+def _shift_s(entry: Entry) -> float:
+    """How much longer what is open has from here on."""
+    return float(entry.payload.get("shift_s", 0.0)) if entry.kind in SHIFTS else 0.0
 
 
 def carried_shift(entry: Entry) -> NewEntry:
@@ -122,13 +127,16 @@ class Carried:
             # a set that is the first of them in its lane is asked for as it was
             failed = after - {key for key in self._again if self._first[key] == begun[self._lane(key)]} | failed
         fork_seq, waits, carried = min(self._first[key] for key in anew) - 1, Waits(), list[NewEntry]()
+        # A set that is reopened has its own time from when the attempt begins, whatever shifts after it add to that.
+        left_s = sum(_shift_s(entry) for entry in self._entries if entry.seq > fork_seq)
         for entry in self._entries:
             if entry.seq <= fork_seq:
                 waits = waits.after(entry.kind, entry.payload)
             elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
+                left_s -= _shift_s(entry)
                 carried.append(carried_shift(entry))
             elif entry.key in self._again and entry.key not in failed:
-                carried += _reopened(entry, self._again[entry.key], begins)
+                carried += _reopened(entry, self._again[entry.key], begins - left_s)
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key))
         return fork_seq, waits, carried

@@ -263,6 +263,31 @@ async def test_of_waits_for_all_that_a_time_limit_ended_what_came_is_not_waited_
     await house.context.verify(run_id)
 
 
+async def test_a_set_that_is_reopened_has_its_own_time_however_long_going_back_had_made_it_before(house: Any) -> None:
+    house.settings = dataclasses.replace(QUICK, idle_grace_s=1e10)
+    clock, lives = await house.at(FakeClock()), 0
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        waits = [{"kind": "approval", "prompt": "Go on?"}, {"kind": "signal", "name": "a"}]
+        said = yield Ask("wait/set", {"mode": "all", "waits": waits, "timeout_s": 1000})
+        yield breaks() if said.status == 409 else Ask("complete", {"result": said.value["timed_out"]})
+
+    run_id = await house.start(program, timeout_s=800, retry={"timed-out": Retry(attempts=3, delay_s=0)})
+    await house.waits(run_id, "all")
+    clock.move(500)
+    await house.engine.rewind(run_id, (await house.entries(run_id, "wait.started"))[0].seq)
+    run = house.engine._runs[run_id]
+    for attempt in (2, 3):
+        assert await run.until(lambda attempt=attempt: lives == attempt and run.state is RunState.WAITING, 20)
+        clock.move(801)
+        assert await run.until(lambda attempt=attempt: run.record.attempt == attempt, 20)
+        (whole,) = [wait for wait in run.record.waits.open if wait.kind == "all"]
+        assert whole.until == pytest.approx(run.record.began + 1000, abs=5)
+    assert await travel.waits_at(house.context, run_id, run.branch, 10**6) == run.record.waits  # as the log has it
+
+
 @pytest.mark.parametrize("answer", ["comes", "fails"])
 async def test_a_wait_for_any_has_its_answer_in_the_next_attempt_unless_that_failed(house: Any, answer: str) -> None:
     lives, told = 0, []
