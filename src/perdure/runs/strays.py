@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
 
 from perdure.context.log import ContextLog
-from perdure.errors import Conflict, NotFound, PerdureError
+from perdure.errors import NotFound, PerdureError, Unavailable
 from perdure.model import NodePlace
 from perdure.runs.clock import Clock
 from perdure.runs.ports import Machines, Sandbox
@@ -104,8 +103,12 @@ class Strays:
             record = records.get(one.run_id)
             for digest in () if record is None else loose(one, record, self._machines.node):
                 log.info("snapshot %s of run %s is given up: its record does not name it", digest, one.run_id)
-                with suppress(NotFound, Conflict):  # it is gone; it is needed otherwise
+                try:
                     await self._machines.forget(one.id, digest)
+                except Unavailable:
+                    raise  # the node is away: all of it once more
+                except PerdureError as error:  # it is gone; or it costs space until the run's end, and nothing else
+                    log.info("snapshot %s of run %s is not given up: %s", digest, one.run_id, error)
 
     async def _records(self, runs: Iterable[str]) -> dict[str, Record]:
         found, ids = dict[str, Record](), list(runs)
