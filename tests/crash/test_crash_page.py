@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import random
 from pathlib import Path
 
 import pytest
 
+from perdure.errors import Unavailable
 from perdure.host.paths import Home
 from perdure.testing.crash import page
-from perdure.testing.crash.atrandom import Kill
+from perdure.testing.crash.atrandom import AtRandom, Kill
 from perdure.testing.crash.ledger import WebLedger
 from perdure.testing.crash.listener import Listener
 from perdure.testing.crash.parts import PARTS, Parts
@@ -17,6 +20,7 @@ from perdure.testing.crash.provider import CountingProvider
 from perdure.testing.crash.serving import Serving
 from perdure.testing.crash.vmlife import Ground, VmLife, VmOutcome, VmWish
 from perdure.testing.crash.vms import Asked, VmMatrix, missed
+from perdure.testing.house import DEADLINE_S
 
 
 def test_a_section_is_replaced_and_the_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,12 +102,39 @@ def test_a_run_whose_machine_dies_again_and_again_is_let_alone_until_its_program
     assert one.deaths_in_a_row == 1
 
 
-def life(folder: Path, seed: int) -> VmLife:
-    """One that is not lived."""
+async def test_where_nobody_can_be_killed_any_more_the_lives_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+
+    async def kill_on(self: AtRandom, chance: random.Random) -> None:
+        raise Unavailable("nobody answers below the line")
+
+    async def live_on(self: AtRandom, most: int) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(most)
+
+    monkeypatch.setattr(AtRandom, "_kill_on", kill_on)
+    monkeypatch.setattr(AtRandom, "_live_on", live_on)
+    at_random = AtRandom(ground(tmp_path), "sqlite", 2, [], [], [], lambda text, wrong: None)
+    async with asyncio.timeout(DEADLINE_S):
+        with pytest.raises(Unavailable):
+            await at_random.run(3)
+    assert ended == [3, 3]
+
+
+def ground(folder: Path) -> Ground:
+    """Where nothing runs."""
     home = Home(folder / "home", folder / "cache")
     serving = Serving(home, folder / "log", {}, [], [])
-    ground = Ground(home, "image", CountingProvider(), Listener(), WebLedger(home), serving, [], Parts(home))
-    return VmLife(ground, VmWish(seed=seed))
+    return Ground(home, "image", CountingProvider(), Listener(), WebLedger(home), serving, [], Parts(home))
+
+
+def life(folder: Path, seed: int) -> VmLife:
+    """One that is not lived."""
+    return VmLife(ground(folder), VmWish(seed=seed))
 
 
 def test_what_is_asked_for_by_the_environment() -> None:

@@ -73,11 +73,13 @@ class AtRandom:
             killing = asyncio.create_task(self._kill_on(chance))
             places = [asyncio.create_task(self._live_on(lives)) for _ in range(self.at_once)]
             try:
-                await asyncio.gather(*places)
+                going = {killing, *places}
+                while not going.isdisjoint(places):
+                    over, going = await asyncio.wait(going, return_when=asyncio.FIRST_COMPLETED)
+                    for task in over:
+                        task.result()  # where who kills failed, nobody else would be killed in all these lives
                 if self._left:
                     self._add([f"{self._left} kills found nobody"])
-                if killing.done():
-                    killing.result()
             finally:
                 for task in (killing, *places):
                     task.cancel()
