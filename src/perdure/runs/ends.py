@@ -63,7 +63,7 @@ async def conclude(
     ending: Ending | None = None,
 ) -> None:
     """It ends: as its program or its machine has it, or as it was to end anyhow; or its next attempt begins, where
-    its failure (of this ``kind`` of ``runs.retries``) is one to try again after. Under the lock.
+    its failure (of this ``kind`` of ``model.FAILURES``) is one to try again after. Under the lock.
 
     epoch: a new one where something of its machine may be left: the fence, it can do nothing any more. ending: how it
     is to end, where that is not what the record has.
