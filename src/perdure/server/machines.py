@@ -145,9 +145,7 @@ class NodeMachines:
     async def of_runs(self) -> list[Sandbox]:
         def work() -> list[Sandbox]:
             named = [(info.spec.labels.get(LABEL, ""), info) for info in self._node.list()]
-            return [
-                Sandbox(id=info.id, run_id=of, epoch=info.epoch, snapshots=info.snapshots) for of, info in named if of
-            ]
+            return [Sandbox(id=info.id, run_id=of, epoch=info.epoch, snapshots=info.held) for of, info in named if of]
 
         return await self._in_thread(work)
 

@@ -153,7 +153,7 @@ class LocalMachines:
             cause=sandbox.cause,
             exit_status=sandbox.exit_status,
             snapshot=sandbox.snapshot,
-            snapshots=sandbox.held,
+            held=sandbox.held,
             epoch=sandbox.calls.epoch if sandbox.calls else None,
         )
 

@@ -98,3 +98,32 @@ async def test_the_sandboxes_of_a_run_are_removed_without_a_look_at_all_others(t
         machines.close()
         await runner.cleanup()
     assert [one.partition("?")[0] for one in asked] == ["GET /v1/sandboxes", "DELETE /v1/sandboxes/a"]
+
+
+async def test_the_sandboxes_of_runs_are_told_with_the_snapshots_that_they_have(tmp_path: Path) -> None:
+    """By a node of the test's own."""
+    home = Home(tmp_path, tmp_path).make()
+    position = {"run_id": "r", "branch": 1, "seq": 7, "epoch": 2}
+    shown = {"name": "b", "state": "running", "created": 1.0, "epoch": 2}
+    held = [{"digests": ["sha256:new", "sha256:old"], "position": position}, {"digests": ["sha256:own"]}]
+    ours = {"id": "a", "spec": {"image": "x", "labels": {LABEL: "r"}}, "held": held, **shown}
+
+    async def node(request: web.Request) -> web.Response:
+        return web.json_response([ours, {"id": "c", "spec": {"image": "x"}, **shown}])
+
+    app = web.Application()
+    app.router.add_get("/v1/sandboxes", node)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(home.socket("fcrund"))).start()
+    machines = NodeMachines(home)
+    try:
+        (one,) = await machines.of_runs()
+    finally:
+        machines.close()
+        await runner.cleanup()
+    assert (one.id, one.run_id, one.epoch) == ("a", "r", 2)
+    assert [(each.digests, each.position and each.position.seq) for each in one.snapshots] == [
+        (["sha256:new", "sha256:old"], 7),
+        (["sha256:own"], None),
+    ]
