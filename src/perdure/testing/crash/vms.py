@@ -173,7 +173,7 @@ class VmMatrix:
         """With what a program before this one has written, if it was of the same revision. A kill counts if all runs
         that it hit were judged."""
         found = json.loads(text)
-        if found["revision"] != page.revision():
+        if found.get("revision") != page.revision():
             return
         self.wrong += found["wrong"]
         for life in found["lives"]:
