@@ -122,12 +122,13 @@ class House:
         return info
 
     async def waits(self, run_id: str, kind: str) -> None:
-        """Wait until the program is parked on such a wait, and asks for it."""
+        """Wait until the program is parked on such a wait, and asks for it, or sleeps over it."""
         async with self.engine._shelf.held(run_id) as run, asyncio.timeout(DEADLINE_S):
             assert run is not None
 
             def parked() -> bool:
-                return any(wait.kind == kind and run._asking.get(wait.id) for wait in run.record.waits.open)
+                asleep = run.state is RunState.SUSPENDED
+                return any(wait.kind == kind and (asleep or run._asking.get(wait.id)) for wait in run.record.waits.open)
 
             await run.until(parked)
 
