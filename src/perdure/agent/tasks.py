@@ -43,6 +43,13 @@ def run(main: Coroutine[Any, Any, Any], lane: calls.Lane, door: AsyncDoor) -> An
     return asyncio.run(started())
 
 
+def place() -> str:
+    """Where the asking task is among the agent's calls: the same when it is lived through again. "": it is not the
+    agent's."""
+    lane = _lane.get(None)
+    return "" if lane is None else f"{lane.name}/{lane.taken}"
+
+
 def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     context = options.pop("context", None) or contextvars.copy_context()
     if (lane := _lane.get(None)) is not None:
@@ -128,6 +135,7 @@ class AsyncContext:
             body = calls.step(name, on_doubt, attempts.begin(lane, ordinal))
             state = await _call(lane, "step", body, ordinal)
             if state["status"] == "run":
+                children = lane.children
                 try:
                     result = function(*args, **arguments(function, kwargs, state))
                     if asyncio.iscoroutine(result):
@@ -138,6 +146,8 @@ class AsyncContext:
                     raise
                 except Exception as problem:
                     end = {"error": calls.error(problem)}
+                finally:  # when it is answered from the log its tasks are not made: those after it keep their names
+                    lane.children = children
                 state = await _call(lane, "step/end", end, ordinal)
             try:
                 return outcome(name, function, state)

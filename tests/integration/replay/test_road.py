@@ -143,6 +143,31 @@ async def test_coroutines_hear_what_came_first_first(road: WorkerHouse) -> None:
     assert await road.result(run_id) == ["c", 1, "a", "b"]
 
 
+async def test_tasks_of_a_step_do_not_rename_those_after_it(road: WorkerHouse, tmp_path: Path) -> None:
+    """They are not made again, when it is answered from the log."""
+    ledger = tmp_path / "ledger"
+    run_id = await road.start(
+        f"""
+        import asyncio
+        def did(what):
+            open({str(ledger)!r}, "a").write(what)
+            return what
+        async def works():
+            await asyncio.gather(asyncio.sleep(0), asyncio.sleep(0))
+            return did("a")
+        async def f(ctx: AsyncContext):
+            first = await ctx.step("first", works)
+            others = await asyncio.gather(*(ctx.step(what, did, what) for what in "bc"))
+            await ctx.wait_for("go")
+            return [first, *others]
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == ["a", "b", "c"]
+    assert sorted(ledger.read_text()) == ["a", "b", "c"]
+
+
 async def test_a_run_that_is_cancelled_tells_its_function_once_also_when_it_runs_again(
     road: WorkerHouse, tmp_path: Path
 ) -> None:
