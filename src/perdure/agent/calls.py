@@ -35,15 +35,15 @@ class Lane:
     def __init__(self, name: str) -> None:
         self.name = name
         self.children = 0
-        self.taken = 0
+        self._next = 0
         self._thread = _thread.get_ident()
 
     def take(self) -> int:
         if _thread.get_ident() != self._thread:
             hint = "write the agent as a coroutine (async def): each of its tasks has a sequence of its own"
             raise InvalidValue("ctx is used from another thread than the agent's", hint=hint)
-        ordinal = self.taken
-        self.taken += 1
+        ordinal = self._next
+        self._next += 1
         return ordinal
 
     def child(self) -> Lane:

@@ -43,13 +43,6 @@ def run(main: Coroutine[Any, Any, Any], lane: calls.Lane, door: AsyncDoor) -> An
     return asyncio.run(started())
 
 
-def place() -> str:
-    """Where the asking task is among the agent's calls: the same when it is lived through again. "": it is not the
-    agent's."""
-    lane = _lane.get(None)
-    return "" if lane is None else f"{lane.name}/{lane.taken}"
-
-
 def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     context = options.pop("context", None) or contextvars.copy_context()
     if (lane := _lane.get(None)) is not None:
