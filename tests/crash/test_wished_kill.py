@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def killed(folder: Path, *wishes: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def killed_at_last(folder: Path, *wishes: str) -> str:
+    """Who looks while others begin and end may see nobody: it looks again, as the campaign does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (who := killed(folder, *wishes)):
+        assert time.monotonic() < deadline
+    return who
+
+
 def test_the_first_wish_that_is_there_is_killed(
     tmp_path: Path, keep: Callable[[str, str], subprocess.Popen[str]]
 ) -> None:
@@ -51,10 +60,10 @@ def test_the_first_wish_that_is_there_is_killed(
     for keeper in (first, second):
         assert keeper.stdout is not None
         assert keeper.stdout.readline().strip()  # its program was started
-    assert killed(tmp_path, "pager/one", "firecracker/other", "pager/other", "keeper/one") == "pager/other"
+    assert killed_at_last(tmp_path, "pager/one", "firecracker/other", "pager/other", "keeper/one") == "pager/other"
     assert killed(tmp_path, "pager/other", "keeper/oth") == ""
     assert (first.poll(), second.poll()) == (None, None)
-    assert killed(tmp_path, "keeper/other", "keeper/one") == "keeper/other"
+    assert killed_at_last(tmp_path, "keeper/other", "keeper/one") == "keeper/other"
     assert second.wait(DEADLINE_S) == -9
-    assert killed(tmp_path, "firecracker/one") == "firecracker/one"
+    assert killed_at_last(tmp_path, "firecracker/one") == "firecracker/one"
     assert first.poll() is None
