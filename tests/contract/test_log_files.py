@@ -244,6 +244,7 @@ async def test_a_fork_is_not_taken_up_while_what_it_shares_is_pruned(log: Contex
     await conversation(log)
     await log.branch_off("fork", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
     of_run, of_fork = await exported(log), await exported(log, "fork")
+    # mypy knows no attributes of what stands for either database: the moment is between two of its transactions.
     submit = other.submit  # type: ignore[attr-defined]
 
     async def pruned_before(job: Any) -> Any:

@@ -100,6 +100,7 @@ async def test_a_follower_hears_of_what_another_server_writes(two: list[ContextL
 
 async def test_a_follower_hears_of_it_without_any_notification(two: list[ContextLog], postgres: PostgresServer) -> None:
     await two[0].create("run", {})
+    # Nothing outside can make notifications go astray.
     two[0]._database._notices.channel = "somewhere_else"  # type: ignore[attr-defined]
     following = two[1].follow("run")
     await two[0].append("run", NOTE, epoch=1)
@@ -506,6 +507,7 @@ class Before(Faults):
 
 def deafen(log: ContextLog) -> None:
     """What is sent from now on arrives, and its answer does not."""
+    # The very connection of the writer: only so is one write cut, and no other.
     with socket.socket(fileno=os.dup(log._database._writer._connection.fileno())) as wire:  # type: ignore[attr-defined]
         wire.shutdown(socket.SHUT_RD)
 
