@@ -50,6 +50,12 @@ struct slice ask(const char *call, const struct key *key, const struct bytes *bo
     return checked(door_call(call, key, body, answer), answer);
 }
 
+void end_by_signal(int number) {
+    signal(number, SIG_DFL);
+    raise(number);
+    exit(128 + number);  // whoever started this has it blocked
+}
+
 struct slice ask_wait(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer) {
     struct bytes nothing = {0};
     door_heed();
@@ -58,9 +64,7 @@ struct slice ask_wait(const char *call, const struct key *key, const struct byte
     if (!status) {
         put(&nothing, "{}");
         door_call("wait/withdraw", key, &nothing, answer);
-        signal(number, SIG_DFL);
-        raise(number);
-        exit(128 + number);  // whoever started this has it blocked
+        end_by_signal(number);
     }
     struct slice found = checked(status, answer);
     while (is_true(found, "withdrawn"))

@@ -10,4 +10,5 @@ struct slice ask(const char *call, const struct key *key, const struct bytes *bo
 // The same of a wait: a signal that ends the program withdraws it first, so that the run is not parked on what nobody
 // waits for.
 struct slice ask_wait(const char *call, const struct key *key, const struct bytes *body, struct bytes *answer);
+_Noreturn void end_by_signal(int number);
 bool is_true(struct slice object, const char *name);

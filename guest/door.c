@@ -81,6 +81,12 @@ int door_heed_no_more(void) {
     return number;
 }
 
+void door_signals_to(void (*how)(int)) {
+    dispose(how);
+    sigprocmask(SIG_SETMASK, &open_mask, NULL);
+    heeds = false;
+}
+
 // Until the answer goes on, or the time is over, or a signal that is heeded came.
 static void await(int fd, const struct timespec *time) {
     struct pollfd answer = {.fd = fd, .events = POLLIN};

@@ -19,12 +19,23 @@ enum { OUTPUT_MAX = 1 << 20, READ = 64 << 10, NOT_FOUND = 127, NOT_EXECUTABLE = 
 
 static volatile pid_t child;  // 0: it has ended, and its number may be another's
 
+// A step that has begun is to end, and its end to be recorded: signals are its command's. A terminal sends SIGINT to the
+// command, too.
 static void pass_on(int number) {
-    if (child)
+    if (child && number != SIGINT)
         kill(child, number);
 }
 
+// Those that came before there was a command to take them are its, too.
+static void pass_signals(void) {
+    sigset_t pending;
+    if (!sigpending(&pending) && sigismember(&pending, SIGINT) == 1)
+        kill(child, SIGINT);
+    door_signals_to(pass_on);
+}
+
 static _Noreturn void run_command(char **argv, int out, const char *identity) {
+    door_signals_to(SIG_DFL);
     dup2(out, STDOUT_FILENO);
     close(out);
     setenv("PERDURE_IDEMPOTENCY_KEY", identity, 1);
@@ -56,17 +67,6 @@ static int listen_to(int from, bool live, struct bytes *output, bool *too_much) 
     return WIFEXITED(status) ? WEXITSTATUS(status) : BY_SIGNAL + WTERMSIG(status);
 }
 
-// A step that has begun is to end, and its end to be recorded: signals are its command's. A terminal sends SIGINT to the
-// command, too.
-static void pass_signals(bool on) {
-    static const int passed[] = {SIGTERM, SIGHUP, SIGINT};
-    static struct sigaction before[sizeof passed / sizeof *passed];
-    for (size_t i = 0; i < sizeof passed / sizeof *passed; i++) {
-        struct sigaction passing = {.sa_handler = passed[i] == SIGINT ? SIG_IGN : pass_on};
-        sigaction(passed[i], on ? &passing : &before[i], on ? &before[i] : NULL);
-    }
-}
-
 static int run(char **argv, const char *identity, bool live, struct bytes *output, bool *too_much) {
     int ends[2];
     signal(SIGCHLD, SIG_DFL);  // where whoever started this ignores it, nobody would know how the command ended
@@ -80,7 +80,7 @@ static int run(char **argv, const char *identity, bool live, struct bytes *outpu
         run_command(argv, ends[1], identity);
     }
     close(ends[1]);
-    pass_signals(true);
+    pass_signals();
     int status = listen_to(ends[0], live, output, too_much);
     close(ends[0]);
     return status;
@@ -154,6 +154,16 @@ static struct slice checked(unsigned status, const struct bytes *answer) {
     return state;
 }
 
+// A signal came while its beginning was asked for. If it is recorded, only we know that nothing came of it: it ended as its
+// command would have by that signal. The host refuses this where it had not begun, or is in doubt.
+static _Noreturn void give_up(const struct key *key) {
+    struct bytes end = {0}, nothing = {0}, answer = {0};
+    int number = door_heed_no_more();
+    put_end(&end, BY_SIGNAL + number, &nothing, false);
+    door_call("step/end", key, &end, &answer);
+    end_by_signal(number);
+}
+
 // One attempt; what of its stdout was not passed on is in `held`.
 static int attempt(const struct step *step, const struct key *first, const struct key *key, bool is_last, struct bytes *held) {
     struct bytes body = {0}, answer = {0}, output = {0}, end = {0}, identity = {0};
@@ -165,16 +175,22 @@ static int attempt(const struct step *step, const struct key *first, const struc
     snprintf(of, sizeof of, "%s/%llu", first->lane, (unsigned long long)first->ordinal);
     put_member(&body, "of", key == first ? NULL : of);
     put(&body, "}");
-    struct slice state = checked(door_call("step", key, &body, &answer), &answer);
-    if (!slice_is(json_member(state, "status"), "\"run\""))
+    door_heed();  // until its command has them
+    unsigned status = door_call("step", key, &body, &answer);
+    if (!status)
+        give_up(key);
+    struct slice state = checked(status, &answer);
+    if (!slice_is(json_member(state, "status"), "\"run\"")) {
+        door_signals_to(SIG_DFL);
         return replay(state, held);
+    }
     struct slice known = json_member(state, "idempotency_key");
     if (json_is_text(known))
         json_decode(&identity, known);
     put_u8(&identity, 0);
     int ended = run(step->command, (const char *)bytes_head(&identity), is_last, &output, &too_much);
     put_end(&end, ended, &output, too_much);
-    unsigned status = door_call("step/end", key, &end, &answer);
+    status = door_call("step/end", key, &end, &answer);
     if (status == 413 || status == 400) {  // it cannot be kept as it is; that it has ended can
         bytes_free(&end);
         put_end(&end, ended, &output, too_much = true);
@@ -183,7 +199,7 @@ static int attempt(const struct step *step, const struct key *first, const struc
     state = checked(status, &answer);
     if (json_member(state, "error").data)
         refused(status, state);
-    pass_signals(false);
+    door_signals_to(SIG_DFL);
     if (!is_last)
         *held = output;
     return ended;

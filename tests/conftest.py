@@ -16,11 +16,13 @@ from xdist.workermanage import WorkerController
 
 ROOT = Path(__file__).parents[1]
 
-# The files of tests on VMs that take longest: a minute or two each.
+# The files of tests on VMs that take longest: half a minute to three each. The first one needs no image: whoever begins
+# with it need not wait until the other process has built one.
 LONG = (
-    "test_suspend", "test_fork", "test_durable_run", "test_care", "test_network", "test_volumes", "test_remote",
-    "test_many", "test_below", "test_demo", "test_views", "test_run", "test_idle", "test_kill", "test_machine",
-    "test_roads", "test_unmodified", "test_run_forks", "test_run_output",
+    "test_below", "test_fork", "test_suspend", "test_durable_run", "test_demo", "test_network", "test_remote",
+    "test_care", "test_roads", "test_machine", "test_run", "test_run_forks", "test_many", "test_views", "test_volumes",
+    "test_kill", "test_idle", "test_isolation", "test_lost_server", "test_parts_die", "test_unmodified",
+    "test_run_output", "test_fittings", "test_template", "test_image_config",
 )  # fmt: skip
 
 # How fast examples are made says how busy the machine is, and nothing about the code. Each run makes others: what few

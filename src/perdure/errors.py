@@ -232,7 +232,7 @@ def in_words(body: dict[str, Any]) -> str:
 def _tree(base: type[PerdureError]) -> dict[str, type[PerdureError]]:
     found = {base.code: base}
     for child in base.__subclasses__():
-        found.update(_tree(child))
+        found = _tree(child) | found  # a kind of an error that has no code of its own is never meant
     return found
 
 

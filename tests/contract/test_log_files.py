@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from perdure.context.log import ContextLog, NewEntry
+from perdure.context.log import ContextLog, NewEntry, NewHead
+from perdure.context.moving import TakeBack, TakeUp
 from perdure.errors import Conflict, NotFound, ProtocolError
 from perdure.formats import logfile
 from perdure.testing.postgres_fixtures import Opener
@@ -48,6 +51,7 @@ async def test_a_log_goes_on_in_another_database(log: ContextLog, other: Context
     await conversation(log)
     lines = await exported(log)
     assert logfile.verify(lines).entries == 32
+    assert logfile.verify(lines)._asdict() == msgspec.structs.asdict(await log.verify("run"))
     head = await other.take_up(fed(lines), lambda value: {**value, "released": True})
     assert (head.run_id, head.key, head.epoch, head.branch, head.seq) == ("run", "key run", 2, 2, 14)
     assert (await other.head("run")).value == {**(await log.head("run")).value, "released": True}
@@ -73,6 +77,7 @@ async def test_a_fork_is_taken_up_after_what_it_shares(log: ContextLog, other: C
     await log.branch_off("two", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
     lines = await exported(log, "two")
     assert logfile.verify(lines).entries == 14
+    assert logfile.verify(lines)._asdict() == msgspec.structs.asdict(await log.verify("two"))
     with pytest.raises(Conflict, match="is a fork") as refused:
         await other.take_up(fed(lines))
     assert "run run" in refused.value.hint
@@ -107,6 +112,7 @@ async def test_damage_is_named_and_nothing_is_taken(log: ContextLog, other: Cont
         "foreign": [b'{"role": "user"}\n'],
         "text": [b"hello\n"],
         "newer": changed(0, perdure_log=99),
+        "number": changed(0, epoch=1 << 63),
         "nothing": [],
     }
     for what, wrong in damaged.items():
@@ -140,6 +146,122 @@ async def test_a_pruned_log_is_gone_and_its_summary_stays(log: ContextLog) -> No
     with pytest.raises(NotFound):
         await log.prune("nobody")
     await log.verify("fork")
+
+
+async def test_what_was_pruned_is_taken_back(log: ContextLog) -> None:
+    await conversation(log)
+    lines, before = await exported(log), await log.head("run")
+    entries = [await log.read("run", branch=branch) for branch in (1, 2)]
+    with pytest.raises(Conflict, match="a run run already"):
+        await log.take_up(fed(lines))
+    await log.prune("run")
+    for _ in range(3):
+        await log.sweep()
+    tagged = [NewEntry(kind="tagged", payload={"tags": {"b": "x" * 600}})]
+    head = NewHead(expected_version=before.version, value={**before.value, "request": {"tags": {"b": "c"}}})
+    (later,) = await log.append("run", tagged, epoch=None, head=head)  # its tags may be changed still
+    seen = []
+
+    async def watched() -> AsyncIterator[bytes]:
+        for line in lines:
+            yield line
+            seen.append((await log.head("run")).pruned and not await log.read("run", branch=1))
+
+    taken = await log.take_up(watched(), lambda value: {**value, "taken_up": 7})
+    assert seen and all(seen)  # nothing is seen of it before its last line
+    assert (taken.pruned, taken.seq, taken.key) == (False, before.seq + 1, before.key)
+    assert taken.value == {**head.value, "taken_up": 7}  # the summary is the one that stayed
+    assert [await log.read("run", branch=branch) for branch in (1, 2)] == [entries[0], [*entries[1], later]]
+    assert (await log.verify("run")).entries == 33
+    assert await log.get_blob(taken.value["source"])
+    with pytest.raises(Conflict, match="a run run already"):
+        await log.take_up(fed(lines))
+    newer = await exported(log)
+    await log.prune("run")
+    with pytest.raises(Conflict, match="ends at entry 14 of branch 2, and what was pruned at entry 15") as refused:
+        await log.take_up(fed(lines))
+    assert "exported last" in refused.value.hint and "PERDURE_HOME" in refused.value.hint
+    await log.take_up(fed(newer))
+    assert await exported(log) == [newer[0].replace(b'"taken_up":7,', b""), *newer[1:]]
+
+
+async def test_one_log_of_a_run_is_taken_up_at_a_time(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+    for _ in ("of another home", "pruned"):
+        tries = await asyncio.gather(*(other.take_up(fed(lines)) for _ in range(2)), return_exceptions=True)
+        told = [str(error) for error in tries if isinstance(error, Conflict)]
+        assert len(told) == 1 and "is being taken up just now" in told[0]
+        assert (await other.verify("run")).entries == 32
+        await other.prune("run")
+
+
+async def test_only_what_was_pruned_is_taken_back(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    await log.branch_off("fork", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
+    lines, of_fork = await exported(log), await exported(log, "fork")
+    await conversation(other)  # the same, at another time
+    theirs = await exported(other)
+    await other.fork("run", NOTE, parent=1, fork_seq=3, epoch=2)
+    longer = await exported(other)
+    await log.prune("fork")
+    await log.prune("run")
+    for wrong, said in ((theirs, "branch 1 had another entry 30"), (longer, "had 2 branches")):
+        with pytest.raises(Conflict, match=said) as refused:
+            await log.take_up(fed(wrong))
+        assert "exported last" in refused.value.hint
+    for cut in (lines[:-1], lines[:40]):
+        with pytest.raises(ProtocolError, match="is cut"):
+            await log.take_up(fed(cut))
+    for ask in (log.read("run"), log.verify("run"), exported(log)):
+        with pytest.raises(NotFound, match="pruned"):
+            await ask
+    with pytest.raises(Conflict, match="run fork is a fork: entry 12 of run run is not here"):
+        await log.take_up(fed(of_fork))
+    assert (await log.head("run")).pruned and (await log.head("fork")).pruned
+    await log.take_up(fed(lines))
+    await log.take_up(fed(of_fork))
+    assert (await exported(log), await exported(log, "fork")) == (lines, of_fork)
+
+
+async def test_what_was_written_since_stays_when_another_log_is_refused(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    lines = await exported(log)
+    await other.take_up(fed(lines))
+    await log.prune("run")
+    (later,) = await log.append("run", NOTE, epoch=None)
+    await other.append("run", NOTE, epoch=None)
+    theirs = await exported(other)
+    for wrong in (theirs, theirs[:-1]):
+        with pytest.raises((Conflict, ProtocolError)):
+            await log.take_up(fed(wrong))
+    await log.take_up(fed(lines))
+    assert (await log.read("run"))[-1] == later
+    assert (await log.verify("run")).entries == 33
+
+
+async def test_a_fork_is_not_taken_up_while_what_it_shares_is_pruned(log: ContextLog, other: ContextLog) -> None:
+    await conversation(log)
+    await log.branch_off("fork", {}, NOTE, parent_run="run", parent=2, fork_seq=13, epoch=1)
+    of_run, of_fork = await exported(log), await exported(log, "fork")
+    # mypy knows no attributes of what stands for either database: the moment is between two of its transactions.
+    submit = other.submit  # type: ignore[attr-defined]
+
+    async def pruned_before(job: Any) -> Any:
+        if isinstance(job, TakeUp | TakeBack):
+            await other.prune("run")
+        return await submit(job)
+
+    await other.take_up(fed(of_run))
+    for _ in ("of another home", "pruned"):
+        other.submit = pruned_before  # type: ignore[attr-defined]
+        with pytest.raises(Conflict, match="is a fork: entry 13 of run run is not here"):
+            await other.take_up(fed(of_fork))
+        other.submit = submit  # type: ignore[attr-defined]
+        assert await other.heads(pruned=False) == []
+        await other.take_up(fed(of_run))
+        await other.take_up(fed(of_fork))
+        await other.prune("fork")
 
 
 async def test_what_forks_of_pruned_forks_share_stays(log: ContextLog) -> None:

@@ -100,6 +100,18 @@ def test_create_and_find(client: NodeClient) -> None:
         client.create(SandboxSpec(image="tiny", command=["x"], name="one"))
 
 
+def test_those_with_a_label_are_listed(client: NodeClient) -> None:
+    made = {}
+    for label in ("b", "b=c", "", None):
+        labels = {} if label is None else {"a": label, "other": "x"}
+        made[label] = client.create(SandboxSpec(image="tiny", command=["x"], labels=labels))
+    assert client.list(label="a=b") == [made["b"]]
+    assert client.list(label="a=b=c") == [made["b=c"]]
+    assert client.list(label="a=") == [made[""]]
+    assert client.list(label="a=nothing") == []
+    assert client.list(label="a=b", everything=False) == []
+
+
 def test_an_ambiguous_prefix_is_a_conflict(client: NodeClient) -> None:
     made = [client.create(TINY).id for _ in range(17)]  # 17 ids cannot all begin with another digit
     first = [one[0] for one in made]

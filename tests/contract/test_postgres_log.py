@@ -5,19 +5,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import os
+import random
 import signal
+import socket
 import sys
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from perdure.context import exporting, sqlite
 from perdure.context import postgres as postgres_log
 from perdure.context.faults import Faults
-from perdure.context.log import ContextLog, NewEntry, NewHead
-from perdure.context.postgres import connections
-from perdure.errors import Conflict, InvalidValue, LogConflict, NoRights, NotFound, ProtocolError, Unavailable
+from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
+from perdure.context.postgres import arrays, connections
+from perdure.context.postgres import schema as postgres_schema
+from perdure.errors import (
+    Conflict,
+    InvalidValue,
+    LeaseLost,
+    LogConflict,
+    NoRights,
+    NotFound,
+    ProtocolError,
+    StaleEpoch,
+    Unavailable,
+)
 from perdure.testing.oldlogs import check_turns
 from perdure.testing.postgres import PostgresServer, postgres_server
 
@@ -84,7 +100,8 @@ async def test_a_follower_hears_of_what_another_server_writes(two: list[ContextL
 
 async def test_a_follower_hears_of_it_without_any_notification(two: list[ContextLog], postgres: PostgresServer) -> None:
     await two[0].create("run", {})
-    two[0]._database._writer._channel = "somewhere_else"  # type: ignore[attr-defined]
+    # Nothing outside can make notifications go astray.
+    two[0]._database._notices.channel = "somewhere_else"  # type: ignore[attr-defined]
     following = two[1].follow("run")
     await two[0].append("run", NOTE, epoch=1)
     assert (await asyncio.wait_for(anext(following), 10)).seq == 1
@@ -139,6 +156,17 @@ async def test_a_log_of_version_4_is_brought_forward_once(postgres: PostgresServ
     await check_turns(logs[0])
     for log in logs:
         await log.close()
+
+
+async def test_a_log_is_brought_forward_however_long_that_takes(
+    postgres: PostgresServer, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "STATEMENT_S", 1)
+    steps = {**postgres_schema.MIGRATIONS, 6: "SELECT pg_sleep(1.5);" + postgres_schema.MIGRATIONS[6]}
+    monkeypatch.setattr(postgres_schema, "MIGRATIONS", steps)
+    log = await postgres_log.open(postgres.url, schema=schema)
+    await log.create("run", {})
+    await log.close()
 
 
 async def test_a_newer_version_is_refused(two: list[ContextLog], postgres: PostgresServer, schema: str) -> None:
@@ -243,6 +271,21 @@ async def test_the_first_that_is_asked_after_a_restart_is_answered(brittle: Post
     await asyncio.to_thread(brittle.stop)
     await asyncio.to_thread(brittle.start)
     assert [found.hash for found in await log.read("run")] == [entry.hash]
+    await log.close()
+
+
+async def test_a_database_that_does_not_sync_its_commits_syncs_ours(brittle: PostgresServer) -> None:
+    brittle.stop()
+    brittle.set("synchronous_commit = off")
+    brittle.set("wal_writer_delay = 10s")
+    brittle.start()
+    log = await postgres_log.open(brittle.url)
+    await log.create("run", {})
+    for _ in range(3):
+        [entry] = await log.append("run", NOTE, epoch=1)
+    await asyncio.to_thread(brittle.kill)
+    await asyncio.to_thread(brittle.start)
+    assert (await log.read("run"))[-1].hash == entry.hash
     await log.close()
 
 
@@ -367,7 +410,7 @@ async def test_a_write_that_was_lost_is_not_taken_for_another_one_with_its_numbe
     faults.armed = True
     with pytest.raises(Unavailable):
         if what == "entries":
-            await log.append("run", NOTE, epoch=1)
+            await log.append("run", NOTE, epoch=1, beside=[Beside(kind="queue", name="a", value=1)])
         elif what == "head":
             await log.append("run", [], epoch=1, head=NewHead(expected_version=head.version, value={"n": 1}))
         elif what == "kept":
@@ -379,3 +422,175 @@ async def test_a_write_that_was_lost_is_not_taken_for_another_one_with_its_numbe
     assert await log.read("run") == []
     await log.append("run", NOTE, epoch=1)
     await log.close()
+
+
+async def test_what_a_server_remembers_of_a_run_is_no_more_than_a_guess(two: list[ContextLog]) -> None:
+    """Each time the other server has written since: it is the database that says what holds."""
+    await two[0].create("run", {"n": 0})
+    for writer in (0, 1, 0):
+        await two[writer].append("run", NOTE, epoch=1)
+    with pytest.raises(LogConflict):
+        await two[1].append("run", NOTE, epoch=1, expected_seq=2)
+    await two[1].append("run", NOTE, epoch=1, head=NewHead(expected_version=1, value={"n": 1}))
+    with pytest.raises(LogConflict):
+        await two[0].append("run", NOTE, epoch=1, head=NewHead(expected_version=1, value={"n": 2}))
+    await two[0].append("run", NOTE, epoch=1, head=NewHead(expected_version=2, value={"n": 2}))
+    await two[1].append("run", [], epoch=3)
+    with pytest.raises(StaleEpoch):
+        await two[0].append("run", NOTE, epoch=2)
+    await two[1].fork("run", NOTE, epoch=3, parent=1, fork_seq=2)
+    assert [(entry.branch, entry.seq) for entry in await two[0].append("run", NOTE, epoch=3)] == [(2, 4)]
+    assert (await two[0].verify("run")).entries == 7
+    assert (await two[0].head("run")).value == {"n": 2}
+
+
+async def test_a_run_that_is_remembered_is_no_longer_written_without_its_lease(two: list[ContextLog]) -> None:
+    ours, theirs = two[0].leases, two[1].leases
+    assert ours is not None and theirs is not None
+    await ours.begin("ours", {}, lasts_s=60.0)
+    await theirs.begin("theirs", {}, lasts_s=60.0)
+    await two[0].create("run", {})
+    await two[0].append("run", NOTE, epoch=1)
+    assert await theirs.remove("ours", None)
+    with pytest.raises(LeaseLost, match="has lost its lease"):
+        await two[0].append("run", NOTE, epoch=1)
+    assert await theirs.take("run", "ours")
+    await ours.begin("ours-again", {}, lasts_s=60.0)
+    for _ in range(2):
+        with pytest.raises(LeaseLost, match="taken over"):
+            await two[0].append("run", NOTE, epoch=1)
+    assert [entry.seq for entry in await two[1].append("run", NOTE, epoch=1)] == [2]
+
+
+@pytest.mark.parametrize("was_here", [False, True])
+async def test_a_log_that_two_servers_take_up_at_once_is_whole_or_not_there(
+    two: list[ContextLog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, was_here: bool
+) -> None:
+    monkeypatch.setattr(exporting, "BATCH_ROWS", 4)
+    theirs = await sqlite.open(tmp_path / "log.db")
+    await theirs.create("run", {})
+    for _ in range(10):
+        await theirs.append("run", NOTE, epoch=1)
+    lines = [line async for line in theirs.export("run")]
+    await theirs.close()
+
+    async def fed(count: int, both_at: int = 0) -> AsyncIterator[bytes]:
+        for number, line in enumerate(lines[:count]):
+            if number == both_at > 0:
+                with pytest.raises(ProtocolError, match="is cut"):
+                    await two[1].take_up(fed(5))
+            yield line
+
+    if was_here:
+        await two[0].take_up(fed(len(lines)))
+        await two[0].prune("run")
+    with pytest.raises(Conflict, match="not all there"):
+        await two[0].take_up(fed(len(lines), 9))
+    with pytest.raises(NotFound):
+        await two[0].read("run")
+    assert (await two[1].take_up(fed(len(lines)))).seq == 10
+    assert (await two[0].verify("run")).entries == 10
+
+
+class Before(Faults):
+    """Does something just before the next write is sent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.do: Callable[[], None] | None = None
+
+    def reach(self, moment: str, points: Collection[str]) -> None:
+        do, self.do = self.do, None
+        if do is not None:
+            do()
+
+
+def deafen(log: ContextLog) -> None:
+    """What is sent from now on arrives, and its answer does not."""
+    # The very connection of the writer: only so is one write cut, and no other.
+    with socket.socket(fileno=os.dup(log._database._writer._connection.fileno())) as wire:  # type: ignore[attr-defined]
+        wire.shutdown(socket.SHUT_RD)
+
+
+async def test_a_write_that_was_never_sent_is_written_once(brittle: PostgresServer) -> None:
+    faults = Before()
+    log = await postgres_log.open(brittle.url, faults=faults)
+    await log.create("run", {})
+    first = await log.append("run", NOTE, epoch=1)
+
+    def restart() -> None:
+        brittle.kill()
+        brittle.start()
+
+    faults.do = restart
+    second = await log.append("run", NOTE, epoch=1)
+    assert faults.do is None
+    assert [entry.hash for entry in await log.read("run")] == [first[0].hash, second[0].hash]
+    await log.close()
+
+
+async def test_a_write_whose_answer_was_lost_is_acknowledged(postgres: PostgresServer, schema: str) -> None:
+    faults = Before()
+    log = await postgres_log.open(postgres.url, schema=schema, faults=faults)
+    await log.create("run", {})
+    for seq in (1, 2):
+        faults.do = lambda: deafen(log)
+        [entry] = await log.append("run", NOTE, epoch=1)
+        assert (entry.seq, faults.do) == (seq, None)
+        assert (await log.read("run"))[-1].hash == entry.hash
+    await log.close()
+
+
+@pytest.mark.parametrize("ends", ["committed", "refused"])
+async def test_a_write_that_nobody_answers_is_waited_for(postgres: PostgresServer, schema: str, ends: str) -> None:
+    """It waits for a lock, its connection is lost, and it is committed, or not, long after that."""
+    faults = Before()
+    log = await postgres_log.open(postgres.url, schema=schema, faults=faults)
+    await log.create("run", {})
+    await log.append("run", NOTE, epoch=1)
+    options = f"-c search_path={schema}"
+    async with await psycopg.AsyncConnection.connect(postgres.url, options=options) as shell:
+        await shell.execute("UPDATE runs SET epoch = epoch + 1")
+        faults.do = lambda: deafen(log)
+        writing = asyncio.create_task(log.append("run", NOTE, epoch=1))
+        async with await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as looking:
+            asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%%pg_terminate_backend(pid) ELSE%%' AND pid <> %s"
+            while not await (await looking.execute(asked, (looking.info.backend_pid,))).fetchone():
+                assert not writing.done()
+        if ends == "committed":
+            await shell.rollback()
+            assert [entry.seq for entry in await asyncio.wait_for(writing, 30)] == [2]
+        else:
+            await shell.commit()
+            with pytest.raises(StaleEpoch):
+                await asyncio.wait_for(writing, 30)
+    assert (await log.head("run")).seq == (2 if ends == "committed" else 1)
+    await log.close()
+
+
+async def test_a_value_larger_than_what_a_socket_takes_at_once(postgres: PostgresServer, schema: str) -> None:
+    log = await postgres_log.open(postgres.url, schema=schema)
+    await log.create("run", {})
+    text = random.Random(1).randbytes(12_000_000).hex()
+    for _ in range(2):
+        await log.append("run", [NewEntry(kind="note", payload={"text": text})], epoch=1)
+        text = text[::-1]
+    assert (await log.read("run"))[1].payload == {"text": text[::-1]}
+    await log.close()
+
+
+def test_rows_become_arrays_as_postgresql_reads_them(postgres: PostgresServer) -> None:
+    kinds = ["text", "bytea", "bigint", "int", "float8"]
+    rows: list[tuple[object, ...]] = [
+        ("owls", b"\0\xff", -(2**63), True, 1e-300),
+        (None, None, None, None, None),
+        ('Ünïcödé, "quoted"', b"", 2**63 - 1, -1, 0.1),
+    ]
+    queries = ", ".join(f"to_jsonb(${n}::{kind}[])" for n, kind in enumerate(kinds, 1))
+    for some in (rows, rows[:1]):
+        columns = arrays.encoded(kinds, some)
+        with psycopg.connect(postgres.url, client_encoding="UTF8") as shell:
+            result = shell.pgconn.exec_params(f"SELECT {queries}".encode(), columns, param_formats=[1] * len(kinds))
+        found = [json.loads(result.get_value(0, n) or b"") for n in range(len(kinds))]
+        found[1] = [value if value is None else bytes.fromhex(value[2:]) for value in found[1]]
+        assert list(zip(*found, strict=True)) == [tuple(row) for row in some]

@@ -79,7 +79,7 @@ def _logs(report: Report, database: str, bare_rate: Callable[[], float], opener:
         rates.append((bare_rate(), *asyncio.run(_appends(opener))))
     base, one, many = (statistics.median(found) for found in zip(*rates, strict=True))
     report.add(bare, base, "1/s")
-    goal = "ratio >= 0.6" if database == "SQLite" else ""  # PostgreSQL is asked twice, across a socket
+    goal = "ratio >= 0.6" if database == "SQLite" else ""  # across a socket, with three statements
     report.add(f"context log on {database}: appends of one run", one, "1/s", over=bare, goal=goal)
     report.add(f"context log on {database}: of {RUNS} runs at once", many, "1/s", over=bare, goal="ratio >= 5")
 

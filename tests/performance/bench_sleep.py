@@ -40,7 +40,7 @@ from perdure.model import (
 )
 from perdure.runs.driver import Settings
 from perdure.runs.engine import Engine
-from perdure.runs.ports import MachinePlan
+from perdure.runs.ports import MachinePlan, Sandbox
 from perdure.runs.record import StartRequest
 
 COUNT = 10_000
@@ -101,6 +101,9 @@ class Sleepers:
     async def inspect(self, sandbox_id: str) -> SandboxInfo:
         spec = SandboxSpec(image="image")
         return SandboxInfo(id=sandbox_id, name="", spec=spec, state=SandboxState.RUNNING, created=0.0)
+
+    async def of_runs(self) -> list[Sandbox]:
+        return []  # what one of these costs is measured when there are some, and this is asked at the start
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         yield NodeEvent(time=time.time(), kind="node.connected")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import fcntl
+import json
 import os
 import queue
 import shutil
@@ -48,7 +49,7 @@ def pytest_report_header() -> str:
 
 def share_images(home: Home) -> None:
     """Images and templates take minutes to make: what another process of these tests has is linked. Nothing writes into
-    them."""
+    them, and a template's name says all that it was made of."""
     if (home.images / "index.json").exists():
         return
     family = home.root.name.partition("-gw")[0]
@@ -64,6 +65,30 @@ def share_images(home: Home) -> None:
                     dirs_exist_ok=True,
                 )
         return
+
+
+def share_templates(home: Home) -> None:
+    """The same for those that another process made since: each one is a guest that boots."""
+    family = home.root.name.partition("-gw")[0]
+    for record in sorted(home.root.parent.glob(f"{family}*/templates/*/template.json")):
+        made, place = record.parent, home.templates / record.parent.name
+        if place.exists():
+            continue
+        beside = place.with_name(f"{place.name}.linked.new")
+        shutil.rmtree(beside, ignore_errors=True)  # of a session that was killed
+        try:
+            image = json.loads(record.read_bytes())["image"]
+            if image and not (home.images / image.removeprefix("sha256:")).is_dir():
+                continue  # of an image that is only there
+            shutil.copytree(made, beside, copy_function=os.link)
+            beside.rename(place)
+        except FileNotFoundError:  # it was removed meanwhile
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def templates_of_others() -> None:
+    share_templates(home_of_tests())
 
 
 def home_of_tests() -> Home:
@@ -90,6 +115,8 @@ def home() -> Iterator[Home]:
         perdure = Path(sys.executable).with_name("perdure")
         subprocess.run([perdure, "down"], check=True, timeout=2 * DEADLINE_S)  # of a session that was killed
         below.stop(home)
+        looks = Path(__file__).with_name("look.c")
+        subprocess.run(["gcc", "-std=gnu11", "-Os", "-s", "-static", "-o", home.root / "look", looks], check=True)
         with (home.root.parent / "test-images.lock").open("w") as making:
             fcntl.flock(making, fcntl.LOCK_EX)  # who comes second links what the first one makes
             share_images(home)
@@ -99,6 +126,7 @@ def home() -> Iterator[Home]:
                 client.remove(info.id, force=True)  # of a session that was killed
             if IMAGE not in {image.name.partition(":")[0] for image in client.images()}:
                 client.tag_image(ensure_default(), IMAGE)
+                client.remove(client.start(client.create(SandboxSpec(image=IMAGE)).id).id, force=True)  # its template
         yield home
     finally:
         NodeClient(home).shutdown()
@@ -127,18 +155,20 @@ def client(home: Home) -> Iterator[NodeClient]:
 
 def kept_below(home: Home) -> list[str]:
     """What is left below the line: keepers, and machine folders."""
-    said: list[str] = []
-    script = f"ls {home.below_line_folder / 'm'}; echo --; {belowline.LOOK[-1]}"  # each start costs time there
-    below_run(home, ["sh", "-c", script], said.append)
-    folders, _, processes = "".join(said).partition("--\n")
+    folders, _, processes = _seen_below(home).partition("--\n")
     return folders.split() + [str(pid) for pid in belowline.machines(home, processes)]
 
 
 def machines_below(home: Home) -> list[int]:
     """The pids of the Firecrackers that run a machine."""
+    return belowline.machines(home, _seen_below(home).partition("--\n")[2])
+
+
+def _seen_below(home: Home) -> str:
     said: list[str] = []
-    below_run(home, list(belowline.LOOK), said.append)
-    return belowline.machines(home, "".join(said))
+    status = below_run(home, [str(home.root / "look"), str(home.below_line_folder / "m")], said.append)
+    assert status == 0, said
+    return "".join(said)
 
 
 def below_run(home: Home, argv: list[str], output: Callable[[str], object]) -> int:

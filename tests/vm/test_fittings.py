@@ -54,7 +54,7 @@ def test_a_read_only_root_and_what_is_written_beside_it(fcrun: Fcrun, client: No
     assert copied.returncode != 0 and "Read-only file system" in copied.stderr
 
     (fork,) = fcrun("fork", "sealed").stdout.split()  # who it is changes, and nothing else may
-    look = "cat /etc/hostname; grep 127.0.1.1 /etc/hosts; grep -c db /etc/hosts; hostname"
+    look = "cat /etc/hostname; grep 127.0.1.1 /etc/hosts; grep -cw db /etc/hosts; hostname"
     assert fcrun("exec", fork, "sh", "-c", look).stdout == f"{fork}\n127.0.1.1 {fork}\n1\n{fork}\n"
     assert fcrun("exec", fork, "sh", "-c", WRITES).stdout == "/dev/shm/x\n/scratch/x\n"
 

@@ -27,7 +27,7 @@ STOPSIGNAL SIGUSR1
 EXPOSE 80
 HEALTHCHECK --interval=300ms --retries=1 CMD test ! -e /tmp/ill
 ENTRYPOINT ["sh", "-c"]
-CMD ["trap 'echo told; exit 9' USR1; echo $GREETING $(id -u):$(id -g) $(id -G) $PWD; while :; do sleep 0.1; done"]
+CMD ["trap 'echo told; exit 9' USR1; echo $GREETING $(id -u):$(id -g) $(id -G) $PWD; sleep infinity & wait"]
 """
 
 

@@ -25,7 +25,7 @@ def test_a_sandbox_is_started_again_as_its_policy_says(
     eventually: Eventually,
     kill_below: Callable[[int], None],
 ) -> None:
-    ref = start("sh", "-c", "echo started; exit 3", restart="on-failure:2", memory_mib=128).id
+    ref = start("sh", "-c", "echo started; exit 3", restart="on-failure:2").id
     # it counts the last start before it is under way: what that wrote says that it is over
     eventually(lambda: b"".join(record.data for record in client.logs(ref)) == b"started\n" * 3)
     eventually(lambda: client.get(ref).state is SandboxState.EXITED)
@@ -34,7 +34,7 @@ def test_a_sandbox_is_started_again_as_its_policy_says(
         fcrun("inspect", "-f", "{{.RestartCount}} {{.HostConfig.RestartPolicy.Name}}", ref).stdout == "2 on-failure\n"
     )
 
-    ref = start("sleep", "infinity", restart="unless-stopped", memory_mib=128).id
+    ref = start("sleep", "infinity", restart="unless-stopped").id
     first = client.get(ref).machine["firecracker_pid"]
     kill_below(first)  # its machine dies
     eventually(lambda: client.get(ref).machine.get("firecracker_pid") not in (first, None))

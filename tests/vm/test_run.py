@@ -70,7 +70,7 @@ def test_the_process_gets_what_the_options_say(fcrun: Fcrun, tmp_path: Path) -> 
 
 
 def test_detached_then_exec_logs_stop(fcrun: Fcrun, client: NodeClient) -> None:
-    script = "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.1; done"
+    script = "trap 'echo bye; exit 3' TERM; echo up; sleep infinity & wait"
     done = fcrun("run", "-d", "--name", "svc", IMAGE, "sh", "-c", script)
     ref = done.stdout.strip()
     assert len(ref) == 12, done.stderr
@@ -89,7 +89,7 @@ def test_detached_then_exec_logs_stop(fcrun: Fcrun, client: NodeClient) -> None:
 
 
 def test_kill_and_signals(start: Start, client: NodeClient, fcrun: Fcrun) -> None:
-    ref = start("sh", "-c", "trap 'echo usr1' USR1; echo up; while :; do sleep 0.1; done").id
+    ref = start("sh", "-c", "trap 'echo usr1' USR1; echo up; sleep infinity & while :; do wait; done").id
     follow = client.logs(ref, follow=True)
     assert next(follow).data == b"up\n"
     client.kill(ref, signal="USR1")

@@ -106,7 +106,7 @@ def test_what_changed_and_all_of_it_in_every_state(fcrun: Fcrun, client: NodeCli
 def test_paused_it_stands_still_and_goes_on(
     fcrun: Fcrun, client: NodeClient, start: Start, home: Home, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
-    ref = start("sh", "-c", "while :; do echo x; sleep 0.05; done", name="busy").id
+    ref = start("sh", "-c", "while :; do echo x; sleep 0.3; done", name="busy").id
     assert next(iter(client.logs(ref, follow=True)))
     assert fcrun("pause", "busy").stdout == "busy\n"
     assert fcrun("ps", "--format", "{{.Status}}").stdout.endswith("(Paused)\n")

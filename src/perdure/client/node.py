@@ -158,9 +158,11 @@ class NodeClient(ViewsClient):
     def rename(self, ref: str, name: str) -> SandboxInfo:
         return self._sandbox("POST", f"{_path(ref)}/rename", {"name": name})
 
-    def list(self, *, everything: bool = True) -> _Sandboxes:
-        """Sandboxes, newest first; without ``everything`` not the created and exited ones."""
-        answer = self._http.call("GET", "/v1/sandboxes", query={"all": int(everything)})
+    def list(self, *, everything: bool = True, label: str = "") -> _Sandboxes:
+        """Sandboxes, newest first; without ``everything`` not the created and exited ones; with ``label`` (NAME=VALUE)
+        those that have it."""
+        query: dict[str, int | str] = {"all": int(everything), **({"label": label} if label else {})}
+        answer = self._http.call("GET", "/v1/sandboxes", query=query)
         return msgspec.convert(answer, _Sandboxes)
 
     def stop(self, ref: str, *, timeout_s: float | None = None, signal: str = "") -> SandboxInfo:

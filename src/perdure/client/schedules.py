@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client.source import completed
 from perdure.client.transport import Transport
 from perdure.model import RunInfo
 
@@ -42,9 +43,10 @@ class SchedulesClient:
         catch_up_max: int = 10,
         paused: bool = False,
     ) -> dict[str, Any]:
-        """``request``: the fields of a ``StartRequest``, as ``ServerClient.start`` has them. Either ``cron`` (in
+        """``request``: the fields of a ``StartRequest``, and for what they leave out ``@agent``, as with
+        ``ServerClient.start``. Either ``cron`` (in
         ``zone``) or ``every_s``. catch_up: what is started for moments that were missed: none, last or all."""
-        body = {"name": name, "request": dict(request), "cron": cron, "zone": zone, "every_s": every_s}
+        body = {"name": name, "request": completed(request), "cron": cron, "zone": zone, "every_s": every_s}
         body |= {"jitter_s": jitter_s, "catch_up": catch_up, "catch_up_max": catch_up_max, "paused": paused}
         made: dict[str, Any] = self._http.call("POST", "/v1/schedules", json_body=body)
         return made

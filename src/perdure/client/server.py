@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from perdure.client import source as source_of
 from perdure.client.queues import QueuesClient
 from perdure.client.schedules import SchedulesClient
 from perdure.client.sessions import SessionsClient
@@ -70,7 +71,7 @@ class ServerClient:
         fittings: Mapping[str, Any] | None = None,
         timeout_s: float | None = None,
         active_timeout_s: float | None = None,
-        durability: str = "snapshot",
+        durability: str = "",
         version: str = "",
         retry: Mapping[str, Any] | None = None,
         key_scope: str | None = None,
@@ -84,7 +85,8 @@ class ServerClient:
         on_divergence: str = "",
         budget: Mapping[str, float] | None = None,
     ) -> RunInfo:
-        """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``.
+        """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``. What is said
+        here counts, and where nothing is what ``@agent`` says. ``AgentInvalid``: it cannot be read.
 
         input: a JSON value. key: the same key starts a run only once, and gives the older run; in
         ``key_scope`` (None: the agent's name), until ``key_ttl_s`` has passed. 0: the default size.
@@ -127,7 +129,7 @@ class ServerClient:
             "hooks": [dict(hook) for hook in hooks],
             "budget": dict(budget or {}),
         }
-        return self._info("POST", "/v1/runs", request_of(**request))
+        return self._info("POST", "/v1/runs", request_of(**source_of.completed(request)))
 
     def runs(self, *, states: Sequence[str] = (), tags: Mapping[str, str] | None = None) -> _Runs:
         """All runs, newest first; with ``states`` only those that are in one of them, with ``tags`` those that have
@@ -332,8 +334,9 @@ class ServerClient:
                     del kept[: end + 1]
 
     def take_up(self, lines: Iterable[bytes]) -> RunInfo:
-        """A run that has ended, from its exported log. ``ProtocolError`` names the line that does not verify;
-        ``Conflict``: there is such a run, or what a fork shares is not there."""
+        """A run that has ended, from its exported log; or the entries of one that was pruned, if they are the very
+        same. ``ProtocolError`` names the line that does not verify; ``Conflict``: there is such a run, or it was pruned
+        of another log, or what a fork shares is not there."""
         return msgspec.convert(self._transport.send("POST", "/v1/import", body=lines), RunInfo)
 
     def prune(self, run: str) -> None:

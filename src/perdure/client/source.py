@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perdure.errors import AgentInvalid
+from perdure.errors import AgentInvalid, InvalidValue
 
 _OPTIONS: dict[str, type] = {
     "image": str,
@@ -60,13 +61,8 @@ def read(reference: str) -> AgentSource:
 
 def parse(source: str, place: str, function: str) -> AgentSource:
     """The agent ``function`` in the text of a file. place: what that is called in errors. ``AgentInvalid``."""
-    try:
-        compile(source, place, "exec")  # finds more than ast.parse: return outside a function …
-        tree = ast.parse(source, place)
-    except (SyntaxError, ValueError) as error:
-        raise AgentInvalid(f"{place} does not import: {_told(error)}", hint="correct the file") from error
-    definitions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    found = next((node for node in reversed(definitions) if node.name == function), None)
+    definitions = _definitions(source, place)
+    found = _named(function, definitions)
     if found is None:
         agents = [node.name for node in definitions if _decorator(node) is not None]
         hint = f"its agents are: {', '.join(agents)}" if agents else "mark a function with @agent"
@@ -77,6 +73,44 @@ def parse(source: str, place: str, function: str) -> AgentSource:
     return AgentSource(Path(place).name, function, source, **_options(decorator, place))
 
 
+def completed(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a ``StartRequest``, and where they say nothing what ``@agent`` says; of a function without it
+    nothing more. What it says of a machine is for runs that have one. ``AgentInvalid``."""
+    if not request.get("source"):
+        return dict(request)
+    source, place, function = (str(request.get(name) or "") for name in ("source", "file", "function"))
+    found = _named(function, _definitions(source, place))
+    decorator = None if found is None else _decorator(found)
+    if decorator is None:
+        return dict(request)
+    agent = AgentSource(place, function, source, **_options(decorator, place))
+    whole = dict(request)
+    is_replay = (request.get("durability") or agent.durability) == "replay"
+    for name in ("durability", "version", *(() if is_replay else ("image", "memory_mib", "vcpus"))):
+        whole[name] = request.get(name) or getattr(agent, name)
+    whole["policy"] = {**agent.policy, **(request.get("policy") or {})}
+    for name in ("retry", "budget"):
+        whole[name] = {**getattr(agent, name), **(request.get(name) or {})}
+    return whole
+
+
+_Definition = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _definitions(source: str, place: str) -> list[_Definition]:
+    """The functions at its top level."""
+    try:
+        compile(source, place, "exec")  # finds more than ast.parse: return outside a function …
+        tree = ast.parse(source, place)
+    except (SyntaxError, ValueError) as error:
+        raise AgentInvalid(f"{place} does not import: {_told(error)}", hint="correct the file") from error
+    return [node for node in tree.body if isinstance(node, _Definition)]
+
+
+def _named(function: str, definitions: list[_Definition]) -> _Definition | None:
+    return next((node for node in reversed(definitions) if node.name == function), None)
+
+
 def _told(error: SyntaxError | ValueError) -> str:
     if not isinstance(error, SyntaxError):
         return str(error)
@@ -84,7 +118,7 @@ def _told(error: SyntaxError | ValueError) -> str:
     return f"line {error.lineno}: {error.msg}" + (f"\n    {line}" if line else "")
 
 
-def _decorator(node: ast.FunctionDef | ast.AsyncFunctionDef) -> ast.expr | None:
+def _decorator(node: _Definition) -> ast.expr | None:
     """Its ``@agent``, ``@agent(...)`` or ``@perdure.agent(...)``."""
     for decorator in node.decorator_list:
         name = decorator.func if isinstance(decorator, ast.Call) else decorator
@@ -117,6 +151,8 @@ def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
             raise AgentInvalid(
                 f"{where} is {value!r}", hint=f"it is a {'positive ' * (wanted is int)}{wanted.__name__}"
             )
+        if wanted is dict:
+            _CHECKS[keyword.arg or ""](value, where)
         options[keyword.arg or ""] = value
     durability = options.get("durability", "snapshot")
     if durability not in DURABILITIES:
@@ -128,3 +164,36 @@ def _options(decorator: ast.expr, place: str) -> dict[str, Any]:
         message = f'{place}: {machine[0]} is of microVMs, and durability="replay" has none'
         raise AgentInvalid(message, hint="leave one of the two out")
     return options
+
+
+def _check_retry(value: Any, where: str) -> None:
+    import msgspec
+
+    from perdure.model import Retry
+
+    try:
+        for kind, rule in msgspec.convert(value, dict[str, Retry]).items():
+            rule.check(kind, where)
+    except msgspec.ValidationError as error:
+        raise AgentInvalid(f"{where}: {error}", hint='for example {"agent-failed": {"attempts": 3}}') from error
+    except InvalidValue as error:
+        raise AgentInvalid(error.message, hint=error.hint) from error
+
+
+def _check_budget(value: Any, where: str) -> None:
+    import msgspec
+
+    from perdure.model import Budget
+
+    known = Budget.__struct_fields__
+    if unknown := [name for name in value if name not in known]:
+        raise AgentInvalid(f"{where}: no such limit: {unknown[0]!r}", hint=f"Known are {', '.join(known)}.")
+    try:
+        msgspec.convert(value, Budget).check(where)
+    except msgspec.ValidationError as error:
+        raise AgentInvalid(f"{where}: {error}", hint='for example {"tokens": 100_000, "usd": 2.5}') from error
+    except InvalidValue as error:
+        raise AgentInvalid(error.message, hint=error.hint) from error
+
+
+_CHECKS = {"retry": _check_retry, "budget": _check_budget}

@@ -36,6 +36,8 @@ class Needs:
     kept: set[tuple[str, str]] = field(default_factory=set)
     shared: str | None = None  # a run: who shares its entries
     sweep: bool = False
+    pruned: set[str] = field(default_factory=set)  # runs: whether they were pruned
+    counted: str | None = None  # a run: how many entries are stored under each of its branches
 
     @staticmethod
     def of(jobs: Iterable[Job[Any]]) -> Needs:
@@ -55,6 +57,10 @@ class RunRow:
     is_ours: bool = True  # False: another server owns it (``context.leases``)
     value: bytes | None = None  # None: as it was
     listed: Listed | None = None
+
+    def replace(self, value: Any, content: bytes) -> None:
+        """Its summary; content: that as JSON."""
+        self.value, self.version, self.listed = content, self.version + 1, listed(value)
 
     def fence(self, run_id: str, epoch: int | None) -> int:
         """The epoch to write in."""
@@ -98,6 +104,8 @@ class State:
 
     sharers: list[str] = field(default_factory=list)  # runs
     sweep: int = 0  # how often blobs were swept
+    pruned: set[str] = field(default_factory=set)  # of the runs that were asked for
+    counts: dict[int, int] = field(default_factory=dict)  # branch -> entries, of the run that was asked for
 
     released_keys: set[str] = field(default_factory=set)  # of runs
     new_runs: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -112,6 +120,8 @@ class State:
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
     dropped_logs: set[str] = field(default_factory=set)  # of runs
+    restored_logs: set[str] = field(default_factory=set)  # of runs whose logs had been dropped
+    cleared: list[tuple[str, int, int]] = field(default_factory=list)  # (run, branch, last seq): entries up to there go
     dropped_kinds: set[str] = field(default_factory=set)  # of what is kept, with a log
     removed_blobs: list[tuple[bytes, int]] = field(default_factory=list)  # unless its sweep is this one or a later one
     is_sweep: bool = False  # ``sweep`` was counted up
@@ -119,7 +129,7 @@ class State:
     @property
     def is_changed(self) -> bool:
         written = (self.entries, self.changed_runs, self.blobs, self.new_runs, self.keeps, self.released_keys)
-        return any(written) or bool(self.dropped_logs or self.removed_blobs or self.is_sweep)
+        return any(written) or bool(self.dropped_logs or self.cleared or self.removed_blobs or self.is_sweep)
 
     @property
     def points(self) -> set[str]:
@@ -131,8 +141,9 @@ class State:
             "row.tag": self.new_tags or self.retagged,
             "row.branch": self.new_branches,
             "row.tip": self.changed_tips,
+            "row.spent": self.spent,
             "row.blob": self.blobs,
-            "row.pruned": self.dropped_logs,
+            "row.pruned": self.dropped_logs or self.cleared,
             "row.swept": self.removed_blobs,
             "row.sweep": self.is_sweep,
         }
@@ -190,8 +201,7 @@ class State:
         """Append to a branch; whether that is allowed was seen before."""
         run, (seq, before) = self.runs[run_id], self.tips[run_id, branch]
         if packed.head:
-            run.value, run.version = packed.value, run.version + 1
-            run.listed = listed(packed.head.value)
+            run.replace(packed.head.value, packed.value)
         if packed.head or epoch != run.epoch:
             run.epoch = epoch
             self.changed_runs.add(run_id)

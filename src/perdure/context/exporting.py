@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from perdure.context import queries
+from perdure.context import queries, restoring
 from perdure.context.changes import Turns
-from perdure.context.moving import Stage, TakeUp, Tips, TurnsOf
+from perdure.context.moving import Ends, Stage, TakeBack, TakeUp, Tips, TurnsOf, not_shared
 from perdure.context.spending import ENDS, Spending
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.formats import logfile
@@ -85,12 +85,12 @@ async def _blobs(log: StoredLog, digests: set[str], seen: set[str]) -> AsyncIter
 
 
 async def take_up(log: StoredLog, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any]) -> Head:
-    reader, incoming = Reader(), _Incoming(log)
+    reader, incoming = Reader(), _Incoming(log, prepare)
     try:
         async for line in lines:
             part = reader.feed(line)
             if isinstance(part, Beginning):
-                await incoming.begin(msgspec.structs.replace(part, value=prepare(part.value)))
+                await incoming.begin(part)
             elif isinstance(part, Counted):
                 return await incoming.end()
             elif part is not None:
@@ -99,17 +99,23 @@ async def take_up(log: StoredLog, lines: AsyncIterator[bytes], prepare: Callable
     except BaseException:
         await incoming.forget()
         raise
+    finally:
+        incoming.leave()
 
 
 class _Incoming:
     """What of an exported log is not written yet."""
 
-    def __init__(self, log: StoredLog) -> None:
+    def __init__(self, log: StoredLog, prepare: Callable[[Any], Any]) -> None:
         self._log = log
+        self._prepare = prepare
+        self._pruned: Head | None = None  # the run is here, and its log was dropped
+        self._back: Ends | None = None
         self._rows: list[Row] = []
         self._blobs: list[Blob] = []
         self._bytes = 0
         self._is_first = True
+        self._held = ""  # the run's id, while no other log of it is taken up
         self._tips: Tips = {}
         self._turns: TurnsOf = {}
         self._spent = Spending()
@@ -118,14 +124,20 @@ class _Incoming:
         self._beginning: Beginning
 
     async def begin(self, beginning: Beginning) -> None:
-        self._beginning = beginning
-        try:
-            await self._write()  # refused at once where there is such a run
-        except Conflict as error:
-            if (await self._log.head(beginning.run_id)).pruned:
-                hint = "What it returned is kept here. To read its entries, take them into another home (PERDURE_HOME)."
-                raise Conflict(f"{error.message}, whose log was pruned", hint=hint) from error
-            raise
+        if beginning.run_id in self._log.incoming:
+            message = f"the log of run {beginning.run_id} is being taken up just now"
+            raise Conflict(message, hint=f"`perdure show {beginning.run_id}` has it then.")
+        self._held = beginning.run_id
+        self._log.incoming.add(self._held)
+        with suppress(NotFound):
+            head = await self._log.head(beginning.run_id)
+            self._pruned = head if head.pruned else None
+        if self._pruned is None:
+            self._beginning = msgspec.structs.replace(beginning, value=self._prepare(beginning.value))
+        else:
+            self._beginning = beginning
+            self._back = await restoring.ends(self._log, beginning)
+        await self._write()  # refused at once where there is such a run
 
     async def add(self, part: Blob | Row, size_bytes: int) -> None:
         if isinstance(part, Blob):
@@ -134,7 +146,8 @@ class _Incoming:
             run_id, branch, seq, last = part[0], part[1], part[2], part[8]
             self._tips[run_id, branch] = last
             if run_id == self._beginning.run_id:
-                self._rows.append(part)
+                if self._back is None or seq <= self._back[branch]:
+                    self._rows.append(part)
                 self._turns.setdefault((run_id, branch), Turns()).count(part[5])
                 if part[5] in ENDS:
                     self._spend(part)
@@ -154,10 +167,14 @@ class _Incoming:
         """Nothing of it is to stay. Where even that fails, the next one of this id does it."""
         if not self._is_first:
             with suppress(PerdureError):
-                await self._log.submit(Stage(self._beginning.run_id, [], [], is_first=True))
+                await self._log.submit(Stage(self._beginning.run_id, [], [], is_first=True, back=self._back))
+
+    def leave(self) -> None:
+        """Another one of its id may begin."""
+        self._log.incoming.discard(self._held)
 
     async def _write(self) -> None:
-        stage = Stage(self._beginning.run_id, self._rows, self._blobs, is_first=self._is_first)
+        stage = Stage(self._beginning.run_id, self._rows, self._blobs, is_first=self._is_first, back=self._back)
         await self._log.submit(stage)
         self._rows, self._blobs, self._bytes, self._is_first = [], [], 0, False
 
@@ -166,7 +183,9 @@ class _Incoming:
         for (run_id, branch), (seq, last) in self._shared.items():
             rows = await self._log.rows(queries.HASH_AT, {"run_id": run_id, "branch": branch, "seq": seq})
             if not rows or rows[0][0] != last:
-                hint = f"Take up the log of run {run_id} first."
-                message = f"run {self._beginning.run_id} is a fork: entry {seq} of run {run_id} is not here"
-                raise Conflict(message, hint=hint)
-        return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns, self._spent))
+                raise not_shared(self._beginning.run_id, run_id, seq)
+        if self._pruned is None:
+            return await self._log.submit(TakeUp(self._beginning, self._tips, self._turns, self._spent))
+        tips = await restoring.tips(self._log, self._beginning, self._tips)
+        await self._log.submit(TakeBack(self._pruned, self._prepare(self._pruned.value), tips, self._beginning))
+        return await self._log.head(self._beginning.run_id)

@@ -11,7 +11,7 @@ from typing import Any
 from perdure.context.changes import Needs, RunRow, State
 from perdure.context.log import ROOT_BRANCH, Beside, Head, Kept, NewEntry, NewHead, digest_of
 from perdure.context.rows import blob_row
-from perdure.context.values import BLOB_MAX_BYTES, PAYLOAD_MAX_BYTES, Blobs, check_size, encode, pack, plain
+from perdure.context.values import BLOB_MAX_BYTES, Blobs, check_size, encode, packed, plain
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
 from perdure.formats.chain import root_hash
 from perdure.model import Entry
@@ -27,8 +27,9 @@ class Packed:
         for new in new_entries:
             plain(new.kind, "kind of an entry")
             plain(new.key or "", "key of an entry")
-            self.payloads.append(pack_payload(new, blobs))
-        self.blobs = {row[0]: row for row in (blob_row(digest, content) for digest, content in blobs.items())}
+            self.payloads.append(packed(new.payload, f"payload of an entry {new.kind}", blobs))
+        rows = [blob_row(digest, content) for digest, content in blobs.items()]
+        self.blobs = {row[0]: row for row in rows}
         self.head = head
         self.value = encode(head.value, "summary of a run") if head else b""
         self.beside: list[Keep | Drop] = [
@@ -46,10 +47,6 @@ class Packed:
         if self.head and self.head.expected_version != run.version:
             message = f"run {run_id}: its state was changed meanwhile (version {run.version})"
             raise LogConflict(message, version=run.version)
-
-
-def pack_payload(new: NewEntry, blobs: Blobs) -> bytes:
-    return encode(pack(new.payload, blobs), f"payload of an entry {new.kind}", PAYLOAD_MAX_BYTES)
 
 
 class Create:

@@ -21,7 +21,7 @@ class Lease(Frozen, frozen=True, kw_only=True):
     """One server that lives, or did a moment ago."""
 
     server: str  # its id: another one with each lease
-    generation: int  # the number of the lease: never used again
+    lease: int  # its number: never used again
     beat: int  # the counter
     facts: dict[str, Any]  # what the server says of itself: url, token, version …
     runs: int = 0  # that belong to it

@@ -1,20 +1,6 @@
 """The context log: per run an append-only, hash-chained, branching sequence of entries. The contract of every backend.
 
-Kinds of entries (``docs/formats/context-log.md`` has their payloads; unknown kinds are skipped by readers)::
-
-    run.queued run.starting run.running run.waiting run.suspending run.suspended run.resuming
-    run.recovering run.completed run.failed run.cancelled          one per transition of the run
-    model.intent     {"request": HASH, ...}  key; before anything is asked
-    model.started    {...}                   key; right before EACH request to a provider (``turns_asked`` counts them)
-    model.committed  {...}                   key; the whole answer: from now on the call is answered from the log
-    model.aborted    {...}                   key; the provider refused or broke; ``answer``: what was told instead
-    model.replayed   {"seq": ...}            key; by ``runs``: a turn of an earlier epoch was answered again
-    tagged               tags and metadata were changed
-    secret.used          {"secret", "method", "path"}: asked of a host with a secret of ours
-    budget               what it may spend on models was changed
-    ending ending.told   the run is to end, and its program was told
-    step.intent step.result  wait.started wait.completed  signal emit value message  snapshot note
-    forked rewound diverged overruled  replayed
+The kinds of entries are in ``context.points``, their payloads in ``docs/formats/context-log.md``.
 
 A session (``context.sessions``) is such a log, too, without a run; its entries are of kinds that its programs choose.
 
@@ -315,10 +301,12 @@ class ContextLog(Protocol):
         ...
 
     async def take_up(self, lines: AsyncIterator[bytes], prepare: Callable[[Any], Any] = lambda value: value) -> Head:
-        """A run from the lines of an exported log, under its own id; nothing is seen of it before its last line.
+        """A run from the lines of an exported log, under its own id; nothing is seen of it before its last line. Into a
+        run that was pruned its entries come back, where they are the very same; what its summary is stays.
 
         prepare: given its summary, returns the one to keep, or raises. ``ProtocolError`` names the line that does not
-        verify. ``Conflict``: there is a run of this id; or the run whose entries it shares is not here.
+        verify. ``Conflict``: there is a run of this id, with its log, or pruned of another one than this; or the run
+        whose entries it shares is not here.
         """
         ...
 
@@ -334,7 +322,8 @@ class ContextLog(Protocol):
         ...
 
     async def verify(self, run_id: str) -> Verification:
-        """Recompute the chain of all its branches, and of what they share with other runs."""
+        """Recompute the chain of all its branches, and of what they share with other runs. Its blobs are those that
+        ``export`` writes: what entries refer to must be there, what they only mention is read where it is."""
         ...
 
     async def close(self) -> None: ...

@@ -46,12 +46,14 @@ LINEAGE = PATH + "SELECT run_id, branch, fork_seq, upto FROM path"
 
 ENTRY = "e.run_id, e.branch, e.seq, e.epoch, e.time, e.kind, e.key, e.payload, e.hash"
 
+# A pruned run has none, whatever is just being brought back.
 _PAGE = (
     PATH
     + f"""
 SELECT {ENTRY}
 FROM path JOIN entries e ON e.run_id = path.run_id AND e.branch = path.branch
     AND e.seq > :after AND e.seq > path.fork_seq AND e.seq <= path.upto
+    AND (SELECT r.pruned FROM runs r WHERE r.run_id = path.run_id) = 0
 """
 )
 
@@ -78,7 +80,7 @@ ORDER BY e.seq
 """
 )
 
-# What is stored under a branch itself.
+# What is stored under a branch itself, also of a run that was pruned.
 OWN = f"""
 SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit
@@ -114,6 +116,8 @@ SELECT kind, name, version, value FROM kept
 WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name
 """
 
+TIP_HASHES = "SELECT branch, hash FROM branches WHERE run_id = :run_id"
+
 LINEAGE_ID = "SELECT lineage FROM meta"
 
 # How far a branch is, and the hash of one of its entries.
@@ -130,4 +134,8 @@ SELECT run_id, branch, seq, payload FROM entries
 WHERE (run_id, branch, seq) > (:run_id, :branch, :seq) ORDER BY run_id, branch, seq LIMIT :limit
 """
 BLOB_ROWS = "SELECT digest, refs, sweep, length(content) FROM blobs WHERE digest > :after ORDER BY digest LIMIT :limit"
-HASH_AT = "SELECT hash FROM entries WHERE run_id = :run_id AND branch = :branch AND seq = :seq"
+# Of an entry of a run that has its log.
+HASH_AT = """
+SELECT e.hash FROM entries e JOIN runs r ON r.run_id = e.run_id AND r.pruned = 0
+WHERE e.run_id = :run_id AND e.branch = :branch AND e.seq = :seq
+"""

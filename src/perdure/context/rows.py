@@ -23,7 +23,7 @@ def no_run(run_id: str) -> NotFound:
 
 
 def was_pruned(run_id: str) -> NotFound:
-    hint = f"What it returned is kept: `perdure status {run_id}`."
+    hint = f"What it returned is kept: `perdure status {run_id}`. An exported log of it can be imported."
     return NotFound(f"the log of run {run_id} was pruned", hint=hint)
 
 

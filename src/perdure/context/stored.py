@@ -36,7 +36,7 @@ from perdure.context.mark import Acknowledged, Mark
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run, was_pruned
 from perdure.context.sessions import Sessions
 from perdure.errors import Conflict, NotFound
-from perdure.formats.chain import Place, Verifier, link_references, references
+from perdure.formats.chain import Place, Verifier, canonical, link_references, references
 from perdure.model import Entry
 
 PAGE = 1000
@@ -85,6 +85,7 @@ class StoredLog:
         self._closed = False
         self._mark: Mark | None = None
         self._lineage = ""
+        self.incoming: set[str] = set()  # runs whose exported logs are just taken up
         self.leases = database.leases
         self.sessions = Sessions(self)
         database.watch(lambda: self._followers, self._wake)
@@ -339,17 +340,20 @@ To go on with this one, and lose what it does not have, remove {path}."""
         return found[key]
 
     async def verify(self, run_id: str) -> Verification:
-        if (await self.head(run_id)).pruned:
+        head = await self.head(run_id)
+        if head.pruned:
             raise was_pruned(run_id)
         stretches, parents = await self.whole(run_id)
         verifier = Verifier(stretches, parents)
+        verifier.blobs((), await self.below(exporting.mentioned(canonical(head.value)), verifier.seen))
         for stretch in stretches:
             verifier.begin(stretch)
             after = stretch.fork_seq
             while page := await self.own(stretch, after):
                 after = page[-1][2]
                 needed = {digest for found in await _decoded(page, verifier.entry) for digest in found}
-                verifier.blobs(needed, await self.below(needed, verifier.seen))
+                mentioned = {digest for row in page for digest in exporting.mentioned(row[7])}
+                verifier.blobs(needed, await self.below(needed | mentioned, verifier.seen))
             verifier.end()
         return Verification(**verifier.result()._asdict())
 

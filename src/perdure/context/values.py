@@ -24,6 +24,7 @@ PAYLOAD_MAX_BYTES = 4 << 20  # of an entry, as it is stored: long strings and li
 SUMMARY_MAX_BYTES = 64 << 20  # of a run, or of what is kept beside the runs
 BLOB_MAX_BYTES = 256 << 20  # every database takes it, and an exported log's line holds it
 _MARKS = frozenset(("$blob", "$list", "$value"))
+_DOLLAR = ord("$")
 
 Blobs = dict[str, bytes]
 
@@ -55,6 +56,18 @@ def check_size(size_bytes: int, max_bytes: int, what: str) -> None:
         hint = "Keep large things in files, and give their names."
         message = f"the {what} has {size_bytes} bytes, the limit is {max_bytes}"
         raise TooLarge(message, hint=hint, size_bytes=size_bytes, max_bytes=max_bytes)
+
+
+def packed(value: Any, what: str, blobs: Blobs) -> bytes:
+    """The JSON of the stored form. Nothing of a short one is kept elsewhere, so that it need not be looked through."""
+    try:
+        content = canonical(value)
+    except Exception:  # below it is said of what
+        content = b"null"
+    # A number that JSON does not have comes out as null; a name that begins with $ may be one of ours.
+    if len(content) >= BLOB_FROM or _DOLLAR in content or b"null" in content:
+        return encode(pack(value, blobs), what, PAYLOAD_MAX_BYTES)
+    return content
 
 
 def pack(value: Any, blobs: Blobs) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,6 +14,7 @@ from perdure.formats.chain import Counted, Place, Verifier, digest_of, link_refe
 VERSION = 1
 LINE_MAX_BYTES = 256 << 20
 
+Number = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]  # what a column holds
 Row = tuple[Any, ...]  # run_id, branch, seq, epoch, time, kind, key, payload as stored, hash
 
 
@@ -21,11 +22,11 @@ class Stretch(msgspec.Struct, frozen=True, kw_only=True):
     """A branch of the run, or what it shares of another run's; parents come before children."""
 
     run_id: str
-    branch: int
-    fork_seq: int
-    upto: int
+    branch: Number
+    fork_seq: Number
+    upto: Number
     parent_run: str | None
-    parent: int | None
+    parent: Number | None
 
 
 class Beginning(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,8 +36,8 @@ class Beginning(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     key: str | None
     created: float
-    epoch: int
-    branch: int  # the current one
+    epoch: Number
+    branch: Number  # the current one
     value: Any  # the owner's summary
     stretches: list[Stretch]
 
@@ -76,7 +77,7 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EntryLine(msgspec.Struct, frozen=True, kw_only=True):
-    entry: tuple[str, int, int, int, float, str, str | None]
+    entry: tuple[str, Number, Number, Number, float, str, str | None]
     payload: msgspec.Raw  # byte for byte as it was hashed
     hash: str
 

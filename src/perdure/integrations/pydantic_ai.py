@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from pydantic_ai.agent import EventStreamHandler
 from pydantic_ai.capabilities.abstract import WrapRunHandler
@@ -167,8 +167,8 @@ class PerdureDurability(BaseDurabilityCapability[AgentDepsT]):
 
         def of_tool(operation_id: DurableOperationId, tool: Any, tool_name: str) -> StepConfig | Literal[False]:
             kind: ToolsetKind = getattr(operation_id, "toolset_kind", "mcp")  # instructions are asked of MCP servers
-            config: StepConfig | Literal[False] = self._build_resolve_tool_config(self._tools[kind])(tool, tool_name)
-            return config
+            config = self._build_resolve_tool_config(self._tools[kind])(tool, tool_name)
+            return cast("StepConfig | Literal[False]", config)  # it is made of ours
 
         return _Backend(
             agent_name=self.name,

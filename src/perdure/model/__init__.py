@@ -31,6 +31,11 @@ from perdure.model.nodes import (
     VolumeInfo,
     VolumeUser,
 )
+from perdure.model.retries import (
+    ANY_FAILURE,
+    FAILURES,
+    Retry,
+)
 from perdure.model.runs import (
     Entry,
     OutputPiece,
@@ -51,6 +56,7 @@ from perdure.model.sandboxes import (
 )
 from perdure.model.sessions import SessionInfo
 from perdure.model.snapshots import (
+    HeldSnapshot,
     LogPosition,
     MemoryUse,
     ProcessMemory,
@@ -103,6 +109,7 @@ __all__ = [
     "WakeReason",
     "PublishedPort",
     "HealthCheck",
+    "HeldSnapshot",
     "MountKind",
     "Mount",
     "Ulimit",
@@ -141,6 +148,10 @@ __all__ = [
     "AuditEntry",
     "DiskUse",
     "LauncherAddress",
+    # retries
+    "FAILURES",
+    "ANY_FAILURE",
+    "Retry",
     # sessions
     "SessionInfo",
     # runs

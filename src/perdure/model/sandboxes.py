@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Any
 
-from perdure.model.snapshots import SnapshotInfo
+from perdure.model.snapshots import HeldSnapshot, SnapshotInfo
 from perdure.model.specs import PublishedPort, SandboxSpec
 from perdure.model.values import Frozen
 
@@ -57,6 +57,7 @@ class SandboxInfo(Frozen, frozen=True, kw_only=True):
     image_digest: str = ""
     restarts: int = 0  # how often in a row it was started again (``spec.restart``)
     snapshot: SnapshotInfo | None = None  # the newest
+    held: list[HeldSnapshot] = []  # its snapshots, the oldest first
     stored_bytes: int = 0  # what it costs at rest, over all its own snapshots
     addresses: dict[str, str] = {}  # its own in each network that it is in
     ports: list[PublishedPort] = []  # those that the node listens for now, with the host's numbers

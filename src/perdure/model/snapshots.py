@@ -54,6 +54,13 @@ class SnapshotInfo(Frozen, frozen=True, kw_only=True):
         return self.memory_bytes + self.disk_bytes + self.state_bytes
 
 
+class HeldSnapshot(Frozen, frozen=True, kw_only=True):
+    """A snapshot that a sandbox has."""
+
+    digests: list[str]  # its own, and those that it had before it was compacted
+    position: LogPosition | None = None
+
+
 class TemplateInfo(Frozen, frozen=True, kw_only=True):
     """The template of a workload, as ``fcrun template ls`` shows it."""
 

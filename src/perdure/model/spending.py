@@ -40,11 +40,11 @@ class Budget(Frozen, frozen=True, kw_only=True):
         given = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
         return msgspec.structs.replace(other, **given)
 
-    def check(self) -> None:
-        """Raises InvalidValue naming the field."""
+    def check(self, where: str = "budget") -> None:
+        """Raises InvalidValue naming the field; where: what its author wrote it in."""
         for name, value in msgspec.structs.asdict(self).items():
             if value is not None and not 0 <= value <= MOST:
-                raise InvalidValue(f"budget: {name} is {value}", hint=f"A number from 0 (no limit) to {MOST:g}.")
+                raise InvalidValue(f"{where}: {name} is {value}", hint=f"A number from 0 (no limit) to {MOST:g}.")
 
     @property
     def is_any(self) -> bool:

@@ -200,7 +200,9 @@ class Api:
 
     async def list(self, request: web.Request) -> web.Response:
         everything = request.query.get("all", "1") == "1"
-        return ok([sandbox.info() for sandbox in self._sandboxes.all() if everything or sandbox.state not in _QUIET])
+        labels = {text.partition("=")[::2] for text in request.query.getall("label", [])}
+        shown = (sandbox for sandbox in self._sandboxes.all() if everything or sandbox.state not in _QUIET)
+        return ok([sandbox.info() for sandbox in shown if labels <= sandbox.record.spec.labels.items()])
 
     async def get(self, request: web.Request) -> web.Response:
         return ok(self._find(request).info())

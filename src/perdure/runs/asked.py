@@ -12,9 +12,10 @@ from perdure.errors import Cancelled, InvalidValue, StaleEpoch, VersionMismatch
 from perdure.model import Call, Entry, RunState
 from perdure.runs.bounds import read_body
 from perdure.runs.record import Overruled
+from perdure.runs.retries import carried_shift
 from perdure.runs.run import Run
 from perdure.runs.travel import waits_at
-from perdure.runs.waits import Waits
+from perdure.runs.waits import SHIFTS, Waits
 
 HIDDEN = ("request",)  # in payloads, but not part of what was said
 CALLS = "/perdure/v1/"
@@ -177,8 +178,9 @@ class Asked:
 
     async def _left(self, seq: int) -> tuple[Waits, list[NewEntry]]:
         """What the new branch has of the old one: the waits at its fork, just before ``seq``, and from then on what is
-        still true: signals, which came from outside, and the calls of other lanes, which went no other way. Of model
-        calls only what was asked and answered: each request to a provider is counted once."""
+        still true: signals, which came from outside, the calls of other lanes, which went no other way, and the time
+        that a rewind or a fork gave to what is open. Of model calls only what was asked and answered: each request to a
+        provider is counted once."""
         run, after = self.run, 0
         lanes: set[str] = set()  # begun before the fork
         while page := await run.context.read(run.id, branch=run.branch, after=after, expand=False):
@@ -190,7 +192,9 @@ class Asked:
         after = seq - 1
         while page := await run.context.read(run.id, branch=run.branch, after=after):
             for entry in page:
-                if entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
+                if entry.kind in SHIFTS:
+                    carried.append(carried_shift(entry))
+                elif entry.kind == "signal" or (entry.key and self._is_carried(entry.key, lanes, entry.kind)):
                     carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key, is_copy=True))
             after = page[-1].seq
         return await waits_at(run.context, run.id, run.branch, seq - 1), carried

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from perdure.context.log import ContextLog, Stretch
 from perdure.errors import InvalidValue, NotFound
-from perdure.model import FileChange, Frozen
+from perdure.model import FileChange, Frozen, NodePlace
 from perdure.runs.record import Record, from_head
-from perdure.runs.roads import Roads
 
 FOLDER, DELETED = "folder", "D"
 
@@ -43,22 +43,25 @@ def _same(one: Stretch, other: Stretch) -> bool:
     return (one.run_id, one.branch) == (other.run_id, other.branch)
 
 
-async def files(context: ContextLog, roads: Roads, a: str, b: str) -> list[dict[str, Any]]:
-    """What differs in the files of the runs' sandboxes, by path. Raises NotFound: one of them has none (any more)."""
+async def files(
+    context: ContextLog, changes: Callable[[str], Awaitable[list[FileChange]]], a: str, b: str
+) -> list[dict[str, Any]]:
+    """What differs in the files of the runs' sandboxes, by path; ``changes``: of one, by its run. NotFound: one of them
+    has none (any more), or at another node."""
     records = [from_head(await context.head(run_id)) for run_id in (a, b)]
     if records[0].request.image != records[1].request.image:
         raise InvalidValue(f"the runs {a} and {b} are of different images", hint="Only files over one image compare.")
-    found = []
-    for record, run_id in zip(records, (a, b), strict=True):
-        found.append(await roads.of(record.request).changes(sandbox_of(record, run_id)))
-    return compared(*found)
+    return compared(*[await changes(run_id) for run_id in (a, b)])
 
 
-def sandbox_of(record: Record, run_id: str) -> str:
-    """Raises NotFound with a reason."""
+def sandbox_of(record: Record, run_id: str, here: NodePlace | None) -> str:
+    """At the node ``here``. Raises NotFound with a reason."""
     if not record.sandbox_id or record.released:
         hint = "A run has its files while it has a sandbox: until its end. Fork it at an earlier entry to see them."
         raise NotFound(f"run {run_id} is {record.state}: its files are gone", hint=hint)
+    if here is not None and record.node is not None and record.node.id != here.id:
+        hint = f"It was lost there, and goes on at {here.said} when it is woken. Or `perdure fork {run_id}`."
+        raise NotFound(f"the files of run {run_id} are at {record.node.said}", hint=hint)
     return record.sandbox_id
 
 

@@ -12,12 +12,12 @@ import msgspec
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.context.rows import was_pruned
 from perdure.errors import Conflict, LeaseLost, NotFound, PerdureError
-from perdure.model import Budget, Entry, OutputPiece, RunInfo, RunState, SnapshotInfo
+from perdure.model import Budget, Entry, FileChange, OutputPiece, RunInfo, RunState, SnapshotInfo
 from perdure.runs import checkpoints, comparing, ends, family, keys, output
 from perdure.runs.bounds import check_value
 from perdure.runs.forms import check_values
 from perdure.runs.moments import said
-from perdure.runs.ports import ModelCalls
+from perdure.runs.ports import ModelCalls, OtherServers
 from perdure.runs.record import from_head
 from perdure.runs.roads import Roads
 from perdure.runs.run import Outcome, Run
@@ -37,6 +37,7 @@ class Desk:
         self._roads = roads
         self._models = models
         self._clean_up_s = clean_up_s
+        self.elsewhere: OtherServers | None = None  # put there before ``open``; None: there are none
         self._shelf = Shelf(self._take_down)
         self._runs = self._shelf.live
 
@@ -276,15 +277,24 @@ class Desk:
         found = {**shown, "parted": await comparing.parting(self._context, *sides), "files": None, "problem": None}
         if files:
             try:
-                found["files"] = await comparing.files(self._context, self._roads, a[0], b[0])
+                found["files"] = await comparing.files(self._context, self.changes, a[0], b[0])
             except PerdureError as error:
                 found["problem"] = error.to_json()
         return found
 
+    async def changes(self, run_id: str) -> list[FileChange]:
+        """What the files of the run's sandbox differ in from its image, by path."""
+        record = from_head(await self._context.head(run_id))
+        if self.elsewhere is not None and not record.released and not self._shelf.has(run_id):
+            return await self.elsewhere.changes(run_id)
+        machines = self._roads.of(record.request)
+        return await machines.changes(comparing.sandbox_of(record, run_id, machines.node))
+
     async def file(self, run_id: str, path: str) -> bytes:
         """A file of the run's sandbox that it has changed since its image."""
         record = from_head(await self._context.head(run_id))
-        return await self._roads.of(record.request).file(comparing.sandbox_of(record, run_id), path)
+        machines = self._roads.of(record.request)
+        return await machines.file(comparing.sandbox_of(record, run_id, machines.node), path)
 
     def printed(
         self, run_id: str, life: str = "", offset: int = 0, *, tail: int | None = None, live: bool = False

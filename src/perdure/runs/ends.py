@@ -63,7 +63,7 @@ async def conclude(
     ending: Ending | None = None,
 ) -> None:
     """It ends: as its program or its machine has it, or as it was to end anyhow; or its next attempt begins, where
-    its failure (of this ``kind`` of ``runs.retries``) is one to try again after. Under the lock.
+    its failure (of this ``kind`` of ``model.FAILURES``) is one to try again after. Under the lock.
 
     epoch: a new one where something of its machine may be left: the fence, it can do nothing any more. ending: how it
     is to end, where that is not what the record has.
@@ -95,8 +95,8 @@ async def _retry(run: Run, why: dict[str, Any], pause_s: float) -> None:
             if record.counts(entry.key, entry.seq):
                 carried.feed(entry)
         after = page[-1].seq
-    fork = carried.fork()
     at, epoch = run.clock.time() + pause_s, record.epoch + 1
+    fork = carried.fork(at)
     await run.write(
         *(fork[2] if fork else ()),
         to=RunState.RECOVERING,

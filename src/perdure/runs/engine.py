@@ -8,7 +8,6 @@ leases (``runs.tenure``).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -74,8 +73,6 @@ class Engine(Desk):
         self._tasks = Tasks()
         self._driving: dict[str, asyncio.Task[None]] = {}  # by run
         self.tenure: Tenure | None = None  # put there before ``open``; None: no other server has this log open
-        # Asks the owner of a run (run id, what, body), where that is another server.
-        self.elsewhere: Callable[[str, str, dict[str, Any]], Awaitable[None]] | None = None
         self._timers = Timers(self._deadline, clock)
         self.retention: Retention | None = None  # put there before ``open``; None: logs are kept until somebody says so
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
@@ -147,7 +144,7 @@ class Engine(Desk):
         except LeaseLost:
             if self.elsewhere is None:
                 raise
-            await self.elsewhere(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
+            await self.elsewhere.post(run_id, "cancel", {"reason": reason, "clean_up_s": clean_up_s})
 
     async def deliver(self, ref: str, name: str, value: Any, signal_id: str) -> str:
         """See ``Desk.deliver``; also to a run at another server."""
@@ -157,7 +154,7 @@ class Engine(Desk):
             if self.elsewhere is None:
                 raise
             run_id = await self.find(ref)
-            await self.elsewhere(run_id, "signal", {"name": name, "value": value, "id": signal_id})
+            await self.elsewhere.post(run_id, "signal", {"name": name, "value": value, "id": signal_id})
             return run_id
 
     async def take(self, run_id: str, of: str, *, is_ours: bool) -> None:
@@ -277,6 +274,8 @@ class Engine(Desk):
         async for event in machines.events():
             if event.kind == "node.connected" and machines is self._roads.snapshot:
                 self._strays.want()
+                if self.tenure is None:
+                    self._tasks.spawn(self._strays.look_alone(self._shelf.has), "strays")
             for run in list(self._runs.values()):
                 if event.kind == "node.connected" or event.sandbox_id == run.record.sandbox_id:
                     run.look()

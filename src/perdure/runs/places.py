@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -32,13 +33,14 @@ AGAIN_S = 0.2  # after those
 LEFT_S = 5.0  # so long something is left to a run of another server whose turn it is
 SOON_S, LATE_S = 0.05, 1.0  # pauses of the server whose run is the next: an end elsewhere tells nobody
 GRAINS = 200  # moments that a line has of a period
+AHEAD = 20  # runs of each server that the others know of
 
 
 class Line(Frozen, frozen=True, kw_only=True):
     """What the servers know together of a queue."""
 
     begun: list[tuple[float, int]] = msgspec.field(default_factory=list)  # moments of a rate's last period: how many
-    next: dict[str, Place] = msgspec.field(default_factory=dict)  # by server: the first that waits there
+    coming: dict[str, list[Place]] = msgspec.field(default_factory=dict)  # by server: the first that wait there
 
 
 class Asked(Protocol):
@@ -131,7 +133,7 @@ class Places:
     ) -> float | None:
         version, line = await self._line(name)  # first: see above
         me = self._leases.server
-        if not waiting and me not in line.next:
+        if not waiting and me not in line.coming:
             return None
         queue, active = await read(), await self.active(name)
         if queue is None:
@@ -142,9 +144,10 @@ class Places:
         for run_id in unheard:
             await runs[run_id].begin(())
         others = self._others(name, line, active, runs)
+        theirs = {place.run_id: place for places in others.values() for place in places}  # one that moved is at two
 
         def beside(is_full: IsFull) -> Iterator[Place]:
-            elsewhere = Waiting(others.values()).beside(is_full)
+            elsewhere = Waiting(theirs.values()).beside(is_full)
             return heapq.merge(elsewhere, _ready(waiting.beside(is_full), runs), key=order)
 
         chosen, again_at = plan(
@@ -157,39 +160,37 @@ class Places:
         mine = [place for place in chosen if place.run_id in runs]
         taken = {place.run_id for place in chosen}
         self._leave(name, taken.difference(runs))
-        first = next((place for place in _ready(waiting, runs) if place.run_id not in taken), None)
-        coming = {**others, **({me: first} if first is not None else {})}
+        firsts = _firsts(queue, waiting, runs, taken)
+        coming = {**others, **({me: firsts} if firsts else {})}
         begins = []
         for number, place in enumerate(mine):
             if queue.rate is not None:
                 begun = _counted(begun, now, queue.period_s if queue.rate > GRAINS else 0.0)
-            value = msgspec.to_builtins(Line(begun=begun, next=coming))
+            value = msgspec.to_builtins(Line(begun=begun, coming=coming))
             after = Beside(kind=LINE, name=name, value=value, expected_version=version + number)
             begins.append(runs[place.run_id].begin([after]))
         for result in await asyncio.gather(*begins, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        if not mine and coming != line.next:
-            value = msgspec.to_builtins(Line(begun=begun, next=coming))
+        if not mine and coming != line.coming:
+            value = msgspec.to_builtins(Line(begun=begun, coming=coming))
             await self._context.keep(LINE, name, value, expected_version=version)
         if again_at is not None:
             return max(again_at - now, SOON_S)
-        if first is None or any(place.order < first.order for place in others.values()):
+        if not _has_next(queue, firsts, theirs.values()):
             return None
         return self._pause_s(name, version)
 
-    def _others(self, name: str, line: Line, active: Active, runs: Mapping[str, Ready]) -> dict[str, Place]:
-        """The first that waits at each other server. One that did not begin when it could is passed over: that server
-        is lost, it seems, or busy; it says so anew if it is not."""
-        now, left = self._clock.monotonic(), self._left.get(name, {})
-        return {
-            server: place
-            for server, place in line.next.items()
-            if server != self._leases.server
-            and place.run_id not in runs
-            and place.run_id not in active
-            and now - left.get(place.run_id, now) < LEFT_S
-        }
+    def _others(self, name: str, line: Line, active: Active, runs: Mapping[str, Ready]) -> dict[str, list[Place]]:
+        """The first that wait at each other server. Where one did not begin when it could, all of that server are
+        passed over: it is lost, it seems, or busy; it says so anew if it is not."""
+        now, left, found = self._clock.monotonic(), self._left.get(name, {}), dict[str, list[Place]]()
+        for server, places in line.coming.items():
+            waiting = [place for place in places if place.run_id not in runs and place.run_id not in active]
+            is_late = any(now - left.get(place.run_id, now) >= LEFT_S for place in waiting)
+            if waiting and not is_late and server != self._leases.server:
+                found[server] = waiting
+        return found
 
     def _leave(self, name: str, others: Iterable[str]) -> None:
         before, now = self._left.get(name, {}), self._clock.monotonic()
@@ -206,6 +207,32 @@ class Places:
 def _ready(waiting: Iterable[Place], runs: Mapping[str, Ready]) -> Iterator[Place]:
     """Those that somebody drives: others are being made, or taken over."""
     return (place for place in waiting if runs[place.run_id].driven)
+
+
+def _firsts(queue: Queue, waiting: Waiting, runs: Mapping[str, Ready], taken: Container[str]) -> list[Place]:
+    """Those that the others leave room for: of each key as many as may be active, whatever is active now."""
+    found, keys = list[Place](), Counter[str | None]()
+
+    def is_full(key: str | None) -> bool:
+        return key is not None and queue.key_concurrency is not None and keys[key] >= queue.key_concurrency
+
+    for place in _ready(waiting.beside(is_full), runs):
+        if len(found) == AHEAD:
+            break
+        if place.run_id not in taken:
+            found.append(place)
+            keys[place.key] += 1
+    return found
+
+
+def _has_next(queue: Queue, firsts: Iterable[Place], others: Iterable[Place]) -> bool:
+    """Whether one of these may be the next to begin: of all, or, as any key may have room again, with its key."""
+    best: dict[str | None, Place] = {}
+    for place in others:
+        key = None if queue.key_concurrency is None else place.key
+        best[key] = min(place, best.get(key, place), key=order)
+    mine = ((place, best.get(None if queue.key_concurrency is None else place.key)) for place in firsts)
+    return any(other is None or place.order < other.order for place, other in mine)
 
 
 def _counted(begun: list[tuple[float, int]], now: float, period_s: float) -> list[tuple[float, int]]:

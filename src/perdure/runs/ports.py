@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -15,6 +15,7 @@ from perdure.model import (
     CallsEndpoint,
     FileChange,
     Frozen,
+    HeldSnapshot,
     LogPosition,
     NodeEvent,
     NodePlace,
@@ -49,6 +50,7 @@ class Sandbox(Frozen, frozen=True, kw_only=True):
     id: str
     run_id: str
     epoch: int | None  # that its calls are made in; None: nobody hears them
+    snapshots: list[HeldSnapshot] = msgspec.field(default_factory=list)  # the oldest first
 
 
 class Machines(Protocol):
@@ -127,8 +129,8 @@ class Machines(Protocol):
         """Remove whatever sandbox the run has, also a running one. Nothing there: nothing to do."""
         ...
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
-        """All that are of runs, or of this one."""
+    async def of_runs(self) -> list[Sandbox]:
+        """All that are of runs."""
         ...
 
     async def discard(self, sandbox_id: str) -> None:
@@ -139,6 +141,15 @@ class Machines(Protocol):
         """What happens to sandboxes, for ever. Each (re)connection to a node begins with an event ``node.connected``:
         things may have happened unseen."""
         ...
+
+
+class OtherServers(Protocol):
+    """Those that share the database, asked about runs of theirs. Errors are those that they answer with, ``LeaseLost``
+    while nobody has the run."""
+
+    async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None: ...
+
+    async def changes(self, run_id: str) -> list[FileChange]: ...
 
 
 class SecretCalls(Protocol):

@@ -9,14 +9,13 @@ import msgspec
 
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
-from perdure.model import Budget, Frozen, NodePlace, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.model import Budget, Frozen, NodePlace, Retry, RunInfo, RunOrigin, RunState, SnapshotInfo
 from perdure.runs import keys
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.hook import RunHook
 from perdure.runs.policy import Policy
 from perdure.runs.queues import PRIORITY_MAX
-from perdure.runs.retries import Retry
 from perdure.runs.states import TERMINAL
 from perdure.runs.waits import Waits
 
@@ -52,7 +51,7 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     active_timeout_s: float | None = None  # with a machine
     durability: Literal["snapshot", "replay"] = "snapshot"
     version: str = ""  # of the agent, as its author counts
-    retry: dict[str, Retry] = msgspec.field(default_factory=dict)  # by kind of failure (runs.retries)
+    retry: dict[str, Retry] = msgspec.field(default_factory=dict)  # by kind of failure
     budget: Budget = Budget()  # of its models' turns; as it is now
 
     @property

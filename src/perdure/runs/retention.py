@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from perdure.context.leases import Leases
 from perdure.context.log import ContextLog, Head
-from perdure.errors import Conflict, InvalidValue, PerdureError, ProtocolError
+from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, ProtocolError
 from perdure.runs import forkkeys
 from perdure.runs.clock import Clock
 from perdure.runs.record import Record, from_head
@@ -24,6 +25,7 @@ PORTION = 20  # runs that are looked at without a pause
 PAUSE_S = 0.5
 LOOK_S = 3600.0  # from one look at all runs to the next
 SWEEP_S = 86400.0
+KIND, SWEEP = "retention", "sweep"  # of what is kept: when one of the servers that share a database swept
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +66,25 @@ class Retention:
         await self._sweep()
 
     async def _sweep(self) -> None:
-        now, leases = self._clock.monotonic(), self._context.leases
-        if self._swept_at is None and leases is not None:
-            self._swept_at = now  # what other servers drop is dropped unseen: one sweep a day is for all of it
-        is_due = self._is_sweep_due or leases is not None
-        if not is_due or (self._swept_at is not None and now < self._swept_at + SWEEP_S):
-            return
-        if leases is not None and leases.server != min((one.server for one in await leases.leases()), default=""):
-            return  # one of the servers does: between two sweeps there is to be time
-        self._swept_at = now
-        self._is_sweep_due = (await self._context.sweep()).next_blobs > 0
+        leases, now = self._context.leases, self._clock.monotonic()
+        if leases is not None:  # what other servers drop is dropped unseen: one sweep a day is for all of it
+            if await self._is_first(leases):
+                await self._context.sweep()
+        elif self._is_sweep_due and (self._swept_at is None or now >= self._swept_at + SWEEP_S):
+            self._swept_at = now
+            self._is_sweep_due = (await self._context.sweep()).next_blobs > 0
+
+    async def _is_first(self, leases: Leases) -> bool:
+        """Whether a sweep is due, and this server the first to see it; by the clock of the database, and whoever comes
+        and goes in between: between two sweeps there is to be time."""
+        found, now = await self._context.kept(KIND, SWEEP), await leases.time()
+        if found and now < found[0].value["at"] + SWEEP_S:
+            return False
+        try:
+            await self._context.keep(KIND, SWEEP, {"at": now}, expected_version=found[0].version if found else 0)
+        except (Conflict, NotFound):
+            return False
+        return True
 
     async def _pause(self, seconds: float) -> None:
         await self._clock.sleep_until(self._clock.monotonic() + seconds)
@@ -81,13 +92,17 @@ class Retention:
 
 async def _drop(context: ContextLog, head: Head, before: float, *, dry_run: bool = False) -> bool:
     """Drop the log of a run if it ended before; False also where something needs it still."""
-    if head.pruned or head.created >= before or await _ended(context, head) >= before:
+    if head.pruned or head.created >= before:
         return False
     try:
+        if await _ended(context, head) >= before:
+            return False
         if not dry_run:
             await prune(context, head.run_id)
     except Conflict:
         return False  # its forks are younger
+    except NotFound:
+        return False  # another server was faster
     return True
 
 

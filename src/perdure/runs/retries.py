@@ -3,8 +3,9 @@ the ids of children that are started again.
 
 An attempt begins from the start, in a new machine, and its calls answer from the log: nothing that succeeded is done or
 paid again. What failed is not in its branch: a step that raised, a model call that was refused, a child that failed, a
-wait that ended with its run. So those are asked anew. A set that waited for all of several is carried over open: those
-of its children that failed are other runs then, and nothing else of it is waited for again.
+wait that ended with its run. So those are asked anew. A set that waited for all of several is carried over open: its
+children that failed, or ended with it, are other runs then, and what has come in it is not waited for again. One for
+any of several has one answer: that is carried over, or it failed, and all of it is asked anew.
 """
 
 from __future__ import annotations
@@ -13,43 +14,17 @@ import hashlib
 from typing import Any
 
 from perdure.context.log import NewEntry
-from perdure.errors import InvalidValue
-from perdure.model import Entry, Frozen, new_id
+from perdure.model import ANY_FAILURE, FAILURES, Entry, Retry, new_id
 from perdure.runs.waits import SHIFTS, Waits
 
-KINDS = ("agent-failed", "program-failed", "machine-failed", "timed-out")
-ANY = "any"
-LONGEST_S = 366 * 86400.0
 _NEVER = ("agent-invalid", "diverged", "version-mismatch")  # of any kind: the next attempt would be no other
 _UNCARRIED = ("model.started", "model.replayed", "ending.told")
 
 
-class Retry(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How often, and after which pauses: ``delay_s``, then ``factor`` times as long, at most ``max_delay_s``."""
-
-    attempts: int  # in all, the first one counts
-    delay_s: float = 1.0
-    factor: float = 2.0
-    max_delay_s: float = 300.0
-    jitter: float = 0.1  # each pause is longer by up to this part of it
-
-    def check(self, kind: str) -> None:
-        """Raises InvalidValue naming the field."""
-        if kind not in (*KINDS, ANY):
-            raise InvalidValue(
-                f"retry: no such kind of failure: {kind!r}", hint=f"Known are {', '.join(KINDS)}, {ANY}."
-            )
-        bounds = {"attempts": (1, 1000), "delay_s": (0, LONGEST_S), "factor": (1, 100), "max_delay_s": (0, LONGEST_S)}
-        for name, (least, most) in {**bounds, "jitter": (0, 10)}.items():
-            if not least <= getattr(self, name) <= most:
-                message = f"retry: {kind}: {name} is {getattr(self, name):g}"
-                raise InvalidValue(message, hint=f"It is from {least:g} to {most:g}.")
-
-
 def pause_s(policies: dict[str, Retry], kind: str, code: str, run_id: str, attempt: int) -> float | None:
     """How long to wait after attempt number ``attempt`` failed; None: it was the last one."""
-    policy = policies.get(kind) or policies.get(ANY)
-    if kind not in KINDS or policy is None or code in _NEVER or attempt >= policy.attempts:
+    policy = policies.get(kind) or policies.get(ANY_FAILURE)
+    if kind not in FAILURES or policy is None or code in _NEVER or attempt >= policy.attempts:
         return None
     pause = min(policy.delay_s * policy.factor ** min(attempt - 1, 1000), policy.max_delay_s)
     # Drawn from what it is for, so that it is the same whoever computes it.
@@ -72,19 +47,30 @@ def _has_error(payload: dict[str, Any]) -> bool:
     return isinstance(told, dict) and "error" in told
 
 
-def _is_open_ended_set(wait: dict[str, Any]) -> bool:
-    return wait["kind"] == "all" and wait.get("until") is None
-
-
-def _reopened(entry: Entry, again: set[str]) -> list[NewEntry]:
-    """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more."""
+def _reopened(entry: Entry, again: set[str], begins: float) -> list[NewEntry]:
+    """What is carried over of an entry of a set in which the waits ``again`` are to be waited for once more. Its own
+    time limit is counted from ``begins``."""
     payload = entry.payload
     if entry.kind == "wait.started":
         parts = [{**part, "child": new_id()} if part["id"] in again else part for part in payload["parts"]]
-        payload = {**payload, "parts": parts}
+        wait, until = payload["wait"], payload["wait"].get("until")
+        if until is not None:
+            wait = {**wait, "since": begins, "until": begins + until - wait["since"]}
+        payload = {**payload, "wait": wait, "parts": parts}
     elif not payload.get("of") or payload["wait"] in again:
         return []  # the end of such a wait, or of the set
     return [NewEntry(kind=entry.kind, payload=payload, key=entry.key)]
+
+
+def _shift_s(entry: Entry) -> float:
+    """How much longer what is open has from here on."""
+    return float(entry.payload.get("shift_s", 0.0)) if entry.kind in SHIFTS else 0.0
+
+
+def carried_shift(entry: Entry) -> NewEntry:
+    """A copy of where time stood still, for another branch. Without the key that a rewind was asked for with: that one
+    is of the run that went back, and this may be a fork of it."""
+    return NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True})
 
 
 class Carried:
@@ -97,26 +83,37 @@ class Carried:
         self._whole_lanes = whole_lanes
         self._first: dict[str, int] = {}  # key -> its first entry
         self._failed: set[str] = set()
-        self._sets: set[str] = set()  # keys of waits for all of several, without a time limit
-        self._again: dict[str, set[str]] = {}  # by key of such a set: its waits for children that failed
+        self._children: dict[str, set[str]] = {}  # by key of a set of all: its waits for children that are open
+        self._again: dict[str, set[str]] = {}  # by key of such a set: its waits for those that failed, or ended with it
         self._entries: list[Entry] = []
 
     def feed(self, entry: Entry) -> None:
         self._entries.append(entry)
-        if entry.key:
+        if entry.key and entry.kind not in SHIFTS:
             self._first.setdefault(entry.key, entry.seq)
-            if entry.kind == "wait.started" and _is_open_ended_set(entry.payload["wait"]):
-                self._sets.add(entry.key)
-            if _failed(entry) and entry.key in self._sets and entry.payload.get("of"):
-                self._again.setdefault(entry.key, set()).add(entry.payload["wait"])
+            if entry.kind == "wait.started" and entry.payload["wait"]["kind"] == "all":
+                self._children[entry.key] = {part["id"] for part in entry.payload["parts"] if part.get("child")}
+            if entry.kind == "wait.completed" and entry.key in self._children:
+                self._end(entry.key, entry)
             elif _failed(entry):
                 self._failed.add(entry.key)
+
+    def _end(self, key: str, entry: Entry) -> None:
+        """A set of all has ended, or a part of it has."""
+        payload, left = entry.payload, self._children[key]
+        if payload.get("of"):
+            left.discard(payload["wait"])
+            if _failed(entry):
+                self._again.setdefault(key, set()).add(payload["wait"])
+        elif _failed(entry) or key in self._again:
+            self._again.setdefault(key, set()).update(left)
 
     def _lane(self, key: str) -> str:
         return key.partition("/")[0] if self._by_name else key.rpartition("/")[0]
 
-    def fork(self) -> tuple[int, Waits, list[NewEntry]] | None:
-        """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it."""
+    def fork(self, begins: float = 0.0) -> tuple[int, Waits, list[NewEntry]] | None:
+        """(seq to fork after, the waits there, what is carried over from behind it); None: nothing failed in it.
+        begins: when the attempt does."""
         anew = self._failed | self._again.keys()
         if not anew:
             return None
@@ -130,15 +127,18 @@ class Carried:
             # a set that is the first of them in its lane is asked for as it was
             failed = after - {key for key in self._again if self._first[key] == begun[self._lane(key)]} | failed
         fork_seq, waits, carried = min(self._first[key] for key in anew) - 1, Waits(), list[NewEntry]()
+        # A set that is reopened has its own time from when the attempt begins, whatever shifts after it add to that.
+        left_s = sum(_shift_s(entry) for entry in self._entries if entry.seq > fork_seq)
         for entry in self._entries:
             if entry.seq <= fork_seq:
                 waits = waits.after(entry.kind, entry.payload)
+            elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
+                left_s -= _shift_s(entry)
+                carried.append(carried_shift(entry))
             elif entry.key in self._again and entry.key not in failed:
-                carried += _reopened(entry, self._again[entry.key])
+                carried += _reopened(entry, self._again[entry.key], begins - left_s)
             elif entry.kind == "signal" or (entry.key and entry.key not in failed and entry.kind not in _UNCARRIED):
                 carried.append(NewEntry(kind=entry.kind, payload=entry.payload, key=entry.key, is_copy=True))
-            elif entry.kind in SHIFTS:  # what was open then has longer than it had, and keeps that
-                carried.append(NewEntry(kind=entry.kind, payload={**entry.payload, "carried": True}))
         return fork_seq, waits, carried
 
 

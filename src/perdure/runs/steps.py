@@ -108,6 +108,9 @@ async def end(asked: Asked) -> Body:
         begun, ended = last(entries, "step.intent"), last(entries, "step.result")
         if begun is None:
             raise Conflict(f"no step was begun with the key {asked.key}", hint="Ask /perdure/v1/step first.")
+        if ended is None and asked.run.record.is_lost(_epoch(begun)):
+            message = f"step {begun.payload['name']!r} was begun on a machine that was lost: it may have taken effect"
+            raise Conflict(message, hint="Ask /perdure/v1/step: it says whether to run it.")
         if ended is None:
             payload = {"name": begun.payload["name"], **_end(body)}
             ended = (await asked.note(NewEntry(kind="step.result", key=asked.key, payload=payload)))[0]

@@ -108,7 +108,7 @@ class Tenure:
                 await self._take(run_id, former)
         self._remember(server)
         self.is_held = True
-        log.info("server %s, lease %d", server, lease.generation)
+        log.info("server %s, lease %d", server, lease.lease)
 
     async def servers(self) -> list[dict[str, Any]]:
         """All that have a lease, and how long ago their counters moved, as this server saw it."""
@@ -116,7 +116,7 @@ class Tenure:
         for lease in await self._leases.leases():
             facts = {name: value for name, value in lease.facts.items() if name != "token"}
             age_s = 0.0 if lease.server == self._leases.server else now - self._moved.get(lease.server, now)
-            named = {"server": lease.server, "lease": lease.generation, "runs": lease.runs}
+            named = {"server": lease.server, "lease": lease.lease, "runs": lease.runs}
             found.append({**named, **facts, "heartbeat_age_s": round(age_s, 2)})
         return found
 

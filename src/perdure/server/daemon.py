@@ -99,7 +99,7 @@ async def serve(home: Home) -> None:
         facts = {"url": url, "token": token, "fingerprint": fingerprint, "node": machines.node.id}
         engine.tenure = tenure(home, context.leases, engine, sharing.terms, facts)
         elsewhere = Elsewhere(context.leases, engine.has)
-        engine.elsewhere = elsewhere.post
+        engine.elsewhere = elsewhere
     started = time.time()
     named = list(providers.by_name)
     api = Api(home, engine, context, elsewhere, providers=named, url=url, token=token, started=started)

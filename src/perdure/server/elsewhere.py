@@ -31,7 +31,7 @@ from aiohttp import (
 from perdure.client import clear
 from perdure.context.leases import Lease, Leases, Owner
 from perdure.errors import InvalidValue, LeaseLost, NoRights, PerdureError, Unavailable, from_json
-from perdure.model import new_id
+from perdure.model import FileChange, new_id
 from perdure.server.sharing import PROTOCOL
 
 PATIENCE_S = 60.0  # so long a request waits for a lost server's runs to be taken over
@@ -42,7 +42,7 @@ PATIENT = ClientTimeout(total=None, sock_connect=CONNECT_S)
 QUIET_S = 20.0  # so long an answer that goes on may say nothing: its server has something to say every 5 s
 MARK = "Perdure-Forwarded"
 HERE = frozenset(("verify",))  # of what is posted: answered from the database, by any server
-AT_OWNER = frozenset(("output", "file"))  # of what is asked for: it is at the run's machine
+AT_OWNER = frozenset(("output", "file", "changes"))  # of what is asked for: it is at the run's machine
 # Asked twice it is done once, or says so.
 AGAIN = frozenset(("signal", "approve", "cancel", "checkpoint", "tags", "budget"))
 
@@ -93,13 +93,21 @@ class Elsewhere:
             await asyncio.sleep(AGAIN_S)
 
     async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None:
-        """For the engine: of a run at another server. Raises its errors, LeaseLost while it has no owner."""
+        """See ``runs.ports.OtherServers``."""
+        await self._told(run_id, "POST", part, msgspec.json.encode(body))
+
+    async def changes(self, run_id: str) -> list[FileChange]:
+        """See ``runs.ports.OtherServers``."""
+        return msgspec.json.decode(await self._told(run_id, "GET", "changes", b""), type=list[FileChange])
+
+    async def _told(self, run_id: str, method: str, part: str, body: bytes) -> bytes:
         owner = await self._leases.owner(run_id)
-        told = await self._asked(owner, "POST", f"/v1/runs/{run_id}/{part}", msgspec.json.encode(body))
+        told = await self._asked(owner, method, f"/v1/runs/{run_id}/{part}", body)
         if told is None:
             raise LeaseLost(f"run {run_id} is being taken over by another server", hint="Ask again in a moment.")
         if told[0] >= 400:
             raise _error(told[2])
+        return told[2]
 
     async def _asked(self, owner: Owner, method: str, path: str, body: bytes) -> tuple[int, str, bytes] | None:
         """None: that server is gone, or does not own the run any more; ask the one that does."""

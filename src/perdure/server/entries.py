@@ -5,7 +5,8 @@ GET  /v1/runs/{id}/entries                  NDJSON of ``Entry``; ``?after=SEQ&li
                                             ``follow`` ends after the entry that ends the run,
                                             with an empty line every 5 s; ``compact`` leaves
                                             large values as references. ``&kind=step.intent`` or a
-                                            beginning (``step.``); ``&key=LANE/N`` or a lane (``LANE/``)
+                                            beginning (``step.``), refused where no entry has
+                                            such a kind; ``&key=LANE/N`` or a lane (``LANE/``)
 GET  /v1/runs/{id}/branches                 ``{"branches": [{"branch", "parent", "fork_seq", "seq"}, ...]}``
 POST /v1/runs/{id}/verify                   recompute the hash chain: ``{"entries", "branches", "blobs"}``
 GET  /v1/blobs/{digest}                     bytes
@@ -20,6 +21,7 @@ from contextlib import aclosing
 import msgspec
 from aiohttp import web
 
+from perdure.context import kinds
 from perdure.context.log import ContextLog
 from perdure.runs.engine import Engine
 from perdure.server.bodies import NDJSON, answer, kept_alive, number
@@ -51,6 +53,10 @@ class EntriesApi:
         kind, key = request.query.get("kind"), request.query.get("key")
         if branch is not None:
             await self._context.lineage(run_id, branch)  # NotFound: there is none
+        if kind and not kinds.is_known(kind):
+            theirs = await self._context.read(run_id, branch=branch, limit=1, expand=False, kind=kind)
+            if not theirs:  # of another version it may have others
+                raise kinds.unknown(kind)
         response = web.StreamResponse(headers={"Content-Type": NDJSON})
         await response.prepare(request)
         try:

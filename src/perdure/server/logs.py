@@ -2,7 +2,8 @@
 
 ==========================================  =====================================================================
 GET  /v1/runs/{id}/export                   NDJSON: the log as a file (docs/formats/log-file.md)
-POST /v1/import                             such a file -> 201 ``RunInfo``; a run that had ended, under its own id
+POST /v1/import                             such a file -> 201 ``RunInfo``; a run that had ended, under its own id; or
+                                            the entries of one that was pruned here
 POST /v1/runs/{id}/prune                    drop the log of a run that has ended: ``{}``
 POST /v1/prune                              ``{"older_than_s", "dry_run"?}`` -> ``{"runs": [ID, ...], "swept": {"blobs",
                                             "stored_bytes", "next_blobs"} or null}``: of all runs that ended before

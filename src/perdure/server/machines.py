@@ -135,18 +135,17 @@ class NodeMachines:
         await self._in_thread(lambda: self._remove(run_id))
 
     def _remove(self, run_id: str) -> None:
-        for info in self._node.list():
-            if info.spec.labels.get(LABEL) == run_id:
+        for info in self._node.list(label=f"{LABEL}={run_id}"):
+            if info.spec.labels.get(LABEL) == run_id:  # a node of another version gives all
                 try:
                     self._node.remove(info.id, force=True)
                 except NotFound:
                     pass  # somebody was faster
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+    async def of_runs(self) -> list[Sandbox]:
         def work() -> list[Sandbox]:
             named = [(info.spec.labels.get(LABEL, ""), info) for info in self._node.list()]
-            found = [Sandbox(id=info.id, run_id=of, epoch=info.epoch) for of, info in named if of]
-            return [one for one in found if run_id in ("", one.run_id)]
+            return [Sandbox(id=info.id, run_id=of, epoch=info.epoch, snapshots=info.held) for of, info in named if of]
 
         return await self._in_thread(work)
 

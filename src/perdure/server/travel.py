@@ -7,6 +7,7 @@ POST /v1/runs/{id}/rewind                   ``{"to": SEQ, "key"?}`` -> ``RunInfo
 GET  /v1/runs/{id}/tree                     the run with its branches and forks, and theirs
 GET  /v1/tree                               ``{"trees": [...]}``, of every run that is no fork
 GET  /v1/runs/{id}/file                     ``?path=PATH``: bytes of a file that its sandbox changed, 1 MiB at most
+GET  /v1/runs/{id}/changes                  what the files of its sandbox differ in from its image
 GET  /v1/diff                               ``?a=RUN[:BRANCH]&b=RUN[:BRANCH]&files=1``: where two logs part, and what
                                             differs in the files of the runs' sandboxes
 ==========================================  =====================================================================
@@ -52,6 +53,7 @@ class Travel:
             web.post(one + "/rewind", self._rewind),
             web.get(one + "/tree", self._tree),
             web.get(one + "/file", self._file),
+            web.get(one + "/changes", self._changes),
             web.get("/v1/tree", self._trees),
             web.get("/v1/diff", self._diff),
         ]
@@ -78,6 +80,9 @@ class Travel:
         if not path.startswith("/"):
             raise InvalidValue(f"not an absolute path: {path!r}")
         return web.Response(body=await self._engine.file(run_id, path), content_type="application/octet-stream")
+
+    async def _changes(self, request: web.Request) -> web.Response:
+        return answer(await self._engine.changes(await self._run(request)))
 
     async def _diff(self, request: web.Request) -> web.Response:
         sides = []

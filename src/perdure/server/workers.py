@@ -183,7 +183,7 @@ class Workers:
     async def pull(self, snapshot: str, store: str) -> None:
         raise NotFound(f"a worker has no snapshot {snapshot}")
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+    async def of_runs(self) -> list[Sandbox]:
         return []
 
     async def discard(self, sandbox_id: str) -> None:

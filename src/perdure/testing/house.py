@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Generator
+from inspect import isawaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -126,12 +127,13 @@ class House:
         return info
 
     async def waits(self, run_id: str, kind: str) -> None:
-        """Wait until the program is parked on such a wait, and asks for it."""
+        """Wait until the program is parked on such a wait, and asks for it, or sleeps over it."""
         async with self.engine._shelf.held(run_id) as run, asyncio.timeout(DEADLINE_S):
             assert run is not None
 
             def parked() -> bool:
-                return any(wait.kind == kind and run._asking.get(wait.id) for wait in run.record.waits.open)
+                asleep = run.state is RunState.SUSPENDED
+                return any(wait.kind == kind and (asleep or run._asking.get(wait.id)) for wait in run.record.waits.open)
 
             await run.until(parked)
 
@@ -218,8 +220,8 @@ class Provider:
         return response
 
 
-async def until(true: Callable[[], Awaitable[Any]]) -> None:
-    """Of what changes in the database, or outside: nobody is told of that."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - see above
+async def until(true: Callable[[], Any], deadline_s: float = DEADLINE_S) -> None:
+    """Of what changes in the database, or outside: nobody is told of that. true: what it returns may be awaitable."""
+    async with asyncio.timeout(deadline_s):
+        while not (await found if isawaitable(found := true()) else found):  # noqa: ASYNC110 - see above
             await asyncio.sleep(0.01)

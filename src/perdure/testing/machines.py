@@ -24,6 +24,7 @@ from perdure.model import (
     Call,
     CallsEndpoint,
     FileChange,
+    HeldSnapshot,
     LogPosition,
     NodeEvent,
     NodePlace,
@@ -85,9 +86,14 @@ class _Sandbox:
     exit_status: int | None = None
     snapshot: SnapshotInfo | None = None
     captures: dict[str, list[Any]] = field(default_factory=dict)
+    positions: dict[str, LogPosition | None] = field(default_factory=dict)  # of captures
     files: dict[str, bytes] = field(default_factory=dict)  # as tests put them there
     printed: list[tuple[int, bytes]] = field(default_factory=lambda: [(0, b"output\n")])  # with where in its output
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def held(self) -> list[HeldSnapshot]:
+        return [HeldSnapshot(digests=[digest], position=self.positions.get(digest)) for digest in self.captures]
 
     def notify(self) -> None:
         self.changed.set()
@@ -147,6 +153,7 @@ class LocalMachines:
             cause=sandbox.cause,
             exit_status=sandbox.exit_status,
             snapshot=sandbox.snapshot,
+            held=sandbox.held,
             epoch=sandbox.calls.epoch if sandbox.calls else None,
         )
 
@@ -160,7 +167,7 @@ class LocalMachines:
         self.done.append("suspend")
         return sandbox.snapshot
 
-    async def checkpoint(self, sandbox_id: str, position: LogPosition) -> SnapshotInfo:
+    async def checkpoint(self, sandbox_id: str, position: LogPosition | None) -> SnapshotInfo:
         await self._begin("checkpoint")
         sandbox = self._running(sandbox_id)
         sandbox.snapshot = self._capture(sandbox_id, sandbox, position)
@@ -215,11 +222,17 @@ class LocalMachines:
         self._pulled[snapshot] = self.stores[store, snapshot]
         self.done.append("pull")
 
-    async def of_runs(self, run_id: str = "") -> list[Sandbox]:
+    async def of_runs(self) -> list[Sandbox]:
         await self._begin("of_runs")
-        named = [(name, one.spec.labels["run"], one.calls) for name, one in self.sandboxes.items()]
-        found = [Sandbox(id=name, run_id=of, epoch=calls.epoch if calls else None) for name, of, calls in named]
-        return [one for one in found if run_id in ("", one.run_id)]
+        return [
+            Sandbox(
+                id=name,
+                run_id=one.spec.labels["run"],
+                epoch=one.calls.epoch if one.calls else None,
+                snapshots=one.held,
+            )
+            for name, one in self.sandboxes.items()
+        ]
 
     async def discard(self, sandbox_id: str) -> None:
         await self._begin("discard")
@@ -332,9 +345,10 @@ class LocalMachines:
             raise Conflict(f"{sandbox_id} is {sandbox.state}")
         return sandbox
 
-    def _capture(self, sandbox_id: str, sandbox: _Sandbox, position: LogPosition) -> SnapshotInfo:
+    def _capture(self, sandbox_id: str, sandbox: _Sandbox, position: LogPosition | None) -> SnapshotInfo:
         digest = f"sha256:{self.node.id}{next(self._numbers):052x}"
         sandbox.captures[digest] = list(sandbox.memory)
+        sandbox.positions[digest] = position
         return SnapshotInfo(
             digest=digest, sandbox_id=sandbox_id, created=time.time(), memory_bytes=1000, position=position
         )

@@ -35,7 +35,7 @@ from perdure.model import (
 )
 from perdure.runs.driver import Settings
 from perdure.runs.engine import Engine
-from perdure.runs.ports import MachinePlan
+from perdure.runs.ports import MachinePlan, Sandbox
 
 
 @dataclass
@@ -156,6 +156,9 @@ class Processes:
             machine.process.kill()
         assert machine.waiting is not None
         await asyncio.shield(machine.waiting)  # its door is closed, even if the engine is closed meanwhile
+
+    async def of_runs(self) -> list[Sandbox]:
+        return []  # a process has no snapshots, and is nobody's else
 
     async def events(self) -> AsyncIterator[NodeEvent]:
         yield NodeEvent(time=0.0, kind="node.connected")

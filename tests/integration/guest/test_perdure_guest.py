@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
 from typing import Any
 
 import pytest
@@ -131,6 +132,50 @@ async def test_a_signal_ends_the_command_and_the_step_is_recorded(shell: Shell) 
     process.terminate()
     assert await asyncio.wait_for(process.wait(), DEADLINE_S) == 143
     assert shell.asked[-1][3]["result"] == {"exit_status": 143, "output": "begun\n"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_a_signal_before_the_command_runs_is_the_end_of_the_step(shell: Shell, number: int) -> None:
+    """Its beginning is recorded, and nobody else can tell that nothing came of it."""
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def says(call: GuestCall, body: Any) -> Any:
+        if call.path.endswith("/end"):
+            return body
+        asked.set()
+        await gate.wait()
+        return {"status": "run"}
+
+    shell.says = says
+    process = await shell.start("step", "s", "--", "sh", "-c", "echo x >> effects")
+    await asyncio.wait_for(asked.wait(), DEADLINE_S)
+    process.send_signal(number)
+    assert await asyncio.wait_for(process.wait(), DEADLINE_S) == -number
+    gate.set()
+    assert [call for _, _, call, _ in shell.asked] == ["step", "step/end"]
+    assert shell.asked[-1][3]["result"] == {"exit_status": 128 + number, "output": ""}
+    assert not (shell.folder / "effects").exists()
+
+
+async def test_a_step_has_an_end_whenever_a_signal_comes(shell: Shell) -> None:
+    """Just before its command is forked, and just after."""
+    started, told = asyncio.Queue[asyncio.subprocess.Process](), list[Any]()
+
+    async def says(call: GuestCall, body: Any) -> Any:
+        if call.path.endswith("/end"):
+            told.append(body["result"]["exit_status"])
+            return body
+        process = await started.get()
+        asyncio.get_running_loop().call_later(delay_s, process.terminate)
+        return {"status": "run"}
+
+    shell.says = says
+    for turn in range(60):
+        delay_s = turn / 15_000
+        process = await shell.start("step", f"s{turn}", "--", "sleep", "60")
+        started.put_nowait(process)
+        assert await asyncio.wait_for(process.wait(), DEADLINE_S) in (143, -signal.SIGTERM)
+        assert told == [143] * (turn + 1), f"a signal after {delay_s * 1000:.2f} ms"
 
 
 class Steps:

@@ -1,6 +1,7 @@
 """The emulated host and the launcher: started once, found again, ended whole, whatever was killed before.
 
-Each test has a home of its own, so that it may kill what it likes; the assets are shared.
+A test that kills what it likes leaves a host that runs, so most of them share a home, in this order; the others have
+one of their own. The assets are shared.
 """
 
 from __future__ import annotations
@@ -45,7 +46,17 @@ def assets() -> Assets:
 
 @pytest.fixture
 def own_home(tmp_path: Path) -> Iterator[Home]:
-    own = replace(Home.find(), root=tmp_path / "home")
+    yield from ended(replace(Home.find(), root=tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """One whose emulated host goes on from test to test: each start takes some seconds of both processors."""
+    yield from ended(replace(Home.find(), root=tmp_path_factory.mktemp("shared") / "home"))
+
+
+def ended(own: Home) -> Iterator[Home]:
+    """A home; at its end nothing is left."""
     yield own
     below.stop(own)
     left = {path.name for path in own.host.iterdir()} if own.host.is_dir() else set()
@@ -98,29 +109,123 @@ async def run_below(address: LauncherAddress, *argv: str) -> tuple[int, str]:
     return status, output.decode()
 
 
-async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None) -> None:
-    address = below.ensure(own_home, assets)
-    status = below.status(own_home, assets)
+def test_two_starters_start_one(shared_home: Home, assets: Assets, emulated: None) -> None:
+    found: list[LauncherAddress] = []
+    threads = [threading.Thread(target=lambda: found.append(below.ensure(shared_home, assets))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found[0] == found[1]
+    assert len(processes_of(shared_home)) == len(below.status(shared_home).pids)
+
+
+async def test_what_is_removed_here_is_let_go_of_there(
+    shared_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its kernel remembers names; for it virtiofsd keeps the files open, and their room is not free."""
+    address = below.ensure(shared_home, assets)
+    folder, other = shared_home.root / "sandboxes" / "gone", shared_home.root / "volumes" / "data"
+    disk, disk2, kept = folder / "disk", other / "disk", shared_home.root / "kept"
+    for path in (disk, disk2, kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    assert await run_below(address, "/bin/cat", str(disk), str(disk2), str(kept)) == (0, "diskdiskkept")
+    shutil.rmtree(folder)
+    gone = other.with_name(".data.gone")
+    other.rename(gone)  # as volumes and templates are: in there it has its former name
+    shutil.rmtree(gone)
+    assert {str(disk), str(gone / "disk")} <= set(below.removed(shared_home))
+
+    ground_ = ground.Ground(shared_home)
+    await ground_.living_launcher()
+    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.2)
+    watching = asyncio.create_task(ground_.watch())
+    try:
+        await asyncio.to_thread(eventually, lambda: below.removed(shared_home) == [], "removed files are still open")
+    finally:
+        watching.cancel()
+    assert await run_below(address, "/bin/cat", str(kept)) == (0, "kept")
+
+
+def test_a_card_that_was_taken_away_is_given_back(shared_home: Home, assets: Assets, emulated: None) -> None:
+    address = below.ensure(shared_home, assets)
+    found = links.Links()
+    try:
+        card = found.index(card_of(shared_home).name)
+        subprocess.run(["ip", "address", "flush", "dev", card_of(shared_home).name], check=True)
+        assert below.ping(address, 1.0) is None
+        assert below.status(shared_home, timeout_s=1.0).answers
+        subprocess.run(["ip", "link", "set", card_of(shared_home).name, "down"], check=True)
+        assert below.ping(address, 1.0) is None
+        assert below.ensure(shared_home, assets) == address
+        assert found.index(card_of(shared_home).name) == card
+    finally:
+        found.close()
+
+
+@pytest.mark.parametrize("piece", ["qemu", "virtiofsd-home"])
+def test_a_killed_piece_is_noticed_and_all_is_started_again(
+    shared_home: Home, assets: Assets, emulated: None, piece: str
+) -> None:
+    below.ensure(shared_home, assets)
+    before = below.status(shared_home).pids
+    os.kill(before[piece], signal.SIGKILL)
+    eventually(lambda: piece not in below.status(shared_home).pids, f"{piece} still lives")
+    eventually(lambda: piece != "qemu" or not card_of(shared_home).exists(), "the line's card is still there")
+    address = below.ensure(shared_home, assets)
+    after = below.status(shared_home)
+    assert after.answers
+    assert after.address == address
+    assert not set(before.values()) & set(after.pids.values())
+    assert below.ping(address) is not None
+
+
+async def test_one_that_hangs_is_ended(
+    shared_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(ground, "HANGS_AFTER_S", 1.0)
+    stands = ground.Ground(shared_home)
+    launcher = await stands.launcher()
+    watching = asyncio.create_task(stands.watch())
+    try:
+        up = asyncio.Event()
+        argv = ["sh", "-c", "echo up; exec sleep 1000"]
+        waiting = asyncio.create_task(launcher.run(argv, output=lambda data: up.set()))
+        await up.wait()
+        os.kill(below.status(shared_home).pids["qemu"], signal.SIGSTOP)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises(Unavailable):  # what waits for it hears of its end
+                await waiting
+            assert await (await stands.launcher()).ping()  # and the next use starts another
+    finally:
+        watching.cancel()
+
+
+async def test_the_emulated_host(shared_home: Home, assets: Assets, emulated: None) -> None:
+    address = below.ensure(shared_home, assets)
+    status = below.status(shared_home, assets)
     assert (status.running, status.answers, status.emulated, status.outdated) == (True, True, True, False)
     assert status.address == address
     assert 0 < status.kernel_boot_s < status.launcher_boot_s
 
     # It is reached by a card of its own, which goes with it, also when it was killed.
     assert address.tcp_host.startswith("169.254.")
-    assert card_of(own_home).exists()
+    assert card_of(shared_home).exists()
 
     began = time.monotonic()
-    assert below.ensure(own_home, assets) == address
+    assert below.ensure(shared_home, assets) == address
     assert time.monotonic() - began < 2.0
-    assert below.status(own_home).pids == status.pids
+    assert below.status(shared_home).pids == status.pids
 
     # Both sides see each other's files in the home; the rest of the machine can be read, and is never written.
-    (own_home.root / "from-outside").write_text("out")
+    (shared_home.root / "from-outside").write_text("out")
     script = (
         'cat "$0/from-outside"; echo in >"$0/from-inside"; echo x >/etc/hostname.perdure && cat /etc/hostname.perdure'
     )
-    assert await run_below(address, "/bin/sh", "-c", script, str(own_home.root)) == (0, "outx\n")
-    assert (own_home.root / "from-inside").read_text() == "in\n"
+    assert await run_below(address, "/bin/sh", "-c", script, str(shared_home.root)) == (0, "outx\n")
+    assert (shared_home.root / "from-inside").read_text() == "in\n"
     assert not Path("/etc/hostname.perdure").exists()
 
     # It answers while KVM is still being loaded, and machines wait for that.
@@ -142,7 +247,7 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
     keeper.close()
 
     # KVM works in there: the real Firecracker boots a kernel up to its panic for want of a root.
-    machine = own_home.root / "machine.json"
+    machine = shared_home.root / "machine.json"
     boot = {"kernel_image_path": str(assets.vmlinux), "boot_args": kvm.BOOT_ARGUMENTS}
     machine.write_text(
         json.dumps({"boot-source": boot, "drives": [], "machine-config": {"vcpu_count": 1, "mem_size_mib": 128}})
@@ -171,70 +276,9 @@ async def test_the_emulated_host(own_home: Home, assets: Assets, emulated: None)
         await run_below(address, "/bin/kill", "-9", str(first["pid"]))
     eventually(lambda: (below.ping(address) or first)["pid"] != first["pid"], "no new launcher")
 
-    assert below.stop(own_home)
-    assert not below.stop(own_home)
-    assert not below.status(own_home).running
-
-
-@pytest.mark.parametrize("piece", ["qemu", "virtiofsd-home"])
-def test_a_killed_piece_is_noticed_and_all_is_started_again(
-    own_home: Home, assets: Assets, emulated: None, piece: str
-) -> None:
-    below.ensure(own_home, assets)
-    before = below.status(own_home).pids
-    os.kill(before[piece], signal.SIGKILL)
-    eventually(lambda: piece not in below.status(own_home).pids, f"{piece} still lives")
-    eventually(lambda: piece != "qemu" or not card_of(own_home).exists(), "the line's card is still there")
-    address = below.ensure(own_home, assets)
-    after = below.status(own_home)
-    assert after.answers
-    assert after.address == address
-    assert not set(before.values()) & set(after.pids.values())
-    assert below.ping(address) is not None
-
-
-async def test_what_is_removed_here_is_let_go_of_there(
-    own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its kernel remembers names; for it virtiofsd keeps the files open, and their room is not free."""
-    address = below.ensure(own_home, assets)
-    folder, other = own_home.root / "sandboxes" / "gone", own_home.root / "volumes" / "data"
-    disk, disk2, kept = folder / "disk", other / "disk", own_home.root / "kept"
-    for path in (disk, disk2, kept):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(path.name.encode())
-    assert await run_below(address, "/bin/cat", str(disk), str(disk2), str(kept)) == (0, "diskdiskkept")
-    shutil.rmtree(folder)
-    gone = other.with_name(".data.gone")
-    other.rename(gone)  # as volumes and templates are: in there it has its former name
-    shutil.rmtree(gone)
-    assert {str(disk), str(gone / "disk")} <= set(below.removed(own_home))
-
-    ground_ = ground.Ground(own_home)
-    await ground_.living_launcher()
-    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.2)
-    watching = asyncio.create_task(ground_.watch())
-    try:
-        await asyncio.to_thread(eventually, lambda: below.removed(own_home) == [], "removed files are still open")
-    finally:
-        watching.cancel()
-    assert await run_below(address, "/bin/cat", str(kept)) == (0, "kept")
-
-
-def test_a_card_that_was_taken_away_is_given_back(own_home: Home, assets: Assets, emulated: None) -> None:
-    address = below.ensure(own_home, assets)
-    found = links.Links()
-    try:
-        card = found.index(card_of(own_home).name)
-        subprocess.run(["ip", "address", "flush", "dev", card_of(own_home).name], check=True)
-        assert below.ping(address, 1.0) is None
-        assert below.status(own_home, timeout_s=1.0).answers
-        subprocess.run(["ip", "link", "set", card_of(own_home).name, "down"], check=True)
-        assert below.ping(address, 1.0) is None
-        assert below.ensure(own_home, assets) == address
-        assert found.index(card_of(own_home).name) == card
-    finally:
-        found.close()
+    assert below.stop(shared_home)
+    assert not below.stop(shared_home)
+    assert not below.status(shared_home).running
 
 
 async def test_where_no_card_can_be_made_a_forwarded_port_serves(
@@ -245,17 +289,6 @@ async def test_where_no_card_can_be_made_a_forwarded_port_serves(
     assert address.tcp_host == "127.0.0.1"
     assert await run_below(address, "/bin/sh", "-c", "echo here") == (0, "here\n")
     assert below.status(own_home).address == address
-
-
-def test_two_starters_start_one(own_home: Home, assets: Assets, emulated: None) -> None:
-    found: list[LauncherAddress] = []
-    threads = [threading.Thread(target=lambda: found.append(below.ensure(own_home, assets))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found[0] == found[1]
-    assert len(processes_of(own_home)) == len(below.status(own_home).pids)
 
 
 def test_a_starter_that_is_killed_leaves_nothing_that_stop_does_not_find(own_home: Home, assets: Assets) -> None:
@@ -310,28 +343,6 @@ def test_one_whose_kernel_hangs_is_started_once_more(
     assert below.status(own_home).answers
     assert "does not start init within 1 s, in which none of its threads worked" in caplog.text
     assert "it is started once more" in caplog.text
-
-
-async def test_one_that_hangs_is_ended(
-    own_home: Home, assets: Assets, emulated: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ground, "LOOK_EVERY_S", 0.1)
-    monkeypatch.setattr(ground, "HANGS_AFTER_S", 1.0)
-    stands = ground.Ground(own_home)
-    launcher = await stands.launcher()
-    watching = asyncio.create_task(stands.watch())
-    try:
-        up = asyncio.Event()
-        argv = ["sh", "-c", "echo up; exec sleep 1000"]
-        waiting = asyncio.create_task(launcher.run(argv, output=lambda data: up.set()))
-        await up.wait()
-        os.kill(below.status(own_home).pids["qemu"], signal.SIGSTOP)
-        async with asyncio.timeout(DEADLINE_S):
-            with pytest.raises(Unavailable):  # what waits for it hears of its end
-                await waiting
-            assert await (await stands.launcher()).ping()  # and the next use starts another
-    finally:
-        watching.cancel()
 
 
 async def test_a_keeper_on_this_machine_itself_outlives_its_launcher(

@@ -93,8 +93,12 @@ def test_packages_that_are_none(tmp_path):
 @pytest.mark.timeout(600)
 def test_a_package_that_does_not_exist_is_told_in_apts_words(tmp_path):
     library = ImageLibrary(tmp_path)
+    steps: list[str] = []
     with pytest.raises(ImageInvalid) as caught:
-        library.build_from_packages("bad", ["no-such-package-anywhere"])
+        library.build_from_packages(
+            "bad", ["no-such-package-anywhere"], progress=lambda what, done, total: steps.append(what)
+        )
+    assert steps and not [step for step in steps if "downloading" in step or "extracting" in step]  # it is told at once
     assert "no-such-package-anywhere" in caught.value.message + caught.value.details["output"]
     assert library.list() == []
     assert {path.name for path in Path(tmp_path).iterdir()} <= {"lock", "index.json", "blobs", "incoming"}

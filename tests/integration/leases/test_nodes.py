@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,37 @@ async def test_a_run_of_a_killed_server_goes_on_from_what_the_next_one_reaches(
     assert {"node": "resume", "store": "fork", "log": "start"}[way] in own.done
     await asyncio.to_thread(first.up)  # it comes back, and is rid of what went on elsewhere
     await eventually(lambda: not any(node.sandboxes for node in nodes.all))
+
+
+async def test_files_of_runs_at_two_servers_are_compared_by_any_until_one_is_lost(two: Fleet, nodes: Nodes) -> None:
+    first, second = two.servers
+    for server, home in zip(two.servers, nodes.homes, strict=True):
+        server.environ["PERDURE_NODE"] = str(home.root)
+    await asyncio.to_thread(two.up)
+    runs = [(await asyncio.to_thread(lambda server=server: server.client.start(**AGENT))).id for server in two.servers]
+    await eventually(lambda: all(second.client.get(run_id).state is RunState.SUSPENDED for run_id in runs))
+    for run_id, node, text in zip(runs, nodes.all, (b"a\n", b"b\n"), strict=True):
+        node.sandboxes[second.client.get(run_id).sandbox_id].files = {"/root/draft": text, "/root/same": b""}
+    for server in two.servers:
+        found = await asyncio.to_thread(lambda server=server: server.client.diff(*runs, files=True))
+        assert found["problem"] is None
+        assert [(one["path"], one["change"]) for one in found["files"]] == [
+            ("/root/draft", "changed"),
+            ("/root/same", "same"),
+        ]
+    words = [sys.executable, "-m", "perdure.cli.perdure", "diff", *runs, "--files", "/root/draft"]
+    environ = {**os.environ, "PERDURE_HOME": str(second.home.root)}
+    said = await asyncio.to_thread(
+        lambda: subprocess.run(words, env=environ, capture_output=True, text=True, check=True).stdout
+    )
+    assert said.splitlines()[-2:] == ["-a", "+b"]
+    await asyncio.to_thread(first.kill)
+    await eventually(lambda: len(second.client.servers()) == 1)
+    await eventually(lambda: second.client.servers()[0]["runs"] == 2)  # asleep there
+    found = await asyncio.to_thread(lambda: second.client.diff(*runs, files=True))
+    assert found["files"] is None and found["problem"]["code"] == "not-found"
+    assert found["problem"]["message"].startswith(f"the files of run {runs[0]} are at node ")
+    assert f"`perdure fork {runs[0]}`" in found["problem"]["hint"]
 
 
 async def eventually(true: Callable[[], Any]) -> None:

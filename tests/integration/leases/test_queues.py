@@ -9,12 +9,13 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import pytest
 
 from perdure.errors import Conflict, LeaseLost, Unavailable
 from perdure.model import RunState
 from perdure.runs import places
-from perdure.runs.queues import Queue
+from perdure.runs.queues import Place, Queue, order
 from perdure.runs.schedules import Schedule
 from perdure.runs.states import TERMINAL
 from perdure.testing.house import AGENT, House, until
@@ -42,8 +43,13 @@ async def state(house: House, run_id: str) -> RunState:
 
 async def waits_at(house: House, run_id: str) -> bool:
     """Whether all servers know that this run is the next there."""
+    return (await coming(house))[:1] == [run_id]
+
+
+async def coming(house: House) -> list[str]:
+    """The runs that wait there first, as all servers know."""
     lines = await house.context.kept("line", "q")
-    return bool(lines) and lines[0].value.get("next", {}).get(house.server, {}).get("run_id") == run_id
+    return [place["run_id"] for place in lines[0].value.get("coming", {}).get(house.server, ())] if lines else []
 
 
 async def is_begun(house: House, run_id: str) -> bool:
@@ -189,6 +195,81 @@ async def test_priority_and_arrival_hold_over_all_servers(houses: Houses) -> Non
     await end(second, high)
     await first.waits(low, "signal")
     assert not await is_begun(second, late)
+
+
+async def test_what_waits_behind_a_key_that_is_full_goes_before_what_came_later_elsewhere(houses: Houses) -> None:
+    first, second = await up(houses, works), await up(houses, works)
+    await first.engine.queues.create(Queue(name="q", concurrency=2, key_concurrency=1))
+    full = await first.start(works, queue="q", queue_key="a")
+    await first.waits(full, "signal")  # before it sleeps
+    goes = await second.start(works, queue="q", queue_key="b")
+    await second.waits(goes, "signal")
+    kept_back = await first.start(works, queue="q", queue_key="a", priority=2)
+    behind = await first.start(works, queue="q", queue_key="b", priority=1)
+
+    async def both_known() -> bool:
+        return await coming(first) == [kept_back, behind]
+
+    await until(both_known)
+    late = await second.start(works, queue="q", queue_key="b")
+    await until(lambda: waits_at(second, late))
+    await end(second, goes)
+    await first.waits(behind, "signal")
+    assert not await is_begun(second, late) and not await is_begun(second, kept_back)
+    await end(first, full)
+    await first.waits(kept_back, "signal")
+    await end(first, behind)
+    await second.waits(late, "signal")
+
+
+def should_go(runs: list[Place], over: set[str], going: set[str], queue: Queue) -> set[str]:
+    """One after the other, the first that no limit keeps."""
+    going = going - over
+    for run in sorted(runs, key=order):
+        key_count = sum(other.key == run.key for other in runs if other.run_id in going)
+        is_full = queue.key_concurrency is not None and run.key is not None and key_count >= queue.key_concurrency
+        if run.run_id not in over and len(going) < (queue.concurrency or len(runs)) and not is_full:
+            going = going | {run.run_id}
+    return going
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_runs_of_all_servers_begin_in_the_order_of_one_line(
+    houses: Houses, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "LEFT_S", 60.0)  # they live, however busy this machine is
+    chance = random.Random(seed)
+    queue = Queue(name="q", concurrency=chance.choice([1, 2, 4]), key_concurrency=chance.choice([None, 1, 2]))
+    all_houses = [await up(houses, works) for _ in range(3)]
+    first = all_houses[0]
+    await first.engine.queues.create(msgspec.structs.replace(queue, paused=True))
+    runs, at = list[Place](), dict[str, House]()
+    for _ in range(14):
+        house, key, priority = chance.choice(all_houses), chance.choice(["a", "b", None]), chance.randint(0, 2)
+        run_id = await house.start(works, queue="q", queue_key=key, priority=priority)
+        created = int((await house.engine.info(run_id)).created * 1e6)
+        runs.append(Place(run_id=run_id, key=key, priority=priority, number=created))
+        at[run_id] = house
+    going, over = should_go(runs, set(), set(), queue), set[str]()
+
+    async def known() -> bool:
+        return going <= {run_id for house in all_houses for run_id in await coming(house)}
+
+    await until(known)
+    await first.engine.queues.change("q", {"paused": False})
+    while going:
+
+        async def as_they_should(expected: frozenset[str] = frozenset(going | over)) -> bool:
+            begun = {run.run_id for run in runs if await is_begun(first, run.run_id)}
+            assert begun <= expected, f"seed {seed}"
+            return begun == expected
+
+        await until(as_they_should)
+        ends = chance.choice(sorted(going))
+        await end(at[ends], ends)
+        over.add(ends)
+        going = should_go(runs, over, going, queue)
+    assert len(over) == len(runs)
 
 
 async def idle(*args: Any) -> None:

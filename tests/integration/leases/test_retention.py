@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Generator
 from typing import Any
 
@@ -28,30 +29,65 @@ def counted(house: House, name: str, swept: list[str]) -> None:
     house.context.sweep = sweep  # type: ignore[method-assign]  # counted, and done
 
 
-async def test_one_server_sweeps_what_another_dropped(
-    houses: Callable[[], House], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "PAUSE_S", 0.0)
-    both = [houses(), houses()]
-    for house in both:
+class Days:
+    """A clock of two servers and of their database."""
+
+    def __init__(self, both: list[House], monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(retention, "PAUSE_S", 0.0)
+        self.clock = FakeClock()
+
+        async def time() -> float:
+            return self.clock.time()
+
+        for house in both:
+            monkeypatch.setattr(house.context.leases, "time", time)
+
+    def look_of(self, house: House) -> Retention:
+        return Retention(house.context, self.clock, keep_s=DAY_S)
+
+
+@pytest.fixture
+async def both(houses: Callable[[], House]) -> list[House]:
+    """By the ids of their leases."""
+    made = [houses(), houses()]
+    for house in made:
         await house.up()
-    sweeper, other = sorted(both, key=lambda house: house.context.leases.server)  # type: ignore[union-attr]  # PostgreSQL has leases
-    swept: list[str] = []
-    counted(sweeper, "sweeper", swept)
-    counted(other, "other", swept)
-    clock = FakeClock()
-    looks = [Retention(house.context, clock, keep_s=DAY_S) for house in (other, sweeper)]
-    run_id = await other.start(ends)
-    await other.ends(run_id)
-    await other.released(run_id)
-    for look in looks:
-        await look._look()
-    clock.move(2 * DAY_S)
-    await looks[0]._look()
-    assert (await other.context.head(run_id)).pruned and swept == []
+    return sorted(made, key=lambda house: house.server)
+
+
+async def test_one_server_sweeps_what_another_dropped(both: list[House], monkeypatch: pytest.MonkeyPatch) -> None:
+    days, swept = Days(both, monkeypatch), list[str]()
+    looks = [days.look_of(house) for house in both]
+    for house, name in zip(both, ("first", "second"), strict=True):
+        counted(house, name, swept)
+    run_id = await both[1].start(ends)
+    await both[1].ends(run_id)
+    await both[1].released(run_id)
+    await asyncio.gather(*[look._look() for look in looks])
+    assert len(swept) == 1
+    days.clock.move(2 * DAY_S)
     await looks[1]._look()
-    assert swept == ["sweeper"]
-    clock.move(SWEEP_S)
+    assert (await both[1].context.head(run_id)).pruned and swept[1:] == ["second"]
+    await looks[0]._look()
+    await days.look_of(both[1])._look()  # it was started again
+    days.clock.move(SWEEP_S - 1)
     for look in looks:
         await look._look()
-    assert swept == ["sweeper", "sweeper"]
+    assert swept[1:] == ["second"]
+    days.clock.move(1)
+    for look in looks:
+        await look._look()
+    assert swept[1:] == ["second", "first"]
+
+
+async def test_where_the_lowest_id_keeps_logs_another_sweeps(
+    both: list[House], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """[retention] is off at the server with the lowest id."""
+    days, swept = Days(both, monkeypatch), list[str]()
+    counted(both[1], "second", swept)
+    look = days.look_of(both[1])
+    for _ in range(3):
+        await look._look()
+        days.clock.move(SWEEP_S)
+    assert swept == ["second"] * 3

@@ -21,17 +21,11 @@ from perdure.runs import engine, pushes, restoring
 from perdure.runs.policy import Policy
 from perdure.runs.record import from_head
 from perdure.runs.strays import is_stray
-from perdure.testing.house import DEADLINE_S, House
+from perdure.testing.house import DEADLINE_S, House, until
 from perdure.testing.machines import Ask, Effect, LocalMachines
 
 Houses = Callable[[], House]
 STORE = "s3://bucket/runs"
-
-
-async def until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.01)
 
 
 def counting(memory: list[str]) -> Callable[[], Generator[Any, Any, Any]]:
@@ -169,6 +163,30 @@ async def test_a_snapshot_that_was_not_in_the_store_yet_is_brought_by_the_next_s
     assert (await house.engine.info(run_id)).snapshots[-1]["store"] == STORE
 
 
+async def test_another_store_has_all_that_runs_need_of_the_one_before(houses: Houses) -> None:
+    """So that the one before may be removed as a whole (docs/several-servers.md)."""
+    memory: list[str] = []
+    first = await up(houses, store=STORE)
+    run_id = await asleep(first, memory, is_pushed=True)
+    await first.down()
+    first.settings = dataclasses.replace(first.settings, snapshot_store="s3://bucket/next")
+    await first.up()
+
+    async def is_brought() -> bool:
+        return (await first.engine.info(run_id)).snapshots[-1]["store"] == "s3://bucket/next"
+
+    await until(is_brought)
+    for place in [place for place in first.machines.stores if place[0] == STORE]:
+        del first.machines.stores[place]
+    second = await up(houses, store="s3://bucket/next")
+    second.machines.stores = first.machines.stores
+    await first.down()
+    await until(lambda: second.engine.has(run_id))
+    await second.engine.signal(run_id, "go", 1)
+    assert (await second.ends(run_id)).result == "fine"
+    assert memory == ["step", "came by"]  # from the copy
+
+
 @pytest.mark.parametrize("is_shelved", [False, True])
 async def test_a_store_that_is_away_for_long_has_the_snapshot_when_it_is_back(
     houses: Houses, monkeypatch: pytest.MonkeyPatch, is_shelved: bool
@@ -239,6 +257,30 @@ async def test_a_node_that_comes_back_is_rid_of_what_goes_on_elsewhere_and_of_no
     assert first.machines.done.count("discard") == 1
 
 
+async def test_many_that_were_left_are_removed_by_one_look_at_all(houses: Houses) -> None:
+    memory: list[str] = []
+    first, second = await up(houses), await up(houses)
+    runs = [await asleep(first, memory) for _ in range(12)]
+    second.machines.program = counting(memory)
+    await first.down()
+    for run_id in runs:
+        await until(lambda run_id=run_id: second.engine.has(run_id))
+        await second.engine.signal(run_id, "go", 1)
+        await second.ends(run_id)
+        await second.released(run_id)
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+
+    first.machines.before["of_runs"] = look
+    await first.up()
+    await until(lambda: not first.machines.sandboxes)
+    assert first.machines.done.count("discard") == len(runs)
+    assert looks <= 2  # its start, and a node that connects: not one for each
+
+
 async def test_what_becomes_a_stray_later_is_removed_then(houses: Houses, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("perdure.runs.strays.AGAIN_S", 0.05)
     memory: list[str] = []
@@ -283,7 +325,7 @@ async def test_a_sandbox_that_its_run_may_go_on_from_is_no_stray(houses: Houses)
     house = await up(houses)
     run_id = await asleep(house, [])
     record = house.engine._runs[run_id].record
-    (seen,) = await house.machines.of_runs(run_id)
+    (seen,) = await house.machines.of_runs()
     here, elsewhere = house.machines.node, LocalMachines(counting([])).node
     replaced = partial(msgspec.structs.replace, record)
     later = record.epoch + 1
@@ -316,7 +358,7 @@ async def test_servers_come_and_go_and_no_sandbox_is_removed_that_a_run_goes_on_
     is_up = dict.fromkeys(range(3), True)
     for turn in range(turns):
         for run_id in runs:
-            await until_async(lambda run_id=run_id, turn=turn: waits_for(made, is_up, run_id, f"go{turn}"))
+            await until(partial(waits_for, made, is_up, run_id, f"go{turn}"), 3 * DEADLINE_S)
         for number, house in enumerate(made):  # one of them stays
             if is_up[number] and sum(is_up.values()) > 1 and chance.random() < 0.6:
                 await house.down()
@@ -328,7 +370,7 @@ async def test_servers_come_and_go_and_no_sandbox_is_removed_that_a_run_goes_on_
                 await house.up()
                 is_up[number] = True
     for run_id in runs:
-        await until_async(lambda run_id=run_id: has_ended(first, run_id))
+        await until(partial(has_ended, first, run_id), 3 * DEADLINE_S)
         assert (await first.engine.info(run_id)).result == turns
         await first.context.verify(run_id)
     await until(lambda: not any(house.machines.sandboxes for house in made))
@@ -378,14 +420,8 @@ async def signalled(made: list[House], is_up: dict[int, bool], run_id: str, name
                     return True
         return False
 
-    await until_async(sent)
+    await until(sent, 3 * DEADLINE_S)
 
 
 async def has_ended(house: House, run_id: str) -> bool:
     return (await house.engine.info(run_id)).state is RunState.COMPLETED
-
-
-async def until_async(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(3 * DEADLINE_S):
-        while not await true():  # noqa: ASYNC110 - what changes is in the database
-            await asyncio.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Generator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -108,7 +109,9 @@ async def anew(house: House, lost: str) -> bool:
 
 async def test_a_server_that_starts_again_keeps_its_machines(houses: Houses) -> None:
     ledger: list[str] = []
-    house = await up(houses)
+    house = houses()
+    house.settings = replace(house.settings, idle_grace_s=60.0)
+    await house.up()
     run_id = await house.start(waiting(ledger))
     await house.waits(run_id, "signal")
     former = house.server
@@ -230,11 +233,15 @@ async def test_a_program_signals_a_run_at_another_server(houses: Houses) -> None
     waiting_id = await second.start(waits)
     await second.waits(waiting_id, "signal")
 
-    async def post(run_id: str, part: str, body: dict[str, Any]) -> None:
-        asked.append((run_id, part))
-        await second.engine.signal(run_id, body["name"], body["value"], body["id"])
+    class Others:
+        async def post(self, run_id: str, part: str, body: dict[str, Any]) -> None:
+            asked.append((run_id, part))
+            await second.engine.signal(run_id, body["name"], body["value"], body["id"])
 
-    first.engine.elsewhere = post
+        async def changes(self, run_id: str) -> list[Any]:
+            raise AssertionError(run_id)
+
+    first.engine.elsewhere = Others()
     sending_id = await first.start(sends(waiting_id))
     assert (await first.ends(sending_id)).result == {"run_id": waiting_id}
     assert (await second.ends(waiting_id)).result == 7

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import Unsupported
-from perdure.model import RunState
+from perdure.model import Retry, RunState
 from perdure.runs.policy import Policy
-from perdure.runs.retries import Retry
 from perdure.testing.house import Provider
 from perdure.testing.workers import WorkerHouse
 

@@ -142,7 +142,7 @@ def test_wrong_settings_are_told_and_nothing_starts(daemons: Daemons, settings: 
 def test_logs_of_runs_that_ended_long_ago_are_dropped_where_a_person_says_so(daemons: Daemons) -> None:
     first = daemons.up()
     source = "from perdure import Context, agent\n@agent(durability='replay')\ndef f(ctx: Context): return ctx.now()\n"
-    info = daemons.client.start(source=source, file="x.py", function="f", durability="replay")
+    info = daemons.client.start(source=source, file="x.py", function="f")
     result = daemons.client.result(info.id, timeout_s=DEADLINE_S)
     daemons.until(lambda: daemons.client.prune_older(0, dry_run=True)["runs"] == [info.id])  # its worker is removed
     assert daemons.client.status()["keep_days"] is None

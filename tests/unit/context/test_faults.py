@@ -16,6 +16,7 @@ import pytest
 from perdure.context import sqlite
 from perdure.context.changes import State
 from perdure.context.faults import Faults
+from perdure.context.spending import Spending
 from perdure.errors import InvalidValue
 
 WRITER = """
@@ -101,12 +102,13 @@ def test_every_kind_of_row_has_a_point() -> None:
         "changed_runs": {"run"},
         "new_branches": [()],
         "changed_tips": {("run", 1)},
+        "spent": {"run": Spending()},
         "entries": [("run", 1, 1, 1, 0.0, "note")],
         "blobs": {b"": ()},
         "keeps": {("queue", "a"): b"{}", ("schedule", "b"): None},
     }
     known = {"runs", "keys", "tips", "fork_hash", "fork_root", "newest_branch", "kept", "sharers", "sweep", "retagged"}
-    known |= {"turns", "dropped_kinds"}  # with the tip, and with the log
+    known |= {"turns", "dropped_kinds", "cleared", "restored_logs", "pruned", "counts"}  # with the tip, log, or summary
     assert {field.name for field in dataclasses.fields(State)} == known | set(written)
     points = [State(**{name: value}).points for name, value in written.items()]
     assert all(points)

@@ -14,6 +14,7 @@ import pytest
 from perdure.context import sqlite
 from perdure.context.log import NewEntry
 from perdure.context.sqlite import schema
+from perdure.errors import NotFound
 from perdure.testing.oldlogs import check_turns
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -109,7 +110,10 @@ async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None
     assert seen == set(range(1, schema.VERSION + 1))
 
 
-@pytest.mark.parametrize("name", ["context-log-1/log.sql", "context-log-1/conversation.sql", "context-log-4/log.sql"])
+OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql", "context-log-4/log.sql", "context-log-5/log.sql"]
+
+
+@pytest.mark.parametrize("name", OLD)
 async def test_what_was_brought_forward_has_the_tables_of_a_new_one(tmp_path: Path, name: str) -> None:
     golden(name, tmp_path / "old.db")
     tables = []
@@ -125,3 +129,19 @@ async def test_a_log_of_version_4_knows_the_turns_that_it_has(tmp_path: Path) ->
     log = await sqlite.open(tmp_path / "log.db")
     await check_turns(log)
     await log.close()
+
+
+async def test_a_log_of_version_5_has_its_entries_where_they_are_looked_for(tmp_path: Path) -> None:
+    golden("context-log-5/log.sql", tmp_path / "log.db")
+    log = await sqlite.open(tmp_path / "log.db")
+    assert (await log.verify("turns")).entries == 15
+    assert [entry.seq for entry in await log.read("fork")] == list(range(1, 12))
+    assert [entry.seq for entry in await log.read("waits", kind="wait.started")] == [1, 3, 5]
+    assert [entry.kind for entry in await log.find("waits", 1, "main/2")] == ["wait.started", "wait.completed"]
+    assert (await log.append("waits", [NewEntry(kind="note")], epoch=2))[0].seq == 8
+    assert (await log.verify("waits")).entries == 8
+    with pytest.raises(NotFound, match="pruned"):
+        await log.read("gone")
+    await log.close()
+    with closing(sqlite3.connect(tmp_path / "log.db")) as db, pytest.raises(sqlite3.IntegrityError, match="immutable"):
+        db.execute("DELETE FROM entries WHERE run_id = 'turns'")

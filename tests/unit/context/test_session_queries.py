@@ -24,7 +24,7 @@ def heads_query(tags: dict[str, str]) -> tuple[str, dict[str, Any]]:
     [
         (queries.HEAD_OF_KEY, {"key": "session:a"}, "r USING INDEX sqlite_autoindex_runs_2 (key=?)"),
         (queries.OWN_NEWEST_OF_KEY, AT, "e USING INDEX entries_by_key (run_id=? AND key=?"),
-        (queries.OWN_NEWEST, AT, "e USING PRIMARY KEY (run_id=? AND branch=? AND seq>? AND seq<?)"),
+        (queries.OWN_NEWEST, AT, "e USING INDEX sqlite_autoindex_entries_1 (run_id=? AND branch=? AND seq>?"),
         (
             queries.find_all(2),
             {"run_id": "a", "branch": None, "key0": "k", "key1": "l"},

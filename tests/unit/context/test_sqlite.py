@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import sqlite3
@@ -14,8 +15,8 @@ import pytest
 
 from perdure.context import sqlite
 from perdure.context.log import NewEntry
-from perdure.context.sqlite import schema, writer
-from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, Unavailable
+from perdure.context.sqlite import known, schema, writer
+from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, StaleEpoch, Unavailable
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 NOTE = [NewEntry(kind="note", payload={"n": 1})]
@@ -102,6 +103,49 @@ async def test_a_full_disk_loses_nothing(tmp_path: Path) -> None:
     assert (await log.verify("run")).entries == seq
     log._database._writer._connection.execute("PRAGMA max_page_count = 100000").fetchone()
     assert (await log.append("run", NOTE, epoch=1))[0].seq == seq + 1
+    await log.close()
+
+
+async def test_what_the_writer_does_not_remember_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "REMEMBERED", 2)
+    log = await sqlite.open(tmp_path / "log.db")
+    runs = ["one", "two", "three"]
+    for run_id in runs:
+        await log.create(run_id, {})
+    for epoch in range(1, 4):
+        await asyncio.gather(*(log.append(run_id, NOTE, epoch=epoch) for run_id in runs for _ in range(3)))
+        for run_id in runs:
+            await log.fork(run_id, NOTE, parent=epoch, fork_seq=2, epoch=epoch)
+            with pytest.raises(StaleEpoch):
+                await log.append(run_id, NOTE, epoch=epoch - 1)
+    for run_id in runs:
+        assert [b.seq for b in await log.branches(run_id)] == [3, 6, 6, 3]
+        await log.verify(run_id)
+    await log.close()
+
+
+async def test_a_backup_that_is_restored_under_the_writer_is_what_it_goes_on_from(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await log.append("run", NOTE, epoch=1)
+    with closing(sqlite3.connect(tmp_path / "log.db")) as shell, closing(sqlite3.connect(":memory:")) as backup:
+        shell.backup(backup)
+        for epoch in (1, 2):
+            await log.append("run", NOTE, epoch=epoch)
+        backup.backup(shell)
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 2
+    assert (await log.verify("run")).entries == 2
+    await log.close()
+
+
+async def test_a_write_goes_on_without_the_caller(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    gone = asyncio.create_task(log.append("run", NOTE, epoch=1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 2
+    assert gone.cancelled()
     await log.close()
 
 

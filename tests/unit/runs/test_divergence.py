@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.house import until
 from perdure.testing.machines import CHAT, Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
@@ -96,6 +97,33 @@ async def test_another_way_of_one_lane_leaves_signals_and_other_lanes_as_they_ar
         [e for e in await house.entries(run_id) if e.seq > diverged.seq and e.time == diverged.time]
     )
     await house.context.verify(run_id)
+
+
+@pytest.mark.parametrize("key", [None, "back"])
+async def test_another_way_of_one_lane_leaves_others_the_time_that_a_rewind_gave_them(house: Any, key: str) -> None:
+    life = 1
+
+    def program() -> Steps:
+        yield chat(f"life {life}")
+        verdict = yield Ask("wait", {"kind": "approval", "prompt": "?", "timeout_s": 100}, lane="other", at=0)
+        yield Ask("complete", {"result": verdict.value["approved"]})
+
+    clock = await house.at(FakeClock())
+    run_id = await house.start(program)
+    await house.waits(run_id, "approval")
+    clock.move(90)
+    life = 2
+    info = await house.engine.rewind(run_id, (await house.entries(run_id, "wait.started"))[0].seq, key=key)
+    (given,) = info.waits
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.branch == 3, 10)
+    info = await house.engine.info(run_id)
+    assert await house.entries(run_id, "diverged")
+    assert [wait["until"] for wait in info.waits] == [given["until"]]
+    (rewound,) = await house.entries(run_id, "rewound")
+    assert rewound.payload["carried"] and rewound.key is None
+    await house.engine.approve(run_id, None, approved=True)
+    assert (await house.ends(run_id)).result is True
 
 
 async def test_a_run_that_goes_on_live_overrules_what_its_lane_had(house: Any, provider: Any) -> None:

@@ -177,6 +177,31 @@ async def test_a_step_in_doubt(house: Any, on_doubt: str, approved: bool | None,
         assert (info.result["status"], info.result["error"]["type"]) == ("failed", "InDoubt")
 
 
+async def test_whoever_did_not_begin_a_step_that_is_in_doubt_does_not_end_it(house: Any) -> None:
+    """As a shell's step does that is ended by a signal while it asks."""
+    lives, told = 0, list[Any]()
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        if lives > 1:
+            told.append((yield Ask("step/end", {"result": "given up"}, at=0)))
+        yield Ask("step", {"name": "pay", "on_doubt": "ask"}, at=0)
+        if lives == 1:
+            yield Ask("wait", {"kind": "signal", "name": "never"}, lane="other")
+        ended = yield Ask("step/end", {"result": "paid"}, at=0)
+        yield Ask("complete", {"result": ended.value}, at=1)
+
+    run_id = await house.start(program)
+    await house.waits(run_id, "signal")
+    await house.kill_machine(run_id)
+    await house.reaches(run_id, RunState.RECOVERING, RunState.STARTING)
+    await house.waits(run_id, "doubt")
+    assert [(said.status, said.value["error"]["code"]) for said in told] == [(409, "conflict")]
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    assert (await house.ends(run_id)).result == {"result": "paid"}
+
+
 async def test_a_loss_that_is_seen_while_a_wait_ends_is_not_forgotten(house: Any) -> None:
     def program() -> Steps:
         yield Ask("wait", {"kind": "signal", "name": "a"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,25 @@ async def test_what_was_taken_up_from_another_home_is_kept_as_if_it_had_ended_th
             assert (await here.head(run_id)).pruned is is_gone
     finally:
         await here.close()
+
+
+async def test_what_another_server_drops_meanwhile_is_passed_over(house: Any) -> None:
+    runs = [await house.start(ends) for _ in range(3)]
+    for run_id in runs:
+        await house.ends(run_id)
+        await house.released(run_id)
+
+    async def heads(**asked: Any) -> Any:
+        found = await type(house.context).heads(house.context, **asked)
+        if runs[0] in {head.run_id for head in found}:
+            await house.context.prune(runs[0])
+        return found
+
+    house.context.heads = heads
+    try:
+        assert await retention.prune_older(house.context, time.time() + DAY_S, dry_run=False) == runs[1:]
+    finally:
+        del house.context.heads
 
 
 async def test_a_look_that_fails_is_looked_again(house: Any) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from perdure.context.log import NewEntry
 from perdure.errors import InvalidValue, MachineFailed
-from perdure.model import Entry, RunState
+from perdure.model import Entry, Retry, RunState
 from perdure.runs import retries, travel
-from perdure.runs.retries import Carried, Retry
+from perdure.runs.retries import Carried
 from perdure.runs.waits import Waits
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import QUICK, nothing
@@ -228,6 +228,86 @@ async def test_of_children_that_a_run_waits_for_together_only_those_that_failed_
     assert sorted(info.result) == [0, 1, 2] and info.result[-1] == 1
     await house.restart()
     assert await travel.waits_at(house.context, run_id, info.branch, 10**6) == Waits()
+
+
+async def test_of_waits_for_all_that_a_time_limit_ended_what_came_is_not_waited_for_again(house: Any) -> None:
+    clock, children = await house.at(FakeClock()), dict[str, set[str]]()
+
+    def program() -> Steps:
+        begun = yield Ask("begin", {})
+        name = begun.value["agent"].partition(":")[2]
+        if name in ("quick", "slow"):
+            children.setdefault(name, set()).add(begun.value["run_id"])
+            if name == "slow" and len(children[name]) == 1:
+                yield Ask("wait", {"kind": "signal", "name": "never"})
+            yield Ask("complete", {"result": name})
+            return
+        waits = [{"kind": "child", "function": "quick"}, {"kind": "child", "function": "slow"}]
+        waits += [{"kind": "approval", "prompt": "Go on?"}, {"kind": "signal", "name": "a"}]
+        said = yield Ask("wait/set", {"mode": "all", "waits": waits, "timeout_s": 1000})
+        yield breaks() if said.status == 409 else Ask("complete", {"result": said.value["waits"]})
+
+    run_id = await house.start(program, timeout_s=60, retry={"timed-out": Retry(attempts=2, delay_s=0)})
+    run = house.engine._runs[run_id]
+    assert await run.until(lambda: run.record.waits.askable and len(run.record.waits.open) == 4, 20)  # quick has ended
+    await house.engine.approve(run_id, None, approved=True, by="ann")
+    await house.engine.signal(run_id, "a", 1, "a-1")
+    (first,) = [wait for wait in run.record.waits.open if wait.kind == "all"]
+    clock.move(61)
+    assert await run.until(lambda: run.record.attempt == 2, 20)
+    (second,) = [wait for wait in run.record.waits.open if wait.kind == "all"]
+    assert (second.id, second.until) == (first.id, run.record.began + 1000)
+    quick, slow, said, value = (await house.ends(run_id)).result
+    assert (quick["result"], slow["result"], said["by"], value["value"]) == ("quick", "slow", "ann", 1)
+    assert {name: len(runs) for name, runs in children.items()} == {"quick": 1, "slow": 2}
+    await house.context.verify(run_id)
+
+
+async def test_a_set_that_is_reopened_has_its_own_time_however_long_going_back_had_made_it_before(house: Any) -> None:
+    house.settings = dataclasses.replace(QUICK, idle_grace_s=1e10)
+    clock, lives = await house.at(FakeClock()), 0
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        waits = [{"kind": "approval", "prompt": "Go on?"}, {"kind": "signal", "name": "a"}]
+        said = yield Ask("wait/set", {"mode": "all", "waits": waits, "timeout_s": 1000})
+        yield breaks() if said.status == 409 else Ask("complete", {"result": said.value["timed_out"]})
+
+    run_id = await house.start(program, timeout_s=800, retry={"timed-out": Retry(attempts=3, delay_s=0)})
+    await house.waits(run_id, "all")
+    clock.move(500)
+    await house.engine.rewind(run_id, (await house.entries(run_id, "wait.started"))[0].seq)
+    run = house.engine._runs[run_id]
+    for attempt in (2, 3):
+        assert await run.until(lambda attempt=attempt: lives == attempt and run.state is RunState.WAITING, 20)
+        clock.move(801)
+        assert await run.until(lambda attempt=attempt: run.record.attempt == attempt, 20)
+        (whole,) = [wait for wait in run.record.waits.open if wait.kind == "all"]
+        assert whole.until == pytest.approx(run.record.began + 1000, abs=5)
+    assert await travel.waits_at(house.context, run_id, run.branch, 10**6) == run.record.waits  # as the log has it
+
+
+@pytest.mark.parametrize("answer", ["comes", "fails"])
+async def test_a_wait_for_any_has_its_answer_in_the_next_attempt_unless_that_failed(house: Any, answer: str) -> None:
+    lives, told = 0, []
+
+    def program() -> Steps:
+        nonlocal lives
+        begun = yield Ask("begin", {})
+        if begun.value["agent"].endswith(":child"):
+            lives += 1
+            yield breaks("agent-invalid") if answer == "fails" and lives == 1 else Ask("complete", {"result": "owl"})
+            return
+        waits = [{"kind": "signal", "name": "never"}, {"kind": "child", "function": "child"}]
+        said = yield Ask("wait/set", {"mode": "any", "waits": waits})
+        told.append(said.value)
+        yield breaks() if len(told) == 1 else Ask("complete", {"result": said.value["waits"][1]["result"]})
+
+    run_id = await house.start(program, retry={"agent-failed": Retry(attempts=2, delay_s=0)})
+    info = await house.ends(run_id)
+    assert (info.result, info.attempt, lives) == ("owl", 2, 2 if answer == "fails" else 1)
+    assert (told[0] == told[1]) == (answer == "comes")
 
 
 @pytest.mark.parametrize("way", ["rewind", "fork"])

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from perdure.errors import Conflict, InvalidValue
-from perdure.model import RunState
-from perdure.runs.retries import Retry
+from perdure.model import Retry, RunState
 from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
@@ -71,6 +70,62 @@ async def test_a_rewind_with_a_key_is_done_once(house: Any) -> None:
     await house.engine.approve(run_id, None, approved=True, comment="x")
     await house.ends(run_id)
     assert (await house.engine.rewind(run_id, at, key="back")).state is RunState.COMPLETED
+
+
+@pytest.mark.parametrize("way", ["diverges", "fails", "is tried again"])
+async def test_a_key_is_of_the_run_that_went_back_whatever_becomes_of_it(house: Any, way: str) -> None:
+    life, failures, done = 1, 0, list[str]()
+
+    def program() -> Steps:
+        nonlocal failures
+        if way == "diverges":
+            yield chat(f"life {life}")
+        asked = yield Ask("step", {"name": "try", "on_doubt": "retry"}, lane="other", at=0)
+        if asked.value["status"] == "run":
+            yield Effect(lambda: done.append("try"))
+            yield Ask("step/end", {"error": {"type": "OSError", "message": "no"}}, lane="other", at=0)
+        verdict = yield Ask("wait", {"kind": "approval", "prompt": "Publish?"}, lane="third", at=0)
+        if failures:
+            failures -= 1
+            yield Ask("fail", {"error": {"code": "agent-failed", "message": "broken"}})
+        yield Ask("complete", {"result": verdict.value["comment"]})
+
+    async def goes_on(run_id: str) -> int:
+        """That way; the entry that it waits at then."""
+        nonlocal life, failures
+        if way == "diverges":
+            house.machines.sandboxes.clear()
+            life += 1
+        else:
+            failures = 1
+        await house.engine.approve(run_id, None, approved=True, comment="fine")
+        info = await house.ends(run_id)
+        assert (info.result, info.attempt) == ((None, 1) if way == "fails" else ("fine", 1 + (way == "is tried again")))
+        assert bool(await house.entries(run_id, "diverged")) == (way == "diverges")
+        return [entry.seq for entry in await house.entries(run_id, "wait.started")][-1]
+
+    retry = {"any": Retry(attempts=2, delay_s=0)} if way == "is tried again" else {}
+    run_id = await house.start(program, retry=retry)
+    at = (await house.reaches(run_id, RunState.SUSPENDED)).seq
+    await house.engine.rewind(run_id, at, key="back")
+    await house.reaches(run_id, RunState.SUSPENDED)
+    (fork,), _ = await house.engine.fork_once(run_id, key="one")
+    for one in (run_id, fork.id):
+        if one == fork.id:
+            await house.reaches(one, RunState.SUSPENDED)
+        to = await goes_on(one)
+        before, asked = await house.entries(one), list(done)
+        if one == run_id:
+            info = await house.engine.rewind(one, at, key="back")
+            assert info.branch == before[-1].branch and await house.entries(one) == before
+            (again,), is_new = await house.engine.fork_once(one, key="one")
+            assert (again.id, is_new) == (fork.id, False)
+            assert await house.entries(one) == before and done == asked
+        else:  # it never went back: the key was that of the run which it is a fork of
+            info = await house.engine.rewind(one, to, key="back")
+            assert (info.state, info.branch) == (RunState.RECOVERING, before[-1].branch + 1)
+            assert (await house.engine.rewind(one, to, key="back")).branch == info.branch
+        await house.context.verify(one)
 
 
 async def test_a_suspended_run_goes_back_to_its_first_snapshot(house: Any, provider: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from perdure.client.server import ServerClient
-from perdure.errors import Conflict, InvalidValue, NoRights, NotFound, ProtocolError
+from perdure.errors import AgentInvalid, Conflict, InvalidValue, NoRights, NotFound, ProtocolError
 from perdure.model import RunState
 from perdure.server import bodies
 from perdure.testing.house import nothing
@@ -65,6 +65,20 @@ async def test_a_run_through_the_client(served: Served) -> None:
     for again_by in ("bob", "eve"):
         with pytest.raises(Conflict, match="answered already: approved by ann"):
             await served.ask(lambda client, by=again_by: client.approve(info.id, by=by))
+
+
+async def test_what_an_agent_says_counts_where_the_client_says_nothing(served: Served) -> None:
+    served.house.machines.program = waiting
+    source = "@agent(image='its own', version='3', idle_grace_s=60, retry={'any': {'attempts': 3}})\ndef main(ctx): ..."
+    begun = await served.ask(lambda client: client.start(source=source, file="agent.py", function="main"))
+    assert (begun.image, begun.policy["idle_grace_s"], begun.durability) == ("its own", 60, "snapshot")
+    replayed = "@agent(durability='replay')\ndef main(ctx): ..."
+    request = {"source": replayed, "file": "agent.py", "function": "main", "name": "by hand"}
+    made = await served.ask(lambda client: client.schedules.create("daily", request, cron="0 9 * * *", paused=True))
+    assert made["request"]["durability"] == "replay"
+    for wrong in ("@agent(retry={'fire': {'attempts': 3}})\ndef main(ctx): ...", "def main(ctx:"):
+        with pytest.raises(AgentInvalid, match=r"^agent\.py"):
+            await served.ask(lambda client, source=wrong: start(client, source=source))
 
 
 async def test_a_followed_log_is_kept_alive(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

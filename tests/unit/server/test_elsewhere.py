@@ -28,7 +28,7 @@ class Leases:
         self.facts: dict[str, Any] = {"url": url, "token": "t", "protocol": PROTOCOL, "version": "1"}
 
     async def leases(self) -> list[Lease]:
-        return [Lease(server="there", generation=1, beat=1, facts=self.facts)]
+        return [Lease(server="there", lease=1, beat=1, facts=self.facts)]
 
     async def owner(self, run_id: str) -> Owner:
         return Owner(server="there", lease=(await self.leases())[0])

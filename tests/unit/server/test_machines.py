@@ -10,7 +10,7 @@ from pathlib import Path
 from aiohttp import web
 
 from perdure.host.paths import Home
-from perdure.server.machines import THREADS, NodeMachines
+from perdure.server.machines import LABEL, THREADS, NodeMachines
 
 # A process of its own each time: msgspec learns types once. Without ``settle`` a third of them ended with SIGSEGV.
 FIRST_ANSWERS = """
@@ -73,3 +73,57 @@ async def test_a_store_that_does_not_answer_holds_up_no_machine(tmp_path: Path) 
         machines.close()
         await asyncio.gather(*pushing, return_exceptions=True)
         await runner.cleanup()
+
+
+async def test_the_sandboxes_of_a_run_are_removed_without_a_look_at_all_others(tmp_path: Path) -> None:
+    """A node of the test's own, which has many."""
+    home, asked = Home(tmp_path, tmp_path).make(), list[str]()
+    calls = {"url": "u", "run_id": "r", "epoch": 1, "token": "t"}
+    spec = {"image": "x", "calls": calls, "labels": {LABEL: "r"}}
+
+    async def node(request: web.Request) -> web.Response:
+        asked.append(f"{request.method} {request.path_qs}")
+        assert request.method == "DELETE" or request.query.get("label") == f"{LABEL}=r"
+        return web.json_response([{"id": "a", "name": "b", "spec": spec, "state": "running", "created": 1.0}])
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", node)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(home.socket("fcrund"))).start()
+    machines = NodeMachines(home)
+    try:
+        await machines.remove("r")
+    finally:
+        machines.close()
+        await runner.cleanup()
+    assert [one.partition("?")[0] for one in asked] == ["GET /v1/sandboxes", "DELETE /v1/sandboxes/a"]
+
+
+async def test_the_sandboxes_of_runs_are_told_with_the_snapshots_that_they_have(tmp_path: Path) -> None:
+    """By a node of the test's own."""
+    home = Home(tmp_path, tmp_path).make()
+    position = {"run_id": "r", "branch": 1, "seq": 7, "epoch": 2}
+    shown = {"name": "b", "state": "running", "created": 1.0, "epoch": 2}
+    held = [{"digests": ["sha256:new", "sha256:old"], "position": position}, {"digests": ["sha256:own"]}]
+    ours = {"id": "a", "spec": {"image": "x", "labels": {LABEL: "r"}}, "held": held, **shown}
+
+    async def node(request: web.Request) -> web.Response:
+        return web.json_response([ours, {"id": "c", "spec": {"image": "x"}, **shown}])
+
+    app = web.Application()
+    app.router.add_get("/v1/sandboxes", node)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(home.socket("fcrund"))).start()
+    machines = NodeMachines(home)
+    try:
+        (one,) = await machines.of_runs()
+    finally:
+        machines.close()
+        await runner.cleanup()
+    assert (one.id, one.run_id, one.epoch) == ("a", "r", 2)
+    assert [(each.digests, each.position and each.position.seq) for each in one.snapshots] == [
+        (["sha256:new", "sha256:old"], 7),
+        (["sha256:own"], None),
+    ]

@@ -103,24 +103,16 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         raise InvalidValue("nothing to run", hint=source.FORMS)
     if len(words) == 1 and (":" in words[0] or not options.image):
         agent = source.read(words[0])
-        given = None if options.input is None else _json.argument(options.input, "--input")
-        durability = options.durability or agent.durability
-        request |= {"durability": durability, "version": agent.version}
-        request |= {"source": agent.source, "file": agent.file, "function": agent.function, "input": given}
-        request |= {"image": options.image, "policy": {**agent.policy, **request["policy"]}}
-        request["retry"] = {**agent.retry, **request.get("retry", {})}
-        request["budget"] = {**agent.budget, **request.get("budget", {})}
-        if durability == "replay" and options.on_divergence in ("fork", "live"):
+        request |= {"source": agent.source, "file": agent.file, "function": agent.function}
+        request["input"] = None if options.input is None else _json.argument(options.input, "--input")
+        request = source.completed(request | {"image": options.image, "durability": options.durability})
+        if request["durability"] == "replay" and options.on_divergence in ("fork", "live"):
             message = f"--on-divergence {options.on_divergence} is of microVMs: on the replay road such a run fails"
             raise InvalidValue(message, hint="leave it out")
-        if durability == "replay":  # what @agent says of a machine is for the other road; what is said here is refused
-            if said := [name for name in _OF_MACHINES if getattr(options, name)]:
-                hint = "leave it out, or say --durability snapshot"
-                raise InvalidValue(f"--{said[0]} is of microVMs: there is none on the replay road", hint=hint)
-            return request
-        request["image"] = options.image or agent.image
-        request["memory_mib"] = request["memory_mib"] or agent.memory_mib
-        return request | {"vcpus": request["vcpus"] or agent.vcpus}
+        if request["durability"] == "replay" and (said := [name for name in _OF_MACHINES if getattr(options, name)]):
+            hint = "leave it out, or say --durability snapshot"
+            raise InvalidValue(f"--{said[0]} is of microVMs: there is none on the replay road", hint=hint)
+        return request
     if not options.image:
         raise InvalidValue("a program needs an image", hint="write --image IMAGE -- COMMAND; 'fcrun images' lists them")
     if options.durability == "replay":

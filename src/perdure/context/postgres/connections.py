@@ -47,6 +47,7 @@ class Address:
         facts: dict[str, Any] = {
             "connect_timeout": CONNECT_S,
             "application_name": "perdure",
+            "client_encoding": "UTF8",  # whatever the database's is
             # A network that swallows everything is noticed.
             "keepalives_idle": 10,
             "keepalives_interval": 5,

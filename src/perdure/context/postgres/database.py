@@ -17,6 +17,7 @@ from perdure.context.faults import Faults
 from perdure.context.postgres import schema
 from perdure.context.postgres.connections import PATIENCE_S, Address, Connection, Readers
 from perdure.context.postgres.leases import PostgresLeases
+from perdure.context.postgres.notices import Notices
 from perdure.context.postgres.writer import Writer
 from perdure.context.rows import blob_of
 from perdure.errors import LeaseLost, PerdureError, ProtocolError, Unsupported
@@ -37,8 +38,9 @@ class PostgresDatabase:
         self._address = address
         self._server = secrets.token_hex(8)
         self._channel = f"perdure_{address.schema}"
-        self._writer = Writer(address, connection, self._channel, self._server, faults)
         self._readers = Readers(address)
+        self._notices = Notices(self._readers, self._channel, self._server)
+        self._writer = Writer(address, connection, self._notices.tell, faults)
         self.leases = PostgresLeases(address, self._writer, faults)
         self._listening: asyncio.Task[None] | None = None
 
@@ -57,6 +59,7 @@ class PostgresDatabase:
 
     async def close(self) -> None:
         await self._writer.close()
+        await self._notices.close()
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
@@ -142,6 +145,7 @@ async def _prepare(connection: Connection, address: Address) -> None:
             hint = "Install the newer perdure again; older ones do not read it."
             message = f"the context log {address.name} has version {version}, this is {schema.VERSION}"
             raise ProtocolError(message, hint=hint)
+        await connection.execute("SET LOCAL statement_timeout = 0")  # of a long log: cut short, it is never done
         for new in range(max(version, schema.FIRST_VERSION - 1) + 1, schema.VERSION + 1):
             await connection.execute(schema.MIGRATIONS[new].encode())
             await connection.execute("UPDATE meta SET version = %s", (new,))

@@ -22,13 +22,13 @@ PATIENCE_S = 5.0  # of one question: a database that hangs is one that is away
 BEGIN = """
 INSERT INTO servers (server, facts) VALUES (%(server)s, %(facts)s)
 ON CONFLICT (server) DO UPDATE SET facts = EXCLUDED.facts -- asked again: the answer was lost
-RETURNING server, generation, beat, facts, 0
+RETURNING server, lease, beat, facts, 0
 """
 BEAT = "UPDATE servers SET beat = beat + 1 WHERE server = %(server)s RETURNING beat"
 TIME = "SELECT extract(epoch FROM clock_timestamp())::float8"
 LEASES = """
-SELECT s.server, s.generation, s.beat, s.facts, (SELECT count(*) FROM runs r WHERE r.server = s.server)
-FROM servers s ORDER BY s.generation
+SELECT s.server, s.lease, s.beat, s.facts, (SELECT count(*) FROM runs r WHERE r.server = s.server)
+FROM servers s ORDER BY s.lease
 """
 
 # A transaction of that server holds its lease until it ends (writer.LEASE), and this waits for it.
@@ -55,7 +55,7 @@ WHERE run_id = %(run_id)s AND server IN (%(server)s, %(me)s)
 RETURNING run_id
 """
 OWNER = """
-SELECT r.server, s.server, s.generation, s.beat, s.facts, 0
+SELECT r.server, s.server, s.lease, s.beat, s.facts, 0
 FROM runs r LEFT JOIN servers s ON s.server = r.server WHERE r.run_id = %(run_id)s
 """
 
@@ -143,5 +143,5 @@ class PostgresLeases:
 
 
 def _lease(row: tuple[Any, ...]) -> Lease:
-    server, generation, beat, facts, runs = row
-    return Lease(server=server, generation=generation, beat=beat, facts=msgspec.json.decode(facts), runs=runs)
+    server, number, beat, facts, runs = row
+    return Lease(server=server, lease=number, beat=beat, facts=msgspec.json.decode(facts), runs=runs)

@@ -3,15 +3,24 @@
 PostgreSQL says by its number whether it was committed. But it gives a number again where a crash lost all that the
 first one with it had written, and then speaks of another transaction, maybe another server's. So what was written is
 looked for, too.
+
+Where a transaction's number was not asked for, its session is looked for. Once that is not there any more, nothing can
+come of it that is not there yet.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from perdure.context.changes import State
 from perdure.context.postgres.connections import Connection
 
+SESSION = "SELECT pid, backend_start::text FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+# One that does nothing may have something to read yet, sent before the connection broke: it is ended.
+IS_THERE = """
+SELECT CASE WHEN state = 'idle' THEN pg_terminate_backend(pid) ELSE TRUE END FROM pg_stat_activity
+WHERE pid = %s AND backend_start = %s::timestamptz
+"""
 STATUS = "SELECT pg_xact_status(%s::xid8)"
 ENTRY = "SELECT EXISTS (SELECT FROM entries WHERE run_id = %s AND branch = %s AND seq = %s AND hash = %s)"
 BRANCH = "SELECT EXISTS (SELECT FROM branches WHERE run_id = %s AND branch = %s)"
@@ -28,14 +37,40 @@ DROPPED = "SELECT NOT EXISTS (SELECT FROM kept WHERE kind = %s AND name = %s)"
 BLOB = "SELECT EXISTS (SELECT FROM blobs WHERE digest = %s)"
 
 
-async def was_committed(connection: Connection, xid: str, state: State) -> bool | None:
+class Session(NamedTuple):
+    """A connection, as the server knows it: one process, of that number at that time."""
+
+    pid: int
+    begun: str
+
+
+NO_SESSION = Session(0, "")
+
+
+class Sent(NamedTuple):
+    """A commit that is on its way."""
+
+    session: Session
+    xid: str  # the transaction's number; "": it was not asked for, and there are entries in it
+    state: State  # all of it
+
+
+async def session(connection: Connection) -> Session:
+    [row] = await (await connection.execute(SESSION)).fetchall()
+    return Session(*row)
+
+
+async def was_committed(connection: Connection, sent: Sent) -> bool | None:
     """None: it is in progress yet."""
-    status = await _one(connection, STATUS, (xid,))
-    if status == "in progress":
+    if sent.xid:
+        status = await _one(connection, STATUS, (sent.xid,))
+        if status == "in progress":
+            return None
+        if status != "committed":
+            return False
+    elif await _one(connection, IS_THERE, sent.session) is not None:
         return None
-    if status != "committed":
-        return False
-    found = _evidence(state)
+    found = _evidence(sent.state)
     return found is None or bool(await _one(connection, *found))
 
 

@@ -132,7 +132,11 @@ UPDATE branches b SET turns_asked = c.asked, turns_replayed = c.replayed FROM (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
-    6: "SELECT 1;",
+    # One word for it, here, in `perdure servers` and in what that is made of.
+    6: """
+ALTER TABLE servers RENAME COLUMN generation TO lease;
+ALTER SEQUENCE servers_generation_seq RENAME TO servers_lease_seq;
+""",
     7: """
 CREATE TABLE spent (
     run_id               TEXT COLLATE "C" PRIMARY KEY REFERENCES runs,
@@ -162,6 +166,17 @@ FROM runs WHERE run_id = ANY(%(runs)s) ORDER BY run_id FOR NO KEY UPDATE
 """
 # Held until the transaction ends: nobody removes it meanwhile. The heartbeat is not in its way.
 LEASE = "SELECT 1 FROM servers WHERE server = %(server)s FOR KEY SHARE"
+# The same of what is thought to be known: a division by zero (and nothing is written) where it is not so any more.
+SAME_RUNS = """
+SELECT 1 / (count(*) = cardinality($1))::int FROM (
+    SELECT FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[])
+            AS w (run_id, epoch, branch, version, server)
+        JOIN runs r ON r.run_id = w.run_id AND r.epoch = w.epoch AND r.branch = w.branch AND r.version = w.version
+            AND (w.server = '' OR r.server IN ('', w.server))
+    ORDER BY r.run_id FOR NO KEY UPDATE OF r
+) same
+"""
+SAME_LEASE = "SELECT 1 / count(*)::int FROM (SELECT FROM servers WHERE server = ANY(%s::text[]) FOR KEY SHARE) same"
 KEYS = "SELECT key, run_id FROM runs WHERE key = ANY(%(keys)s)"
 TIPS = """
 SELECT DISTINCT b.run_id, b.branch, b.seq, b.hash
@@ -175,6 +190,8 @@ SELECT kind, name, version FROM kept WHERE (kind, name) IN (SELECT * FROM unnest
 ORDER BY kind, name FOR UPDATE
 """
 
+PRUNED = "SELECT run_id FROM runs WHERE run_id = ANY(%s) AND pruned = 1"
+COUNTS = "SELECT branch, count(*) FROM entries WHERE run_id = %s GROUP BY branch"
 SWEEP = "SELECT sweep FROM meta FOR UPDATE"
 # Also through forks whose own entries were dropped already.
 SHARERS = """
@@ -185,16 +202,31 @@ WITH RECURSIVE below (run_id) AS (
 SELECT r.run_id FROM below JOIN runs r ON r.run_id = below.run_id WHERE r.pruned = 0 ORDER BY r.run_id
 """
 
+# The writer looks for single rows: a plan made while a table was small is to be of use when it is not, and is kept.
+PLANS = """
+SET plan_cache_mode = force_generic_plan; SET jit = off;
+SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off
+"""
+# What is acknowledged is on the disk, whatever the database's default is. What asks for more (a standby's) is left.
+SYNCED = """
+SELECT set_config('synchronous_commit', 'local', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
+
 # -- what is written: one statement per table, its columns as arrays
 
-COUNT_SWEEP = "UPDATE meta SET sweep = %s"
+COUNT_SWEEP = "UPDATE meta SET sweep = w.sweep FROM unnest(%s::bigint[]) AS w (sweep)"
 REMOVE_BLOBS = """
 DELETE FROM blobs b USING unnest(%s::bytea[], %s::bigint[]) AS w (digest, sweep)
 WHERE b.digest = w.digest AND b.sweep < w.sweep
 """
-PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ANY(%s)"
-DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ANY(%s)"
-RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s)"
+PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ANY(%s::text[])"
+DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ANY(%s::text[])"
+CLEAR_ENTRIES = """
+DELETE FROM entries e USING unnest(%s::text[], %s::bigint[], %s::bigint[]) AS w (run_id, branch, seq)
+WHERE e.run_id = w.run_id AND e.branch = w.branch AND e.seq <= w.seq
+"""
+RESTORE = "UPDATE runs SET pruned = 0 WHERE run_id = ANY(%s::text[])"
+RELEASE_KEYS = "UPDATE runs SET key = NULL WHERE run_id = ANY(%s::text[])"
 INSERT_RUNS = """
 INSERT INTO runs (run_id, key, created, epoch, branch, version, value, state, name, parent, released, server)
 SELECT * FROM unnest(%s::text[], %s::text[], %s::float8[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bytea[],
@@ -237,6 +269,18 @@ FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bytea[], %s::bigint[], %
     AS w (run_id, branch, seq, hash, asked, replayed)
 WHERE b.run_id = w.run_id AND b.branch = w.branch
 """
+# The same where nobody is asked before what is known: only from the tip that it was thought to have (``remembered``).
+MOVE_TIPS = """
+WITH moved AS (
+    UPDATE branches b SET seq = w.seq, hash = w.hash,
+        turns_asked = b.turns_asked + w.asked, turns_replayed = b.turns_replayed + w.replayed
+    FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[], $7::bigint[],
+        $8::bigint[]) AS w (run_id, branch, seq_before, hash_before, seq, hash, asked, replayed)
+    WHERE b.run_id = w.run_id AND b.branch = w.branch AND b.seq = w.seq_before AND b.hash = w.hash_before
+    RETURNING 1
+)
+SELECT 1 / (count(*) = cardinality($1))::int FROM moved
+"""
 SPEND = """
 INSERT INTO spent AS s SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
     %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
@@ -253,7 +297,7 @@ FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[]) AS w (kind, name,
 WHERE k.kind = w.kind AND k.name = w.name
 """
 DROP = "DELETE FROM kept WHERE (kind, name) IN (SELECT * FROM unnest(%s::text[], %s::text[]))"
-DROP_KINDS = "DELETE FROM kept WHERE kind = ANY(%s)"
+DROP_KINDS = "DELETE FROM kept WHERE kind = ANY(%s::text[])"
 
 # -- what is read
 

@@ -1,8 +1,11 @@
-"""The writer of one server on PostgreSQL: group commit in two round trips.
+"""The writer of one server on PostgreSQL: group commit in one round trip, or two.
 
 Jobs that arrive while a commit is on its way share the next one. What they need to know is read, and locked, in one
 round trip; what they change is written and committed in another. Servers that write to the same run wait for each
 other's locks there; each sees what the other committed. A job is acknowledged only after the commit that holds it.
+
+Entries for runs that this writer wrote to before take the second round trip alone: it knows them (``remembered``), and
+the transaction looks whether that is still so, or does nothing.
 
 A connection that broke since it was last used (the database was restarted) is made anew, and nobody hears of it.
 
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 import psycopg
@@ -24,6 +27,10 @@ from perdure.context.changes import Job, Needs, RunRow, State, apply
 from perdure.context.faults import Faults
 from perdure.context.postgres import outcome, schema
 from perdure.context.postgres.connections import CONNECT_S, LOST, PATIENCE_S, RETRY_S, STATEMENT_S, Address, Connection
+from perdure.context.postgres.exchange import Asked, Exchange
+from perdure.context.postgres.outcome import Sent
+from perdure.context.postgres.remembered import Remembered
+from perdure.context.postgres.writes import writes
 from perdure.errors import LeaseLost, PerdureError, Unavailable
 
 Result = TypeVar("Result")
@@ -32,26 +39,31 @@ Waiting = tuple[Job[Any], "asyncio.Future[Any]", str]  # and the lease under whi
 MAX_BATCH = 512
 TRIES = 10  # of a batch that another server's was in the way of
 OUTCOME_S = 10.0  # so long it is asked what became of a commit
-NOTIFY_MAX_BYTES = 7000  # of the 8000 that a notification may have
+COMMIT: Asked = ("COMMIT", [])
+ROLLBACK: Asked = ("ROLLBACK", [])  # psycopg, where it hears of one, drops all prepared statements
 
 
 class Writer:
     """Runs jobs in the order they were submitted. ``close`` finishes what was submitted before it."""
 
     def __init__(
-        self, address: Address, connection: Connection, channel: str, server: str, faults: Faults | None = None
+        self,
+        address: Address,
+        connection: Connection,
+        tell: Callable[[Collection[str]], None],
+        faults: Faults | None = None,
     ) -> None:
-        """channel: that is notified with the ids of runs that were written to, after the id of this server."""
+        """tell: is told the ids of runs that were written to."""
         self._address = address
         self._connection: Connection | None = connection
-        self._channel, self._server = channel, server
-        self._faults = faults
+        self._exchange: Exchange | None = None  # of the connection
+        self._session = outcome.NO_SESSION  # that one
+        self._remembered = Remembered()
+        self._tell, self._faults = tell, faults
         self._queue: asyncio.Queue[Waiting | None] = asyncio.Queue()
         self._closed = False
         self.lease = ""  # the server whose lease everything is written under; "": none is needed
-        self._sent: tuple[str, State] | None = (
-            None  # whose commit is on its way: the transaction's number, and all of it
-        )
+        self._sent: Sent | None = None  # whose commit is on its way
         self._task = asyncio.create_task(self._run(), name="context-log-writer")
 
     async def submit(self, job: Job[Result]) -> Result:
@@ -60,8 +72,7 @@ class Writer:
             raise Unavailable(f"the context log {self._address.name} is closed")
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((job, future, self.lease))
-        # A caller that goes away does not undo a write that is on its way.
-        return await asyncio.shield(future)
+        return await future  # a caller that goes away does not undo a write that is on its way
 
     async def close(self) -> None:
         if not self._closed:
@@ -116,13 +127,16 @@ class Writer:
                 if tried == TRIES:
                     return [self._address.explain_open(error)] * len(jobs)
             except (psycopg.Error, TimeoutError, PerdureError) as error:
-                is_stale = was_open and self._is_broken and self._sent is None
+                is_stale, is_asked = was_open and self._is_broken, self._is_asked
                 await self._drop()
-                if is_stale:  # the database went away and came back since it was used: nothing was asked of it yet
-                    was_open = False
-                    continue
-                if isinstance(error, (*LOST, TimeoutError)) and await self._was_committed():
-                    return results
+                if isinstance(error, (*LOST, TimeoutError)):
+                    is_committed = await self._was_committed()
+                    if is_committed:
+                        return results
+                    # The database went away and came back since it was used, and nothing was asked of it before.
+                    if is_stale and not is_asked and is_committed is False:
+                        was_open = False
+                        continue
                 return [self._address.explain_open(error)] * len(jobs)
             except Exception as error:  # of ours: the next batch is to have a clean connection
                 await self._drop()
@@ -130,50 +144,88 @@ class Writer:
         raise AssertionError  # the last try has returned
 
     async def _transaction(self, jobs: Sequence[Job[Any]], lease: str, results: list[Any]) -> None:
+        exchange = await self._open()
+        if await self._at_once(exchange, jobs, lease, results):
+            return
+        results.clear()
+        state, was_kept, xid = await _known(exchange.connection, Needs.of(jobs), lease)
+        results += apply(jobs, state)
+        if state.is_changed:
+            await self._send(exchange, [*writes(state, was_kept, lease), COMMIT], xid, state)
+        else:
+            await exchange.ask([ROLLBACK])
+
+    async def _at_once(self, exchange: Exchange, jobs: Sequence[Job[Any]], lease: str, results: list[Any]) -> bool:
+        """Without a question before. False: what is remembered is not enough, or was not so; nothing was written."""
+        state = self._remembered.state(jobs)
+        if state is None:
+            return False
+        results += apply(jobs, state)
+        if any(isinstance(result, BaseException) for result in results):
+            return False
+        asked = self._remembered.premises(state, lease)
+        asked += [(query, rows) for query, rows in writes(state, set(), lease) if query != schema.UPDATE_TIPS]
+        try:
+            await self._send(exchange, asked, "", state)
+        except errors.DivisionByZero:
+            self._sent = None
+            self._remembered.forget()
+            return False
+        return True
+
+    async def _send(self, exchange: Exchange, asked: list[Asked], xid: str, state: State) -> None:
+        """xid: of the transaction that was begun; "": this is all of it."""
+        self._sent = Sent(self._session, xid, state)
+        if self._faults:
+            self._faults.reach("before", state.points)
+        await exchange.ask(asked)
+        if self._faults:
+            self._faults.reach("after", state.points)
+        self._remembered.learn(state)
+        self._tell([run_id for run_id, _ in state.changed_tips])
+
+    async def _open(self) -> Exchange:
         if self._connection is not None and self._connection.closed:
             await self._drop()
         if self._connection is None:
             self._connection = await self._address.connect(patience_s=PATIENCE_S)
-        connection = self._connection
-        state, was_kept, xid = await _known(connection, Needs.of(jobs), lease)
-        results += apply(jobs, state)
-        if not state.is_changed:
-            await connection.execute("ROLLBACK")
-            return
-        self._sent = xid, state
-        if self._faults:
-            self._faults.reach("before", state.points)
-        await _write(connection, state, was_kept, lease, self._channel, self._notice(state))
-        if self._faults:
-            self._faults.reach("after", state.points)
-
-    def _notice(self, state: State) -> str:
-        notice = " ".join([self._server, *dict.fromkeys(run_id for run_id, _ in state.changed_tips)])
-        return notice if len(notice.encode()) <= NOTIFY_MAX_BYTES else f"{self._server} *"
+        if self._exchange is None or self._exchange.connection is not self._connection:
+            await self._connection.execute(schema.PLANS)
+            await self._connection.execute(schema.SYNCED)
+            self._session = await outcome.session(self._connection)
+            self._exchange = Exchange(self._connection)
+        return self._exchange
 
     @property
     def _is_broken(self) -> bool:
         return self._connection is not None and self._connection.closed
 
+    @property
+    def _is_asked(self) -> bool:
+        """Something of the batch was answered already."""
+        return self._sent is not None and bool(self._sent.xid)
+
     async def _drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self._connection, self._exchange = self._connection, None, None
+        self._remembered.forget()
         if connection is not None:
             await connection.close()
 
-    async def _was_committed(self) -> bool:
+    async def _was_committed(self) -> bool | None:
+        """None: the database does not say."""
         if self._sent is None:
             return False
         deadline = time.monotonic() + OUTCOME_S
         while time.monotonic() < deadline:
             try:
                 async with await self._address.connect(patience_s=PATIENCE_S) as connection:
-                    known = await outcome.was_committed(connection, *self._sent)
+                    known = await outcome.was_committed(connection, self._sent)
                 if known is not None:
                     return known
             except (psycopg.Error, PerdureError):
                 pass  # asked again
             await asyncio.sleep(RETRY_S)
-        return False
+        return None
 
 
 async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[State, set[tuple[str, str]], str]:
@@ -198,6 +250,10 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
             kept = await connection.execute(schema.KEPT, where, binary=True)
         if needs.sweep:
             sweep = await connection.execute(schema.SWEEP, binary=True)
+        if needs.pruned:
+            pruned = await connection.execute(schema.PRUNED, (list(needs.pruned),), binary=True)
+        if needs.counted:
+            counts = await connection.execute(schema.COUNTS, (needs.counted,), binary=True)
         if needs.shared:
             sharers = await connection.execute(schema.SHARERS, (needs.shared,), binary=True)
         if needs.fork:
@@ -216,6 +272,10 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
         state.kept = {(kind, name): version for kind, name, version in await kept.fetchall()}
     if needs.sweep:
         [(state.sweep,)] = await sweep.fetchall()
+    if needs.pruned:
+        state.pruned = {run_id for (run_id,) in await pruned.fetchall()}
+    if needs.counted:
+        state.counts = dict(await counts.fetchall())
     if needs.shared:
         state.sharers = [run_id for (run_id,) in await sharers.fetchall()]
     if needs.fork:
@@ -223,55 +283,3 @@ async def _known(connection: Connection, needs: Needs, lease: str) -> tuple[Stat
         state.fork_root, state.newest_branch = root or "", newest or 0
     [(number,)] = await xid.fetchall()
     return state, set(state.kept), number
-
-
-async def _write(
-    connection: Connection, state: State, was_kept: set[tuple[str, str]], lease: str, channel: str, notice: str
-) -> None:
-    runs = [(run_id, state.runs[run_id]) for run_id in state.changed_runs]
-    keeps = [(*kept, state.kept[kept], value) for kept, value in state.keeps.items() if value is not None]
-    statements: list[tuple[str, list[tuple[Any, ...]]]] = [
-        (schema.INSERT_RUNS, [(*row, "" if row[-1] else lease) for row in state.new_runs.values()]),
-        (schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged]),
-        (schema.INSERT_TAGS, state.new_tags),
-        (schema.INSERT_BRANCHES, state.new_branches),
-        (schema.MOVE_RUNS, [(run_id, r.epoch, r.branch) for run_id, r in runs if r.listed is None]),
-        (
-            schema.UPDATE_RUNS,
-            [
-                (run_id, r.epoch, r.branch, r.version, r.value, *r.listed, "" if r.listed.released else lease)
-                for run_id, r in runs
-                if r.listed is not None
-            ],
-        ),
-        (schema.INSERT_BLOBS, [row for _, row in sorted(state.blobs.items())]),  # in one order: no two wait for another
-        (schema.INSERT_ENTRIES, state.entries),
-        (
-            schema.UPDATE_TIPS,
-            [(*tip, *state.tips[tip], state.turns[tip].asked, state.turns[tip].replayed) for tip in state.changed_tips],
-        ),
-        (schema.SPEND, [(run_id, *spent.row) for run_id, spent in sorted(state.spent.items())]),
-        (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
-        (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
-        (schema.REMOVE_BLOBS, state.removed_blobs),
-        (schema.COUNT_SWEEP, [(state.sweep,)] if state.is_sweep else []),
-        (schema.DROP, [kept for kept, value in state.keeps.items() if value is None]),
-    ]
-    async with connection.pipeline():
-        if state.dropped_logs:
-            await connection.execute(schema.PRUNE, (list(state.dropped_logs),))
-            await connection.execute(schema.DROP_ENTRIES, (list(state.dropped_logs),))
-        if state.dropped_kinds:
-            await connection.execute(schema.DROP_KINDS, (list(state.dropped_kinds),))
-        if state.released_keys:
-            await connection.execute(schema.RELEASE_KEYS, (list(state.released_keys),))
-        for statement, rows in statements:
-            if rows:
-                await connection.execute(statement, _columns(rows) if statement != schema.COUNT_SWEEP else rows[0])
-        await connection.execute("COMMIT")
-        if state.changed_tips:  # after it: a transaction that notifies holds up all others of the database
-            await connection.execute("SELECT pg_notify(%s, %s)", (channel, notice))
-
-
-def _columns(rows: Iterable[tuple[Any, ...]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)]

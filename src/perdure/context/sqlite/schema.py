@@ -119,7 +119,30 @@ UPDATE branches AS b SET (turns_asked, turns_replayed) = (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
-    6: "",
+    6: """
+-- In the order in which they come: the entries of many runs in one commit then lie side by side, on few pages.
+CREATE TABLE arrived (
+    run_id  TEXT NOT NULL,
+    branch  INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    epoch   INTEGER NOT NULL,
+    time    REAL NOT NULL,              -- seconds since 1970
+    kind    TEXT NOT NULL,
+    key     TEXT,                       -- of the call it belongs to
+    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
+    hash    BLOB NOT NULL,              -- 32 bytes
+    PRIMARY KEY (run_id, branch, seq)
+) STRICT;
+INSERT INTO arrived SELECT * FROM entries;
+DROP TABLE entries;
+ALTER TABLE arrived RENAME TO entries;
+CREATE INDEX entries_by_key ON entries (run_id, key, branch, seq) WHERE key IS NOT NULL;
+CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
+CREATE TRIGGER entries_never_change BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+CREATE TRIGGER entries_never_go BEFORE DELETE ON entries
+    WHEN NOT (SELECT pruned FROM runs WHERE run_id = OLD.run_id)
+    BEGIN SELECT RAISE(ABORT, 'entries are immutable'); END;
+""",
     7: """
 -- Counted as the ends of turns are written (context.spending), over all branches of a run.
 CREATE TABLE spent (
@@ -136,6 +159,7 @@ CREATE TABLE spent (
 """,
 }
 
+RUN = "SELECT epoch, branch, version FROM runs WHERE run_id = ?"
 TIP = "SELECT seq, hash FROM branches WHERE run_id = ? AND branch = ?"
 
 INSERT_RUN = """
@@ -185,6 +209,10 @@ SELECT r.run_id FROM below JOIN runs r ON r.run_id = below.run_id WHERE r.pruned
 """
 PRUNE = "UPDATE runs SET pruned = 1 WHERE run_id = ?"
 DROP_ENTRIES = "DELETE FROM entries WHERE run_id = ?"
+PRUNED = "SELECT pruned FROM runs WHERE run_id = ?"
+COUNTS = "SELECT branch, count(*) FROM entries WHERE run_id = ? GROUP BY branch"
+CLEAR_ENTRIES = "DELETE FROM entries WHERE run_id = ? AND branch = ? AND seq <= ?"
+RESTORE = "UPDATE runs SET pruned = 0 WHERE run_id = ?"
 SWEEP = "SELECT sweep FROM meta"
 COUNT_SWEEP = "UPDATE meta SET sweep = ?"
 REMOVE_BLOB = "DELETE FROM blobs WHERE digest = ? AND sweep < ?"

@@ -122,6 +122,7 @@ class Life(ABC):
             restarts=record.restarts,
             image_digest=record.image_digest,
             snapshot=current.info if current else None,
+            held=[kept.held for kept in record.snapshots],
             stored_bytes=sum(kept.info.stored_bytes for kept in record.snapshots if kept.info.sandbox_id == record.id),
             addresses=record.addresses,
             ports=record.ports if self.published is not None else [],

@@ -23,7 +23,16 @@ from perdure.errors import ProtocolError
 from perdure.execution.snapshots.diskspace import space_checked
 from perdure.formats.manifest import Origin
 from perdure.linux import durable
-from perdure.model import CallsEndpoint, Frozen, PublishedPort, Recipe, SandboxSpec, SandboxState, SnapshotInfo
+from perdure.model import (
+    CallsEndpoint,
+    Frozen,
+    HeldSnapshot,
+    PublishedPort,
+    Recipe,
+    SandboxSpec,
+    SandboxState,
+    SnapshotInfo,
+)
 
 VERSION = 1
 
@@ -37,6 +46,10 @@ class KeptSnapshot(Frozen, frozen=True, kw_only=True):
     started: float | None = None
     formerly: list[str] = msgspec.field(default_factory=list)  # digests that it had before it was compacted
     volumes: dict[str, list[int]] = msgspec.field(default_factory=dict)  # what they were known by then
+
+    @property
+    def held(self) -> HeldSnapshot:
+        return HeldSnapshot(digests=[self.info.digest, *self.formerly], position=self.info.position)
 
     @classmethod
     def of(cls, info: SnapshotInfo, origin: Origin | None) -> KeptSnapshot:

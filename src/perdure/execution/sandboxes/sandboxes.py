@@ -116,11 +116,14 @@ class Sandboxes:
     # -- finding ------------------------------------------------------------------------------------------------------
     def find(self, ref: str) -> Sandbox:
         """By id, name or unique prefix of an id, those that are not hidden. Raises NotFound, Conflict (ambiguous)."""
+        exact = self._sandboxes.get(ref)  # however many there are
+        if exact is not None and exact.record.recipe is None and acting.current().sees(exact.record.owner):
+            acting.current().touch(exact.id)
+            return exact
         shown = self.all()
         matches = (
-            [sandbox for sandbox in shown if ref == sandbox.id]
             # names are unique among those of one owner; for who sees all, those of nobody in particular come first
-            or [sandbox for sandbox in shown if ref == sandbox.name and not sandbox.record.owner]
+            [sandbox for sandbox in shown if ref == sandbox.name and not sandbox.record.owner]
             or [sandbox for sandbox in shown if ref == sandbox.name]
             or [sandbox for sandbox in shown if ref and sandbox.id.startswith(ref)]
         )

@@ -86,7 +86,7 @@ class RunTools:
                 raise InvalidValue("a program needs an image, and is no agent", hint=source.FORMS)
             request["command"] = list(command)
         else:
-            request |= _of_agent(agent, source_text, input, durability, request)
+            request = _of_agent(agent, source_text, {**request, "input": input, "durability": durability})
         if request.get("durability", "snapshot") == "snapshot" and defaultimage.is_meant(request["image"]):
             request["image"] = defaultimage.ensure(self._node())
         info = self._server.start(**request, key=key or None, name=name, env=env, tags=tags, timeout_s=timeout_s)
@@ -189,23 +189,14 @@ class RunTools:
         return shown(self._server.cancel(run, reason=reason, force=force))
 
 
-def _of_agent(agent: str, text: str, given: Any, durability: str, wished: dict[str, Any]) -> dict[str, Any]:
+def _of_agent(agent: str, text: str, wished: dict[str, Any]) -> dict[str, Any]:
     """What starts it: what is wished for comes before what ``@agent`` says."""
     if text:
         place, _, function = agent.rpartition(":")
         found = source.parse(text, place or "agent.py", function)
     else:
         found = source.read(agent)
-    request = {"source": found.source, "file": found.file, "function": found.function, "input": given}
-    request |= {"version": found.version, "retry": found.retry, "policy": found.policy}
-    request |= {"durability": durability or found.durability}
-    if request["durability"] == "replay":
-        return request
-    return request | {
-        "image": wished["image"] or found.image,
-        "memory_mib": wished["memory_mib"] or found.memory_mib,
-        "vcpus": wished["vcpus"] or found.vcpus,
-    }
+    return source.completed({**wished, "source": found.source, "file": found.file, "function": found.function})
 
 
 def brief(info: RunInfo) -> Answer:

@@ -13,7 +13,7 @@ from perdure.testing.crash.listener import NAME, STATES
 if TYPE_CHECKING:
     from perdure.testing.crash.lived import Lived
 
-TOLD_S = 60.0  # after its end
+TOLD_S = 120.0  # after its end, while servers may be killed
 
 
 async def wrong(life: Lived, ended: list[RunInfo]) -> list[str]:

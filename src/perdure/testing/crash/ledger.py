@@ -10,21 +10,30 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+from perdure.host.paths import Home
 from perdure.testing.crash.provider import Hold
 
-# Of TEST-NET-3 (RFC 5737). What this machine is called when its emulated host starts no guest reaches: this it is not
-# called until then.
-ADDRESS = "203.0.113.77"
-PLACE = (f"{ADDRESS}/32", "dev", "lo")
-REMOVE = ("ip", "address", "del", *PLACE)  # of a program that was killed: before the emulated host starts
+NETWORK = "203.0.113"  # TEST-NET-3 (RFC 5737)
+
+
+def address(home: Home) -> str:
+    """For the ledger of a home. What this machine is called when its emulated host starts no guest of it reaches: this
+    it is not called until then."""
+    return f"{NETWORK}.{int(home.tag, 16) % 254 + 1}"
+
+
+def remove(home: Home) -> tuple[str, ...]:
+    """The command that does it. Of a program that was killed: before the emulated host starts."""
+    return ("ip", "address", "del", f"{address(home)}/32", "dev", "lo")
 
 
 @dataclass
 class WebLedger:
-    """``url``, while it is open; as root, once what runs below the line is up. ``holds``: by run and step."""
+    """``url``, while it is open; as root, once what runs below the line is up: each life has a path of it."""
 
+    home: Home
     lines: list[tuple[float, str, str]] = field(default_factory=list)
-    holds: dict[str, Hold] = field(default_factory=dict)  # by step: the first that does it
+    holds: dict[tuple[str, str], Hold] = field(default_factory=dict)  # by life and step: the first time
     url: str = ""
     _runner: web.AppRunner | None = None
 
@@ -32,22 +41,23 @@ class WebLedger:
         return self.lines
 
     async def open(self) -> None:
-        await asyncio.to_thread(subprocess.run, ["ip", "address", "add", *PLACE], check=True)
+        here = address(self.home)
+        await asyncio.to_thread(subprocess.run, ["ip", "address", "add", f"{here}/32", "dev", "lo"], check=True)
         app = web.Application()
-        app.router.add_post("/", self._write)
+        app.router.add_post("/{life}", self._write)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
-        await web.TCPSite(self._runner, ADDRESS, 0).start()
-        self.url = f"http://{ADDRESS}:{self._runner.addresses[0][1]}/"
+        await web.TCPSite(self._runner, here, 0).start()
+        self.url = f"http://{here}:{self._runner.addresses[0][1]}/"
 
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
-        await asyncio.to_thread(subprocess.run, REMOVE, check=False, capture_output=True)
+        await asyncio.to_thread(subprocess.run, remove(self.home), check=False, capture_output=True)
 
     async def _write(self, request: web.Request) -> web.Response:
         said = json.loads(await request.read())
         self.lines.append((time.time(), said["run"], said["step"]))
-        if said["step"] in self.holds:
-            await self.holds.pop(said["step"]).here()
+        if hold := self.holds.pop((request.match_info["life"], said["step"]), None):
+            await hold.here()
         return web.Response(text=f"{said['step']} done")

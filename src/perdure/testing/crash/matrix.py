@@ -11,15 +11,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from perdure.context.faults import MOMENTS
 from perdure.context.points import EVERY, POINTS
+from perdure.testing.crash import databases
 from perdure.testing.crash.life import Life, Outcome, Wish
 from perdure.testing.crash.page import revision
-from perdure.testing.postgres import PostgresServer, postgres_server
+from perdure.testing.postgres import PostgresServer
 from perdure.testing.will import Will
 
 Show = Callable[[str, list[str]], None]  # how far it is, and what was wrong in the last life
@@ -52,12 +52,9 @@ class Asked:
 
     @staticmethod
     def of(environ: Mapping[str, str]) -> Asked:
-        def words(name: str) -> tuple[str, ...]:
-            return tuple(word for word in environ.get(name, "").replace(",", " ").split() if word)
-
         return Asked(
-            points=words("CRASH_POINTS"),
-            databases=words("CRASH_DATABASE") or DATABASES,
+            points=databases.words(environ, "CRASH_POINTS"),
+            databases=databases.asked(environ),
             random=int(environ.get("CRASH_RANDOM", "200")),
             times=int(environ.get("CRASH_TIMES", "3")),
             at_once=int(environ.get("CRASH_AT_ONCE", str(len(os.sched_getaffinity(0))))),
@@ -68,9 +65,6 @@ class Asked:
     def is_whole(self) -> bool:
         """On its databases."""
         return not self.points and self.random >= 200
-
-
-DATABASES = ("sqlite", "postgres")
 
 
 @dataclass
@@ -88,10 +82,7 @@ class Matrix:
 
     async def run(self, show: Show) -> None:
         for database in self.asked.databases:
-            with postgres_server() if database == "postgres" else nullcontext() as self.postgres:
-                if self.will is not None and self.postgres is not None:
-                    self.will.kill(self.postgres.pid)
-                    self.will.remove(self.postgres.folder)
+            with databases.server_of(database, self.will) as self.postgres:
                 await self._run_on(database, show)
 
     async def _run_on(self, database: str, show: Show) -> None:

@@ -57,6 +57,8 @@ class SmallNode(LocalMachines):
                 web.delete(one, self._delete),
                 web.put(one + "/archive", _nothing),
                 web.get(one + "/logs", _printed),
+                web.get(one + "/changes", self._changes_of),
+                web.get(one + "/changes/content", self._file_of),
                 web.post(one + "/start", self._start_one),
                 web.post(one + "/suspend", self._suspend_one),
                 web.post(one + "/checkpoint", self._checkpoint_one),
@@ -152,6 +154,12 @@ class SmallNode(LocalMachines):
 
     async def _told(self, sandbox_id: str) -> web.Response:
         return _json(await self.inspect(sandbox_id))
+
+    async def _changes_of(self, request: web.Request) -> web.Response:
+        return _json(await self.changes(request.match_info["id"]))
+
+    async def _file_of(self, request: web.Request) -> web.Response:
+        return web.Response(body=await self.file(request.match_info["id"], request.query["path"]))
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         since, told = float(request.query.get("since", "0")), 0

@@ -10,7 +10,10 @@ TITLES = {
     "sqlite": "A server at each of its durable writes, on SQLite",
     "postgres": "A server at each of its durable writes, on PostgreSQL",
     "servers": "Servers that share a PostgreSQL",
-    "vms": "The parts of a microVM",
+    "states sqlite": "The parts of a microVM in each state of its run, on SQLite",
+    "states postgres": "The parts of a microVM in each state of its run, on PostgreSQL",
+    "random sqlite": "The parts of microVMs at random instants, on SQLite",
+    "random postgres": "The parts of microVMs at random instants, on PostgreSQL",
 }
 TESTED = ("src", "guest", "pager", "collector", ":!src/perdure/testing")
 HEAD = """# The crash matrix

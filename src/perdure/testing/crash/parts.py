@@ -7,10 +7,12 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 from perdure.client.node import NodeClient
 from perdure.errors import NotFound, PerdureError, Unavailable
 from perdure.execution.machine.remote import Launcher
+from perdure.execution.sandboxes.record import Folder
 from perdure.host import below
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo
@@ -21,7 +23,7 @@ BELOW = {"VM": "firecracker_pid", "keeper": "keeper_pid", "pager": "pager_pid"} 
 PARTS = (*BELOW, "node", "server")
 PROGRAMS = {"VM": "firecracker", "keeper": "", "pager": "pager"}
 LOOKS = 2000  # until one is there: half a minute, or some where processors are emulated
-GONE_S = 60.0  # within which nothing is left: removals are slow where processors are emulated
+GONE_S = 120.0  # within which nothing is left: removals are slow where processors are emulated, and who removes dies
 LOOK_S = 0.05
 
 
@@ -55,6 +57,15 @@ class Parts:
             return await self._run("kill", "-9", str(pids[part])) == 0
         return await self.kill_next(part, [])
 
+    async def kill_wished(self, wishes: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+        """The first of them that is there: a part, of a sandbox. None: there was none."""
+        said, names = bytearray(), {part: PROGRAMS[part] or part for part in BELOW}
+        words = (str(self._home.below_line_folder / "m"), *(f"{names[part]}/{sandbox}" for part, sandbox in wishes))
+        if await self._run(*belowline.KILL_WISHED, *words, output=said):
+            return None
+        name, _, sandbox = said.decode().strip().partition("/")
+        return next(part for part in BELOW if names[part] == name), sandbox
+
     async def kill_next(self, part: str, known: list[int]) -> bool:
         """The first that is born and is not one of those. False: there was none for long."""
         words = (str(self._home.below_line_folder / "m"), PROGRAMS[part], " ".join(map(str, known)), str(LOOKS))
@@ -62,29 +73,46 @@ class Parts:
 
     async def living(self) -> list[int]:
         """The pids of all parts below the line."""
+        return [member.pid for member in await self._members()]
+
+    async def runs(self) -> dict[str, str]:
+        """Of which run each sandbox is, by the records: also while no node lives, and while a machine is being made."""
+        return await asyncio.to_thread(self._runs)
+
+    def _runs(self) -> dict[str, str]:
+        found = {}
+        for folder in self._home.sandboxes.iterdir():
+            with contextlib.suppress(PerdureError):  # it is just being made, or removed
+                found[folder.name] = Folder(folder).load().spec.labels.get(LABEL, "")
+        return found
+
+    async def _members(self) -> list[belowline.Member]:
         said = bytearray()
         await self._run(*belowline.LOOK, output=said)
-        return [pid for pids in belowline.parts(self._home, said.decode(errors="replace")).values() for pid in pids]
+        return belowline.members(self._home, said.decode(errors="replace"))
 
     async def _run(self, *words: str, output: bytearray | None = None) -> int:
-        address = below.status(self._home).address
+        address = (await asyncio.to_thread(below.status, self._home)).address
         if address is None:
             return 1
         said = bytearray() if output is None else output
         return await Launcher(address).run(list(words), output=said.extend)
 
-    async def left(self) -> list[str]:
-        """What is still there of machines when it may not be any more, in words."""
+    async def left(self, run: str = "") -> list[str]:
+        """What is still there of machines when it may not be any more, in words. Of a run only what the node tells:
+        everything else is of no run, and the others' come and go."""
         deadline = time.monotonic() + GONE_S
-        while found := await self._left():
+        while found := await self._left(run):
             if time.monotonic() > deadline:
                 return found
             await asyncio.sleep(LOOK_S)
         return []
 
-    async def _left(self) -> list[str]:
+    async def _left(self, run: str) -> list[str]:
         with contextlib.suppress(Unavailable):  # the node was killed just now, and is started again
-            found = [f"sandbox {info.name} ({info.state}) is left" for info in await self.sandboxes()]
+            found = [f"sandbox {info.name} ({info.state}) is left" for info in await self.sandboxes(run)]
+            if run:
+                return found
             found += [f"snapshot {one.digest} is left" for one in await asyncio.to_thread(self._node.store.list)]
             found += [f"the folder {path} is left" for path in self._home.sandboxes.iterdir()]
             if found:
@@ -92,15 +120,12 @@ class Parts:
             said = bytearray()
             await self._run("ls", str(self._home.below_line_folder / "m"), output=said)
             found += [f"the machine folder {name} is left" for name in said.decode().split()]
-            said.clear()
-            await self._run(*belowline.LOOK, output=said)
-            parts = belowline.parts(self._home, said.decode(errors="replace"))
-            return found + [f"a {part} is left: {pids}" for part, pids in parts.items() if pids]
+            return found + [f"a {one.part} is left: {one.pid}, of {one.sandbox}" for one in await self._members()]
         return ["the node does not answer"]
 
-    async def clear(self) -> None:
-        """Remove what a life that went wrong has left."""
+    async def clear(self, run: str = "") -> None:
+        """Remove what a life that went wrong has left; or all lives."""
         with contextlib.suppress(PerdureError):
-            for info in await self.sandboxes():
+            for info in await self.sandboxes(run):
                 with contextlib.suppress(NotFound):
                     await asyncio.to_thread(self._node.remove, info.id, force=True)

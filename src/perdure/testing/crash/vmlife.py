@@ -1,4 +1,4 @@
-"""A life on a real microVM: one run, whose parts are killed in a state, or at random instants, until it has ended."""
+"""A life on a real microVM: one run, whose parts are killed in a state, or by who kills at random (``atrandom``)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from perdure.runs.policy import NEVER_S
 from perdure.testing.crash import checks, hooked
 from perdure.testing.crash.ledger import WebLedger
 from perdure.testing.crash.listener import Listener
-from perdure.testing.crash.parts import BELOW, PARTS, Parts
+from perdure.testing.crash.parts import BELOW, Parts
 from perdure.testing.crash.people import AGAIN_S, People
 from perdure.testing.crash.provider import CountingProvider, Hold
 from perdure.testing.crash.serving import Death, Serving
 from perdure.testing.crash.workload import LAPS, Plan, nothing
 
-LIFE_S = 900.0  # within which a run has ended: a processor may be emulated, and the machine busy
+LIFE_S = 1500.0  # within which a run has ended: a processor may be emulated, and the machine busy
 GRACE_S = 1.0  # of warm waits
-PAUSE_S = (0.2, 5.0)  # between kills at random instants
 
 # The states in which parts are killed, one in each lap, and what the run is then doing. It sleeps early: from then on
 # there is a snapshot to recover from, and a pager.
@@ -65,12 +64,12 @@ def laps(ctx, ledger: str, name: str, laps: int):
 
 @dataclass(frozen=True)
 class VmWish:
-    """Who is killed, in which states, one after the other; or how many at random instants, drawn from ``seed``."""
+    """Who is killed, in which states, one after the other; no part: somebody else kills, at random instants."""
 
     part: str = ""
     states: tuple[str, ...] = ()
-    kills: int = 0
-    seed: int = 0
+    database: str = "sqlite"
+    seed: int = 0  # of a life at random: in which laps it sleeps
 
     @property
     def name(self) -> str:
@@ -79,6 +78,14 @@ class VmWish:
     @property
     def laps(self) -> int:
         return len(self.states) or LAPS
+
+    @property
+    def asleep(self) -> tuple[str, ...]:
+        """Approvals that come only once the run sleeps. At random one is the first: from then on there is a pager."""
+        if self.part:
+            return tuple(f"lap{lap}?" for lap, state in enumerate(self.states) if state == "resuming")
+        chance = random.Random(self.seed)
+        return tuple(f"lap{lap}?" for lap in range(self.laps) if lap == 0 or chance.random() < 0.3)
 
 
 @dataclass
@@ -108,15 +115,26 @@ class Watching(People):
 
     def begin(self) -> None:
         self.kinds: list[str] = []  # of the entries, in order
+        self.states: list[tuple[float, str]] = []  # of the run, and from when on
         self.more = asyncio.Event()
         self.may_answer: set[str] = set()  # names of waits
 
     def _see(self, entry: dict[str, Any]) -> int:
         seq = super()._see(entry)
         if seq:
-            self.kinds.append(entry["kind"])
-            self.more.set()
+            self.note(entry["kind"], entry["time"])
         return seq
+
+    def note(self, kind: str, moment: float) -> None:
+        self.kinds.append(kind)
+        if kind.startswith("run."):
+            self.states.append((moment, kind.removeprefix("run.")))
+        self.more.set()
+
+    def state_at(self, moment: float) -> str:
+        """That of the run by its log, as far as it was read."""
+        before = [state for since, state in self.states if since <= moment]
+        return before[-1] if before else "queued"
 
     async def comes_to(self, kind: str, *, after: int = 0, count: int = 1) -> int:
         """The position beyond the ``count``-th entry of a kind, from a position on."""
@@ -133,7 +151,7 @@ class Watching(People):
 
 
 class VmLife:
-    """Made for one ``run``."""
+    """Made for one ``run``. One in whose states somebody dies is alone on its ground."""
 
     def __init__(self, ground: Ground, wish: VmWish) -> None:
         self.wish, self._ground, self._parts = wish, ground, ground.parts
@@ -142,47 +160,61 @@ class VmLife:
         self.answered: list[tuple[str, str, str]] = []  # nobody listens at the line between guest and node
         self.people = Watching(ground.home, ground.home.root / "no ledger")
         self.people.begin()
+        self.run_id = ""  # once the run is known
         self._killed: list[tuple[str, str, float]] = []
-        self.name = f"{wish.name} {time.time():.0f}"  # the server knows the lives before
+        self._done, self._deaths = 0, 0  # by the run's program, and of its machines since
+        self._held: list[tuple[dict[Any, Hold], Any, Hold]] = []
+        self.name = f"{wish.name} {time.time():.0f}".replace(" ", "-")  # the server knows the lives before
         said: list[Any] = []
         for lap in range(wish.laps):
             said += [f"answer to {self.name} lap{lap}", f"lap{lap} done", True]
         notes = "".join(f"{3 * (lap + 1)} " for lap in range(wish.laps))
-        asked = {"ledger": ground.ledger.url, "name": self.name, "laps": wish.laps}
+        asked = {"ledger": ground.ledger.url + self.name, "name": self.name, "laps": wish.laps}
         more = {"source": AGENT, "file": "laps.py", "function": "laps", "image": ground.image, "input": asked}
-        asleep = tuple(f"lap{lap}?" for lap, state in enumerate(wish.states) if state == "resuming")
         policy = {"idle_grace_s": GRACE_S, "think_grace_s": NEVER_S}
-        self.plan = Plan(self.name, nothing, RunState.COMPLETED, [said, notes], policy=policy, asleep=asleep, more=more)
+        result = [said, notes]
+        self.plan = Plan(self.name, nothing, RunState.COMPLETED, result, policy=policy, asleep=wish.asleep, more=more)
 
     async def run(self) -> VmOutcome:
-        began, wrong, killed = time.monotonic(), list[str](), list[tuple[str, str, str]]()
-        killing = asyncio.create_task(self._kill_in_states() if self.wish.states else self._kill_at_random())
+        began, wrong = time.monotonic(), list[str]()
+        killing = asyncio.create_task(self._kill_in_states() if self.wish.part else self._answer_all())
         living = asyncio.create_task(self.people.see_through(self.plan))
-        info: RunInfo | None = None
         try:
             async with asyncio.timeout(LIFE_S):
                 await asyncio.wait({living, killing}, return_when=asyncio.FIRST_COMPLETED)
                 if killing.done():
                     killing.result()
                 [info] = await living
+            wrong += await self._wrong(info)
         except TimeoutError:
             wrong.append(f"it had not ended after {LIFE_S:g} s: {self._killed}, {self.people.kinds[-5:]}")
         except PerdureError as error:
             wrong.append(f"somebody was refused what was asked for: {error}")
         finally:
-            for holds in (self.provider.holds, self.outside.holds):
-                for hold in holds.values():
-                    hold.free.set()
-                holds.clear()
+            for holds, key, hold in self._held:
+                hold.free.set()
+                if holds.get(key) is hold:
+                    del holds[key]
             for task in (killing, living):
                 task.cancel()
             await asyncio.wait({killing, living})
-        if info is not None:
-            wrong += await checks.of_run(self, self.plan, info)
-            wrong += await hooked.wrong(self, [info])
-            killed = await self._states(info)
-            wrong += await self._parts.left()
+        if wrong and (self.run_id or self.wish.part):
+            await self._parts.clear("" if self.wish.part else self.run_id)
+        killed = [(part, wished, self.people.state_at(moment)) for part, wished, moment in self._killed]
         return VmOutcome(self.wish, wrong, killed, time.monotonic() - began)
+
+    async def _wrong(self, info: RunInfo) -> list[str]:
+        found = await checks.of_run(self, self.plan, info)
+        found += await hooked.wrong(self, [info])
+        entries = await self.people.lineage(info.id)
+        self.people.begin()  # again: nobody watched any more when the last ones came
+        for entry in entries:
+            self.people.note(entry.kind, entry.time)
+        return found + await self._parts.left("" if self.wish.part else info.id)
+
+    async def _answer_all(self) -> None:
+        self.people.may_answer.update(f"lap{lap}?" for lap in range(self.wish.laps))
+        self.run_id = await self._run_id()
 
     async def _kill_in_states(self) -> None:
         """One in each lap."""
@@ -197,10 +229,14 @@ class VmLife:
         """Where the run is held, so that the kill comes in its state."""
         hold = Hold()
         if state == "thinking":
-            self.provider.holds[f"{self.name} lap{lap}"] = hold
+            self._hold_at(self.provider.holds, f"{self.name} lap{lap}", hold)
         elif state in ("running", "recovering", *WARM):
-            self.outside.holds[f"lap{lap}"] = hold
+            self._hold_at(self.outside.holds, (self.name, f"lap{lap}"), hold)
         return hold
+
+    def _hold_at(self, holds: dict[Any, Hold], key: Any, hold: Hold) -> None:
+        holds[key] = hold
+        self._held.append((holds, key, hold))
 
     async def _kill_in(self, state: str, lap: int, hold: Hold) -> None:
         people, part, pids = self.people, self.wish.part, dict[str, int]()
@@ -233,19 +269,14 @@ class VmLife:
         self.people.may_answer.add(f"lap{lap}?")
         await killing
 
-    async def _kill_at_random(self) -> None:
-        self.people.may_answer.update(f"lap{lap}?" for lap in range(self.wish.laps))
-        chance = random.Random(self.wish.seed)
-        for _ in range(self.wish.kills):
-            await asyncio.sleep(chance.uniform(*PAUSE_S))
-            await self._kill(chance.choice(PARTS), "", {})
-
     async def _run_id(self) -> str:
-        while True:
+        while not self.run_id:
             known = await self.people.ask(lambda client: client.runs())
             if found := [info.id for info in known if info.key == self.name]:
-                return found[0]
-            await asyncio.sleep(AGAIN_S)
+                self.run_id = found[0]
+            else:
+                await asyncio.sleep(AGAIN_S)
+        return self.run_id
 
     async def _kill(self, part: str, state: str, pids: dict[str, int], born_after: list[int] | None = None) -> None:
         """born_after: the next one that is none of these."""
@@ -259,15 +290,24 @@ class VmLife:
             is_killed = await self._parts.kill_below(part, pids)
         if is_killed:
             moment = time.time()
-            self._killed.append((part, state, moment))
+            self.died(part, state, moment)
             if part in BELOW:
                 self.deaths.append(Death(await self._run_id(), moment))
 
-    async def _states(self, info: RunInfo) -> list[tuple[str, str, str]]:
-        """Who died, each with the state that was wished, and the one in which the run then was by its log."""
-        entries = [e for e in await self.people.lineage(info.id) if e.kind.startswith("run.")]
-        found = []
-        for part, wished, moment in self._killed:
-            before = [entry.kind for entry in entries if entry.time <= moment]
-            found.append((part, wished, before[-1].removeprefix("run.") if before else "queued"))
-        return found
+    # -- of a life at random
+
+    def died(self, part: str, wished: str, moment: float) -> None:
+        """A part that this run needs was killed."""
+        self._killed.append((part, wished, moment))
+        self._deaths = self.deaths_in_a_row + (part in BELOW)
+        self._done = self.progress
+
+    @property
+    def deaths_in_a_row(self) -> int:
+        """Of its machines, since its program last did anything: after some the server gives a run up."""
+        return self._deaths if self.progress == self._done else 0
+
+    @property
+    def progress(self) -> int:
+        """How much of its program is in the log."""
+        return sum(not kind.startswith("run.") for kind in self.people.kinds)

@@ -315,6 +315,15 @@ async def test_what_the_server_refuses_is_said_by_the_options_names(desk: Desk, 
     assert said in told
 
 
+async def test_what_an_agent_says_wrong_is_said_by_its_own_names(desk: Desk) -> None:
+    for retry, wrong in (("{'fire': {'attempts': 3}}", "no such kind of failure: 'fire'"), ("{'any': 3}", "Expected")):
+        (desk.folder / "x.py").write_text(f"@agent(retry={retry})\ndef f(ctx): ...\n")
+        _, told = await desk("run", "x.py:f", status=2)
+        assert f"perdure: x.py, line 1: @agent(retry=...): {wrong}" in told and "--retry" not in told
+    (desk.folder / "x.py").write_text("@agent(retry={'any': {'attempts': 3, 'delay_s': -1}})\ndef f(ctx): ...\n")
+    assert "@agent(retry=...): any: delay_s is -1" in (await desk("run", "x.py:f", status=2))[1]
+
+
 async def test_what_is_wrong_with_queues_and_schedules_is_said_by_the_options_names(desk: Desk) -> None:
     _, told = await desk("queue", "create", "q", "--concurrency", "0", status=2)
     assert "--concurrency is 0" in told and "or 'none' for no limit" in told

@@ -92,6 +92,7 @@ async def test_the_compacted_one_is_written_down(every: Sandboxes, make: Make, b
     kept = record.snapshots[1]
     assert (kept.info.digest, kept.info.total_s, kept.stdout) == (done.after.digest, 2.5, 7)
     assert kept.formerly == [line[1].digest]
+    assert [one.digests for one in box.info().held] == [[line[0].digest], [kept.info.digest, line[1].digest]]
     assert record.snapshot(line[1].digest) == kept == record.snapshot(line[1].digest[:20])
     assert bench.store.digests() == [line[0].digest, done.after.digest]
     assert done.freed_bytes > 0

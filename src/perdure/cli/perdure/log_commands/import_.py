@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 
 NAME = "import"
-HELP = "Take up the log of a run that was exported elsewhere"
+HELP = "Take up the log of a run that was exported elsewhere, or pruned here"
 GROUP = "Runs"
 DESCRIPTION = (
     "The run keeps its id, and must have ended. Each line is verified before it is taken, and nothing is seen of the "
-    "run before the last one. A fork is taken up after the run that it shares entries with."
+    "run before the last one. A fork is taken up after the run that it shares entries with. A run whose log was pruned "
+    "here has it back, if that is the very same."
 )
 
 

@@ -159,6 +159,8 @@ class _Verifier:
 
     def artifact(self, digest: str) -> None:
         """A manifest that is no snapshot: a template or an image that was pulled or is to be pushed."""
+        if self._was_removed(digest):
+            return
         what = f"artifact {digest}"
         data = self._manifest(what, digest)
         if data is None:
@@ -173,6 +175,12 @@ class _Verifier:
         needed = {digest.removeprefix("sha256:") for digest in self._needed}
         sizes = [size for name, size in present.items() if name not in needed]
         self._orphans = (len(sizes), sum(sizes))
+
+    def _was_removed(self, digest: str) -> bool:
+        """Since the look at what there is: then nothing is wrong with it."""
+        if self._store.blob_path(digest).exists():
+            return False
+        return digest not in self._store.digests() and digest not in self._store.tags().values()
 
     def _manifest(self, what: str, digest: str) -> bytes | None:
         path = self._store.blob_path(digest)
@@ -194,6 +202,8 @@ class _Verifier:
     def snapshot(self, digest: str) -> None:
         what = f"snapshot {digest}"
         with self._store.reading(digest):
+            if self._was_removed(digest):
+                return
             self._snapshots += 1
             data = self._manifest(what, digest)
             if data is None:

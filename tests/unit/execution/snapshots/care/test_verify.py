@@ -73,6 +73,14 @@ def test_every_damaged_frame_is_named(bench: Bench, chain: list[Snapshot]) -> No
     assert "does not have its digest" in found[0].problem
 
 
+def test_what_is_removed_meanwhile_is_no_finding(bench: Bench, chain: list[Snapshot]) -> None:
+    def remove(*_: object) -> None:  # told while the first one is read
+        bench.store.remove(snapshot.digest for snapshot in chain)
+
+    found = verify.whole(bench.store, templates=bench.templates, progress=remove)
+    assert (found.findings, found.snapshots) == ([], 1)  # the one that was being read stayed until it was through
+
+
 @pytest.mark.parametrize("which", ["layer", "map", "state", "config"])
 @pytest.mark.parametrize("damage", ["gone", "truncated", "longer", "flipped"])
 def test_any_blob(bench: Bench, chain: list[Snapshot], which: str, damage: str) -> None:

@@ -1,0 +1,69 @@
+"""Who is killed at random below the line: the first of those that are wished and there, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perdure.testing import belowline
+
+KEEPER = ("sh", "-c", 'exec 3<&0; "$0" 1000 & echo $!; read line <&3')
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
+    """Start a keeper in the machine folder of a sandbox, which starts a program."""
+    keepers: list[subprocess.Popen[str]] = []
+
+    def keep(sandbox: str, program: str) -> subprocess.Popen[str]:
+        folder = tmp_path / "m" / sandbox
+        folder.mkdir(parents=True)
+        copy = shutil.copy(shutil.which("sleep") or "", tmp_path / program)
+        pipe, words = subprocess.PIPE, [*KEEPER, copy]
+        keeper = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
+        keepers.append(keeper)
+        return keeper
+
+    yield keep
+    for keeper in keepers:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(keeper.pid, signal.SIGKILL)
+        keeper.communicate()
+
+
+def killed(folder: Path, *wishes: str) -> str:
+    command = [*belowline.KILL_WISHED, str(folder / "m"), *wishes]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def killed_at_last(folder: Path, *wishes: str) -> str:
+    """Who looks while others begin and end may see nobody: it looks again, as the campaign does."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (who := killed(folder, *wishes)):
+        assert time.monotonic() < deadline
+    return who
+
+
+def test_the_first_wish_that_is_there_is_killed(
+    tmp_path: Path, keep: Callable[[str, str], subprocess.Popen[str]]
+) -> None:
+    first, second = keep("one", "firecracker"), keep("other", "pager")
+    for keeper in (first, second):
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline().strip()  # its program was started
+    assert killed_at_last(tmp_path, "pager/one", "firecracker/other", "pager/other", "keeper/one") == "pager/other"
+    assert killed(tmp_path, "pager/other", "keeper/oth") == ""
+    assert (first.poll(), second.poll()) == (None, None)
+    assert killed_at_last(tmp_path, "keeper/other", "keeper/one") == "keeper/other"
+    assert second.wait(DEADLINE_S) == -9
+    assert killed_at_last(tmp_path, "firecracker/one") == "firecracker/one"
+    assert first.poll() is None
