@@ -15,6 +15,7 @@ from perdure.context import sqlite
 from perdure.context.log import NewEntry
 from perdure.context.sqlite import schema
 from perdure.errors import NotFound
+from perdure.model import Spent
 from perdure.testing.oldlogs import check_turns
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -110,7 +111,8 @@ async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None
     assert seen == set(range(1, schema.VERSION + 1))
 
 
-OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql", "context-log-4/log.sql", "context-log-5/log.sql"]
+OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql"]
+OLD += [f"context-log-{version}/log.sql" for version in (4, 5, 6)]
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -145,3 +147,14 @@ async def test_a_log_of_version_5_has_its_entries_where_they_are_looked_for(tmp_
     await log.close()
     with closing(sqlite3.connect(tmp_path / "log.db")) as db, pytest.raises(sqlite3.IntegrityError, match="immutable"):
         db.execute("DELETE FROM entries WHERE run_id = 'turns'")
+
+
+async def test_a_log_of_version_6_counts_what_is_spent_from_now_on(tmp_path: Path) -> None:
+    golden("context-log-6/log.sql", tmp_path / "log.db")
+    log = await sqlite.open(tmp_path / "log.db")
+    assert (await log.verify("spends")).entries == 3 and (await log.verify("turns")).entries == 16
+    assert [head.spent for head in await log.heads()] == [Spent()] * 6
+    usage = {"input_tokens": 11, "output_tokens": 7}
+    await log.append("spends", [NewEntry(kind="model.committed", key="main/1", payload={"usage": usage})], epoch=1)
+    assert (await log.head("spends")).spent == Spent(calls=1, input_tokens=11, output_tokens=7, unpriced=1)
+    await log.close()

@@ -87,6 +87,9 @@ class People:
         if plan.tags:
             await self.ask(lambda client: client.tag(run_id, plan.tags))
             self.acknowledged += [(run_id, "tagged", value) for value in plan.tags.values()]
+        if plan.budget:
+            await self.ask(lambda client: client.set_budget(run_id, **plan.budget))
+            self.acknowledged += [(run_id, "budget", f'"{limit}": {most}') for limit, most in plan.budget.items()]
         if plan.again:
             run_id = await self._start({**asked, "key_ttl_s": LONG_S})
             self.acknowledged.append((run_id, "run.queued", plan.name))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
+SECRET = "Bearer word"  # what its other page is read with
 REFUSED, BROKEN = "refuse this", "break off"  # in the last message: what it does instead of answering
 WORD_S = 0.01  # between the pieces of a stream
 
@@ -36,6 +37,7 @@ class CountingProvider:
     async def open(self) -> None:
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self._complete)
+        app.router.add_post("/v1/page", self._page)
         self._runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", 0).start()
@@ -45,6 +47,9 @@ class CountingProvider:
     async def close(self) -> None:
         if self._runner is not None:
             await self._runner.cleanup()
+
+    async def _page(self, request: web.Request) -> web.Response:
+        return web.json_response({}, status=200 if request.headers.get("authorization") == SECRET else 401)
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()

@@ -26,6 +26,10 @@ states = [{states}]
 [providers.test]
 base_url = "{url}"
 model = "tiny"
+[secrets.provider]
+base_url = "{url}"
+value_command = ["echo", "word"]
+allow = ["lost"]
 """
 
 

@@ -73,6 +73,7 @@ class Plan:
     made: int = 0  # runs that it makes itself
     brings_hook: bool = False
     tags: dict[str, str] = field(default_factory=dict)  # set once it has ended
+    budget: dict[str, float] = field(default_factory=dict)  # the same
     again: bool = False  # once it has ended its key is over, and starts another one
     is_pruned: bool = False  # its log, at the end; of a run with forks theirs
 
@@ -145,10 +146,11 @@ def lost(outside: Outside, run: str) -> Steps:
     """Its machine is lost in the middle of effects, which are then in doubt."""
     yield Ask("emit", {"name": "begun", "value": LARGE}, at=5)
     one = yield chat("lost one", 0)
+    page = yield Ask("/perdure/secret/provider/page", {}, at=6)
     again = yield from step(outside, run, "retried", 1, "retry", lost=True)
     asked = yield from step(outside, run, "asked", 2, "ask", lost=True)
     failed = yield from step(outside, run, "failed", 3, "fail", lost=True)
-    yield Ask("complete", {"result": [one.status, again, asked, failed]}, at=4)
+    yield Ask("complete", {"result": [one.status, page.status, again, asked, failed]}, at=4)
 
 
 def diverging(outside: Outside, run: str) -> Steps:
@@ -242,7 +244,7 @@ PLANS = (
         is_pruned=True,
     ),
     Plan("failing", failing, RunState.FAILED, "400 True True kept", policy=SLEEPY, early=("kept",), is_pruned=True),
-    Plan("lost", lost, RunState.COMPLETED, [200, "retried done", "asked done", "InDoubt"], policy=AWAKE),
+    Plan("lost", lost, RunState.COMPLETED, [200, 200, "retried done", "asked done", "InDoubt"], policy=AWAKE),
     Plan(
         "queued",
         queued,
@@ -252,6 +254,7 @@ PLANS = (
         more={"queue": "line", "tags": {"of": "crash"}},
         brings_hook=True,
         tags={"of": "nobody"},
+        budget={"calls": 9},
     ),
     Plan("queued_too", queued, RunState.COMPLETED, 1, policy=AWAKE, more={"queue": "line", "priority": 1}),
     Plan("diverging", diverging, RunState.COMPLETED, "right", policy=AWAKE),
