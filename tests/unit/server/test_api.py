@@ -200,8 +200,8 @@ async def test_tcp_asks_for_the_token(served: Served, token: str) -> None:
 async def test_a_call_with_a_large_head(served: Served) -> None:
     """guestd takes 64 KiB of it; JSON makes more of some bytes."""
     served.house.machines.program = waiting
-    info = await served.ask(start)
-    await served.house.reaches(info.id, RunState.WAITING, RunState.SUSPENDED)
+    info = await served.ask(lambda client: start(client, policy={"idle_grace_s": 60}))
+    await served.house.reaches(info.id, RunState.WAITING)
     headers = json.dumps({"x": "\u00e9" * 32000})
     path = "/perdure/v1/emit?" + "x" * 60000
     epoch = served.house.engine._runs[info.id].record.epoch
