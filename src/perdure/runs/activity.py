@@ -18,8 +18,9 @@ class Activity:
     def __init__(self, changed: Callable[[], None], clock: Clock) -> None:
         self._changed = changed
         self._clock = clock
-        self.thinking: dict[str, tuple[Call, int]] = {}  # model calls of which no byte came yet, with their branch
+        self.thinking: dict[str, tuple[Call, int]] = {}  # model calls of which no byte comes now, with their branch
         self.speaking = 0  # model calls whose answers are on their way
+        self.pausing = 0  # those that think in the middle of their answers
         self.turns = 0  # answered since the last snapshot
         self._ran_s = 0.0  # since the last snapshot, but for now
         self._running_since: float | None = None
@@ -44,6 +45,18 @@ class Activity:
         finally:
             self.speaking -= 1
             self._changed()
+
+    def pause(self, call: Call, branch: int) -> None:
+        """A model says nothing in the middle of its answer, of which the machine has as much as ``call.offset``."""
+        self.speaking, self.pausing = self.speaking - 1, self.pausing + 1
+        self.thinking[call.key] = (call, branch)
+        self._changed()
+
+    def go_on(self, call: Call) -> None:
+        """It says more, or nobody listens any more."""
+        self.speaking, self.pausing = self.speaking + 1, self.pausing - 1
+        self.thinking.pop(call.key, None)
+        self._changed()
 
     def moved(self, state: RunState) -> None:
         """The run is in this state now."""

@@ -66,6 +66,7 @@ from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import tell
+from perdure.runs.hearing import Hearing
 from perdure.runs.ports import ModelCalls, SecretCalls
 from perdure.runs.run import Run
 from perdure.runs.tokens import check_key
@@ -73,7 +74,6 @@ from perdure.runs.tokens import check_key
 Route = Callable[[Asked], Awaitable[Body]]
 PREFIX = "/perdure/v1/"
 SECRETS = "/perdure/secret/"
-REFUSED = 400  # statuses from here on are no turns
 
 
 class Calls:
@@ -124,7 +124,7 @@ class Calls:
         with ExitStack() as held:
             held.enter_context(activity.hearing())
             await asked.run.admit(asked.call.epoch)  # nothing is answered while the machine is being captured
-            return Answer(answer.status, answer.headers, _Body(asked, answer, first, pieces, held.pop_all()))
+            return Answer(answer.status, answer.headers, Hearing(asked, branch, answer, first, pieces, held.pop_all()))
 
     async def _secret(self, asked: Asked, secrets: SecretCalls) -> Answer:
         """Nothing of it is answered again from the log: what a tool does belongs into a step. That it was asked is
@@ -142,50 +142,8 @@ class Calls:
             held.enter_context(asked.run.activity.hearing())  # a machine that sleeps in it would ask once more
             answer = await secrets.answer(asked.call, use)
             pieces = aiter(answer.body)
-            body = _Body(asked, answer, b"", pieces, held.pop_all(), is_turn=False)
+            body = Hearing(asked, None, answer, b"", pieces, held.pop_all())
             return Answer(answer.status, answer.headers, body)
-
-
-class _Body:
-    """A model's answer, or a host's; the run counts as hearing it until its last byte was handed on, or its reader has
-    left."""
-
-    def __init__(
-        self,
-        asked: Asked,
-        answer: Answer,
-        first: bytes,
-        pieces: AsyncIterator[bytes],
-        held: ExitStack,
-        *,
-        is_turn: bool = True,
-    ) -> None:
-        self._is_turn = is_turn
-        self._asked = asked
-        self._answer = answer
-        self._first = first
-        self._pieces = pieces
-        self._held = held
-
-    def __aiter__(self) -> _Body:
-        return self
-
-    async def __anext__(self) -> bytes:
-        first, self._first = self._first, b""
-        if first:
-            return first
-        try:
-            return await anext(self._pieces)
-        except StopAsyncIteration:
-            self._asked.run.activity.turns += self._is_turn and self._answer.status < REFUSED
-            self._held.close()
-            raise
-        except BaseException:
-            self._held.close()
-            raise
-
-    async def aclose(self) -> None:
-        self._held.close()
 
 
 async def _look(asked: Asked) -> int:

@@ -73,7 +73,8 @@ class Captures:
         return by_turns or self.checkpoint_in_s() == 0.0
 
     def _is_between(self) -> bool:
-        return not self.run.record.steps and not self.run.activity.speaking
+        activity = self.run.activity
+        return not (self.run.record.steps or activity.speaking or activity.pausing)
 
     # -- checkpoints
 
@@ -299,7 +300,7 @@ class Captures:
             await asyncio.gather(*hearing, return_exceptions=True)
 
     async def _hear(self, call: Any, branch: int) -> None:
-        """Wake the machine at the first byte of a model's answer; also where there will be none."""
+        """Wake the machine at the next byte of a model's answer; also where there will be none."""
         try:
             answer = await self._models.answer(call, branch)
             async for _ in answer.body:

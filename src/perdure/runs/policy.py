@@ -1,7 +1,7 @@
 """When a run's machine sleeps, and when it is captured while it goes on. What a run does not say, the server says.
 
 A run sleeps when nothing but waits is open (``idle_grace_s``), or nothing but waits and model calls of which no byte
-came yet (``think_grace_s``): the gateway holds the provider's connection meanwhile, and the first byte wakes it.
+comes (``think_grace_s``): the gateway holds the provider's connection meanwhile, and the next byte wakes it.
 """
 
 from __future__ import annotations

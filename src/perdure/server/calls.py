@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from perdure.errors import InvalidValue, LogConflict, NoSpace, Unavailable
+from perdure.errors import InvalidValue, LogConflict, NoSpace, StaleEpoch, Unavailable
 from perdure.model import Call
 from perdure.runs.calls import PREFIX
 from perdure.runs.engine import Engine
@@ -51,8 +51,15 @@ class CallsApi:
         response = web.StreamResponse(status=answer.status, headers=_end_to_end(answer.headers))
         async with aclosing(answer.body) as body:  # type: ignore[type-var]  # an async generator, wherever it comes from
             await response.prepare(request)
-            async for piece in body:
-                await response.write(piece)
+            try:
+                async for piece in body:
+                    await response.write(piece)
+            except (Unavailable, StaleEpoch) as error:
+                # The machine was captured meanwhile, or the server ends: the rest will be asked for.
+                log.info("call %s of run %s breaks off: %s", call.key, call.run_id, error.message)
+                if request.transport is not None:
+                    request.transport.abort()
+                return response
         await response.write_eof()
         return response
 

@@ -72,6 +72,14 @@ class Said:
 
 Program = Callable[[], Generator[Any, Any, Any]]
 Door = Callable[[Call, str], Awaitable[Answer]]
+Key = tuple[str, int, str]  # of a call: lane, ordinal and path
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """At the end of a captured memory: what the program has of answers on their way."""
+
+    parts: dict[Key, bytes]
 
 
 @dataclass
@@ -80,6 +88,7 @@ class _Sandbox:
     program: Program
     state: SandboxState = SandboxState.CREATED
     memory: list[Any] = field(default_factory=list)
+    parts: dict[Key, bytearray] = field(default_factory=dict)  # of answers that are on their way
     calls: CallsEndpoint | None = None
     task: asyncio.Task[None] | None = None
     cause: str = ""
@@ -347,7 +356,8 @@ class LocalMachines:
 
     def _capture(self, sandbox_id: str, sandbox: _Sandbox, position: LogPosition | None) -> SnapshotInfo:
         digest = f"sha256:{self.node.id}{next(self._numbers):052x}"
-        sandbox.captures[digest] = list(sandbox.memory)
+        heard = {key: bytes(part) for key, part in sandbox.parts.items() if part}
+        sandbox.captures[digest] = [*sandbox.memory, *([_Heard(heard)] if heard else [])]
         sandbox.positions[digest] = position
         return SnapshotInfo(
             digest=digest, sandbox_id=sandbox_id, created=time.time(), memory_bytes=1000, position=position
@@ -367,6 +377,9 @@ class LocalMachines:
     def _run(self, sandbox_id: str, calls: CallsEndpoint) -> None:
         sandbox = self.sandboxes[sandbox_id]
         sandbox.calls, sandbox.state, sandbox.cause = calls, SandboxState.RUNNING, ""
+        is_cut = bool(sandbox.memory) and isinstance(sandbox.memory[-1], _Heard)
+        parts = sandbox.memory.pop().parts if is_cut else {}
+        sandbox.parts = {key: bytearray(part) for key, part in parts.items()}
         sandbox.task = asyncio.create_task(self._live(sandbox_id, sandbox), name=sandbox_id)
 
     async def _live(self, sandbox_id: str, sandbox: _Sandbox) -> None:
@@ -400,7 +413,8 @@ class LocalMachines:
         calls = sandbox.calls
         assert calls is not None
         body = b"" if ask.body is None else msgspec.json.encode(ask.body)
-        got, status = bytearray(), 0
+        key, status = (ask.lane, ask.at or 0, ask.path), 0  # a wait and its withdrawal differ in the last
+        got = sandbox.parts.setdefault(key, bytearray())
 
         async def attempt() -> int:
             call = Call(calls.run_id, calls.epoch, ask.lane, ask.at or 0, "POST", ask.path, {}, body, len(got))
@@ -423,9 +437,11 @@ class LocalMachines:
             if task.cancelled() or isinstance(error, Unavailable | OSError):
                 await asyncio.sleep(RETRY_S)
             elif isinstance(error, PerdureError) and not isinstance(error, StaleEpoch):
+                sandbox.parts.pop(key, None)
                 return Said(error.http_status, {"error": error.to_json()})
             else:
                 status = task.result()
+        sandbox.parts.pop(key, None)
         try:
             return Said(status, msgspec.json.decode(bytes(got)))
         except msgspec.DecodeError:
