@@ -50,11 +50,13 @@ def asks(path: str) -> Generator[Any, Any, Any]:
     yield Ask("complete", {"result": said.value})
 
 
-async def begun(house: House, provider: ScriptedProvider, path: str, hold_after: int, **changes: Any) -> str:
+async def begun(
+    house: House, provider: ScriptedProvider, path: str, hold_after: int, policy: Policy = QUICK, **changes: Any
+) -> str:
     """A run that hears so many events, and then nothing until ``provider.go``."""
     provider.go, provider.reached = asyncio.Event(), asyncio.Event()
     provider.acts = [provider.streams(ASKED[path][1], hold_after=hold_after)]
-    return await house.start(lambda: asks(path), policy=QUICK, **changes)
+    return await house.start(lambda: asks(path), policy=policy, **changes)
 
 
 @pytest.mark.parametrize("path", ASKED)
@@ -113,7 +115,8 @@ async def test_no_checkpoint_is_made_of_half_an_answer(house: House, provider: S
 
 async def test_a_server_that_ends_meanwhile_is_told_of(house: House, provider: ScriptedProvider) -> None:
     """The rest of the answer is gone with it; the program hears so as from a provider, and may ask again."""
-    run_id = await begun(house, provider, CHAT, 2)
+    policy = Policy(think_grace_s=0.5)  # it is to have heard the first two: without any it would be asked for anew
+    run_id = await begun(house, provider, CHAT, 2, policy)
     await house.reaches(run_id, RunState.SUSPENDED)
     await house.restart()
     ended = await house.ends(run_id)
