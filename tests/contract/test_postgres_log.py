@@ -289,6 +289,15 @@ async def test_a_database_that_does_not_sync_its_commits_syncs_ours(brittle: Pos
     await log.close()
 
 
+async def test_a_log_that_is_closed_leaves_no_session(postgres: PostgresServer) -> None:
+    """Not even where it was still connecting, and whoever closed it has it yet."""
+    url, closed = postgres.new_database(), list[ContextLog]()
+    for _ in range(5):
+        closed.append(await postgres_log.open(url))
+        await closed[-1].close()
+    await postgres.until_unused(url)
+
+
 async def test_an_older_backup_is_refused(brittle: PostgresServer, tmp_path: Path) -> None:
     with psycopg.connect(brittle.url, autocommit=True) as shell:
         shell.execute("CREATE DATABASE now")
@@ -306,9 +315,8 @@ async def test_an_older_backup_is_refused(brittle: PostgresServer, tmp_path: Pat
             await log.close()
 
     await wrote(url, 2)
+    await brittle.until_unused(url)
     with psycopg.connect(brittle.url, autocommit=True) as shell:
-        while shell.execute("SELECT FROM pg_stat_activity WHERE datname = 'now'").fetchone() is not None:
-            pass  # sessions of the log that was closed are on their way out
         shell.execute("CREATE DATABASE backup TEMPLATE now")
     await wrote(url, 2)
     with pytest.raises(Conflict, match="ends at entry 2"):

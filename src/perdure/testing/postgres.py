@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import pwd
@@ -16,7 +17,15 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
 START_S = 60.0
+UNUSED_S = 30.0  # what was closed is on its way out for a moment, longer on a machine that is busy
+SESSIONS = """
+SELECT pid, backend_type, application_name, state, wait_event, query, backend_start::text
+FROM pg_stat_activity WHERE datname = %s
+"""
 
 
 def binaries() -> Path | None:
@@ -89,6 +98,15 @@ class PostgresServer:
         words = ["-q", "-h", str(self.folder), "-U", "postgres", "-c", f"CREATE DATABASE {name}"]
         self._run("psql", *words, "postgres")
         return self.url.replace("///postgres?", f"///{name}?")
+
+    async def until_unused(self, url: str) -> None:
+        """Until nobody has a session in that database. AssertionError: who keeps one."""
+        database = conninfo_to_dict(url)["dbname"]
+        async with await psycopg.AsyncConnection.connect(self.url, autocommit=True) as shell:
+            deadline = time.monotonic() + UNUSED_S
+            while left := await (await shell.execute(SESSIONS, (database,))).fetchall():
+                assert time.monotonic() < deadline, f"sessions of {database} are left: {left}"
+                await asyncio.sleep(0.02)
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
         """SIGINT: it ends its sessions and writes everything. SIGQUIT: as after a crash."""

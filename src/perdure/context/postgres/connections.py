@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -62,12 +63,21 @@ class Address:
         deadline = time.monotonic() + patience_s
         while True:
             try:
-                return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+                return await self._attempt()
             except psycopg.OperationalError as error:
                 told = self.explain(error)
                 if not isinstance(told, Unavailable) or time.monotonic() >= deadline:
                     raise told from error
             await asyncio.sleep(RETRY_S)
+
+    async def _attempt(self) -> Connection:
+        try:
+            return await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
+        except BaseException as error:
+            # What was begun is known to the frames of psycopg alone, and whoever holds the error holds them, as a task
+            # that was cancelled does. The database would finish it, and have a session that nobody ends.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
     def explain(self, error: BaseException) -> PerdureError:
         """What PostgreSQL or its client said, in our words."""
