@@ -23,7 +23,8 @@ from perdure.testing.machines import Ask
 
 __all__ = ["house", "provider"]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "any-language.md").read_text()
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "any-language.md").read_text()
 DEADLINE_S = 60.0
 PROGRAMS = {
     "sh": ["sh", "{}"],
@@ -99,6 +100,8 @@ class Machine:
             **os.environ,
             "PERDURE_URL": f"http://{door}",
             "PERDURE_DOOR": door,
+            "OPENAI_BASE_URL": f"http://{door}/v1",
+            "OPENAI_API_KEY": "a-machine-has-one",
             "ASAN_OPTIONS": "detect_leaks=0",
         }
         environ["PATH"] += f":{self.folder / 'bin'}"
@@ -146,15 +149,23 @@ async def machine(house: House, guest_build: Path, tmp_path: Path) -> AsyncItera
 
 @pytest.mark.parametrize("approved", [True, False])
 async def test_a_shell_script(machine: Machine, approved: bool) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
     running = asyncio.create_task(machine.run("sh"))
     await machine.waits_for("approval")
     wait = machine.house.engine._runs[machine.run_id].record.waits.askable[0]
-    assert (wait.name, wait.show) == ("Publish the report?", "owls: 12\n")
+    said = "answer to In one sentence: what do owls hunt?\n"
+    assert (wait.name, wait.show) == ("Publish the report?", said)
     await machine.house.engine.approve(machine.run_id, wait.id, approved=approved, comment="fine")
-    assert await running == "owls: 12\n" + ("" if approved else "not published\n")
+    assert await running == (said if approved else "not published\n")
     assert await machine.emitted() == ([["published", "fine"]] if approved else [])
-    result = (await machine.house.entries(machine.run_id, "step.result"))[0].payload["result"]
-    assert result == {"exit_status": 0, "output": "owls: 12\n"}
+    results = [entry.payload["result"] for entry in await machine.house.entries(machine.run_id, "step.result")]
+    assert results == ([{"exit_status": 0, "output": said}] if approved else [])
+
+
+def test_the_first_script_is_the_example() -> None:
+    example = (ROOT / "examples" / "agent.sh").read_text()
+    assert shown("sh") == "# examples/agent.sh\n" + example[example.index("set -eu") :]
 
 
 @pytest.mark.parametrize(("came", "said"), [("delivered", "3 snowy owls: all well\n"), ("called-off", "called off\n")])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from perdure.client import source
 from perdure.client.server import ServerClient
 from perdure.errors import AgentInvalid
 from perdure.model import Entry, RunInfo
+from perdure.testing.aside import aside
 from perdure.testing.house import Provider
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -35,15 +34,16 @@ class Life:
 
 
 def agents() -> list[str]:
-    """FILE.py:FUNCTION of every agent in ``examples``."""
+    """FILE.py:FUNCTION of every agent in ``examples`` that names no image."""
     found = []
     for path in sorted(EXAMPLES.glob("*.py")):
         for name in re.findall(r"^(?:async )?def (\w+)\(", path.read_text(), re.MULTILINE):
             try:
-                source.read(f"{path}:{name}")
+                is_wherever = not source.read(f"{path}:{name}").image
             except AgentInvalid:
                 continue  # a function that is none
-            found.append(f"{path}:{name}")
+            if is_wherever:  # else it needs programs that are not on every machine
+                found.append(f"{path}:{name}")
     return found
 
 
@@ -96,14 +96,6 @@ def _same(value: Any) -> Any:
 @contextmanager
 def provider() -> Iterator[Provider]:
     """A provider that says the same each time, in a thread of its own."""
-    made, loop = Provider(), asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    asyncio.run_coroutine_threadsafe(made.open(), loop).result(10)
-    try:
+    made = Provider()
+    with aside(made):
         yield made
-    finally:
-        asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
