@@ -63,7 +63,8 @@ class Processes:
         for name, content in {**sdk_files(), f"agents/{plan.agent.partition(':')[0]}": plan.source}.items():
             path = self.folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+            if not path.exists() or path.read_bytes() != content:  # others are reading it
+                path.write_bytes(content)
         door = await self._open_door(calls)
         host, port = door.addresses[0][:2]
         environ = {"PYTHONPATH": str(self.folder), "PERDURE_DOOR": f"{host}:{port}", "PATH": os.environ["PATH"]}
