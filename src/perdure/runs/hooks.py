@@ -116,11 +116,12 @@ class Courier:
         leases = self._context.leases
         assert leases is not None
         found = await self._context.kept(KIND)
+        living = {lease.server for lease in await leases.leases()}  # only now: who keeps some of it began before
         random.shuffle(found)  # others look, too
         for kept in found:
             told = msgspec.convert(kept.value, Told)
             is_known = told.hook in self._hooks or told.hook.isdigit()
-            if told.server in servers or not is_known or told.hook in self._told.get(told.run_id, {}):
+            if told.server in living or not is_known or told.hook in self._told.get(told.run_id, {}):
                 continue
             with suppress(LogConflict, NotFound):
                 if await self._is_free(leases, told.run_id):
