@@ -26,6 +26,8 @@ states = [{states}]
 [providers.test]
 base_url = "{url}"
 model = "tiny"
+[retention]
+keep_days = 30
 """
 
 
