@@ -563,8 +563,9 @@ async def test_a_write_that_nobody_answers_is_waited_for(postgres: PostgresServe
         writing = asyncio.create_task(log.append("run", NOTE, epoch=1))
         async with await psycopg.AsyncConnection.connect(postgres.url, autocommit=True) as looking:
             asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%%pg_terminate_backend(pid) ELSE%%' AND pid <> %s"
-            while not await (await looking.execute(asked, (looking.info.backend_pid,))).fetchone():
-                assert not writing.done()
+            async with asyncio.timeout(30):
+                while not await (await looking.execute(asked, (looking.info.backend_pid,))).fetchone():
+                    assert not writing.done()
         if ends == "committed":
             await shell.rollback()
             assert [entry.seq for entry in await asyncio.wait_for(writing, 30)] == [2]

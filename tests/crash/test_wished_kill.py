@@ -45,6 +45,15 @@ def killed(folder: Path, *wishes: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
+def killed_when_the_first_is_gone(folder: Path, *wishes: str) -> str:
+    """The first has ended since it was seen. Both outputs are told as one, as the launcher does."""
+    shell, option, script, *rest = belowline.KILL_WISHED
+    gone = 'kill() { if [ -z "$tried" ]; then tried=1; command kill -9 4194304; else command kill "$@"; fi; }\n'
+    command = [shell, option, gone + script, *rest, str(folder / "m"), *wishes]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    return done.stdout.strip()
+
+
 def killed_at_last(folder: Path, *wishes: str) -> str:
     """Who looks while others begin and end may see nobody: it looks again, as the campaign does."""
     deadline = time.monotonic() + DEADLINE_S
@@ -66,4 +75,18 @@ def test_the_first_wish_that_is_there_is_killed(
     assert killed_at_last(tmp_path, "keeper/other", "keeper/one") == "keeper/other"
     assert second.wait(DEADLINE_S) == -9
     assert killed_at_last(tmp_path, "firecracker/one") == "firecracker/one"
+    assert first.poll() is None
+
+
+def test_one_that_ends_meanwhile_is_passed_over_without_a_word(
+    tmp_path: Path, keep: Callable[[str, str], subprocess.Popen[str]]
+) -> None:
+    first, second = keep("one", "firecracker"), keep("other", "pager")
+    for keeper in (first, second):
+        assert keeper.stdout is not None
+        assert keeper.stdout.readline().strip()
+    deadline = time.monotonic() + DEADLINE_S
+    while not (who := killed_when_the_first_is_gone(tmp_path, "keeper/one", "keeper/other")):
+        assert time.monotonic() < deadline
+    assert who == "keeper/other"
     assert first.poll() is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import json
 import os
 import signal
@@ -25,12 +26,14 @@ Fcrun = Callable[..., "subprocess.CompletedProcess[str]"]
 Start = Callable[..., SandboxInfo]
 Converse = Callable[..., Any]
 
-# Changes some of its memory with each line, and says the checksum of all of it before and after.
+# Changes some of its memory with each line, which it writes down, and says the checksum of all of it before and after.
 TURNER = r"""
 import os, sys, zlib
 memory = bytearray(os.urandom(4 << 20))
+notes = open("/notes", "a")
 print("up", flush=True)
 for number, line in enumerate(sys.stdin):
+    notes.write(line); notes.flush()
     said = zlib.crc32(memory)
     for page in range(number % 3, 1024, 3):
         memory[page * 4096] ^= 1 + number % 255
@@ -93,11 +96,14 @@ def test_a_compacted_snapshot_goes_on(start: Start, client: NodeClient, converse
 def test_no_chain_grows_without_end(
     start: Start, client: NodeClient, converse: Converse, eventually: Callable[[Callable[[], object]], None]
 ) -> None:
-    """Twelve suspends, one soon after the other: compacted by itself, asleep or awake, and the machine never knows."""
+    """Twelve suspends, one soon after the other: compacted by itself, asleep or awake, and the machine never knows.
+    Nor does its disk."""
     ref = start(*PYTHON, TURNER, stdin=True).id
     talk = converse(client.attach(ref, logs=True))
     assert talk.hear() == "up"
     pid, _, memory = ast.literal_eval(talk.ask("0"))
+    made = client.run(ref, ExecSpec(command=["sh", "-c", "head -c 500000 /dev/urandom > /blob; sha256sum /blob"]))
+    assert made[0] == 0
     digests = []
     for turn in range(1, 13):
         digests.append(client.suspend(ref).digest)
@@ -105,6 +111,9 @@ def test_no_chain_grows_without_end(
         now = ast.literal_eval(talk.ask(str(turn)))
         assert now[:2] == (pid, memory), turn
         memory = now[2]
+    assert len(client.snapshots(ref)) == 12
+    _, blob, _ = client.run(ref, ExecSpec(command=["cat", "/blob"]))
+    assert hashlib.sha256(blob).hexdigest() == made[1].decode().split()[0]
     client.suspend(ref)
 
     def layers() -> int:
@@ -115,6 +124,9 @@ def test_no_chain_grows_without_end(
     assert any(event.kind == "sandbox.compacted" for event in client.events(follow=False))
     client.resume(ref)
     assert ast.literal_eval(talk.ask("again"))[:2] == (pid, memory)
+    assert client.run(ref, ExecSpec(command=["sha256sum", "/blob"])) == made
+    notes = "".join(f"{turn}\n" for turn in (*range(13), "again"))
+    assert client.run(ref, ExecSpec(command=["cat", "/notes"]))[1].decode() == notes
     assert client.store.verify().findings == []
     client.resume(ref, snapshot=digests[5])  # older ones are still what they were, whatever became of them
     session = converse(client.attach(ref))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import hashlib
 import subprocess
 import sys
 import time
@@ -48,24 +47,6 @@ def test_the_same_process_goes_on(keeper: tuple[str, Any], ask: Ask, client: Nod
     third = ask(talk, "three")
     assert second["pipe"] + third["pipe"] == "unread"
     assert [state for state in talk.states if state in ("suspended", "running")] == ["suspended", "running"]
-
-
-def test_eight_generations(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:
-    ref, talk = keeper
-    last = ask(talk, "0")
-    made = client.run(ref, ExecSpec(command=["sh", "-c", "head -c 500000 /dev/urandom > /blob; sha256sum /blob"]))
-    assert made[0] == 0
-    for generation in range(1, 9):
-        client.suspend(ref)
-        client.resume(ref)
-        now = ask(talk, str(generation))
-        assert (now["pid"], now["count"], now["memory"]) == (last["pid"], generation + 1, last["next"])
-        last = now
-    assert last["notes"] == "".join(f"{number}\n" for number in range(9))
-    assert client.run(ref, ExecSpec(command=["sha256sum", "/blob"])) == made
-    _, out, _ = client.run(ref, ExecSpec(command=["cat", "/blob"]))
-    assert hashlib.sha256(out).hexdigest() == made[1].decode().split()[0]
-    assert len(client.snapshots(ref)) == 8
 
 
 def test_the_clock_is_right_and_entropy_differs(keeper: tuple[str, Any], ask: Ask, client: NodeClient) -> None:

@@ -16,6 +16,8 @@ from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
 from perdure.formats.chain import root_hash
 from perdure.model import Entry
 
+BRIEF_BYTES = 16 << 10
+
 
 class Packed:
     """Entries made ready outside the writer: only inserting is left."""
@@ -36,6 +38,8 @@ class Packed:
             Drop(one.kind, one.name) if one.value is None else Keep(one.kind, one.name, one.value, one.expected_version)
             for one in beside
         ]
+        kept = (job.content for job in self.beside if isinstance(job, Keep))
+        self.size_bytes = sum(map(len, (self.value, *self.payloads, *blobs.values(), *kept)))
 
     def needs(self, needs: Needs) -> None:
         for job in self.beside:
@@ -53,6 +57,7 @@ class Create:
     """A new run; or the id of the older one that has the key."""
 
     alone = False
+    is_brief = False
 
     def __init__(self, run_id: str, value: Any, key: str | None, replacing: str | None) -> None:
         self.run_id, self.key, self.replacing = plain(run_id, "id of a run"), key, replacing
@@ -90,6 +95,7 @@ class Append:
     ) -> None:
         self.run_id, self.packed = plain(run_id, "id of a run"), packed
         self.epoch, self.branch, self.expected_seq = epoch, branch, expected_seq
+        self.is_brief = packed.size_bytes <= BRIEF_BYTES
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)
@@ -118,6 +124,7 @@ def _begun(run_id: str, packed: Packed) -> Packed:
 
 class Fork:
     alone = True  # the entry that it forks at may not be in the batch
+    is_brief = False
 
     def __init__(self, run_id: str, packed: Packed, *, epoch: int | None, parent: int, fork_seq: int) -> None:
         self.run_id, self.packed = plain(run_id, "id of a run"), _begun(run_id, packed)
@@ -144,6 +151,7 @@ class BranchOff:
     """A new run that shares the entries of a branch of another one."""
 
     alone = True
+    is_brief = False
 
     def __init__(
         self,
@@ -186,6 +194,7 @@ class Keep:
     """What the log's owner keeps beside the runs, by kind and name."""
 
     alone = False
+    is_brief = False
 
     def __init__(self, kind: str, name: str, value: Any, expected_version: int | None) -> None:
         self.kind, self.name = plain(kind, "kind"), plain(name, f"name of a {kind}")
@@ -217,6 +226,7 @@ class Drop:
     """It is kept no more; whether it was there."""
 
     alone = False
+    is_brief = False
 
     def __init__(self, kind: str, name: str) -> None:
         self.kind, self.name = plain(kind, "kind"), plain(name, f"name of a {kind}")
@@ -236,6 +246,7 @@ class Drop:
 
 class PutBlob:
     alone = False
+    is_brief = False
 
     def __init__(self, content: bytes) -> None:
         check_size(len(content), BLOB_MAX_BYTES, "blob")

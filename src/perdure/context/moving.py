@@ -30,6 +30,7 @@ class Stage:
     ``TakeUp`` or ``TakeBack``."""
 
     alone = True
+    is_brief = False
 
     def __init__(
         self, run_id: str, rows: Sequence[Row], blobs: Sequence[Blob], *, is_first: bool, back: Ends | None = None
@@ -81,6 +82,7 @@ class TakeUp:
     """The run whose entries were staged is there from now on. What it shares with another run must be there."""
 
     alone = True
+    is_brief = False
 
     def __init__(self, beginning: Beginning, tips: Tips, turns: TurnsOf, spent: Spending) -> None:
         self.beginning, self.tips, self.turns, self.spent = beginning, tips, turns, spent
@@ -147,6 +149,7 @@ class TakeBack:
     by the chain all before, has the hash that the branch has kept."""
 
     alone = True
+    is_brief = False
 
     def __init__(self, head: Head, value: Any, tips: Tips, beginning: Beginning) -> None:
         """value: its summary from now on. tips: of all its branches. beginning: of the exported log."""
@@ -183,6 +186,7 @@ class Drop:
     """The entries of a run go, and what is kept of a kind; it, its summary and its branches stay."""
 
     alone = True
+    is_brief = False
 
     def __init__(self, run_id: str, expected_version: int | None, kind: str | None) -> None:
         self.run_id, self.expected_version, self.kind = run_id, expected_version, kind

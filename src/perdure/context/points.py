@@ -71,6 +71,7 @@ SHARED = {
     "row.line": "who is the next in a queue of several servers",
     "row.place": "a run leaves such a queue, and has a place among those that it lets run",
     "row.place.dropped": "it gives it up",
+    "row.retention": "which of several servers sweeps today",
     "lease.begin": "the server takes a lease",
     "lease.beat": "it says that it lives",
     "lease.remove": "the lease of a server that was lost is removed",

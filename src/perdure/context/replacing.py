@@ -25,6 +25,7 @@ class Forget:
     """A session is gone, with its entries, unless forks share them: then those go when the job is done again later."""
 
     alone = True
+    is_brief = False
 
     def __init__(self, run_id: str, epoch: int) -> None:
         self.run_id, self.epoch = run_id, epoch
@@ -53,6 +54,7 @@ class Replace:
     """A new log takes the name of a session, which is forgotten."""
 
     alone = True
+    is_brief = False
 
     def __init__(
         self,

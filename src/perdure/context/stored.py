@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -58,7 +58,7 @@ class Database(Protocol):
         """None: no other server has it open."""
         ...
 
-    async def submit(self, job: Job[Result]) -> Result:
+    def submit(self, job: Job[Result]) -> Awaitable[Result]:
         """Apply ``job`` in a transaction, with others; returns its result once that is durable."""
         ...
 

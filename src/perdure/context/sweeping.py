@@ -27,6 +27,7 @@ class CountSweep:
     """The number of the sweep that begins."""
 
     alone = True
+    is_brief = False
 
     def needs(self, needs: Needs) -> None:
         needs.sweep = True
@@ -41,6 +42,7 @@ class RemoveBlobs:
     """Blobs of a sweep before the last go, but for those that something referred to since they were looked at."""
 
     alone = True
+    is_brief = False
 
     def __init__(self, keys: Sequence[bytes], oldest_kept: int) -> None:
         self.keys, self.oldest_kept = keys, oldest_kept

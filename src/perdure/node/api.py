@@ -41,6 +41,7 @@ from perdure.node.answers import body, long, number, ok, sent, stream
 from perdure.node.audit import Audit, AuditApi
 from perdure.node.border import PATIENCE_S, Border
 from perdure.node.doors import Door, Outside
+from perdure.node.following import Following
 from perdure.node.imagecare import ImageCare
 from perdure.node.images import ImagesApi
 from perdure.node.networks import NetworksApi
@@ -101,6 +102,8 @@ class Api:
         self._sandboxes = sandboxes
         self._shutdown = shutdown
         self._templates = WorkloadTemplates(sandboxes)
+        self._following = Following()
+        self._follows = self._following.follows
 
     def application(self) -> web.Application:
         """Within the running loop that serves it."""
@@ -122,11 +125,11 @@ class Api:
                 web.post(one + "/resume", self.resume),
                 web.post("/v1/forks", self.fork),
                 web.get(one + "/snapshots", self.snapshots),
-                web.get(one + "/wait", self.wait),
-                web.get(one + "/logs", self.logs),
-                web.get(one + "/exec", self.exec),
+                web.get(one + "/wait", self._follows(self.wait)),
+                web.get(one + "/logs", self._follows(self.logs)),
+                web.get(one + "/exec", self._follows(self.exec)),
                 web.post(one + "/exec", self._using(self.exec_detached)),
-                web.get(one + "/attach", self.attach),
+                web.get(one + "/attach", self._follows(self.attach)),
                 web.put(one + "/archive", self._using(self.put_archive)),
                 web.get(one + "/archive", self._using(self.get_archive)),
                 web.get(one + "/stat", self._using(self.stat)),
@@ -138,9 +141,9 @@ class Api:
         app.add_routes(ImagesApi(self._home, every).routes())
         app.add_routes(Views(every).routes())
         app.add_routes(Snapshots(self._home, every, rehearsal).routes())
-        self._system = System(self._home, every, every.store, self._shutdown)
+        self._system = System(self._home, every, every.store, self._shutdown, self._follows)
         app.add_routes(self._system.routes())
-        app.add_routes([*TokensApi(self._tokens).routes(), *AuditApi(self._audit).routes()])
+        app.add_routes([*TokensApi(self._tokens).routes(), *AuditApi(self._audit, self._follows).routes()])
         app.add_routes(NetworksApi(every).routes())
         registries = Registries(self._home, every)
         app.add_routes(registries.routes())
@@ -162,6 +165,10 @@ class Api:
         if outside is not None:
             self._system.outside = {"listen": door.address, "fingerprint": outside.fingerprint}
         return door
+
+    def end(self) -> None:
+        """The node ends: who only follows something is not waited for."""
+        self._following.end()
 
     def close(self) -> None:
         """Nobody is served any more."""

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from aiohttp import web
 from perdure.execution.sandboxes.logfile import Watch
 from perdure.model import AuditEntry
 from perdure.node.answers import NDJSON, number, stream
+from perdure.node.following import Handler
 
 FILE_BYTES = 16 << 20
 FILES = 5  # the newest and those before it
@@ -179,13 +180,13 @@ def _parsed(file: IO[bytes], since: float | None) -> Iterator[AuditEntry]:
 
 
 class AuditApi:
-    """Handlers."""
+    """Handlers. ``follows``: around the one that does (``Following``)."""
 
-    def __init__(self, audit: Audit) -> None:
-        self._audit = audit
+    def __init__(self, audit: Audit, follows: Callable[[Handler], Handler]) -> None:
+        self._audit, self._follows = audit, follows
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/system/audit", self.read)]
+        return [web.get("/v1/system/audit", self._follows(self.read))]
 
     async def read(self, request: web.Request) -> web.StreamResponse:
         since, follow = number(request, "since"), request.query.get("follow") == "1"

@@ -96,6 +96,7 @@ async def serve(home: Home, ready: asyncio.Event | None = None) -> None:
         _log.warning("ending while sandboxes start, suspend or resume: the next node reconciles them")
     for door in entrances:
         await door.close()
+    api.end()
     await runner.cleanup()
     api.close()
     await forwarder.close()

@@ -19,13 +19,22 @@ from perdure.execution.snapshots.store import Store
 from perdure.host import identity
 from perdure.host.paths import Home
 from perdure.node.answers import NDJSON, number, ok, stream
+from perdure.node.following import Handler
 
 
 class System:
-    """Handlers; ``shutdown`` ends the daemon."""
+    """Handlers; ``shutdown`` ends the daemon. ``follows``: around those that do (``Following``)."""
 
-    def __init__(self, home: Home, sandboxes: Sandboxes, store: Store, shutdown: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        home: Home,
+        sandboxes: Sandboxes,
+        store: Store,
+        shutdown: Callable[[], None],
+        follows: Callable[[Handler], Handler],
+    ) -> None:
         self._home, self._sandboxes, self._store, self._shutdown = home, sandboxes, store, shutdown
+        self._follows = follows
         self.outside: dict[str, str] = {}  # where the node listens for other machines, and with which certificate
 
     def routes(self) -> list[web.RouteDef]:
@@ -33,7 +42,7 @@ class System:
             web.get("/v1/system", self.system),
             web.get("/v1/system/df", self.disk_use),
             web.post("/v1/system/shutdown", self.shutdown),
-            web.get("/v1/events", self.events),
+            web.get("/v1/events", self._follows(self.events)),
         ]
 
     async def system(self, request: web.Request) -> web.Response:

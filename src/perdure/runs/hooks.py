@@ -116,11 +116,12 @@ class Courier:
         leases = self._context.leases
         assert leases is not None
         found = await self._context.kept(KIND)
+        living = {lease.server for lease in await leases.leases()}  # only now: who keeps some of it began before
         random.shuffle(found)  # others look, too
         for kept in found:
             told = msgspec.convert(kept.value, Told)
             is_known = told.hook in self._hooks or told.hook.isdigit()
-            if told.server in servers or not is_known or told.hook in self._told.get(told.run_id, {}):
+            if told.server in living or not is_known or told.hook in self._told.get(told.run_id, {}):
                 continue
             with suppress(LogConflict, NotFound):
                 if await self._is_free(leases, told.run_id):
@@ -143,6 +144,7 @@ class Courier:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._busy.clear()  # one that is cancelled before it began does not get to that itself
 
     @property
     def _server(self) -> str:
@@ -208,14 +210,23 @@ class Courier:
                 whole = (await self._context.read(run_id, branch=head.branch, after=entry.seq - 1, limit=1))[0]
                 await self._send(hook, hook_name, record, whole)
                 await self._note(msgspec.structs.replace(told, branch=head.branch, seq=entry.seq))
-        if page:
-            last = msgspec.structs.replace(told, branch=head.branch, seq=page[-1].seq)
-            is_over = from_head(await self._context.head(run_id)).state in TERMINAL
-            if is_over and not await self._context.read(run_id, branch=head.branch, after=last.seq, limit=1):
-                await self._through(last)
-            else:
-                self._told[run_id][hook_name] = last  # what it was not told of needs no note
-        return bool(page)
+        if not page:
+            if record.state in TERMINAL:  # a former server ended just before it could say so
+                await self._through(told)
+            return False
+        last = msgspec.structs.replace(told, branch=head.branch, seq=page[-1].seq)
+        if await self._is_all(last):
+            await self._through(last)
+        else:
+            self._told[run_id][hook_name] = last  # what it was not told of needs no note
+        return True
+
+    async def _is_all(self, told: Told) -> bool:
+        """There is nothing more to tell of the run. It may have gone on meanwhile, also on another branch."""
+        head = await self._context.head(told.run_id)
+        if head.branch != told.branch or from_head(head).state not in TERMINAL:
+            return False
+        return not await self._context.read(told.run_id, branch=told.branch, after=told.seq, limit=1)
 
     def _find(self, record: Record, name: str) -> Hook | None:
         """None: it is not in the settings any more."""

@@ -4,7 +4,8 @@ A worker prints nothing while it lives through its log once more (``replay.outle
 the one before ended. Only where there is no transcript (another server has it, or a fork begins) it says all.
 
 The files, each of at most ``PART_BYTES``, are ``LIFE-OFFSET``: the offset of its first byte. The newest two are kept.
-LIFE is the worker that the transcript began with.
+LIFE is the worker that the transcript began with. They are read, written and removed in the event loop alone, so nobody
+sees a transcript that is half removed.
 """
 
 from __future__ import annotations

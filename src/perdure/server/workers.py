@@ -233,7 +233,9 @@ class Workers:
 
     async def remove(self, run_id: str) -> None:
         await self._end_all(run_id)
+        # At once: whoever reads meanwhile would find a part of it, and the next worker would print where nothing is.
         self._printed.pop(run_id, None)
+        shutil.rmtree(self._folder / run_id / "printed", ignore_errors=True)
         await asyncio.to_thread(shutil.rmtree, self._folder / run_id, ignore_errors=True)
 
     async def _end_all(self, run_id: str) -> None:

@@ -34,6 +34,7 @@ exit 1
 
 # Kills the first of those that are wished and there, and prints it: words are this home's folder of machines, then each
 # wish as PROGRAM/SANDBOX ("keeper" for a keeper). Nothing is forked here either: who looks, and then kills, is late.
+# One that was seen may be gone by then: the next one is tried, without a word, as both outputs come as one.
 KILL_WISHED = ("sh", "-c", """
 mine=$1 found=
 shift
@@ -53,7 +54,7 @@ done
 for wish in "$@"; do
     case $found in *" $wish="*)
         pid=${found##* "$wish"=}
-        kill -9 ${pid%% *} && echo "$wish" && exit 0;;
+        kill -9 ${pid%% *} 2>/dev/null && echo "$wish" && exit 0;;
     esac
 done
 exit 1

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +17,7 @@ from perdure.client.server import ServerClient
 from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
+from perdure.testing import processes
 
 DEADLINE_S = 180.0
 
@@ -88,6 +88,5 @@ def start_run(home: Home, server: ServerClient) -> Callable[..., Run]:
 def kill_server(home: Home) -> None:
     pid = int(ServerClient(home).status()["pid"])
     os.kill(pid, signal.SIGKILL)
-    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
-        time.sleep(0.01)
+    assert processes.ends(pid, DEADLINE_S)
     _daemons.start_server(home)

@@ -126,8 +126,9 @@ async def test_a_quiesce_needs_no_new_process_and_survives_the_loss_of_its_own(f
     assert await quiesced()
     assert children() == [own]
     os.kill(own, 9)
-    while own in children():  # noqa: ASYNC110 - guestd reaps it; proc(5) has nothing to wait on
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(DEADLINE_S):
+        while own in children():  # noqa: ASYNC110 - guestd reaps it; proc(5) has nothing to wait on
+            await asyncio.sleep(0.005)
     assert await quiesced()
     assert children() not in ([], [own])
 

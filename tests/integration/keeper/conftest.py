@@ -7,6 +7,7 @@ reaps and cleans up. It runs in a jail that the real jailer makes. What Firecrac
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -123,12 +124,12 @@ def parent_of(pid: int) -> int:
 def jails_under(folder: Path) -> list[Path]:
     """The folders that Firecrackers run in, seen through their keepers, whose working directories are in ``folder``."""
     below = next(path for path in (folder, *folder.parents) if (path / "launcher.lock").exists())
-    return [
-        root
-        for pid in processes_under(folder)
-        if "python" in Path(f"/proc/{pid}/exe").readlink().name
-        for root in Path(f"/proc/{pid}/root{below}/jail").glob("*/machine/root")
-    ]
+    found: list[Path] = []
+    for pid in processes_under(folder):
+        with contextlib.suppress(OSError):  # it has just ended
+            if "python" in Path(f"/proc/{pid}/exe").readlink().name:
+                found += Path(f"/proc/{pid}/root{below}/jail").glob("*/machine/root")
+    return found
 
 
 def real_jailer() -> Path:

@@ -134,6 +134,27 @@ async def test_what_a_server_that_lives_owes_no_other_delivers(houses: Houses) -
     assert outside.tries == 0
 
 
+async def test_what_a_server_owes_that_began_since_the_last_beat_no_other_delivers(houses: Houses) -> None:
+    silent, outside = Outside(), Outside()
+    silent.down = True
+    second = await up(houses, outside)
+    courier = second.engine.courier
+    assert courier is not None
+    first = await up(houses, silent)
+    run_id = await first.start(nothing)
+    await first.ends(run_id)
+    await first.released(run_id)
+    await until(tried(silent))
+    courier._servers = frozenset({second.server, "lost"})
+    courier.look(frozenset({second.server}))  # those that lived before the first one began
+    assert courier._claiming is not None
+    await courier._claiming
+    assert not courier._told and outside.tries == 0
+    silent.down = False
+    await until(nothing_owed(second))
+    assert outside.tries == 0
+
+
 async def test_a_home_that_starts_again_goes_on_with_its_hooks(houses: Houses) -> None:
     outside = Outside()
     outside.down = True

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import threading
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from perdure.client.server import ServerClient
 from perdure.errors import VersionMismatch
 from perdure.model import RunState
 from perdure.server.transcripts import PART_BYTES, Transcript
-from perdure.testing.workers import WorkerHouse
+from perdure.testing.workers import DEADLINE_S, WorkerHouse
 
 TELLS = """
 def f(ctx: Context):
@@ -98,6 +104,36 @@ async def test_a_function_that_goes_another_way_is_heard(road: WorkerHouse) -> N
     info = await road.ends(run_id)
     assert info.state is RunState.FAILED and info.error is not None and info.error["code"] == VersionMismatch.code
     assert b"does not go the way" in await road.engine.output(run_id, 1000)
+
+
+async def test_who_reads_while_it_is_removed_keeps_nothing_of_it(
+    road: WorkerHouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the rest of a worker's folder takes: what the next one prints is kept."""
+    loop, remove = asyncio.get_running_loop(), shutil.rmtree
+    removing, looked = asyncio.Event(), threading.Event()
+
+    def slow(path: Path, **how: Any) -> None:
+        if path.parent.name == "workers":
+            loop.call_soon_threadsafe(removing.set)
+            assert looked.wait(DEADLINE_S)
+        remove(path, **how)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    run_id = await road.start(TELLS)
+    await road.engine.signal(run_id, "a", None)
+    at = (await road.until(run_id, "wait.started", 2)).seq
+    await road.engine.signal(run_id, "b", None)
+    await asyncio.wait_for(removing.wait(), DEADLINE_S)
+    assert await road.engine.output(run_id, 100) == WHOLE
+    looked.set()
+    await road.engine.rewind(run_id, at)
+    heard = b""
+    async with asyncio.timeout(DEADLINE_S), aclosing(road.engine.printed(run_id, live=True)) as pieces:
+        async for piece in pieces:
+            heard += piece.data
+            if heard == b"begun\npart of a line\n":  # the step is not run again
+                break
 
 
 def test_a_transcript_keeps_its_newest_parts_and_is_opened_again(tmp_path: Path) -> None:

@@ -8,13 +8,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from perdure.context import sqlite
-from perdure.context.log import NewEntry
+from perdure.context.faults import Faults
+from perdure.context.log import ContextLog, NewEntry
 from perdure.context.sqlite import known, schema, writer
 from perdure.errors import AlreadyRunning, NoRights, NoSpace, ProtocolError, StaleEpoch, Unavailable
 
@@ -163,6 +166,122 @@ async def test_a_foreign_lock_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     await log.close()
 
 
+class Committers(Faults):
+    """Which threads commit, and how many entries each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[bool, int]] = []  # whether it was the loop's
+
+    def reach(self, moment: str, points: Collection[str]) -> None:
+        if moment == "after":
+            self.seen.append((threading.current_thread() is threading.main_thread(), len(points)))
+
+    @property
+    def in_loop(self) -> list[bool]:
+        return [in_loop for in_loop, _ in self.seen]
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every commit counts as quick, however busy the machine is."""
+    monkeypatch.setattr(writer, "QUICK_S", 60)
+
+
+async def lone(log: ContextLog, count: int) -> None:
+    for _ in range(count):
+        await log.append("run", NOTE, epoch=1)
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_lone_append_is_committed_by_the_loop_where_commits_are_quick(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    await lone(log, 200)
+    first, period = writer.QUICK_IN_A_ROW, writer.HERE_IN_A_ROW + 1
+    assert committers.in_loop == [at >= first and (at - first) % period != period - 1 for at in range(201)]
+    with pytest.raises(StaleEpoch):
+        await log.append("run", NOTE, epoch=0)
+    assert (await log.verify("run")).entries == 200
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_is_not_alone_or_not_brief_is_committed_by_the_thread(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    await lone(log, 20)
+    assert committers.in_loop[-1]
+    committers.seen.clear()
+    await asyncio.gather(*(log.append("run", NOTE, epoch=1) for _ in range(3)))
+    await log.append("run", [NewEntry(kind="note", payload=os.urandom(20_000).hex())], epoch=1)
+    await log.keep("queue", "a", 1)
+    await log.fork("run", NOTE, parent=1, fork_seq=3, epoch=1)
+    slow = asyncio.create_task(log.append("run", NOTE, epoch=1))
+    other = asyncio.create_task(log.keep("queue", "a", 2))
+    await asyncio.gather(slow, other)
+    assert committers.in_loop == [False] * 5
+    await lone(log, 1)
+    assert committers.in_loop[-1]
+    await log.close()
+
+
+async def test_a_slow_commit_is_the_last_of_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    monkeypatch.setattr(writer, "QUICK_S", 60)
+    await lone(log, 20)
+    monkeypatch.setattr(writer, "QUICK_S", 0)
+    committers.seen.clear()
+    await lone(log, 20)
+    assert committers.in_loop == [True] + [False] * 19
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_the_loop_does_not_wait_for_a_lock(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await lone(log, 20)
+    with closing(sqlite3.connect(tmp_path / "log.db", isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        append = asyncio.create_task(log.append("run", NOTE, epoch=1))
+        await log.head("run")  # the loop goes on, there and back by a thread
+        assert not append.done()
+        shell.execute("ROLLBACK")
+    assert [entry.seq for entry in await append] == [21]
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_the_loop_commits_is_checkpointed(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await lone(log, 1500)
+    wal_pages = (tmp_path / "log.db-wal").stat().st_size // 4096
+    assert wal_pages < 2 * writer.CHECKPOINT_PAGES
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_commit_of_the_loop_goes_on_without_the_caller(tmp_path: Path) -> None:
+    log = await sqlite.open(tmp_path / "log.db")
+    await log.create("run", {})
+    await lone(log, 20)
+    gone = asyncio.create_task(log.append("run", NOTE, epoch=1))
+    await asyncio.sleep(0)
+    gone.cancel()
+    assert (await log.append("run", NOTE, epoch=1))[0].seq == 22
+    assert gone.cancelled()
+    last = asyncio.create_task(log.append("run", NOTE, epoch=1))
+    await asyncio.sleep(0)
+    await log.close()  # with what was asked for before
+    assert [entry.seq for entry in await last] == [23]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -197,6 +316,7 @@ from contextlib import closing
 from pathlib import Path
 from perdure.context import sqlite
 from perdure.context.log import NewEntry
+from perdure.context.sqlite import writer
 
 async def main():
     log = await sqlite.open(Path(sys.argv[1]))
@@ -206,15 +326,16 @@ async def main():
             [entry] = await log.append(run, [NewEntry(kind="note", payload={"i": i, "text": str(i) * 200})], epoch=1)
             sys.stdout.write(f"{run} {entry.seq} {entry.hash}\\n")
             sys.stdout.flush()
-    await asyncio.gather(*(write(f"run{n}") for n in range(4)))
+    await asyncio.gather(*(write(f"run{n}") for n in range(int(sys.argv[2]))))
 
+writer.QUICK_S = 60
 asyncio.run(main())
 """
 
 
-def kill_after(lines: int, path: Path) -> list[list[str]]:
+def kill_after(lines: int, path: Path, runs: int) -> list[list[str]]:
     """What a writer had acknowledged (run, seq, hash) when it was killed some time after so many lines."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(runs)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout as output:
         said = [output.readline() for _ in range(lines)]
@@ -224,9 +345,9 @@ def kill_after(lines: int, path: Path) -> list[list[str]]:
     return [line.split() for line in said if line.endswith("\n") and len(line.split()) == 3]
 
 
-@pytest.mark.parametrize("lines", [1, 50, 700])
-async def test_acknowledged_entries_survive_a_killed_writer(tmp_path: Path, lines: int) -> None:
-    acknowledged = kill_after(lines, tmp_path / "log.db")
+@pytest.mark.parametrize(("lines", "runs"), [(1, 4), (50, 4), (700, 4), (50, 1), (700, 1)])  # one alone: in the loop
+async def test_acknowledged_entries_survive_a_killed_writer(tmp_path: Path, lines: int, runs: int) -> None:
+    acknowledged = kill_after(lines, tmp_path / "log.db", runs)
     assert len(acknowledged) >= lines
     log = await sqlite.open(tmp_path / "log.db")
     for run in {run for run, _, _ in acknowledged}:

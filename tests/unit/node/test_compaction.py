@@ -214,11 +214,12 @@ async def test_who_deletes_goes_first_but_not_for_ever(world: World) -> None:
     box = world.box(line)
     world.suspended(box)
     gave_way = []
-    while "sandbox.compacted" not in world.kinds():
-        if children():
-            await asyncio.to_thread(world.bench.store.sweep, lambda _: False)
-        gave_way.append(world.compactor._gave_way[BOX])
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(DEADLINE_S):
+        while "sandbox.compacted" not in world.kinds():
+            if children():
+                await asyncio.to_thread(world.bench.store.sweep, lambda _: False)
+            gave_way.append(world.compactor._gave_way[BOX])
+            await asyncio.sleep(0.005)
     assert max(gave_way) == compaction.GIVES_WAY
     assert box.record.parent != line[-1].digest
 

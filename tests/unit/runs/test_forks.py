@@ -9,6 +9,7 @@ import pytest
 
 from perdure.errors import Conflict, InvalidValue, MachineFailed, NotFound, Unavailable
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
 
@@ -181,13 +182,16 @@ async def test_a_fork_of_a_fork_and_a_lost_machine_of_one(house: Any, provider: 
 
 
 async def test_time_stood_still_for_a_forks_open_waits(house: Any) -> None:
+    clock = await house.at(FakeClock())
+
     def program() -> Steps:
-        verdict = yield approval("Soon?", timeout_s=0.4)
+        verdict = yield approval("Soon?", timeout_s=60)
         yield Ask("complete", {"result": verdict.value["timed_out"]})
 
     run_id = await house.start(program)
     await house.reaches(run_id, RunState.WAITING)
     at = await seq_of(house, run_id, "wait.started")
+    clock.move(61)
     assert (await house.ends(run_id)).result is True
     (fork,) = await house.engine.fork(run_id, at=at)
     await house.engine.approve(fork.id, None, approved=True)

@@ -53,6 +53,12 @@ async def up(house: House, outside: Outside, **hooks: Hook) -> None:
     await house.up()
 
 
+async def owes_nothing(house: House) -> None:
+    async with asyncio.timeout(20):
+        while await house.context.kept("hook"):
+            await asyncio.wait({asyncio.create_task(asyncio.sleep(0.005))})
+
+
 def asks() -> Steps:
     yield approval()
     yield Ask("complete", {"result": 1})
@@ -81,9 +87,7 @@ async def test_states_are_told_in_order_and_what_is_not_wished_for_is_not(house:
     )  # fmt: skip
     assert all(delivery == body["id"] for _, delivery, body in outside.told)
     await house.released(run_id)
-    async with asyncio.timeout(20):
-        while await house.context.kept("hook"):  # nothing is kept of a run that all were told of
-            await asyncio.wait({asyncio.create_task(asyncio.sleep(0.005))})
+    await owes_nothing(house)  # nothing is kept of a run that all were told of
 
 
 async def test_what_was_not_delivered_when_a_server_ended_is_delivered_by_the_next(house: House) -> None:
@@ -123,6 +127,41 @@ async def test_a_delivery_that_was_taken_but_not_noted_comes_again_with_the_same
     assert len({delivery for _, delivery, _ in outside.told}) == 1
 
 
+async def test_a_server_that_ends_before_it_notes_that_all_was_told_leaves_nothing(house: House) -> None:
+    outside = Outside()
+    await up(house, outside, ends=Hook(url="http://ends"))
+    real, asked = house.log.drop, asyncio.Event()
+
+    async def drop(*args: Any) -> Any:
+        asked.set()
+        raise Unavailable("the database is away")
+
+    house.log.drop = drop
+    await house.ends(await house.start(nothing))
+    await asyncio.wait_for(asked.wait(), 20)
+    house.log.drop = real
+    await up(house, outside, ends=Hook(url="http://ends"))
+    await owes_nothing(house)
+    assert len(outside.told) == 1
+
+
+async def test_a_delivery_that_was_given_up_before_it_began_is_made_when_the_run_comes_back(house: House) -> None:
+    outside = Outside()
+    await up(house, outside, ends=Hook(url="http://ends"))
+    run_id = await house.start(asks)
+    await house.reaches(run_id, RunState.WAITING)
+    run, courier = house.engine._runs[run_id], house.engine.courier
+    assert courier is not None
+    async with asyncio.timeout(20):
+        while courier._busy:
+            await asyncio.wait(courier._busy.values())
+    courier.changed(run)
+    await courier.let_go()
+    await courier.take(run_id, run.record)
+    await house.engine.approve(run_id, None, approved=True)
+    await outside.has(1)
+
+
 async def test_a_hook_that_is_down_holds_up_no_other(house: House) -> None:
     outside = Outside()
 
@@ -136,6 +175,43 @@ async def test_a_hook_that_is_down_holds_up_no_other(house: House) -> None:
     for _ in range(3):
         await house.ends(await house.start(nothing))
     await outside.has(3)
+
+
+async def test_a_run_that_ends_on_another_branch_during_a_delivery_is_told_to_its_end(house: House) -> None:
+    lives = 0
+
+    def program() -> Steps:
+        nonlocal lives
+        lives += 1
+        yield Ask("emit", {"name": f"life {lives}"})  # it goes another way than its log
+        if lives == 1:
+            yield approval()
+        yield Ask("complete", {"result": lives})
+
+    class Slow(Outside):
+        """What it is told of the machine that follows on the lost one it takes when the run is long over."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.began, self.goes_on = asyncio.Event(), asyncio.Event()
+
+        async def send(self, hook: Hook, delivery: str, body: bytes) -> None:
+            if [said["state"] for _, _, said in self.told].count("recovering") and not self.began.is_set():
+                self.began.set()
+                await self.goes_on.wait()
+            await super().send(hook, delivery, body)
+
+    outside = Slow()
+    await up(house, outside, all=Hook(url="http://all", states=["running", "recovering", "completed"]))
+    run_id = await house.start(program)
+    await house.reaches(run_id, RunState.WAITING)
+    await house.kill_machine(run_id)
+    await asyncio.wait_for(outside.began.wait(), 20)
+    assert (await house.ends(run_id)).branch == 2
+    await house.released(run_id)
+    outside.goes_on.set()
+    await outside.has(4)
+    assert [said["state"] for _, _, said in outside.told] == ["running", "recovering", "running", "completed"]
 
 
 async def test_a_start_under_a_key_that_is_taken_owes_nothing(house: House) -> None:
@@ -159,9 +235,7 @@ async def test_a_pruned_run_owes_nothing(house: House) -> None:
     await retention.prune(house.context, run_id)
     outside.down = False
     await up(house, outside, ends=Hook(url="http://ends"))
-    async with asyncio.timeout(20):
-        while await house.context.kept("hook"):
-            await asyncio.wait({asyncio.create_task(asyncio.sleep(0.005))})
+    await owes_nothing(house)
     assert outside.told == []
 
 

@@ -204,25 +204,25 @@ async def test_a_turn_in_flight_is_given_up_and_its_machine_can_do_nothing(house
 
 async def test_a_deadline_of_before_does_not_end_a_wait_that_has_longer(house: Any) -> None:
     house.settings = type(house.settings)(idle_grace_s=60, backoff_s=0.02)
-    await house.down()
-    await house.up()
+    clock = await house.at(FakeClock())
 
     def program() -> Steps:
         yield chat("first")
-        verdict = yield approval("Soon?", timeout_s=0.5)
+        verdict = yield approval("Soon?", timeout_s=60)
         yield Ask("complete", {"result": verdict.value["timed_out"]})
 
     run_id = await house.start(program)
     await house.reaches(run_id, RunState.WAITING)
     run = house.engine._runs[run_id]
     (before,) = run.record.waits.open
-    await asyncio.to_thread(__import__("time").sleep, 0.3)
+    clock.move(40)
     await house.engine.rewind(run_id, (await house.entries(run_id, "wait.started"))[0].seq)
     (after,) = run.record.waits.open
     assert after.id == before.id
-    assert after.until >= before.until + 0.3
+    assert after.until == pytest.approx(before.until + 40)
     await run.timeout(after.id)  # the older deadline, which is still in the heap
     assert run.record.waits.find(after.id) is not None
+    clock.move(61)
     assert (await house.ends(run_id)).result is True
 
 

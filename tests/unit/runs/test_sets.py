@@ -9,6 +9,7 @@ import pytest
 
 from perdure.errors import Conflict
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps
 
@@ -67,10 +68,12 @@ async def test_the_losers_of_any_of_are_over(house: Any) -> None:
 
 @pytest.mark.parametrize("mode", ["all", "any"])
 async def test_a_set_has_a_timeout(house: Any, mode: str) -> None:
-    run_id = await house.start(lambda: together(mode, signal("a"), signal("b"), timeout_s=0.15))
+    clock = await house.at(FakeClock())
+    run_id = await house.start(lambda: together(mode, signal("a"), signal("b"), timeout_s=60))
+    await house.reaches(run_id, RunState.WAITING)
     if mode == "all":
-        await house.reaches(run_id, RunState.WAITING, RunState.SUSPENDED)
         await house.engine.signal(run_id, "b", 2)
+    clock.move(61)
     result = (await house.ends(run_id)).result
     assert (result["timed_out"], result["order"]) == (True, [1] if mode == "all" else [])
     assert result["waits"][0] is None

@@ -7,7 +7,7 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -64,8 +64,8 @@ class SqliteDatabase:
     def watch(self, run_ids: Callable[[], Iterable[str]], wake: Callable[[str | None], None]) -> None:
         pass  # there are no others
 
-    async def submit(self, job: Job[Result]) -> Result:
-        return await self._writer.submit(job)
+    def submit(self, job: Job[Result]) -> Awaitable[Result]:
+        return self._writer.submit(job)
 
     async def rows(self, query: str, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         return await self._read(lambda db: db.execute(query, values).fetchall())

@@ -5,6 +5,20 @@ from __future__ import annotations
 APPLICATION_ID = 0x50445245  # "PDRE", in the file's header (PRAGMA application_id)
 VERSION = 7  # PRAGMA user_version
 
+# Its columns, which version 6 takes over as they were.
+_ENTRY = """
+    run_id  TEXT NOT NULL,
+    branch  INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    epoch   INTEGER NOT NULL,
+    time    REAL NOT NULL,              -- seconds since 1970
+    kind    TEXT NOT NULL,
+    key     TEXT,                       -- of the call it belongs to
+    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
+    hash    BLOB NOT NULL,              -- 32 bytes
+    PRIMARY KEY (run_id, branch, seq)
+"""
+
 SCHEMA = f"""
 -- One row per run: its fence and the owner's summary.
 CREATE TABLE runs (
@@ -28,18 +42,7 @@ CREATE TABLE branches (
     PRIMARY KEY (run_id, branch)
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE entries (
-    run_id  TEXT NOT NULL,
-    branch  INTEGER NOT NULL,
-    seq     INTEGER NOT NULL,
-    epoch   INTEGER NOT NULL,
-    time    REAL NOT NULL,              -- seconds since 1970
-    kind    TEXT NOT NULL,
-    key     TEXT,                       -- of the call it belongs to
-    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
-    hash    BLOB NOT NULL,              -- 32 bytes
-    PRIMARY KEY (run_id, branch, seq)
-) STRICT, WITHOUT ROWID;
+CREATE TABLE entries ({_ENTRY}) STRICT, WITHOUT ROWID;
 CREATE INDEX entries_by_key ON entries (run_id, key) WHERE key IS NOT NULL;
 
 CREATE TABLE blobs (
@@ -119,20 +122,9 @@ UPDATE branches AS b SET (turns_asked, turns_replayed) = (
 CREATE INDEX branches_of_forks ON branches (parent_run) WHERE parent_run IS NOT NULL;
 CREATE INDEX entries_that_wait ON entries (run_id, branch, seq) WHERE kind = 'wait.started';
 """,
-    6: """
+    6: f"""
 -- In the order in which they come: the entries of many runs in one commit then lie side by side, on few pages.
-CREATE TABLE arrived (
-    run_id  TEXT NOT NULL,
-    branch  INTEGER NOT NULL,
-    seq     INTEGER NOT NULL,
-    epoch   INTEGER NOT NULL,
-    time    REAL NOT NULL,              -- seconds since 1970
-    kind    TEXT NOT NULL,
-    key     TEXT,                       -- of the call it belongs to
-    payload BLOB NOT NULL,              -- canonical JSON, large parts as references
-    hash    BLOB NOT NULL,              -- 32 bytes
-    PRIMARY KEY (run_id, branch, seq)
-) STRICT;
+CREATE TABLE arrived ({_ENTRY}) STRICT;
 INSERT INTO arrived SELECT * FROM entries;
 DROP TABLE entries;
 ALTER TABLE arrived RENAME TO entries;

@@ -2,6 +2,10 @@
 
 Jobs that arrive while a commit is being synced to the disk share the next one. A job sees what the jobs before it
 changed; one that is refused has changed nothing. A job is acknowledged only after the commit that holds it.
+
+Where a sync is cheap, the way to the thread and back is what an append costs most. So a brief job that nobody else
+waits beside is committed by the event loop itself, while the last commits were all quick: the first slow one ends
+that. There nothing is waited for but the sync. A lock that somebody has, and the checkpoint, are left to the thread.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any, TypeVar
@@ -26,6 +31,10 @@ Waiting = tuple[Job[Any], "asyncio.Future[Any]"]
 
 MAX_BATCH = 512
 BUSY_TIMEOUT_MS = 5000
+QUICK_S = 0.001  # a commit
+QUICK_IN_A_ROW = 8  # so many before the loop may be held up by one
+HERE_IN_A_ROW = 64  # commits of the loop; then the thread has one, and does the checkpoint if it is time
+CHECKPOINT_PAGES = 1000
 
 
 def connect(path: str, *, read_only: bool = False) -> sqlite3.Connection:
@@ -73,13 +82,17 @@ class Writer:
         self._path = path
         self._faults = faults
         self._connection = connection
-        self._queue: queue.SimpleQueue[Waiting | None] = queue.SimpleQueue()
+        self._arrived: list[Waiting] = []  # in this turn of the loop
+        self._queue: queue.SimpleQueue[list[Waiting] | None] = queue.SimpleQueue()
         self._loop = asyncio.get_running_loop()
         # Cheaper than call_soon_threadsafe (21 µs to the thread and back, not 26): it is seen where a sync is cheap.
         self._answers: deque[tuple[list[Waiting], list[Any]]] = deque()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._loop.add_reader(self._bell, self._hear)
         self._known = Known()
+        self._in_thread = 0  # jobs that it has
+        self._quick = 0  # commits in a row
+        self._here = 0  # commits of the loop since the last one of the thread
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="context-log-writer", daemon=True)
         self._thread.start()
@@ -89,12 +102,19 @@ class Writer:
         if self._closed:
             raise Unavailable(f"the context log {self._path} is closed")
         future: asyncio.Future[Result] = self._loop.create_future()
-        self._queue.put((job, future))
+        self._arrived.append((job, future))
+        if len(self._arrived) == 1:
+            try:
+                await asyncio.sleep(0)  # what others submit in this turn of the loop goes with it
+            finally:
+                if not (self._may_commit_here() and self._commit_here()):
+                    self._hand_over()
         return await future  # a caller that goes away does not undo a write that is on its way
 
     async def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._hand_over()
             self._queue.put(None)
             await asyncio.to_thread(self._thread.join)
             self._deliver()
@@ -102,33 +122,56 @@ class Writer:
             os.close(self._bell)
             self._connection.close()
 
+    def _hand_over(self) -> None:
+        if self._arrived:
+            self._in_thread += len(self._arrived)
+            self._queue.put(self._arrived)
+            self._arrived = []
+
+    def _may_commit_here(self) -> bool:
+        is_lone = len(self._arrived) == 1 and not self._in_thread and self._arrived[0][0].is_brief
+        return is_lone and self._quick >= QUICK_IN_A_ROW and self._here < HERE_IN_A_ROW
+
+    def _commit_here(self) -> bool:
+        """In the loop. False: somebody has a lock."""
+        self._here += 1
+        if self._here == 1:
+            self._wait_for_others(False)
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error:
+            return False
+        batch, self._arrived = self._arrived, []
+        _tell(batch, self._commit([job for job, _ in batch]))
+        return True
+
+    def _wait_for_others(self, is_patient: bool) -> None:
+        self._connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS if is_patient else 0}")
+        self._connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES if is_patient else 0}")
+
     def _run(self) -> None:
-        kept: Waiting | None = None  # was taken, but is of the next batch
-        while True:
-            first = kept or self._queue.get()
-            if first is None:
-                return
-            batch, kept, last = [first], None, False
-            while len(batch) < MAX_BATCH and not batch[-1][0].alone and not kept and not last:
-                try:
-                    found = self._queue.get_nowait()
-                except queue.Empty:
-                    break
-                if found is None:
-                    last = True
-                elif found[0].alone:
-                    kept = found
-                else:
-                    batch.append(found)
-            self._answer(batch, self._commit([job for job, _ in batch]))
-            if last:
-                return
+        waiting: deque[Waiting] = deque()
+        is_open = True
+        while waiting or is_open:
+            while is_open and not (waiting and self._queue.empty()):
+                arrived = self._queue.get()
+                is_open = arrived is not None
+                waiting.extend(arrived or ())
+            if waiting:
+                batch = [waiting.popleft()]
+                while waiting and len(batch) < MAX_BATCH and not (batch[0][0].alone or waiting[0][0].alone):
+                    batch.append(waiting.popleft())
+                if self._here:
+                    self._here = 0
+                    self._wait_for_others(True)
+                self._answer(batch, self._commit([job for job, _ in batch]))
 
     def _commit(self, jobs: list[Job[Any]]) -> list[Any]:
-        """One result or error per job."""
-        db = self._connection
+        """One result or error per job. Begins a transaction, if none was."""
+        db, begun = self._connection, time.perf_counter()
         try:
-            db.execute("BEGIN IMMEDIATE")
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
             state = self._known.state(db, Needs.of(jobs))
             results = apply(jobs, state)
             if state.is_changed:
@@ -145,6 +188,7 @@ class Writer:
         except BaseException as error:
             self._rollback()
             return [error] * len(jobs)
+        self._quick = self._quick + 1 if time.perf_counter() - begun < QUICK_S else 0
         return results
 
     def _rollback(self) -> None:
@@ -155,8 +199,8 @@ class Writer:
             except sqlite3.Error:
                 pass  # SQLite has rolled back by itself (a full disk, an I/O error)
 
-    def _answer(self, jobs: list[Waiting], results: list[Any]) -> None:
-        self._answers.append((jobs, results))
+    def _answer(self, batch: list[Waiting], results: list[Any]) -> None:
+        self._answers.append((batch, results))
         os.eventfd_write(self._bell, 1)
 
     def _hear(self) -> None:
@@ -166,14 +210,20 @@ class Writer:
 
     def _deliver(self) -> None:
         while self._answers:
-            for (_, future), result in zip(*self._answers.popleft(), strict=True):
-                if future.done():
-                    continue
-                if isinstance(result, BaseException):
-                    future.set_exception(result)
-                    future.exception()  # seen: a caller that went away does not want to hear of it
-                else:
-                    future.set_result(result)
+            batch, results = self._answers.popleft()
+            self._in_thread -= len(batch)
+            _tell(batch, results)
+
+
+def _tell(batch: list[Waiting], results: list[Any]) -> None:
+    for (_, future), result in zip(batch, results, strict=True):
+        if future.done():
+            continue
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+            future.exception()  # seen: a caller that went away does not want to hear of it
+        else:
+            future.set_result(result)
 
 
 def write(db: sqlite3.Connection, state: State) -> None:

@@ -30,6 +30,8 @@ model = "tiny"
 base_url = "{url}"
 value_command = ["echo", "word"]
 allow = ["lost"]
+[retention]
+keep_days = 30
 """
 
 

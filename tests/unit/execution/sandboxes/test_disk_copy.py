@@ -18,6 +18,7 @@ from perdure.formats.blockmap import BLOCK
 from perdure.formats.diskindex import CHUNK, DiskIndex
 from perdure.host.paths import Home
 
+DEADLINE_S = 30.0
 SIZE = 64 * CHUNK
 SNAPSHOT = "sha256:" + "5" * 64
 
@@ -130,8 +131,9 @@ def test_only_as_many_go_as_are_lacking(home: Home) -> None:
 
 async def test_a_limit_that_was_lowered_counts_from_the_start_of_the_node(home: Home) -> None:
     watching = asyncio.create_task(keptdisks.watch(home.sandboxes, CHUNK))
-    while kept(home) != "c":  # noqa: ASYNC110 - another thread unlinks them
-        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE_S):
+        while kept(home) != "c":  # noqa: ASYNC110 - another thread unlinks them
+            await asyncio.sleep(0.005)
     watching.cancel()
 
 

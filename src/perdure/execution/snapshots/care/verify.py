@@ -6,6 +6,7 @@ garbage collection leaves it alone.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def whole(
     """Verify every manifest of the store and all that they need, and count what none needs."""
     verifier = _Verifier(store, templates, facts or {}, restore, progress)
     verifier.layout()
-    present = {path.name: path.stat().st_size for path in (store.folder / "blobs" / "sha256").iterdir()}
+    present = _sizes(store.folder / "blobs" / "sha256")
     snapshots = store.digests()
     artifacts = sorted(set(store.tags().values()) - set(snapshots))
     verifier.expect([*snapshots, *artifacts])
@@ -88,6 +89,15 @@ def whole(
         verifier.artifact(digest)
     verifier.orphans(present)
     return verifier.report()
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """In bytes, of the files in there. What goes meanwhile is not there."""
+    sizes = {}
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            sizes[path.name] = path.stat().st_size
+    return sizes
 
 
 class _Verifier:
