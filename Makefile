@@ -71,7 +71,10 @@ adk: build/adk.done build/test-packages.done ## the tests of the integration of 
 build/dbos.done: ## DBOS in a Python of its own: the replay road is measured beside it
 	python3 -m venv build/dbos && build/dbos/bin/pip install --quiet dbos==3.4.0 && touch $@
 
-bench: .venv/dev.done build/test-packages.done build/dbos.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json (PARTS="log replay": only these)
+build/litellm.done: ## LiteLLM's proxy in a Python of its own: the gateway is measured beside it
+	python3 -m venv build/litellm && build/litellm/bin/pip install --quiet 'litellm[proxy]==1.108.7' && touch $@
+
+bench: .venv/dev.done build/test-packages.done build/dbos.done build/litellm.done setup ## the figures, beside raw Firecracker in the same run; writes build/bench.json (PARTS="log replay": only these)
 	$(SUDO) $(BIN)/python tests/performance/bench.py $(PARTS)
 
 soak: .venv/dev.done setup ## 200 suspends and resumes of one sandbox that checks itself (SOAK_*: tests/performance/soak.py)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from perdure.context.log import Beside, ContextLog, NewEntry, NewHead
+from perdure.context.log import Beside, ContextLog, NewEntry, NewHead, digest_of
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, PerdureError, StaleEpoch, TooLarge
 from perdure.model import Spent
 from perdure.testing.postgres_fixtures import Opener
@@ -250,6 +250,18 @@ async def test_blobs(log: ContextLog) -> None:
         digest = await log.put_blob(content)
         assert await log.put_blob(content) == digest
         assert await log.get_blob(digest) == content
+
+
+async def test_blobs_come_with_the_entries_that_name_them_or_not_at_all(log: ContextLog) -> None:
+    await log.create("run", {})
+    contents = [b"", b"an answer \xff" * 100]
+    payload = {"bodies": [digest_of(content) for content in contents]}
+    with pytest.raises(LogConflict):
+        await log.append("run", [NewEntry(kind="note", payload=payload)], epoch=1, expected_seq=9, blobs=contents)
+    with pytest.raises(NotFound):
+        await log.get_blob(payload["bodies"][1])
+    await log.append("run", [NewEntry(kind="note", payload=payload)], epoch=1, blobs=contents)
+    assert [await log.get_blob(digest) for digest in payload["bodies"]] == contents
 
 
 async def test_runs_are_listed_by_what_their_summaries_say(log: ContextLog) -> None:

@@ -13,8 +13,8 @@ are taken above the dotted line, those of raw.py in the kernel that runs the VM 
 runs on the snapshot road (``bench_recovery``), one of which sleeps a thousand times (``bench_chain``). The pager is
 measured natively, beside decompression and memcpy on one core (``bench_pager``), and so are the unpacking of an image
 (``bench_unpack``), the context log on both databases (``bench_log``), the replay road, beside DBOS (``bench_replay``),
-runs that sleep (``bench_sleep``), and what the gateway adds to a model's answer (``bench_gateway``). What is left whole
-by deaths of a server is counted, not timed (``bench_crash``).
+runs that sleep (``bench_sleep``), and the gateway, beside LiteLLM's proxy (``bench_gateway``) and over 10,000 turns
+(``gateway_memory``). What is left whole by deaths of a server is counted, not timed (``bench_crash``).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ import bench_sandboxes
 import bench_sleep
 import bench_unpack
 import curves
+import gateway_memory
 import picture
 from report import HEAD, MEGABYTE, Report, read, write
 from unmodified import Raw
@@ -245,13 +246,18 @@ def _environment(home: Home, assets: Assets) -> dict[str, Any]:
     }
 
 
+def _gateway(report: Report) -> None:
+    bench_gateway.add(report)
+    gateway_memory.add(report)
+
+
 NATIVE: dict[str, Callable[[Report], None]] = {
     "pager": _pager,
     "unpack": bench_unpack.add,
     "log": bench_log.add,
     "replay": bench_replay.add,
     "sleep": bench_sleep.add,
-    "gateway": bench_gateway.add,
+    "gateway": _gateway,
     "crash": bench_crash.add,
 }
 IN_MACHINES = ("sandboxes", "recovery", "chain")

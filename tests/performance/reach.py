@@ -73,7 +73,17 @@ PARTS = (
         "gateway",
         (
             "gateway: added to the first byte, p50",
+            "gateway: added to the first byte, p50, beside LiteLLM",
+            "gateway: added to the first byte, p99, beside LiteLLM",
+            "provider asked directly: calls a second, 32 at once",
+            "LiteLLM, a worker for each processor: calls a second, 32 at once",
+            "gateway: calls a second, 32 at once",
             "gateway: 500 streams at once, that ended whole",
+            "gateway: 500 streams at once, first byte",
+            "LiteLLM: 500 streams at once, that ended whole",
+            "LiteLLM: 500 streams at once, first byte",
+            "gateway: memory of the server after 10000 turns",
+            "gateway: memory of the server, each turn behind them",
         ),
     ),
     (

@@ -22,8 +22,17 @@ BRIEF_BYTES = 16 << 10
 class Packed:
     """Entries made ready outside the writer: only inserting is left."""
 
-    def __init__(self, new_entries: Sequence[NewEntry], head: NewHead | None, beside: Sequence[Beside] = ()) -> None:
+    def __init__(
+        self,
+        new_entries: Sequence[NewEntry],
+        head: NewHead | None,
+        beside: Sequence[Beside] = (),
+        contents: Sequence[bytes] = (),
+    ) -> None:
         blobs: Blobs = {}
+        for content in contents:
+            check_size(len(content), BLOB_MAX_BYTES, "blob")
+            blobs[digest_of(content)] = content
         self.entries = new_entries
         self.payloads = []
         for new in new_entries:

@@ -183,13 +183,15 @@ class ContextLog(Protocol):
         expected_seq: int | None = None,
         head: NewHead | None = None,
         beside: Sequence[Beside] = (),
+        blobs: Sequence[bytes] = (),
     ) -> list[Entry]:
         """Append all or nothing, to ``branch`` (None: the current one).
 
         ``epoch``: below the run's epoch -> ``StaleEpoch``; above it -> the run is taken over (the fence moves in the
         same transaction); None -> the host's own act, in the epoch that is current. ``expected_seq``: the branch's
         last seq must be this, else ``LogConflict``. ``head``: replaces the summary, or ``LogConflict``.
-        ``beside``: what is kept changes with it; the errors of ``keep``.
+        ``beside``: what is kept changes with it; the errors of ``keep``. ``blobs``: kept with it, as by ``put_blob``,
+        for what names their digests.
         """
         ...
 

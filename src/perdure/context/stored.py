@@ -150,8 +150,9 @@ To go on with this one, and lose what it does not have, remove {path}."""
         expected_seq: int | None = None,
         head: NewHead | None = None,
         beside: Sequence[Beside] = (),
+        blobs: Sequence[bytes] = (),
     ) -> list[Entry]:
-        packed = Packed(new_entries, head, beside)
+        packed = Packed(new_entries, head, beside, blobs)
         return await self.write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
 
     async def fork(

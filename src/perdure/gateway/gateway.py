@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
 from typing import Any
 
-from perdure.context.log import ContextLog, NewEntry, valid
+from perdure.context.log import ContextLog, NewEntry, digest_of, valid
 from perdure.errors import NoSpace, OverBudget, PerdureError, Unavailable
 from perdure.gateway import dialects, entries, models
 from perdure.gateway.asked import Asked, read
@@ -224,11 +224,11 @@ class Gateway:
         if summary.usage != Usage():
             self._upstream.used(head.provider, asked.name, summary.usage.input_tokens + summary.usage.output_tokens)
         if summary.error:  # in the provider's own words, and they are in the body
-            told = await self._kept(turn.status, turn.headers, turn.body)
+            told = _kept(turn.status, turn.headers, turn.body)
             reason = f"{head.provider}: {summary.error}"
             bill = self._prices.bill(asked, head.provider, summary)
             entry = entries.aborted(asked.call, reason, 0, turn.size, told, summary, bill)
-            await self._append(asked, entry, epoch=None)
+            await self._append(asked, entry, epoch=None, body=turn.body)
         else:
             await self._commit(asked, turn.body, head, summary, time.monotonic() - asked_at)
         if not head.is_stream:
@@ -267,9 +267,9 @@ class Gateway:
         status = refusal.http_status
         body = refusal.body or asked.dialect.error_body(refusal.reason, code=refusal.code, status=status)
         headers = {**refusal.headers, **({} if refusal.body else JSON_HEADERS), **ASK_NO_MORE}
-        answer = await self._kept(status, headers, body)
+        answer = _kept(status, headers, body)
         entry = entries.aborted(asked.call, refusal.reason, refusal.status, 0, answer, is_asked=is_asked)
-        await self._append(asked, *pending, entry, epoch=None)
+        await self._append(asked, *pending, entry, epoch=None, body=body)
         turn.begin(status, headers)
         turn.break_off(body)
 
@@ -277,31 +277,35 @@ class Gateway:
         """The program has a part, which nothing of the rest fits to."""
         received, summary = turn.size, flow.summary()
         event = asked.dialect.error_event(reason, code=FAILED, number=flow.events)
-        answer = await self._kept(turn.status, turn.headers, turn.visible + event)
-        bill = self._prices.bill(asked, provider, summary)
-        await self._append(asked, entries.aborted(asked.call, reason, 0, received, answer, summary, bill), epoch=None)
+        body = turn.visible + event
+        answer, bill = _kept(turn.status, turn.headers, body), self._prices.bill(asked, provider, summary)
+        entry = entries.aborted(asked.call, reason, 0, received, answer, summary, bill)
+        await self._append(asked, entry, epoch=None, body=body)
         turn.break_off(event)
-
-    async def _kept(self, status: int, headers: Any, body: bytes) -> dict[str, Any]:
-        """An answer that is no turn, as its entry has it."""
-        return {"status": status, "headers": dict(headers), "body": await self._log.put_blob(body)}
 
     async def _commit(self, asked: Asked, body: bytes, head: Head, summary: Summary, seconds: float) -> None:
         """Keep the turn, for as long as that takes: it is paid for, and nothing goes on without it."""
         pause_s, bill = COMMIT_AGAIN_S, self._prices.bill(asked, head.provider, summary)
+        answer = _kept(head.status, head.headers, body)
+        entry = entries.committed(asked.call, head.provider, answer, len(body), summary, bill, seconds)
         while True:
             try:
-                answer = await self._kept(head.status, head.headers, body)
-                entry = entries.committed(asked.call, head.provider, answer, len(body), summary, bill, seconds)
-                await self._append(asked, entry, epoch=None)
+                await self._append(asked, entry, epoch=None, body=body)
                 return
             except (NoSpace, Unavailable) as error:
                 _log.warning("run %s: turn %s cannot be kept yet: %s", asked.call.run_id, asked.call.key, error)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, COMMIT_AGAIN_MAX_S)
 
-    async def _append(self, asked: Asked, *entries: NewEntry, epoch: int | None) -> None:
-        await self._log.append(asked.call.run_id, entries, epoch=epoch, branch=asked.branch)
+    async def _append(self, asked: Asked, *entries: NewEntry, epoch: int | None, body: bytes | None = None) -> None:
+        """body: of the answer that they name, in one transaction with them."""
+        blobs = [] if body is None else [body]
+        await self._log.append(asked.call.run_id, entries, epoch=epoch, branch=asked.branch, blobs=blobs)
+
+
+def _kept(status: int, headers: Mapping[str, str], body: bytes) -> dict[str, Any]:
+    """An answer as its entry has it; its body is kept with that."""
+    return {"status": status, "headers": dict(headers), "body": digest_of(body)}
 
 
 def _expected(head: Head, asked: Asked) -> Head:

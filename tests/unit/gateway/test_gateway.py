@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from typing import Any
 
 import msgspec
 import pytest
@@ -308,20 +309,21 @@ def _with(call: Call, **changes: object) -> Call:
 async def test_a_turn_that_cannot_be_kept_yet_is_not_lost(
     gateway: Gateway, provider: Provider, log: ContextLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, refused = log.put_blob, 0
+    real, refused = log.append, 0
 
-    async def put_blob(content: bytes) -> str:
+    async def append(run_id: str, new: Any, **how: Any) -> Any:
         nonlocal refused
-        refused += 1
-        if refused <= 2:
+        if new[-1].kind == "model.committed" and refused < 2:
+            refused += 1
             raise NoSpace("the disk is full")
-        return await real(content)
+        return await real(run_id, new, **how)
 
-    monkeypatch.setattr(log, "put_blob", put_blob)
+    monkeypatch.setattr(log, "append", append)
     provider.acts = [provider.says("paid for")]
     answer = await gateway.answer(chat(), 1)
     assert answer.status == 200 and b"paid for" in await read(answer)
     assert (await kinds(log))[-1] == "model.committed" and len(provider.asked) == 1
+    assert refused == 2
 
 
 async def test_nothing_is_asked_for_a_run_that_has_ended(provider: Provider, log: ContextLog) -> None:
