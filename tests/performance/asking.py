@@ -7,12 +7,15 @@ speak: answers have a length or come in chunks, and of a body in chunks the byte
 from __future__ import annotations
 
 import asyncio
+import errno
 import time
 from collections.abc import Awaitable, Callable
 from typing import NamedTuple, cast
 
 HEAD_END, CHUNKS_END = b"\r\n\r\n", b"\r\n0\r\n\r\n"
-AGAIN_S = 0.05
+# More connect at once than a socket lets wait: again, as a node does. (A Unix socket's EAGAIN looks to asyncio as if it
+# were about to be connected; it is the first write that says it never will.)
+FULL, AGAIN_S = (errno.EAGAIN, errno.ECONNREFUSED, errno.ENOTCONN), 0.05
 SILENCE_S = 120.0
 
 Connect = Callable[[Callable[[], asyncio.Protocol]], Awaitable[tuple[asyncio.BaseTransport, asyncio.Protocol]]]
@@ -47,25 +50,27 @@ class Connections:
     async def ask(self, request: bytes) -> Answered:
         """Raises OSError where the connection ends before the answer does."""
         begun = time.perf_counter()
-        while self._idle and self._idle[-1].is_closed:  # the other side keeps them for some seconds only
-            self._idle.pop()
-        connection = self._idle.pop() if self._idle else await self._opened()
-        async with asyncio.timeout(SILENCE_S):
-            first, last = await connection.ask(request)
+        while True:
+            try:
+                connection = await self._taken()
+                async with asyncio.timeout(SILENCE_S):
+                    first, last = await connection.ask(request)
+                break
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                await asyncio.sleep(AGAIN_S)
         if not connection.is_closed:
             self._idle.append(connection)
         return Answered(connection.status, connection.body, first - begun, last - begun)
 
-    async def _opened(self) -> _Connection:
-        while True:
-            try:
-                _, connection = await self._connect(_Connection)
-                return cast(_Connection, connection)
-            except (
-                BlockingIOError,
-                ConnectionRefusedError,
-            ):  # more at once than a socket lets wait: again, as a node does
-                await asyncio.sleep(AGAIN_S)
+    async def _taken(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed:  # the other side keeps them for some seconds only
+                return connection
+        _, made = await self._connect(_Connection)
+        return cast(_Connection, made)
 
     def close(self) -> None:
         for connection in self._idle:

@@ -33,7 +33,7 @@ class Served:
         )
         self.runner = api.runner()
         await self.runner.setup()
-        await web.UnixSite(self.runner, str(self.home.socket("perdured"))).start()
+        await web.UnixSite(self.runner, str(self.home.socket("perdured")), backlog=512).start()  # as perdured's
         await web.TCPSite(self.runner, "127.0.0.1", 0).start()
         host, port = self.runner.addresses[1][:2]
         self.url = f"http://{host}:{port}"
