@@ -68,6 +68,7 @@ ORDER BY e.seq LIMIT :limit
 WAITS = "wait.started"
 READ_WAITS = _PAGE + f"    AND e.kind = '{WAITS}' ORDER BY e.seq LIMIT :limit"
 
+# SQLite has one of its own (``sqlite.schema.FIND``).
 FIND = (
     PATH
     + f"""

@@ -51,6 +51,7 @@ class Database(Protocol):
     """What differs. Every method raises the errors of ``perdure.errors``: ``Unavailable`` when it is away."""
 
     name: str  # for messages
+    find: str  # the query of the entries of a call: run_id, branch, key
 
     @property
     def leases(self) -> Leases | None:
@@ -150,7 +151,8 @@ To go on with this one, and lose what it does not have, remove {path}."""
         beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside)
-        return await self._write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
+        job = Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq)
+        return self._written(run_id, await self._database.submit(job))
 
     async def fork(
         self,
@@ -164,7 +166,8 @@ To go on with this one, and lose what it does not have, remove {path}."""
         beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside)
-        return await self._write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
+        job = Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq)
+        return self._written(run_id, await self._database.submit(job))
 
     async def branch_off(
         self,
@@ -181,8 +184,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         job = BranchOff(run_id, value, packed, parent_run=parent_run, parent=parent, fork_seq=fork_seq, epoch=epoch)
         return await self._database.submit(job)
 
-    async def _write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
-        entries = await self._database.submit(job)
+    def _written(self, run_id: str, entries: list[Entry]) -> list[Entry]:
         self._acknowledge(entries)
         self._wake(run_id)
         return entries
@@ -281,7 +283,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         return await self._entries(rows, expand=expand)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
-        rows = await self._database.rows(queries.FIND, {"run_id": run_id, "branch": branch, "key": key})
+        rows = await self._database.rows(self._database.find, {"run_id": run_id, "branch": branch, "key": key})
         return await self._entries(rows, expand=True)
 
     async def _entries(self, rows: list[Row], *, expand: bool) -> list[Entry]:

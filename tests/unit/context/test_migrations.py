@@ -110,7 +110,7 @@ async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None
     assert seen == set(range(1, schema.VERSION + 1))
 
 
-OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql", "context-log-4/log.sql", "context-log-5/log.sql"]
+OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql", *(f"context-log-{n}/log.sql" for n in (4, 5, 6))]
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -145,3 +145,14 @@ async def test_a_log_of_version_5_has_its_entries_where_they_are_looked_for(tmp_
     await log.close()
     with closing(sqlite3.connect(tmp_path / "log.db")) as db, pytest.raises(sqlite3.IntegrityError, match="immutable"):
         db.execute("DELETE FROM entries WHERE run_id = 'turns'")
+
+
+async def test_a_log_of_version_6_has_its_calls(tmp_path: Path) -> None:
+    golden("context-log-6/log.sql", tmp_path / "log.db")
+    log = await sqlite.open(tmp_path / "log.db")
+    for run_id, branch in (("calls", 1), ("calls", 2), ("fork", 1)):  # 70 entries, 65, and 68
+        entries = await log.read(run_id, branch=branch)
+        for number in range(36):
+            key = f"main/{number}"
+            assert await log.find(run_id, branch, key) == [entry for entry in entries if entry.key == key]
+    await log.close()
