@@ -9,12 +9,12 @@ import pytest
 
 from perdure.testing.images import FakeRegistry, HandMade, root_layer, tar
 from perdure.testing.owners import World, owners_node, tidied
-from perdure.testing.postgres_fixtures import log, new_log, postgres
+from perdure.testing.postgres_fixtures import brittle, log, new_log, postgres, schema, two_logs
 from perdure.testing.pulls import Pulls
 from perdure.testing.registrynodes import Node, registry_node
 from perdure.testing.servers import BUCKET, S3_ENVIRONMENT, registry_server, s3_server
 
-__all__ = ["log", "new_log", "postgres"]
+__all__ = ["brittle", "log", "new_log", "postgres", "schema", "two_logs"]
 
 _numbers = iter(range(1 << 30))
 

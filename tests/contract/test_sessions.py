@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,29 @@ async def test_a_fork_shares_what_was_until_its_own_first_entry(log: ContextLog)
         await log.sessions.fork("a", "c", at=9)
     with pytest.raises(NotFound):
         await log.sessions.fork("nothing", "c")
+
+
+async def test_entries_are_found_by_their_keys_wherever_they_lie(log: ContextLog) -> None:
+    made = random.Random(3)
+
+    def some(count: int) -> list[NewItem]:
+        keys, kinds = ("a", "b", "c", None), ("note", "other")
+        return [NewItem(kind=made.choice(kinds), payload=n, key=made.choice(keys)) for n in range(count)]
+
+    for count in (1, 31, 32, 33, 60):
+        await log.sessions.append("one", some(count), tags={})
+    await log.sessions.fork("one", "two", at=100)
+    await log.sessions.append("two", some(40))
+    for name in ("one", "two"):
+        entries = await log.sessions.read(name)
+        assert await log.sessions.find(name, ["a", "c", "d"]) == [e for e in entries if e.key in ("a", "c")]
+        for key in ("a", "b", "d"):
+            for kind in ("note", None):
+                last = [e for e in reversed(entries) if e.key == key and kind in (e.kind, None)]
+                assert await log.sessions.newest(name, key=key, kind=kind) == last
+                assert await log.sessions.newest(name, key=key, kind=kind, limit=2) == last[:2]
+                older = await log.sessions.newest(name, key=key, kind=kind, limit=3, before=50)
+                assert older == [e for e in last if e.seq < 50][:3]
 
 
 async def test_a_deleted_session_is_gone_but_for_what_its_forks_share(log: ContextLog) -> None:

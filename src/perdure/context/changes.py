@@ -234,7 +234,11 @@ class Job(Protocol[Result]):
     """One write."""
 
     alone: bool  # it needs to know what a batch could not: it is one by itself
-    is_brief: bool  # its work is a few rows: what is waited for is the disk alone
+
+    @property
+    def is_brief(self) -> bool:
+        """It writes a few rows: what is waited for is the disk alone."""
+        ...
 
     def needs(self, needs: Needs) -> None: ...
 

@@ -39,16 +39,18 @@ class Packed:
             plain(new.kind, "kind of an entry")
             plain(new.key or "", "key of an entry")
             self.payloads.append(packed(new.payload, f"payload of an entry {new.kind}", blobs))
-        rows = [blob_row(digest, content) for digest, content in blobs.items()]
-        self.blobs = {row[0]: row for row in rows}
+        self.blobs = {(row := blob_row(digest, content))[0]: row for digest, content in blobs.items()}
         self.head = head
         self.value = encode(head.value, "summary of a run") if head else b""
         self.beside: list[Keep | Drop] = [
             Drop(one.kind, one.name) if one.value is None else Keep(one.kind, one.name, one.value, one.expected_version)
             for one in beside
         ]
+
+    @property
+    def size_bytes(self) -> int:
         kept = (job.content for job in self.beside if isinstance(job, Keep))
-        self.size_bytes = sum(map(len, (self.value, *self.payloads, *blobs.values(), *kept)))
+        return sum(map(len, (self.value, *self.payloads, *(row[2] for row in self.blobs.values()), *kept)))
 
     def needs(self, needs: Needs) -> None:
         for job in self.beside:
@@ -104,7 +106,10 @@ class Append:
     ) -> None:
         self.run_id, self.packed = plain(run_id, "id of a run"), packed
         self.epoch, self.branch, self.expected_seq = epoch, branch, expected_seq
-        self.is_brief = packed.size_bytes <= BRIEF_BYTES
+
+    @property
+    def is_brief(self) -> bool:
+        return self.packed.size_bytes <= BRIEF_BYTES
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)

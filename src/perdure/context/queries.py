@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 # The head of a run with the last seq of its current branch, the turns of all, and what they have cost.
 HEAD = """
 SELECT r.run_id, r.key, r.created, r.epoch, r.branch, b.seq, r.version, r.value, r.pruned,
@@ -86,31 +89,45 @@ SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto ORDER BY seq LIMIT :limit
 """
 
-# The same, the last first, of some kind or key.
-OWN_NEWEST = f"""
+# The same, the last first, of some kind.
+_NEWEST = f"""
 SELECT {ENTRY} FROM entries e
 WHERE run_id = :run_id AND branch = :branch AND seq > :after AND seq <= :upto
-    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind) AND (CAST(:key AS TEXT) IS NULL OR e.key = :key)
-ORDER BY seq DESC LIMIT :limit
+    AND (CAST(:kind AS TEXT) IS NULL OR e.kind = :kind)
 """
-OWN_NEWEST_OF_KEY = OWN_NEWEST.replace("(CAST(:key AS TEXT) IS NULL OR e.key = :key)", "e.key = :key")
-
-# Asked before that one, which on PostgreSQL goes through the branch from its end until it has found enough. The signs
-# keep every planner to the index of keys.
-HAS_KEY = """
-SELECT 1 FROM entries e
-WHERE run_id = :run_id AND key = :key AND +branch = :branch AND +seq > :after AND +seq <= :upto LIMIT 1
-"""
+OWN_NEWEST = _NEWEST + "ORDER BY seq DESC LIMIT :limit"
 
 
-def find_all(keys: int) -> str:
-    """``FIND`` for so many keys: ``:key0`` and on."""
-    slots = ", ".join(f":key{number}" for number in range(keys))
-    # The signs keep SQLite from looking through the whole branch by its seqs, in place of the keys.
-    by_key = FIND.replace("e.key = :key", f"e.key IS NOT NULL AND e.key IN ({slots})")
+class ByKey(NamedTuple):
+    """How entries are found by their keys: each database has its own index of them."""
+
+    find: str  # those with ``key`` along a branch
+    some: Callable[[int], str]  # those with one of so many, ``key0`` and on, in any order
+    newest: str  # of what is stored under a branch itself, the last first
+    has: str = ""  # whether there is any of those, to be asked before; "": ``newest`` knows it as quickly
+
+
+def _some(keys: int) -> str:
+    # The signs keep the planner from looking through the whole branch by its seqs, in place of the keys.
+    by_key = FIND.replace("e.key = :key", f"e.key IS NOT NULL AND e.key IN ({slots(keys)})")
     return by_key.replace("e.branch = path.branch AND e.seq <=", "+e.branch = path.branch AND +e.seq <=")
 
 
+def slots(keys: int) -> str:
+    return ", ".join(f":key{number}" for number in range(keys))
+
+
+# By the index of keys of the table itself. Its last entry of a key is looked for from the branch's end, until it has
+# found enough; so it is asked before whether there is one.
+BY_KEY = ByKey(
+    find=FIND,
+    some=_some,
+    newest=_NEWEST + "    AND e.key = :key ORDER BY seq DESC LIMIT :limit",
+    has="""
+SELECT 1 FROM entries e
+WHERE run_id = :run_id AND key = :key AND +branch = :branch AND +seq > :after AND +seq <= :upto LIMIT 1
+""",
+)
 KEPT = """
 SELECT kind, name, version, value FROM kept
 WHERE kind = :kind AND (CAST(:name AS TEXT) IS NULL OR name = :name) ORDER BY name

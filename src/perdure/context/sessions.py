@@ -149,13 +149,14 @@ class Sessions:
         """One page, the newest first, entries with seq < ``before``."""
         head = await self._head(name)
         rows: list[tuple[Any, ...]] = []
-        query = queries.OWN_NEWEST if key is None else queries.OWN_NEWEST_OF_KEY
+        by_key = self._log.by_key
+        query = queries.OWN_NEWEST if key is None else by_key.newest
         for stretch in await self._log.lineage(head.run_id):
             upto = stretch.upto if before is None else min(stretch.upto, before - 1)
             where = {"run_id": stretch.run_id, "branch": stretch.branch, "after": stretch.fork_seq, "upto": upto}
             if upto <= stretch.fork_seq or len(rows) >= limit:
                 continue
-            if key is None or await self._log.rows(queries.HAS_KEY, {**where, "key": key}):
+            if key is None or not by_key.has or await self._log.rows(by_key.has, {**where, "key": key}):
                 rows += await self._log.rows(query, {**where, "kind": kind, "key": key, "limit": limit - len(rows)})
         return await self._log.entries_of(rows, expand=expand)
 
@@ -169,7 +170,7 @@ class Sessions:
         rows: list[tuple[Any, ...]] = []
         for first in range(0, len(keys), AT_ONCE):
             some = {f"key{number}": key for number, key in enumerate(keys[first : first + AT_ONCE])}
-            rows += await self._log.rows(queries.find_all(len(some)), {"run_id": run_id, "branch": None, **some})
+            rows += await self._log.rows(self._log.by_key.some(len(some)), {"run_id": run_id, "branch": None, **some})
         return await self._log.entries_of(sorted(rows, key=lambda row: int(row[2])), expand=expand)
 
     async def fork(

@@ -52,6 +52,7 @@ class Database(Protocol):
     """What differs. Every method raises the errors of ``perdure.errors``: ``Unavailable`` when it is away."""
 
     name: str  # for messages
+    by_key: queries.ByKey
 
     @property
     def leases(self) -> Leases | None:
@@ -87,6 +88,7 @@ class StoredLog:
         self._lineage = ""
         self.incoming: set[str] = set()  # runs whose exported logs are just taken up
         self.leases = database.leases
+        self.by_key = database.by_key
         self.sessions = Sessions(self)
         database.watch(lambda: self._followers, self._wake)
 
@@ -153,7 +155,8 @@ To go on with this one, and lose what it does not have, remove {path}."""
         blobs: Sequence[bytes] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside, blobs)
-        return await self.write(run_id, Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq))
+        job = Append(run_id, packed, epoch=epoch, branch=branch, expected_seq=expected_seq)
+        return self._written(run_id, await self._database.submit(job))
 
     async def fork(
         self,
@@ -167,7 +170,8 @@ To go on with this one, and lose what it does not have, remove {path}."""
         beside: Sequence[Beside] = (),
     ) -> list[Entry]:
         packed = Packed(new_entries, head, beside)
-        return await self.write(run_id, Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq))
+        job = Fork(run_id, packed, epoch=epoch, parent=parent, fork_seq=fork_seq)
+        return self._written(run_id, await self._database.submit(job))
 
     async def branch_off(
         self,
@@ -185,7 +189,10 @@ To go on with this one, and lose what it does not have, remove {path}."""
         return await self._database.submit(job)
 
     async def write(self, run_id: str, job: Job[list[Entry]]) -> list[Entry]:
-        entries = await self._database.submit(job)
+        """Of a session."""
+        return self._written(run_id, await self._database.submit(job))
+
+    def _written(self, run_id: str, entries: list[Entry]) -> list[Entry]:
         self._acknowledge(entries)
         self._wake(run_id)
         return entries
@@ -284,7 +291,7 @@ To go on with this one, and lose what it does not have, remove {path}."""
         return await self.entries_of(rows, expand=expand)
 
     async def find(self, run_id: str, branch: int, key: str) -> list[Entry]:
-        rows = await self._database.rows(queries.FIND, {"run_id": run_id, "branch": branch, "key": key})
+        rows = await self._database.rows(self.by_key.find, {"run_id": run_id, "branch": branch, "key": key})
         return await self.entries_of(rows, expand=True)
 
     async def entries_of(self, rows: list[Row], *, expand: bool) -> list[Entry]:

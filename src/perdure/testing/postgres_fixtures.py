@@ -1,7 +1,8 @@
-"""Fixtures: a PostgreSQL server, and the context log on each database. A conftest imports them."""
+"""Fixtures: PostgreSQL servers, and the context log on each database. A conftest imports them."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from perdure.context import sqlite
 from perdure.context.log import ContextLog
 from perdure.testing.postgres import PostgresServer, binaries, postgres_server
 
-__all__ = ["log", "new_log", "postgres"]
+__all__ = ["brittle", "log", "new_log", "postgres", "schema", "two_logs"]
 
 Opener = Callable[[], Awaitable[ContextLog]]  # of one log: again and again
 
@@ -26,6 +27,28 @@ def postgres() -> Iterator[PostgresServer]:
         pytest.skip("PostgreSQL is not installed (Debian: postgresql)")
     with postgres_server() as server:
         yield server
+
+
+@pytest.fixture
+def brittle() -> Iterator[PostgresServer]:
+    """A server of this test alone, to be stopped."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def schema() -> str:
+    """The name of one that is not there yet."""
+    return f"mine_{next(_numbers)}"
+
+
+@pytest.fixture
+async def two_logs(postgres: PostgresServer, schema: str) -> AsyncIterator[list[ContextLog]]:
+    """One log, opened by two servers at the same moment."""
+    logs = await asyncio.gather(*(postgres_log.open(postgres.url, schema=schema) for _ in range(2)))
+    yield logs
+    for log in logs:
+        await log.close()
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

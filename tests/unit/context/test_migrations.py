@@ -111,8 +111,7 @@ async def test_a_killed_migration_leaves_a_whole_version(tmp_path: Path) -> None
     assert seen == set(range(1, schema.VERSION + 1))
 
 
-OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql"]
-OLD += [f"context-log-{version}/log.sql" for version in (4, 5, 6)]
+OLD = ["context-log-1/log.sql", "context-log-1/conversation.sql", *(f"context-log-{n}/log.sql" for n in (4, 5, 6, 7))]
 
 
 @pytest.mark.parametrize("name", OLD)
@@ -149,11 +148,22 @@ async def test_a_log_of_version_5_has_its_entries_where_they_are_looked_for(tmp_
         db.execute("DELETE FROM entries WHERE run_id = 'turns'")
 
 
-async def test_a_log_of_version_6_counts_what_is_spent_from_now_on(tmp_path: Path) -> None:
+async def test_a_log_of_version_6_has_its_calls(tmp_path: Path) -> None:
     golden("context-log-6/log.sql", tmp_path / "log.db")
     log = await sqlite.open(tmp_path / "log.db")
-    assert (await log.verify("spends")).entries == 3 and (await log.verify("turns")).entries == 16
-    assert [head.spent for head in await log.heads()] == [Spent()] * 6
+    for run_id, branch in (("calls", 1), ("calls", 2), ("fork", 1)):  # 70 entries, 65, and 68
+        entries = await log.read(run_id, branch=branch)
+        for number in range(36):
+            key = f"main/{number}"
+            assert await log.find(run_id, branch, key) == [entry for entry in entries if entry.key == key]
+    await log.close()
+
+
+async def test_a_log_of_version_7_counts_what_is_spent_from_now_on(tmp_path: Path) -> None:
+    golden("context-log-7/log.sql", tmp_path / "log.db")
+    log = await sqlite.open(tmp_path / "log.db")
+    assert (await log.verify("spends")).entries == 3 and (await log.verify("calls")).entries == 96
+    assert [head.spent for head in await log.heads()] == [Spent()] * 3
     usage = {"input_tokens": 11, "output_tokens": 7}
     await log.append("spends", [NewEntry(kind="model.committed", key="main/1", payload={"usage": usage})], epoch=1)
     assert (await log.head("spends")).spent == Spent(calls=1, input_tokens=11, output_tokens=7, unpriced=1)

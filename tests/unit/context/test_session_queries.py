@@ -10,8 +10,10 @@ import pytest
 
 from perdure.context import listing, queries, sqlite
 from perdure.context.log import NO_TAGS
+from perdure.context.sqlite import schema
 
 AT = {"run_id": "a", "branch": 1, "after": 0, "upto": 9, "limit": 1, "kind": None, "key": "k"}
+SOME = {"run_id": "a", "branch": None, "key0": "k", "key1": "l"}
 
 
 def heads_query(tags: dict[str, str]) -> tuple[str, dict[str, Any]]:
@@ -23,13 +25,11 @@ def heads_query(tags: dict[str, str]) -> tuple[str, dict[str, Any]]:
     ("query", "values", "wanted"),
     [
         (queries.HEAD_OF_KEY, {"key": "session:a"}, "r USING INDEX sqlite_autoindex_runs_2 (key=?)"),
-        (queries.OWN_NEWEST_OF_KEY, AT, "e USING INDEX entries_by_key (run_id=? AND key=?"),
+        (schema.BY_KEY.newest, AT, "c USING PRIMARY KEY (run_id=? AND key=? AND branch=? AND seq>? AND seq<?)"),
+        (schema.BY_KEY.newest, AT, "e USING INDEX sqlite_autoindex_entries_1 (run_id=? AND branch=? AND seq>?"),
         (queries.OWN_NEWEST, AT, "e USING INDEX sqlite_autoindex_entries_1 (run_id=? AND branch=? AND seq>?"),
-        (
-            queries.find_all(2),
-            {"run_id": "a", "branch": None, "key0": "k", "key1": "l"},
-            "e USING INDEX entries_by_key (run_id=? AND key=?)",
-        ),
+        (schema.BY_KEY.some(2), SOME, "c USING PRIMARY KEY (run_id=? AND key=? AND branch=? AND seq<?)"),
+        (schema.BY_KEY.some(2), SOME, "e USING INDEX sqlite_autoindex_entries_1 (run_id=? AND branch=? AND seq>?"),
         (*heads_query({"a": "b"}), "t USING PRIMARY KEY (name=? AND value=?)"),
         (*heads_query({"a": "b"}), "r USING INDEX sqlite_autoindex_runs_1 (run_id=?)"),
         (*heads_query({}), "r USING INDEX runs_by_state (state=?)"),

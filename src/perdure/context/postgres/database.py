@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import sql
 
+from perdure.context import queries
 from perdure.context.changes import Job
 from perdure.context.faults import Faults
 from perdure.context.postgres import schema
@@ -32,6 +33,8 @@ Result = TypeVar("Result")
 
 class PostgresDatabase:
     """See ``context.stored.Database``."""
+
+    by_key = queries.BY_KEY
 
     def __init__(self, address: Address, connection: Connection, faults: Faults | None) -> None:
         self.name = address.name

@@ -1,6 +1,6 @@
 """The tables of the context log on PostgreSQL, and what is read and written in the writer's transactions.
 
-The columns are those of SQLite's (``context.sqlite.schema`` says what they are), and so are the versions.
+The columns are those of SQLite's (``context.sqlite.schema`` says what they are), and so are the versions up to 6.
 """
 
 from __future__ import annotations

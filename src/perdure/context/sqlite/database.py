@@ -32,6 +32,7 @@ class SqliteDatabase:
     """See ``context.stored.Database``. One process has the file: nobody else writes to it."""
 
     leases = None
+    by_key = schema.BY_KEY
 
     def __init__(self, path: Path, lock: int, writer: Writer) -> None:
         self.name = str(path)

@@ -231,15 +231,22 @@ def write(db: sqlite3.Connection, state: State) -> None:
         if rows:  # a statement without any costs a microsecond, and most of them have none
             db.executemany(statement, rows)
 
+    def each_id(statement: str, ids: Collection[str]) -> None:
+        if ids:
+            db.executemany(statement, [(one,) for one in ids])
+
     for run_id in state.dropped_logs:
         db.execute(schema.PRUNE, (run_id,))
         db.execute(schema.DROP_ENTRIES, (run_id,))
+        db.execute(schema.DROP_KEYS, (run_id,))
     each(schema.CLEAR_ENTRIES, state.cleared)
-    each(schema.RESTORE, [(run_id,) for run_id in state.restored_logs])
-    each(schema.DROP_KIND, [(kind,) for kind in state.dropped_kinds])
-    each(schema.RELEASE_KEY, [(run_id,) for run_id in state.released_keys])
+    each(schema.CLEAR_KEYS, state.cleared)
+    each_id(schema.RESTORE, state.restored_logs)
+    each_id(schema.ALL_KEYS, state.restored_logs)
+    each_id(schema.DROP_KIND, state.dropped_kinds)
+    each_id(schema.RELEASE_KEY, state.released_keys)
     each(schema.INSERT_RUN, state.new_runs.values())
-    each(schema.DELETE_TAGS, [(run_id,) for run_id in state.retagged])
+    each_id(schema.DELETE_TAGS, state.retagged)
     each(schema.INSERT_TAG, state.new_tags)
     each(schema.INSERT_BRANCH, state.new_branches)
     for run_id in state.changed_runs:
@@ -251,6 +258,8 @@ def write(db: sqlite3.Connection, state: State) -> None:
             db.execute(schema.UPDATE_RUN, row)
     each(schema.INSERT_BLOB, state.blobs.values())
     each(schema.INSERT_ENTRY, state.entries)
+    whole = [entry[:3] for entry in state.entries if not entry[2] % schema.KEYED_BY]
+    each(schema.KEYS, [(run_id, branch, seq - schema.KEYED_BY, seq) for run_id, branch, seq in whole])
     moved = [(tip, state.turns[tip]) for tip in state.changed_tips]
     each(schema.UPDATE_TIP, [(*state.tips[tip], turns.asked, turns.replayed, *tip) for tip, turns in moved])
     each(schema.SPEND, [(run_id, *spent.row) for run_id, spent in state.spent.items()])
