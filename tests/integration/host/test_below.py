@@ -216,7 +216,7 @@ async def test_the_emulated_host(shared_home: Home, assets: Assets, emulated: No
 
     began = time.monotonic()
     assert below.ensure(shared_home, assets) == address
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < status.launcher_boot_s  # however busy this machine is
     assert below.status(shared_home).pids == status.pids
 
     # Both sides see each other's files in the home; the rest of the machine can be read, and is never written.

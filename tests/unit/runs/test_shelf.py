@@ -10,6 +10,7 @@ import pytest
 
 from perdure.errors import LeaseLost, Unavailable
 from perdure.model import RunState
+from perdure.testing.clock import FakeClock
 from perdure.testing.machines import Ask
 from perdure.testing.programs import Steps, approval
 
@@ -70,14 +71,19 @@ async def test_a_run_goes_back_when_what_came_was_nothing_to_wake_for(shelving: 
 
 
 async def test_a_server_puts_sleeping_runs_up_and_their_deadlines_wake_them(shelving: Any) -> None:
+    clock = await shelving.at(FakeClock())
+
     def program() -> Steps:
-        yield Ask("wait", {"kind": "time", "seconds": 0.5})
+        yield Ask("wait", {"kind": "time", "seconds": 3600})
         yield Ask("complete", {"result": 1})
 
     run_id = await shelving.start(program)
+    await shelving.waits(run_id, "time")
+    clock.move(3599)  # idle: it is suspended
     await shelving.reaches(run_id, RunState.SUSPENDED)
     await shelving.restart()
-    assert run_id in shelving.engine._shelf or (await shelving.engine.info(run_id)).state is not RunState.SUSPENDED
+    assert run_id in shelving.engine._shelf
+    clock.move(1)
     assert (await shelving.ends(run_id)).result == 1
     assert shelving.machines.done.count("resume") == 1
 
