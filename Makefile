@@ -14,7 +14,7 @@ export PERDURE_HOME ?= $(CURDIR)/build/home
 # there is no KVM its emulated host takes up to 8 GB.
 WORKERS ?= 3
 
-.PHONY: help setup demo test unit check adk bench soak crash campaign many docs clean
+.PHONY: help setup demo test unit check adk bench soak crash campaign many examples docs clean
 
 help:     ## print this list
 	@grep -hE '^[a-z]+: .*##|^[a-z]+:  *##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -92,6 +92,9 @@ campaign: .venv/dev.done build/test-packages.done ## the property tests with man
 
 many: .venv/dev.done build/test-packages.done setup ## fifty sandboxes at once, also where processors are emulated
 	$(SUDO) env PERDURE_TEST_MANY=$${PERDURE_TEST_MANY:-50} $(BIN)/python -m pytest -q tests/vm/test_many.py
+
+examples: .venv/dev.done build/test-packages.done setup ## the examples that take minutes, in microVMs: the SDKs of OpenAI and Anthropic
+	$(SUDO) env PERDURE_TEST_EXAMPLES=1 $(BIN)/python -m pytest -q tests/vm/test_sdks.py
 
 docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
 	$(BIN)/python scripts/generate_docs.py

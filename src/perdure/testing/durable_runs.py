@@ -1,4 +1,4 @@
-"""Runs in real microVMs for tests: a server of their own on a node's home, with the offline model."""
+"""Runs in real microVMs for tests: a server of their own on a node's home, with the offline model or a scripted one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ from perdure.gateway.offline_process import OfflineProcess
 from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
 from perdure.testing import processes
+from perdure.testing.aside import aside
+from perdure.testing.scripted import ScriptedProvider
 
 DEADLINE_S = 180.0
 
@@ -80,9 +83,39 @@ def server(home: Home, client: NodeClient, monkeypatch: pytest.MonkeyPatch) -> I
 @pytest.fixture
 def start_run(home: Home, server: ServerClient) -> Callable[..., Run]:
     def start(**asked: Any) -> Run:
-        return Run(home, server.start(image=ensure_default(), **asked))
+        return Run(home, server.start(**{"image": ensure_default(), **asked}))
 
     return start
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A server whose provider, of both APIs, a test scripts; ``do`` does something in the provider's thread."""
+
+    home: Home
+    server: ServerClient
+    provider: ScriptedProvider
+    do: Callable[[Callable[[], Any]], Any]
+
+    def start(self, **asked: Any) -> Run:
+        return Run(self.home, self.server.start(**asked))
+
+
+@pytest.fixture
+def scripted(home: Home, client: NodeClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+    """On the node's home, with an empty log."""
+    provider = ScriptedProvider()
+    with aside(provider) as do:
+        monkeypatch.setenv("PERDURE_PROVIDER", "openai")
+        monkeypatch.setenv("OPENAI_BASE_URL", provider.url)
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", provider.url.removesuffix("/v1"))
+        for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        for path in home.root.glob("perdure.db*"):
+            path.unlink()
+        _daemons.start_server(home)
+        yield Scripted(home, ServerClient(home), provider, do)
+        _daemons._stop_server(home)
 
 
 def kill_server(home: Home) -> None:

@@ -44,6 +44,11 @@ class ScriptedProvider:
         if self._runner is not None:
             await self._runner.cleanup()
 
+    def go_on(self) -> None:
+        """Whatever is held goes on; what comes later is held anew."""
+        self.go.set()
+        self.go, self.reached = asyncio.Event(), asyncio.Event()
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.bodies.append(body)
