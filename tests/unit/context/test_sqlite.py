@@ -242,6 +242,36 @@ async def test_a_slow_commit_is_the_last_of_the_loop(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.usefixtures("quick")
+async def test_only_commits_that_sync_something_say_that_the_disk_is_quick(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    for _ in range(20):
+        assert not await log.drop("queue", "none")
+    committers.seen.clear()
+    await lone(log, writer.QUICK_IN_A_ROW)
+    assert committers.in_loop == [False] * (writer.QUICK_IN_A_ROW - 1) + [True]  # and the run's own
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_commit_that_failed_is_the_last_of_the_loop(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    await lone(log, 20)
+    log._database._writer._connection.execute("PRAGMA max_page_count = 1").fetchone()
+    with pytest.raises(NoSpace):
+        await lone(log, 1000)
+    assert committers.in_loop[-1]
+    log._database._writer._connection.execute("PRAGMA max_page_count = 100000").fetchone()
+    committers.seen.clear()
+    await lone(log, writer.QUICK_IN_A_ROW + 1)
+    assert committers.in_loop == [False] * writer.QUICK_IN_A_ROW + [True]
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
 async def test_the_loop_does_not_wait_for_a_lock(tmp_path: Path) -> None:
     log = await sqlite.open(tmp_path / "log.db")
     await log.create("run", {})
