@@ -217,12 +217,13 @@ async def test_what_is_not_alone_or_not_brief_is_committed_by_the_thread(tmp_pat
     committers.seen.clear()
     await asyncio.gather(*(log.append("run", NOTE, epoch=1) for _ in range(3)))
     await log.append("run", [NewEntry(kind="note", payload=os.urandom(20_000).hex())], epoch=1)
+    await log.append("run", NOTE * 17, epoch=1)
     await log.keep("queue", "a", 1)
     await log.fork("run", NOTE, parent=1, fork_seq=3, epoch=1)
     slow = asyncio.create_task(log.append("run", NOTE, epoch=1))
     other = asyncio.create_task(log.keep("queue", "a", 2))
     await asyncio.gather(slow, other)
-    assert committers.in_loop == [False] * 5
+    assert committers.in_loop == [False] * 6
     await lone(log, 1)
     assert committers.in_loop[-1]
     await log.close()
