@@ -16,7 +16,7 @@ from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
 from perdure.formats.chain import root_hash
 from perdure.model import Entry
 
-BRIEF_BYTES = 16 << 10
+BRIEF_BYTES, BRIEF_ENTRIES = 16 << 10, 16
 
 
 class Packed:
@@ -109,7 +109,7 @@ class Append:
 
     @property
     def is_brief(self) -> bool:
-        return self.packed.size_bytes <= BRIEF_BYTES
+        return len(self.packed.entries) <= BRIEF_ENTRIES and self.packed.size_bytes <= BRIEF_BYTES
 
     def needs(self, needs: Needs) -> None:
         needs.runs.add(self.run_id)

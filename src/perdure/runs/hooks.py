@@ -69,7 +69,7 @@ class Courier:
         self._busy: dict[str, asyncio.Task[None]] = {}
         self._again: set[str] = set()  # of those: something was written meanwhile
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._servers: frozenset[str] = frozenset()  # that lived when we last looked for what is anybody's
+        self._servers: frozenset[str] = frozenset()  # that lived since we last looked for what is anybody's
         self._claiming: asyncio.Task[None] | None = None
         self._spawn: Spawn
 
@@ -109,10 +109,12 @@ class Courier:
     def look(self, servers: frozenset[str]) -> None:
         """These servers live. What one that is gone has not delivered of runs that nobody has is anybody's."""
         gone = self._servers - servers
+        if self._servers:
+            self._servers |= servers  # who began since may be lost, too
         if (gone or not self._servers) and (self._claiming is None or self._claiming.done()):
-            self._claiming = self._spawn(self._claim_all(servers), "hooks-of-lost-servers")
+            self._claiming = self._spawn(self._claim_all(servers, gone), "hooks-of-lost-servers")
 
-    async def _claim_all(self, servers: frozenset[str]) -> None:
+    async def _claim_all(self, servers: frozenset[str], gone: frozenset[str]) -> None:
         leases = self._context.leases
         assert leases is not None
         found = await self._context.kept(KIND)
@@ -127,7 +129,7 @@ class Courier:
                 if await self._is_free(leases, told.run_id):
                     await self._claim(kept)
                     self._begin_all(told.run_id)
-        self._servers = servers  # not before: what failed on the way is done again
+        self._servers = self._servers - gone | servers | living  # not before: what failed on the way is done again
 
     async def _is_free(self, leases: Leases, run_id: str) -> bool:
         """Nobody has the run: it has ended, or was not made."""

@@ -112,6 +112,27 @@ async def test_what_a_lost_server_had_not_delivered_of_an_ended_run_another_deli
     assert third.engine.courier is not None and not third.engine.courier._told
 
 
+async def test_what_a_lost_server_that_began_later_had_not_delivered_another_delivers(houses: Houses) -> None:
+    silent, outside = Outside(), Outside()
+    silent.down = True
+    second = await up(houses, outside)
+    courier = second.engine.courier
+    assert courier is not None
+
+    async def alone() -> bool:
+        return courier._servers == {second.server}
+
+    await until(alone)
+    first = await up(houses, silent)
+    run_id = await first.start(nothing)
+    await first.ends(run_id)
+    await first.released(run_id)
+    await until(tried(silent))
+    await first.down()
+    await until(nothing_owed(second))
+    assert [delivery for delivery, _ in outside.told] == await states(second, run_id)
+
+
 async def test_what_a_server_that_lives_owes_no_other_delivers(houses: Houses) -> None:
     silent, outside = Outside(), Outside()
     silent.down = True

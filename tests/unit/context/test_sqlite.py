@@ -217,12 +217,13 @@ async def test_what_is_not_alone_or_not_brief_is_committed_by_the_thread(tmp_pat
     committers.seen.clear()
     await asyncio.gather(*(log.append("run", NOTE, epoch=1) for _ in range(3)))
     await log.append("run", [NewEntry(kind="note", payload=os.urandom(20_000).hex())], epoch=1)
+    await log.append("run", NOTE * 17, epoch=1)
     await log.keep("queue", "a", 1)
     await log.fork("run", NOTE, parent=1, fork_seq=3, epoch=1)
     slow = asyncio.create_task(log.append("run", NOTE, epoch=1))
     other = asyncio.create_task(log.keep("queue", "a", 2))
     await asyncio.gather(slow, other)
-    assert committers.in_loop == [False] * 5
+    assert committers.in_loop == [False] * 6
     await lone(log, 1)
     assert committers.in_loop[-1]
     await log.close()
@@ -238,6 +239,36 @@ async def test_a_slow_commit_is_the_last_of_the_loop(tmp_path: Path, monkeypatch
     committers.seen.clear()
     await lone(log, 20)
     assert committers.in_loop == [True] + [False] * 19
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_only_commits_that_sync_something_say_that_the_disk_is_quick(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    for _ in range(20):
+        assert not await log.drop("queue", "none")
+    committers.seen.clear()
+    await lone(log, writer.QUICK_IN_A_ROW)
+    assert committers.in_loop == [False] * (writer.QUICK_IN_A_ROW - 1) + [True]  # and the run's own
+    await log.close()
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_commit_that_failed_is_the_last_of_the_loop(tmp_path: Path) -> None:
+    committers = Committers()
+    log = await sqlite.open(tmp_path / "log.db", faults=committers)
+    await log.create("run", {})
+    await lone(log, 20)
+    log._database._writer._connection.execute("PRAGMA max_page_count = 1").fetchone()
+    with pytest.raises(NoSpace):
+        await lone(log, 1000)
+    assert committers.in_loop[-1]
+    log._database._writer._connection.execute("PRAGMA max_page_count = 100000").fetchone()
+    committers.seen.clear()
+    await lone(log, writer.QUICK_IN_A_ROW + 1)
+    assert committers.in_loop == [False] * writer.QUICK_IN_A_ROW + [True]
     await log.close()
 
 

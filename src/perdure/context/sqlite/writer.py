@@ -188,10 +188,12 @@ class Writer:
         except BaseException as error:
             self._rollback()
             return [error] * len(jobs)
-        self._quick = self._quick + 1 if time.perf_counter() - begun < QUICK_S else 0
+        if state.is_changed:  # otherwise nothing was synced
+            self._quick = self._quick + 1 if time.perf_counter() - begun < QUICK_S else 0
         return results
 
     def _rollback(self) -> None:
+        self._quick = 0  # who knows how long the next one takes
         self._known.forget()
         if self._connection.in_transaction:
             try:

@@ -200,9 +200,9 @@ def _bring(
                     store.note(layer, remote.url)
             with spaces.memory_of(store, snapshot, template), spaces.disk_of(store, snapshot, snapshot.disk.size):
                 pass  # chain, bases and maps were verified
-            store.adopt(data, config, kept_tag(snapshot.digest) if is_kept else "")
+            brought = store.adopt(data, config, kept_tag(snapshot.digest) if is_kept else "")
             _bring_working_set(store, snapshot, download)
-    return store.get(snapshot.digest)
+    return brought  # not read again: another may have removed it by now
 
 
 def _bring_indexes(store: Store, lazy: Sequence[Descriptor], remote: RemoteStore) -> None:

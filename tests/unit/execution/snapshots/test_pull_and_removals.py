@@ -163,6 +163,28 @@ def test_what_a_pull_brought_that_failed_goes_with_the_next_sweep(
     assert list((there.store.folder / "leases").iterdir()) == []
 
 
+@pytest.mark.parametrize("how", ["pull", "attach"])
+def test_a_pull_ends_well_although_another_removes_it_at_once(
+    place: Place, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """It was brought. That it is gone is told to who asks for it then."""
+    place.push()
+    store = place.there.store
+    arriving = store.arriving
+
+    @contextmanager
+    def removed_at_once(data: bytes, config: bytes) -> Iterator[None]:
+        with arriving(data, config):
+            yield
+        store.remove([place.snapshot.digest])
+
+    monkeypatch.setattr(store, "arriving", removed_at_once)
+    assert getattr(place, how)() == place.snapshot
+    assert store.digests() == []
+    with pytest.raises(NotFound):
+        store.get(place.snapshot.digest)
+
+
 def test_two_pulls_of_the_same_beside_removals_and_sweeps(place: Place) -> None:
     """Whatever their order: what a pull has returned restores for as long as somebody names it."""
     place.push(place.first)
