@@ -64,7 +64,7 @@ def test_what_only_tests_need_is_asked_for(state: Path) -> None:
     needed = run(state, "--print").stdout.split()
     assert "docker-registry" not in needed
     tests = ["docker-registry", "skopeo", "umoci", "postgresql", "iproute2", "nftables", "buildah"]
-    tests += ["btrfs-progs", "xfsprogs", "curl", "nodejs", "golang-go"]
+    tests += ["git", "btrfs-progs", "xfsprogs", "curl", "nodejs", "golang-go"]
     assert run(state, "--print", "--tests").stdout.split() == [*needed, *tests]
     (state / "lists").unlink()
     assert run(state, "--tests").returncode == 0  # and through the second try, with fresh lists
