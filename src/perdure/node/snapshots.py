@@ -251,8 +251,7 @@ class Snapshots:
                 hint="Remove these sandboxes first: fcrun rm" if users else "Try again when that is done.",
             )
         else:
-            with headroom.given(self._home):
-                await asyncio.to_thread(self._store.untag, kept)
+            with headroom.given(self._home):  # with its tag, or, while it is leased, neither
                 freed = await asyncio.to_thread(self._store.remove, [digest])
             if digest in await asyncio.to_thread(self._store.digests):
                 raise Conflict(f"snapshot {digest} is being read", hint="Try again when that is done.")
