@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from perdure.agent import Cancelled as Cancelled
     from perdure.agent import Context as Context
     from perdure.agent import Field as Field
+    from perdure.agent import Tool as Tool
+    from perdure.agent import ToolCall as ToolCall
     from perdure.agent import Turn as Turn
     from perdure.agent import Verdict as Verdict
     from perdure.agent import agent as agent
 
 __version__ = "0.1.0"
-__all__ = ["agent", "Cancelled", "Context", "Field", "Turn", "Verdict"]
+__all__ = ["agent", "Cancelled", "Context", "Field", "Tool", "ToolCall", "Turn", "Verdict"]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,10 @@ from perdure.agent.context import Context as Context
 from perdure.agent.declaration import Agent as Agent
 from perdure.agent.declaration import agent as agent
 from perdure.agent.secret import Secret as Secret
+from perdure.agent.tools import Tool as Tool
 from perdure.agent.values import Cancelled as Cancelled
 from perdure.agent.values import Field as Field
+from perdure.agent.values import ToolCall as ToolCall
 from perdure.agent.values import Turn as Turn
 from perdure.agent.values import Verdict as Verdict
 
@@ -33,7 +35,19 @@ if TYPE_CHECKING:
 
     from perdure.agent.tasks import AsyncContext as AsyncContext
 
-__all__ = ["agent", "Agent", "Context", "AsyncContext", "Cancelled", "Field", "Secret", "Turn", "Verdict"]
+__all__ = [
+    "agent",
+    "Agent",
+    "Context",
+    "AsyncContext",
+    "Cancelled",
+    "Field",
+    "Secret",
+    "Tool",
+    "ToolCall",
+    "Turn",
+    "Verdict",
+]
 
 
 class _Module(type(sys)):  # type: ignore[misc]  # the type of modules, without importing types

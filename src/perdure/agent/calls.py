@@ -73,12 +73,10 @@ def text(value: Any, what: str) -> str:
     return checked
 
 
-def step(name: str, on_doubt: str, of: str = "") -> dict[str, Any]:
-    """of: the key of its first attempt, for those after it."""
+def step(name: str, on_doubt: str) -> dict[str, Any]:
     if on_doubt not in DOUBTS:
         raise InvalidValue(f"ctx.step: on_doubt={on_doubt!r} is unknown", hint=f"known are {', '.join(DOUBTS)}")
-    body = {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
-    return {**body, "of": of} if of else body
+    return {"name": text(name, "ctx.step: the name"), "on_doubt": on_doubt}
 
 
 def recorded(name: str, state: dict[str, Any]) -> Any:

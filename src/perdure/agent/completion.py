@@ -86,8 +86,11 @@ class Completion:
             elif data:
                 yield from self._event(_decoded(data))
 
-    def turn(self, status: int) -> Turn:
-        """The whole answer, when the body has ended. Raises ``ProviderFailed`` for a ``status`` that is an error."""
+    def turn(self, status: int, tools: dict[str, Any] | None = None) -> Turn:
+        """The whole answer, when the body has ended. Raises ``ProviderFailed`` for a ``status`` that is an error.
+
+        tools: the functions that the model was told of, by name.
+        """
         if not self._is_stream:
             value = _decoded(self._rest)
             if status >= 400 or "error" in value:
@@ -106,6 +109,7 @@ class Completion:
             finish_reason=self._finish,
             prompt_tokens=self._usage.get("prompt_tokens") or 0,
             completion_tokens=self._usage.get("completion_tokens") or 0,
+            tools=tools,
         )
 
     def _take(self, value: dict[str, Any]) -> None:

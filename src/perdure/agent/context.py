@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
-from perdure.agent import calls, completion, later
+from perdure.agent import calls, completion, later, tools
 from perdure.agent.door import Door, retry_s
 from perdure.agent.http1 import AnswerReader
 from perdure.agent.secret import Secret
 from perdure.agent.steps import Attempts, arguments, outcome
+from perdure.agent.tools import Tool
 from perdure.agent.values import to_json
-from perdure.errors import ProviderFailed, StepFailed
+from perdure.errors import InvalidValue, ProviderFailed, StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
     from perdure.agent.declaration import Agent
     from perdure.agent.later import Wait
-    from perdure.agent.values import Duration, Field, Moment, Turn, Verdict
+    from perdure.agent.tools import Doubt, Effect, P, R
+    from perdure.agent.values import Duration, Field, Moment, ToolCall, Turn, Verdict
 
     Messages = str | list[dict[str, Any]]
 
@@ -73,9 +75,10 @@ class Context:
         """One turn of a model. ``messages``: OpenAI messages, or a string for one of the user's.
 
         model: None for the provider's own. on_delta is called with each piece of text as it comes. ``parameters`` are
-        passed on (temperature, max_tokens, tools …). An answered turn is never asked again. ``ProviderFailed``; also
-        where a server died while it streamed, and the model, asked again, does not begin with what was told already
-        (without on_delta nothing was told yet, and the new answer is taken).
+        passed on (temperature, max_tokens …). Of ``tools`` those that are functions are described to the model; what it
+        wants of them is in the turn's ``tool_calls`` (see ``use``). An answered turn is never asked again.
+        ``ProviderFailed``; also where a server died while it streamed, and the model, asked again, does not begin with
+        what was told already (without on_delta nothing was told yet, and the new answer is taken).
         """
         stream = Stream(self._chat(messages, model, on_delta is not None, parameters))
         for delta in stream:
@@ -90,6 +93,7 @@ class Context:
     def _chat(
         self, messages: Messages, model: str | None, is_stream: bool, parameters: dict[str, Any]
     ) -> Iterator[str | Turn]:
+        parameters, known = tools.offered(parameters)
         body = completion.request(messages, model, is_stream, parameters)
         ordinal = self._lane.take()
         said, failures = "", 0
@@ -104,7 +108,7 @@ class Context:
                         if fresh := retelling.fresh(delta):
                             said += fresh
                             yield fresh
-                yield answer.turn(reader.status)
+                yield answer.turn(reader.status, known)
                 return
             except OSError:  # the connection, or a stream that died with a server: the same key is asked again
                 failures += 1
@@ -132,10 +136,20 @@ class Context:
         several). They wait for ``backoff``, then twice as long each time, at most ``backoff_max``, as ``sleep`` does.
         """
         attempts = Attempts(retries, backoff, backoff_max, retry_on)
+        return self._step(calls.step(name, on_doubt), attempts, function, args, kwargs)
+
+    def _step(
+        self,
+        asked: dict[str, Any],
+        attempts: Attempts,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        name = asked["name"]
         while True:
             ordinal = self._lane.take()
-            body = calls.step(name, on_doubt, attempts.begin(self._lane, ordinal))
-            state = self._door.call(self._lane, "step", body, ordinal)
+            state = self._door.call(self._lane, "step", attempts.begin(asked, self._lane, ordinal), ordinal)
             if state["status"] == "run":
                 try:
                     result = function(*args, **arguments(function, kwargs, state))
@@ -148,6 +162,36 @@ class Context:
             except StepFailed as failure:
                 pause_s = attempts.pause_s(failure)
             self.sleep(pause_s)
+
+    def tool(
+        self, function: Callable[P, R], *, effect: Effect = "once", name: str = "", on_doubt: Doubt | None = None
+    ) -> Tool[P, R]:
+        """``function`` with its effect declared: a tool that is called as the function is, by you or by a model
+        (``chat(tools=[...])``, ``use``), and each call of which is a step.
+
+        effect says what happens where a crash came between it and its record. "read-only": there is none, it is done
+        again. "idempotent": it is done again; a parameter ``idempotency_key`` gets a key that stays the same. "once":
+        a person is asked, or with on_doubt="fail" it fails. What it takes and returns is JSON, or dataclasses.
+        ``StepFailed`` when it raised. A tool that itself asks ``ctx`` is to be a plain function: steps hold no steps.
+        """
+        return Tool(function, self._do, effect=effect, name=name, on_doubt=on_doubt)
+
+    def _do(self, tool: Tool[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._step(tools.asked(tool, args, kwargs), Attempts(), tool.function, args, kwargs)
+
+    def use(self, call: ToolCall) -> dict[str, Any]:
+        """Use the tool that a model called, one of ``turn.tool_calls``: the message for it with what the tool gave.
+
+        What goes wrong is told to the model in that message: a tool that is not there, arguments that do not fit, what
+        the function raised. Only what ``on_doubt="fail"`` is declared for is raised.
+        """
+        caught: tuple[type[Exception], ...] = (InvalidValue,)
+        try:
+            function, given = tools.found(call)
+            caught = tools.told_to_model(function)
+            return tools.answer(call, function(**given))
+        except caught as problem:
+            return tools.refusal(call, problem)
 
     def sleep(self, duration: Duration) -> None:
         """Wait for seconds, or ``"90s"``, ``"15m"``, ``"3d"``."""

@@ -13,7 +13,8 @@ from perdure.agent import calls, current
 from perdure.agent.context import Context
 from perdure.agent.declaration import Agent
 from perdure.agent.door import Door
-from perdure.agent.values import Cancelled, from_json, resolved, to_json
+from perdure.agent.signature import Signature
+from perdure.agent.values import Cancelled, to_json
 from perdure.errors import AgentInvalid, InvalidValue, PerdureError
 
 TYPE_CHECKING = False
@@ -70,28 +71,18 @@ def keywords(function: Callable[..., Any], given: Any) -> dict[str, Any]:
 
     An object gives a value per parameter; any other value is that of the only parameter; null is no input.
     """
-    code, name = function.__code__, function.__name__
-    positional = list(code.co_varnames[1 : code.co_argcount])
-    names = positional + list(code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount])
-    optional = {*positional[len(positional) - len(function.__defaults__ or ()) :], *(function.__kwdefaults__ or ())}
-    wanted = {key: resolved(kind, function.__globals__) for key, kind in function.__annotations__.items()}
-    has_keywords = bool(code.co_flags & 0x08)
+    signature = Signature(function, skip=1)
+    name, names = signature.name, signature.names
     if given is None:
         given = {}
-    is_whole = len(names) == 1 and (not isinstance(given, dict) or _is_object(wanted.get(names[0]), given, names[0]))
+    kind = signature.kinds.get(names[0]) if len(names) == 1 else None
+    is_whole = len(names) == 1 and (not isinstance(given, dict) or _is_object(kind, given, names[0]))
     if is_whole:
         given = {names[0]: given}
     elif not isinstance(given, dict):
         hint = f"with values for: {', '.join(names) or 'nothing'}"
         raise InvalidValue(f"the input of {name} is to be a JSON object", hint=hint)
-    if not has_keywords and (unknown := sorted(set(given) - set(names))):
-        raise InvalidValue(f"{name} takes no input {unknown[0]!r}", hint=f"it takes: {', '.join(names) or 'nothing'}")
-    if missing := [key for key in names if key not in given and key not in optional]:
-        raise InvalidValue(f"{name} needs the input {missing[0]!r}", hint=f"it takes: {', '.join(names)}")
-    return {
-        key: from_json(value, wanted.get(key), f"the input {key!r}", function.__globals__)
-        for key, value in given.items()
-    }
+    return signature.check(given, "input")
 
 
 def _is_object(kind: Any, given: dict[str, Any], name: str) -> bool:

@@ -21,7 +21,7 @@ class Attempts:
     """The attempts at one step, and the pauses between them. What it decides by is in the log, so that whoever lives
     through it again decides the same."""
 
-    def __init__(self, retries: int, backoff: Duration, backoff_max: Duration, retry_on: Any) -> None:
+    def __init__(self, retries: int = 0, backoff: Duration = 0, backoff_max: Duration = 0, retry_on: Any = ()) -> None:
         if not isinstance(retries, int) or retries < 0:
             raise InvalidValue(f"ctx.step: retries is {retries!r}", hint="it is a number from 0 on")
         self.first = ""  # the key of the first attempt
@@ -31,10 +31,10 @@ class Attempts:
         wanted = retry_on if isinstance(retry_on, (tuple, list)) else (retry_on,)
         self._names = {one if isinstance(one, str) else one.__name__ for one in wanted}
 
-    def begin(self, lane: calls.Lane, ordinal: int) -> str:
-        """The key of the first attempt, for those after it."""
+    def begin(self, asked: dict[str, Any], lane: calls.Lane, ordinal: int) -> dict[str, Any]:
+        """What the next attempt asks. Those after the first name its key."""
         first, self.first = self.first, self.first or f"{lane.name}/{ordinal}"
-        return first
+        return {**asked, "of": first} if first else asked
 
     def pause_s(self, failure: StepFailed) -> float:
         """How long to wait before the next attempt. Raises the failure where there is none."""

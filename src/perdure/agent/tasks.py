@@ -10,23 +10,25 @@ import asyncio
 import contextlib
 import contextvars
 
-from perdure.agent import calls, completion, http1, later
+from perdure.agent import calls, completion, http1, later, tools
 from perdure.agent.asyncdoor import AsyncDoor
 from perdure.agent.door import retry_s
 from perdure.agent.secret import Secret
 from perdure.agent.steps import Attempts, arguments, outcome
+from perdure.agent.tools import Tool
 from perdure.agent.values import Turn, to_json
-from perdure.errors import StepFailed
+from perdure.errors import InvalidValue, StepFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine
-    from typing import Any
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+    from typing import Any, overload
 
     from perdure.agent.context import Messages
     from perdure.agent.declaration import Agent
     from perdure.agent.later import Wait
-    from perdure.agent.values import Duration, Field, Moment, Verdict
+    from perdure.agent.tools import Doubt, Effect, P, R
+    from perdure.agent.values import Duration, Field, Moment, ToolCall, Verdict
 
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
 _door: contextvars.ContextVar[AsyncDoor] = contextvars.ContextVar("perdure_door")
@@ -96,6 +98,7 @@ class AsyncContext:
     async def _chat(
         self, messages: Messages, model: str | None, is_stream: bool, parameters: dict[str, Any]
     ) -> AsyncIterator[str | Turn]:
+        parameters, known = tools.offered(parameters)
         body = completion.request(messages, model, is_stream, parameters)
         lane = _lane.get()
         ordinal = lane.take()
@@ -111,7 +114,7 @@ class AsyncContext:
                         if fresh := retelling.fresh(delta):
                             said += fresh
                             yield fresh
-                yield answer.turn(reader.status)
+                yield answer.turn(reader.status, known)
                 return
             except OSError:  # the connection, or a stream that died with a server: the same key is asked again
                 failures += 1
@@ -130,11 +133,21 @@ class AsyncContext:
         **kwargs: Any,
     ) -> Any:
         """Run a function or a coroutine function once for all. See ``Context.step``."""
-        attempts, lane = Attempts(retries, backoff, backoff_max, retry_on), _lane.get()
+        attempts = Attempts(retries, backoff, backoff_max, retry_on)
+        return await self._step(calls.step(name, on_doubt), attempts, function, args, kwargs)
+
+    async def _step(
+        self,
+        asked: dict[str, Any],
+        attempts: Attempts,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        name, lane = asked["name"], _lane.get()
         while True:
             ordinal = lane.take()
-            body = calls.step(name, on_doubt, attempts.begin(lane, ordinal))
-            state = await _call(lane, "step", body, ordinal)
+            state = await _call(lane, "step", attempts.begin(asked, lane, ordinal), ordinal)
             if state["status"] == "run":
                 children = lane.children
                 try:
@@ -155,6 +168,43 @@ class AsyncContext:
             except StepFailed as failure:
                 pause_s = attempts.pause_s(failure)
             await self.sleep(pause_s)
+
+    if TYPE_CHECKING:
+
+        @overload
+        def tool(
+            self,
+            function: Callable[P, Awaitable[R]],
+            *,
+            effect: Effect = "once",
+            name: str = "",
+            on_doubt: Doubt | None = None,
+        ) -> Tool[P, Coroutine[Any, Any, R]]: ...
+
+        @overload
+        def tool(
+            self, function: Callable[P, R], *, effect: Effect = "once", name: str = "", on_doubt: Doubt | None = None
+        ) -> Tool[P, Coroutine[Any, Any, R]]: ...
+
+    def tool(
+        self, function: Any, *, effect: Effect = "once", name: str = "", on_doubt: Doubt | None = None
+    ) -> Tool[..., Any]:
+        """See ``Context.tool``; not awaited, but what it makes is: of a function and of a coroutine function."""
+        return Tool(function, self._do, effect=effect, name=name, on_doubt=on_doubt)
+
+    async def _do(self, tool: Tool[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return await self._step(tools.asked(tool, args, kwargs), Attempts(), tool.function, args, kwargs)
+
+    async def use(self, call: ToolCall) -> dict[str, Any]:
+        """See ``Context.use``. Many at once: ``await asyncio.gather(*map(ctx.use, turn.tool_calls))``."""
+        caught: tuple[type[Exception], ...] = (InvalidValue,)
+        try:
+            function, given = tools.found(call)
+            caught = tools.told_to_model(function)
+            result = function(**given)
+            return tools.answer(call, await result if asyncio.iscoroutine(result) else result)
+        except caught as problem:
+            return tools.refusal(call, problem)
 
     async def sleep(self, duration: Duration) -> None:
         """See ``Context.sleep``."""

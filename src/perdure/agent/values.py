@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 VALUE_MAX_BYTES = 1 << 20  # of JSON, as in perdure.runs.bounds
 _INFINITE = float("inf")
+_FORMS = {  # what makes a type of others, by the name of its own type: importing typing costs a guest dear
+    "UnionType": "union",
+    "Union": "union",
+    "_UnionGenericAlias": "union",
+    "_LiteralGenericAlias": "literal",
+    "_AnnotatedAlias": "annotated",
+}
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -30,10 +37,37 @@ class Cancelled(BaseException):
     """
 
 
+class ToolCall:
+    """A tool that a model wants to be used. ``ctx.use`` does it. ``text``: its arguments, as the model wrote them."""
+
+    __slots__ = ("id", "name", "text", "tools")
+
+    def __init__(self, id: str, name: str, text: str, tools: dict[str, Any]) -> None:
+        """tools: the functions that the model was told of, by name."""
+        self.id = id
+        self.name = name
+        self.text = text
+        self.tools = tools
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """``InvalidValue``: what the model wrote is no JSON object."""
+        try:
+            value = json.loads(self.text or "{}")
+        except ValueError as error:
+            raise InvalidValue(f"the arguments of {self.name} are not JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise InvalidValue(f"the arguments of {self.name} are to be an object, and are {_name(value)}")
+        return value
+
+    def __repr__(self) -> str:
+        return f"ToolCall({self.name!r}, {self.text!r})"
+
+
 class Turn:
     """One answer of a model. ``message`` can be appended to the messages of the next turn as it is."""
 
-    __slots__ = ("completion_tokens", "finish_reason", "message", "model", "prompt_tokens", "text")
+    __slots__ = ("completion_tokens", "finish_reason", "message", "model", "prompt_tokens", "text", "tools")
 
     def __init__(
         self,
@@ -44,13 +78,22 @@ class Turn:
         finish_reason: str = "",
         prompt_tokens: int = 0,
         completion_tokens: int = 0,
+        tools: dict[str, Any] | None = None,
     ) -> None:
+        """tools: the functions that the model was told of, by name."""
         self.text = text
         self.message = message
         self.model = model
         self.finish_reason = finish_reason
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
+        self.tools = tools or {}
+
+    @property
+    def tool_calls(self) -> list[ToolCall]:
+        """The tools that the model wants to be used; none: it has said what it had to say."""
+        asked = [(call.get("id") or "", call.get("function") or {}) for call in self.message.get("tool_calls") or []]
+        return [ToolCall(id, said.get("name") or "", said.get("arguments") or "", self.tools) for id, said in asked]
 
     @property
     def usage(self) -> dict[str, int]:
@@ -202,8 +245,18 @@ def resolved(wanted: Any, names: dict[str, Any]) -> Any:
         return None
 
 
+def form(kind: Any) -> tuple[str, tuple[Any, ...]]:
+    """How an annotation is made (union, literal, annotated, list or dict) and of what; "": none of these."""
+    origin, of = getattr(kind, "__origin__", None), getattr(kind, "__args__", ())
+    made = _FORMS.get(type(kind).__name__, "")
+    if not made and of and origin in (list, dict):
+        made = origin.__name__
+    return made, of
+
+
 def from_json(value: Any, wanted: Any, what: str, names: dict[str, Any]) -> Any:
-    """``value`` as the annotation ``wanted`` asks: a dataclass is made, a plain type is checked, others pass.
+    """``value`` as the annotation ``wanted`` asks: a dataclass is made, a plain type is checked, also within lists,
+    dicts and what may be None; others pass.
 
     ``names``: the globals that a string annotation is read in. ``InvalidValue`` says what was wanted.
     """
@@ -216,6 +269,20 @@ def from_json(value: Any, wanted: Any, what: str, names: dict[str, Any]) -> Any:
         not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool)
     ):
         raise InvalidValue(f"{what} is to be {wanted.__name__}, and is {_name(value)}: {_short(value)}")
+    made, of = form(wanted)
+    if made == "annotated":
+        return from_json(value, of[0], what, names)
+    if made == "list":
+        items = from_json(value, list, what, names)
+        return [from_json(item, of[0], f"{what}[{number}]", names) for number, item in enumerate(items)]
+    if made == "dict":
+        items = from_json(value, dict, what, names)
+        return {key: from_json(item, of[1], f"{what}.{key}", names) for key, item in items.items()}
+    if made == "literal" and value not in of:
+        raise InvalidValue(f"{what} is to be one of {', '.join(map(repr, of))}, and is {_short(value)}")
+    if made == "union" and value is not None:
+        others = [one for one in of if one is not type(None)]
+        return from_json(value, others[0], what, names) if len(others) == 1 else value
     return value
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from perdure.testing.speeches import chat
+from perdure.testing.speeches import chat, chat_calls
 
 BROKEN = "def owls(nests):\n    return sum(nests[1:])\n"
 MENDED = "def owls(nests):\n    return sum(nests)\n"
@@ -46,20 +45,12 @@ def git(at: Path, *words: str) -> str:
 def turns() -> list[dict[str, Any]]:
     """What the model says: it asks for a file that is not there, too."""
     return [
-        _calls(("run", {"command": RUN_TESTS}), ("read", {"path": "nothing.py"})),
-        _calls(("read", {"path": "owls.py"})),
-        _calls(("write", {"path": "owls.py", "content": MENDED})),
-        _calls(("run", {"command": RUN_TESTS})),
+        chat_calls(("run", {"command": RUN_TESTS}), ("read", {"path": "nothing.py"})),
+        chat_calls(("read", {"path": "owls.py"})),
+        chat_calls(("write", {"path": "owls.py", "content": MENDED})),
+        chat_calls(("run", {"command": RUN_TESTS})),
         chat(SAID),
     ]
-
-
-def _calls(*calls: tuple[str, dict[str, str]]) -> dict[str, Any]:
-    made = chat("")
-    functions = [{"name": name, "arguments": json.dumps(given)} for name, given in calls]
-    told = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(functions)]
-    made["choices"][0] |= {"finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": told}}
-    return made
 
 
 def heard(asked: list[Any]) -> list[str]:

@@ -25,6 +25,7 @@ from perdure.runs.engine import Engine
 from perdure.runs.record import StartRequest
 from perdure.runs.tenure import Tenure, Terms
 from perdure.testing.machines import LocalMachines, Program
+from perdure.testing.speeches import all_used
 
 Moved = TypeVar("Moved", bound=Clock)
 
@@ -172,7 +173,8 @@ class House:
 
 
 class Provider:
-    """An OpenAI-compatible provider that counts; ``silence`` stops it before its answer, ``hold`` in the middle."""
+    """An OpenAI-compatible provider that counts; ``silence`` stops it before its answer, ``hold`` in the middle. It
+    uses each tool that it is told of, once."""
 
     def __init__(self) -> None:
         self.requests = 0
@@ -202,6 +204,8 @@ class Provider:
         asked = await request.json()
         if self.silence is not None:
             await self.silence.wait()
+        if asked.get("tools") and asked["messages"][-1]["role"] == "user":
+            return web.json_response(all_used(asked["tools"]))
         text = f"answer to {asked['messages'][-1]['content']}"
         if not asked.get("stream"):
             choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}

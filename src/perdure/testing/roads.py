@@ -18,7 +18,11 @@ from perdure.testing.house import Provider
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 INPUT = {"topic": "owls"}
-INPUTS = {"order": {"item": "owl"}, "team": {"topics": ["owls"]}}  # one child: which of two is first is chance
+INPUTS = {
+    "order": {"item": "owl"},
+    "team": {"topics": ["owls"]},  # one child: which of two is first is chance
+    "shop": {"wish": "two owls"},
+}
 FORMS = {"order": {"price": 12}}
 OTHER_EACH_TIME = ("pid", "started", "run_id", "at")  # what an example shows of its process, and of its children
 

@@ -28,6 +28,26 @@ def chat(text: str) -> dict[str, Any]:
     }
 
 
+def chat_calls(*calls: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """It wants these tools to be used, with these arguments."""
+    made = chat("")
+    functions = [{"name": name, "arguments": json.dumps(given)} for name, given in calls]
+    told = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(functions)]
+    made["choices"][0] |= {"finish_reason": "tool_calls", "message": {"role": "assistant", "tool_calls": told}}
+    return made
+
+
+def all_used(tools: list[Any]) -> dict[str, Any]:
+    """It wants each of these tools to be used, with something of what its schema says."""
+    functions = [tool["function"] for tool in tools]
+    given = {"string": "owls", "integer": 2, "number": 2, "boolean": True}
+    calls = []
+    for function in functions:
+        wanted = function["parameters"]["properties"]
+        calls.append((function["name"], {name: given[kind["type"]] for name, kind in wanted.items()}))
+    return chat_calls(*calls)
+
+
 def chat_events(*words: str) -> list[bytes]:
     """One per word, a final one with the usage, and [DONE]."""
     base = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
