@@ -94,6 +94,8 @@ class Context:
         self, messages: Messages, model: str | None, is_stream: bool, parameters: dict[str, Any]
     ) -> Iterator[str | Turn]:
         parameters, known = tools.offered(parameters)
+        for tool in known.values():
+            tools.refuse_coroutine(tool)
         body = completion.request(messages, model, is_stream, parameters)
         ordinal = self._lane.take()
         said, failures = "", 0
@@ -174,6 +176,7 @@ class Context:
         a person is asked, or with on_doubt="fail" it fails. What it takes and returns is JSON, or dataclasses.
         ``StepFailed`` when it raised. A tool that itself asks ``ctx`` is to be a plain function: steps hold no steps.
         """
+        tools.refuse_coroutine(function)
         return Tool(function, self._do, effect=effect, name=name, on_doubt=on_doubt)
 
     def _do(self, tool: Tool[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

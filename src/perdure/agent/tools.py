@@ -39,6 +39,7 @@ else:
 
 EFFECTS = {"read-only": "retry", "idempotent": "retry", "once": "ask"}  # and what is done in doubt
 IN_DOUBT = "InDoubt"  # the host's name for what it does not repeat
+_IS_COROUTINE = 0x80  # CO_COROUTINE of code objects (the documentation of inspect)
 _NAME_MAX = 64  # of OpenAI and Anthropic
 
 
@@ -111,11 +112,24 @@ def described(tool: Any) -> dict[str, Any]:
     return {"type": "function", "function": {key: value for key, value in told.items() if value}}
 
 
+def refuse_coroutine(tool: Any) -> None:
+    """In an agent that is a function: nobody there would await it."""
+    function = tool.function if isinstance(tool, Tool) else tool
+    code = getattr(_innermost(function), "__code__", None)
+    if code is not None and code.co_flags & _IS_COROUTINE:
+        hint = "write the agent as a coroutine (async def), too"
+        raise InvalidValue(f"the tool {function.__name__!r} is a coroutine function", hint=hint)
+
+
 def signature(function: Any) -> Signature:
     """What a model may give it: of a function with decorators around it, what the innermost takes."""
+    return Signature(_innermost(function), without=KEY)
+
+
+def _innermost(function: Any) -> Any:
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
-    return Signature(function, without=KEY)
+    return function
 
 
 def found(call: ToolCall) -> tuple[Callable[..., Any], dict[str, Any]]:

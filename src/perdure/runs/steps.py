@@ -93,6 +93,7 @@ async def _doubt(asked: Asked, step: Step, intents: list[Entry]) -> Wait:
         return known
     name = f"Step {step.name!r} may have taken effect before its machine was lost. Do it again?"
     show = {"step": step.name, "begun": [entry.time for entry in intents]}
+    show |= {} if step.args is None else {"args": step.args}  # what the person is to look for
     wait = Wait(id=new_id(), key=asked.key, kind="doubt", name=name, since=asked.run.clock.time(), show=show)
     return await parking.open_wait(asked, wait)
 

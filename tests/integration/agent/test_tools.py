@@ -73,7 +73,7 @@ async def test_the_example(house: House, model: ScriptedProvider) -> None:
 
 IN_DOUBT = """
 from perdure import agent
-def act() -> str:
+def act(what: str) -> str:
     with open("done", "a") as file:
         file.write("x")
     open("pipe").read()  # until the test says so
@@ -104,7 +104,7 @@ DEF f(ctx):
 async def test_a_machine_that_is_lost_in_a_tool(
     house: House, model: ScriptedProvider, effect: str, approved: bool | None, result: Any, is_async: bool
 ) -> None:
-    model.acts = [model.says(chat_calls(("act", {})))]
+    model.acts = [model.says(chat_calls(("act", {"what": "owls"})))]
     house.machines.folder.mkdir(exist_ok=True)
     pipe = house.machines.folder / "pipe"
     os.mkfifo(pipe)
@@ -120,7 +120,8 @@ async def test_a_machine_that_is_lost_in_a_tool(
     done = house.machines.folder / "done"
     if approved is not None:
         wait = (await until(house, run_id, "wait.started")).payload["wait"]
-        assert wait["kind"] == "doubt" and done.read_text() == "x"
+        assert (wait["kind"], wait["show"]["args"]) == ("doubt", {"what": "owls"})
+        assert done.read_text() == "x"
         await house.engine.approve(run_id, wait["id"], approved=approved)
     if result == "acted":
         (await asyncio.to_thread(pipe.open, "w")).close()

@@ -194,10 +194,12 @@ def f(ctx): return ctx.use(ctx.chat("hi", tools=[ctx.tool(pay, ON_DOUBT)]).tool_
         ("ctx.chat('x', tools=[g, ctx.tool(g)])", "two tools are called 'g'"),
         ("ctx.chat('x', tools=[lambda: 1])", "a tool is called '<lambda>'"),
         ("ctx.chat('x', tools=['g'])", "is no function"),
+        ("ctx.tool(later)", "the tool 'later' is a coroutine function"),
+        ("ctx.chat('x', tools=[later])", "the tool 'later' is a coroutine function"),
         ("ctx.tool(g)(object())", "tool 'g': what it is called with is not a JSON value"),
     ],
 )
 def test_tools_that_are_none(guest: Guest, door: Door, call: str, words: str) -> None:
-    error = guest.error(HEAD + f"def g(a=1): ...\n@agent()\ndef f(ctx): {call}\n")
+    error = guest.error(HEAD + f"def g(a=1): ...\nasync def later(): ...\n@agent()\ndef f(ctx): {call}\n")
     assert error["code"] == "invalid-value" and words in error["message"]
     assert not door.bodies("/v1/chat/completions") and not door.bodies("step")
