@@ -286,6 +286,11 @@ def test_a_file_that_is_no_agent(guest: Guest, source: str, message: str) -> Non
         ("ctx, a", {"a": 1, "b": 2}, "f takes no input 'b'"),
         ("ctx, a: bool", {"a": 1}, "is to be bool, and is int"),
         ("ctx, a: int", {"a": True}, "is to be int, and is bool"),
+        ("ctx, a: list[int]", [1, "x"], "the input 'a'[1] is to be int, and is str"),
+        ("ctx, a: list[int]", 3, "the input 'a' is to be list, and is int"),
+        ("ctx, a: dict[str, int]", {"a": {"k": "x"}}, "the input 'a'.k is to be int, and is str"),
+        ("ctx, a: 'int | None'", {"a": "x"}, "the input 'a' is to be int, and is str"),
+        ("ctx, a: __import__('typing').Literal['x', 'y']", {"a": "z"}, "is to be one of 'x', 'y', and is \"z\""),
     ],
 )
 def test_input_that_does_not_fit(guest: Guest, door: Door, signature: str, given: object, message: str) -> None:
@@ -301,6 +306,8 @@ def test_input_that_does_not_fit(guest: Guest, door: Door, signature: str, given
         ("ctx, a: float, *, b", {"a": 1, "b": None}, [1.0, None]),
         ("ctx, a: dict, b=3", {"a": {"x": 1}}, [{"x": 1}, 3]),
         ("ctx, a, b=0", {"a": [1]}, [[1], 0]),
+        ("ctx, a: list[float], b: 'int | None'", {"a": [1], "b": None}, [[1.0], None]),
+        ("ctx, a: 'int | str', b: 'dict[str, list[float]]'", {"a": "x", "b": {"k": [1]}}, ["x", {"k": [1.0]}]),
     ],
 )
 def test_input_that_fits(guest: Guest, door: Door, signature: str, given: object, result: object) -> None:
