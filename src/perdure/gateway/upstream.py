@@ -128,7 +128,7 @@ class Upstream:
                             yield piece
                         return
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                after = f"{provider.name}: {error or type(error).__name__}"
+                after = f"{provider.name}: {str(error) or type(error).__name__}"
                 if handed_on:
                     raise BrokenError(after) from error
             if attempt < self._retry.attempts:
