@@ -92,6 +92,7 @@ async def test_a_database_that_is_read_only_writes_nothing(
     two_logs: list[ContextLog], postgres: PostgresServer, schema: str
 ) -> None:
     await two_logs[0].create("run", {})
+    # mypy sees a Database, which has no connections: it is the session of the writer alone that becomes read-only.
     connection = two_logs[0]._database._writer._connection  # type: ignore[attr-defined]
     await connection.execute("SET default_transaction_read_only = on")
     with pytest.raises(Unavailable, match="read-only"):

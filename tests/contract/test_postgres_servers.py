@@ -47,7 +47,7 @@ async def test_a_follower_hears_of_what_another_server_writes(two_logs: list[Con
         await two_logs[0].append("run", NOTE, epoch=1)
         entry = await asyncio.wait_for(anext(following), 10)
         assert entry.seq == seq
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()  # type: ignore[attr-defined]  # follow() says AsyncIterator, and is a generator
 
 
 async def test_a_follower_hears_of_it_without_any_notification(two_logs: list[ContextLog]) -> None:
@@ -60,7 +60,7 @@ async def test_a_follower_hears_of_it_without_any_notification(two_logs: list[Co
     waiting = asyncio.ensure_future(anext(following))
     await two_logs[0].append("run", NOTE, epoch=1)
     assert (await asyncio.wait_for(waiting, 10)).seq == 2
-    await following.aclose()  # type: ignore[attr-defined]
+    await following.aclose()  # type: ignore[attr-defined]  # follow() says AsyncIterator, and is a generator
 
 
 async def test_what_a_server_remembers_of_a_run_is_no_more_than_a_guess(two_logs: list[ContextLog]) -> None:

@@ -21,7 +21,7 @@ DEADLINE_S = 30.0
 
 @pytest.fixture
 def keep(tmp_path: Path) -> Iterator[Callable[[str, str], subprocess.Popen[str]]]:
-    """Start a keeper in the machine folder of a sandbox, which starts a program."""
+    """Start a keeper in the machine folder of a sandbox, which has started a program."""
     keepers: list[subprocess.Popen[str]] = []
 
     def keep(sandbox: str, program: str) -> subprocess.Popen[str]:
@@ -31,6 +31,10 @@ def keep(tmp_path: Path) -> Iterator[Callable[[str, str], subprocess.Popen[str]]
         pipe, words = subprocess.PIPE, [*KEEPER, copy]
         keeper = subprocess.Popen(words, cwd=folder, stdin=pipe, stdout=pipe, text=True, start_new_session=True)
         keepers.append(keeper)
+        assert keeper.stdout is not None
+        name, deadline = Path(f"/proc/{keeper.stdout.readline().strip()}/comm"), time.monotonic() + DEADLINE_S
+        while name.read_text().strip() != program:  # until then it is a second keeper, to whoever looks
+            assert time.monotonic() < deadline
         return keeper
 
     yield keep
@@ -66,9 +70,6 @@ def test_the_first_wish_that_is_there_is_killed(
     tmp_path: Path, keep: Callable[[str, str], subprocess.Popen[str]]
 ) -> None:
     first, second = keep("one", "firecracker"), keep("other", "pager")
-    for keeper in (first, second):
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline().strip()  # its program was started
     assert killed_at_last(tmp_path, "pager/one", "firecracker/other", "pager/other", "keeper/one") == "pager/other"
     assert killed(tmp_path, "pager/other", "keeper/oth") == ""
     assert (first.poll(), second.poll()) == (None, None)
@@ -81,10 +82,7 @@ def test_the_first_wish_that_is_there_is_killed(
 def test_one_that_ends_meanwhile_is_passed_over_without_a_word(
     tmp_path: Path, keep: Callable[[str, str], subprocess.Popen[str]]
 ) -> None:
-    first, second = keep("one", "firecracker"), keep("other", "pager")
-    for keeper in (first, second):
-        assert keeper.stdout is not None
-        assert keeper.stdout.readline().strip()
+    first, _ = keep("one", "firecracker"), keep("other", "pager")
     deadline = time.monotonic() + DEADLINE_S
     while not (who := killed_when_the_first_is_gone(tmp_path, "keeper/one", "keeper/other")):
         assert time.monotonic() < deadline

@@ -231,6 +231,9 @@ def _closed() -> nftables.Batch:
     batch.chain("in", nftables.NAT, nftables.PREROUTING, nftables.DSTNAT)
     batch.rule("in", nftables.came_from(UPLINKS), nftables.send_to(GUEST))
     batch.chain("out", nftables.NAT, nftables.POSTROUTING, nftables.SRCNAT)
+    # Guests of one snapshot choose the same ports. Where a machine was killed the world still has its connections, and
+    # takes another one from there for a part of these. What a guest had before it slept goes on from where it was.
+    batch.rule("out", nftables.goes_to(UPLINKS), nftables.BEGINS, nftables.MASQUERADE_ANEW)
     batch.rule("out", nftables.goes_to(UPLINKS), nftables.MASQUERADE)
     return batch
 

@@ -38,6 +38,8 @@ _NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
 _CT_STATE = 0
 _ESTABLISHED, _RELATED = 0x2, 0x4
 _SOURCE_AT, _DESTINATION_AT = 12, 16  # in the IPv4 header
+_TCP_FLAGS_AT, _SYN, _ACK = 13, 0x02, 0x10  # in the TCP header
+_RANDOM_FULLY = 0x10  # NF_NAT_RANGE_PROTO_RANDOM_FULLY
 TCP, UDP, ICMP = 6, 17, 1
 
 
@@ -125,6 +127,12 @@ def is_to_port(protocol: int, port: int) -> bytes:
     return is_protocol(protocol) + _bytes_at(_TRANSPORT_HEADER, 2, 2) + _equals(struct.pack(">H", port))
 
 
+def _begins() -> bytes:
+    """The first packet of a TCP connection."""
+    flags = _bytes_at(_TRANSPORT_HEADER, _TCP_FLAGS_AT, 1) + _masked(bytes([_SYN | _ACK]))
+    return is_protocol(TCP) + flags + _equals(bytes([_SYN]))
+
+
 def _known() -> bytes:
     """Of a connection that was let through when it began."""
     state = _expression("ct", number(1, _REGISTER), number(2, _CT_STATE))
@@ -132,12 +140,14 @@ def _known() -> bytes:
 
 
 KNOWN = _known()
+BEGINS = _begins()
 
 # What it does
 
 ACCEPT, DROP = _verdict(1), _verdict(0)
 REJECT = _expression("reject", number(1, 0), attribute(2, bytes([13])))  # ICMP: administratively prohibited
 MASQUERADE = _expression("masq")
+MASQUERADE_ANEW = _expression("masq", number(1, _RANDOM_FULLY))  # from a port that nobody foresees
 
 
 def jump(chain: str) -> bytes:

@@ -106,7 +106,7 @@ class HookSender:
                 if not 200 <= answer.status < 300:
                     raise Unavailable(f"{hook.url} answered {answer.status}")
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(f"{hook.url}: {error or 'no answer in time'}") from error
+            raise Unavailable(f"{hook.url}: {str(error) or 'no answer in time'}") from error
 
     async def _run(self, hook: Hook, delivery: str, body: bytes) -> None:
         process = await asyncio.create_subprocess_exec(

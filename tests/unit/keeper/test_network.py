@@ -235,6 +235,38 @@ keeper.end()
     assert said.splitlines() == ["[['lo', 'tap0'], 'tap0'] ['lo']"]
 
 
+def test_a_machine_is_not_taken_for_the_one_before_it_that_had_its_address_and_used_its_port() -> None:
+    namespaces.require_rights()
+    said = namespaces.run(
+        KEEPER
+        + """
+import socket
+subprocess.run(["nft", "add", "table", "ip", "perdure"], check=True)  # so the host hears its guests here
+listening = socket.create_server(("", 7777))
+hearing = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+hearing.bind(("", 7777))
+for heard in (listening, hearing): heard.settimeout(20)
+
+def connect():
+    calling = socket.create_connection(("10.88.0.1", 7777), 20, source_address=("10.88.0.5", 40000))
+    telling = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    telling.bind(("10.88.0.5", 40000))
+    telling.sendto(b"", ("10.88.0.1", 7777))
+    return calling.getsockname()
+
+ports = []
+for name in "ab":  # the second one has the first one's address, after it was killed
+    keeper = Keeper(name * 12, {"networks": [uplink(5, isolated=True)]}, connect)
+    print(keeper.answer, hearing.recvfrom(1)[1])
+    taken, (_, port) = listening.accept()
+    ports.append(port)
+    keeper.end()
+print(len({40000, *ports}))
+"""
+    )
+    assert said.splitlines() == [*["{'ok': ['10.88.0.5', 40000]} ('10.88.0.5', 40000)"] * 2, "3"]
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -32,6 +32,7 @@ batch.rule("side", n.is_to("169.254.0.0", 16), n.DROP)
 batch.rule("side", n.is_to_one_of("networks"), n.ACCEPT)
 batch.rule("side", n.is_from_one_of("names"), n.is_protocol(n.ICMP), n.ACCEPT)
 batch.rule("in", n.came_from("up*"), n.send_to("172.31.255.2"))
+batch.rule("out", n.goes_to("up*"), n.BEGINS, n.MASQUERADE_ANEW)
 batch.rule("out", n.goes_to("up*"), n.MASQUERADE)
 batch.add_networks("networks", [("10.0.0.0", 8), ("192.0.2.1", 32), ("255.255.255.0", 24)])
 batch.add_addresses("names", ["198.51.100.7"], 3600)
@@ -76,6 +77,7 @@ table ip t {
 
     chain out {
         type nat hook postrouting priority srcnat; policy accept;
+        oifname "up*" tcp flags syn / syn,ack masquerade fully-random
         oifname "up*" masquerade
     }
 }

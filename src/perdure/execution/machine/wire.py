@@ -44,7 +44,7 @@ class Wire(asyncio.Protocol):
                     _, wire = await loop.create_connection(Wire, address.tcp_host, address.tcp_port)
         except (OSError, TimeoutError) as error:
             raise Unavailable(
-                f"the launcher does not answer at {address}: {error or 'timed out'}",
+                f"the launcher does not answer at {address}: {str(error) or 'timed out'}",
                 hint="Start it with: fcrun host start",
             ) from None
         wire._end_with(address.process)

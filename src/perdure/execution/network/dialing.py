@@ -44,7 +44,7 @@ async def dial(
                 raise
             return reader, writer
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        raise Unavailable(f"port {port} of sandbox {sandbox_id} does not answer: {error or 'timed out'}") from None
+        raise Unavailable(f"port {port} of sandbox {sandbox_id} does not answer: {str(error) or 'timed out'}") from None
 
 
 def keep_alive(connection: socket.socket) -> None:

@@ -58,10 +58,14 @@ class Parts:
         return await self.kill_next(part, [])
 
     async def kill_wished(self, wishes: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-        """The first of them that is there: a part, of a sandbox. None: there was none."""
+        """The first of them that is there: a part, of a sandbox. None: there was none, or nobody below the line answers
+        just now, on a busy machine: whoever waits for a machine there says so."""
         said, names = bytearray(), {part: PROGRAMS[part] or part for part in BELOW}
         words = (str(self._home.below_line_folder / "m"), *(f"{names[part]}/{sandbox}" for part, sandbox in wishes))
-        if await self._run(*belowline.KILL_WISHED, *words, output=said):
+        try:
+            if await self._run(*belowline.KILL_WISHED, *words, output=said):
+                return None
+        except Unavailable:
             return None
         name, _, sandbox = said.decode().strip().partition("/")
         return next(part for part in BELOW if names[part] == name), sandbox
