@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -301,7 +302,6 @@ async def test_other_paths_and_the_list_of_models(gateway: Gateway) -> None:
 
 
 def _with(call: Call, **changes: object) -> Call:
-    from dataclasses import replace
 
     return replace(call, **changes)  # type: ignore[arg-type]
 
@@ -345,3 +345,21 @@ async def test_nothing_is_asked_for_a_run_that_has_ended(provider: Provider, log
         with pytest.raises(Unavailable):
             await asker
     assert len(provider.asked) < 100
+
+
+async def test_what_sdks_read_and_strict_json_is_not_is_no_fault(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    """An emoji that a server cut between two tokens, and infinity: Python's JSON writes both, and reads them."""
+    pieces = [
+        b'data: {"choices":[{"index":0,"delta":{"content":"owl \\ud83e"},"logprobs":[-Infinity, 1e999]}]}\n\n',
+        b'data: {"choices":[{"index":0,"delta":{"content":"\\udd89"},"finish_reason":"stop"}]}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    provider.acts = [provider.streams(pieces)]
+    call = replace(chat(stream=True), body=b'{"stream":true,"messages":[{"role":"user","content":"\\ud83e"}]}')
+    assert await read(await gateway.answer(call, 1)) == b"".join(pieces)
+    assert provider.bodies == [b'{"model":"default-model",' + call.body[1:]]
+    intent, _, committed = await log.read(RUN)
+    assert intent.payload["messages"] == [{"role": "user", "content": "?"}]
+    assert committed.kind == "model.committed" and committed.payload["text"] == "owl ??"

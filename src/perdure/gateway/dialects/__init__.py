@@ -9,7 +9,7 @@ import msgspec
 
 from perdure.errors import NotFound
 from perdure.gateway.dialects.chat import Chat
-from perdure.gateway.dialects.dialect import Dialect
+from perdure.gateway.dialects.dialect import Dialect, decoded
 from perdure.gateway.dialects.messages import Messages
 from perdure.gateway.dialects.other import Other
 from perdure.gateway.dialects.responses import Responses
@@ -54,7 +54,7 @@ def checked(call: Call) -> str:
 
 def naming(body: bytes, model: str) -> bytes:
     """A request that names no model, with one; whatever else it says stays byte for byte as it is."""
-    value = msgspec.json.decode(body)
+    value = decoded(body)
     beginning = _BEGINNING.match(body)
     if "model" in value or not value or beginning is None:
         return msgspec.json.encode({**value, "model": model})

@@ -6,6 +6,8 @@ to tell a whole answer from one that broke off; and it words what the gateway it
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -102,10 +104,25 @@ def decoded(data: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise MalformedError(f"not JSON ({error}): {shown(data)}") from None
+        value = _leniently(data, error)
     if not isinstance(value, dict):
         raise MalformedError(f"not a JSON object: {shown(data)}")
     return value
+
+
+def _leniently(data: bytes, error: Exception) -> Any:
+    """As SDKs read it: they take halves of surrogate pairs (an emoji that a server cut between two tokens), NaN and
+    infinity. The log has "?" and null for these."""
+    try:
+        value = json.loads(data.decode(), parse_float=_finite, parse_constant=lambda name: None)
+        return json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        raise MalformedError(f"not JSON ({error}): {shown(data)}") from None
+
+
+def _finite(told: str) -> float | None:
+    number = float(told)
+    return number if math.isfinite(number) else None
 
 
 def shown(data: bytes) -> str:
