@@ -97,7 +97,12 @@ def last(entries: list[Entry], kind: str) -> Entry | None:
     return next((entry for entry in reversed(entries) if entry.kind == kind), None)
 
 
+def newest(entries: list[Entry]) -> Entry | None:
+    """The newest that says what became of a call. Who asked again while it ended may have written so behind its end."""
+    return next((entry for entry in reversed(entries) if entry.kind != "model.replayed"), None)
+
+
 def told(entries: list[Entry]) -> dict[str, Any] | None:
     """The answer that a program got instead of a turn, where that was the call's end."""
-    end = entries[-1] if entries else None
+    end = newest(entries)
     return end.payload.get("answer") if end is not None and end.kind == "model.aborted" else None

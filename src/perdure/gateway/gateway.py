@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from perdure.context.log import ContextLog, NewEntry, digest_of, valid
@@ -36,10 +37,11 @@ JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
 ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
 FAILED = "provider-failed"
+ENDING = "the server is ending"
 NO_PRICES = Prices()
 NO_BUDGET = Budget()
-COMMIT_AGAIN_S = 0.1
-COMMIT_AGAIN_MAX_S = 5.0
+KEEP_AGAIN_S = 0.1
+KEEP_AGAIN_MAX_S = 5.0
 
 _log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ class Gateway:
                 turn = self._turns[asked.key] = Turn(call, budget)
                 is_new = new_at == self.turns_ended  # what is not in flight, and has not ended since, was never begun
                 turn.task = asyncio.create_task(self._take(turn, asked, is_new=is_new))
+                turn.task.add_done_callback(partial(self._not_begun, asked, turn))
             elif call.epoch > turn.epoch:
                 turn.epoch = call.epoch
                 if not call.is_first:
@@ -136,6 +139,13 @@ class Gateway:
         body = dialect.error_body(message, code=error.code, status=error.http_status)
         return Answer(error.http_status, {**JSON_HEADERS, **ASK_NO_MORE}, once(body))
 
+    def _not_begun(self, asked: Asked, turn: Turn, _task: asyncio.Task[None]) -> None:
+        """Where a task was stopped before its first step, which says nothing itself: its askers would wait for ever."""
+        if self._turns.get(asked.key) is turn:
+            del self._turns[asked.key]
+            self.turns_ended += 1
+            turn.fail(Unavailable(ENDING, hint="ask again"))
+
     async def _take(self, turn: Turn, asked: Asked, *, is_new: bool) -> None:
         """Fill ``turn``, whoever listens. The call stays in flight until its turn is committed or given up."""
         call = asked.call
@@ -150,15 +160,15 @@ class Gateway:
                 await self._tell(turn, told)
                 return
             if call.offset:
-                if not known or known[-1].payload.get("told") != entries.LOST:
+                if (newest := entries.newest(known)) is None or newest.payload.get("told") != entries.LOST:
                     await self._append(asked, entries.lost(call), epoch=call.epoch)
                 turn.lose()
                 return
-            if known and known[-1].kind == "model.started":
+            if (newest := entries.newest(known)) is not None and newest.kind == "model.started":
                 await self._append(asked, entries.aborted(call, entries.ENDED), epoch=call.epoch)
             await self._ask(turn, asked, is_new=entries.last(known, "model.intent") is None)
         except asyncio.CancelledError:
-            turn.fail(Unavailable("the server is ending", hint="ask again"))
+            turn.fail(Unavailable(ENDING, hint="ask again"))
             raise
         except Exception as error:  # a task has nobody above it: the askers get the error
             if turn.has_begun:
@@ -228,7 +238,7 @@ class Gateway:
             reason = f"{head.provider}: {summary.error}"
             bill = self._prices.bill(asked, head.provider, summary)
             entry = entries.aborted(asked.call, reason, 0, turn.size, told, summary, bill)
-            await self._append(asked, entry, epoch=None, body=turn.body)
+            await self._keep(asked, entry, body=turn.body)
         else:
             await self._commit(asked, turn.body, head, summary, time.monotonic() - asked_at)
         if not head.is_stream:
@@ -269,7 +279,7 @@ class Gateway:
         headers = {**refusal.headers, **({} if refusal.body else JSON_HEADERS), **ASK_NO_MORE}
         answer = _kept(status, headers, body)
         entry = entries.aborted(asked.call, refusal.reason, refusal.status, 0, answer, is_asked=is_asked)
-        await self._append(asked, *pending, entry, epoch=None, body=body)
+        await self._keep(asked, *pending, entry, body=body)
         turn.begin(status, headers)
         turn.break_off(body)
 
@@ -280,22 +290,26 @@ class Gateway:
         body = turn.visible + event
         answer, bill = _kept(turn.status, turn.headers, body), self._prices.bill(asked, provider, summary)
         entry = entries.aborted(asked.call, reason, 0, received, answer, summary, bill)
-        await self._append(asked, entry, epoch=None, body=body)
+        await self._keep(asked, entry, body=body)
         turn.break_off(event)
 
     async def _commit(self, asked: Asked, body: bytes, head: Head, summary: Summary, seconds: float) -> None:
-        """Keep the turn, for as long as that takes: it is paid for, and nothing goes on without it."""
-        pause_s, bill = COMMIT_AGAIN_S, self._prices.bill(asked, head.provider, summary)
-        answer = _kept(head.status, head.headers, body)
+        answer, bill = _kept(head.status, head.headers, body), self._prices.bill(asked, head.provider, summary)
         entry = entries.committed(asked.call, head.provider, answer, len(body), summary, bill, seconds)
+        await self._keep(asked, entry, body=body)
+
+    async def _keep(self, asked: Asked, *ends: NewEntry, body: bytes) -> None:
+        """Keep a turn's end, for as long as that takes: it is paid for, its program is told it, and nothing goes on
+        without it."""
+        pause_s = KEEP_AGAIN_S
         while True:
             try:
-                await self._append(asked, entry, epoch=None, body=body)
+                await self._append(asked, *ends, epoch=None, body=body)
                 return
             except (NoSpace, Unavailable) as error:
                 _log.warning("run %s: turn %s cannot be kept yet: %s", asked.call.run_id, asked.call.key, error)
                 await asyncio.sleep(pause_s)
-                pause_s = min(2 * pause_s, COMMIT_AGAIN_MAX_S)
+                pause_s = min(2 * pause_s, KEEP_AGAIN_MAX_S)
 
     async def _append(self, asked: Asked, *entries: NewEntry, epoch: int | None, body: bytes | None = None) -> None:
         """body: of the answer that they name, in one transaction with them."""
