@@ -70,10 +70,33 @@ static void answer_here(struct call *call, unsigned status, const char *body) {
     bytes_free(&call->in);
 }
 
+// Whose SDK asks, as far as the request was read: gateway/dialects has the same for what the host refuses.
+static bool is_of_anthropic(const struct http *http) {
+    static const char messages[] = "/v1/messages";
+    size_t size = sizeof messages - 1;
+    return http_header(http, "anthropic-version") ||
+           (http->path.size >= size && !memcmp(http->path.data, messages, size) &&
+            (http->path.size == size || strchr("/?", http->path.data[size])));
+}
+
+// In the words of that API; of OpenAI's for everybody else, where Perdure's own calls find what they look for, too.
 static void refuse(struct call *call, unsigned status, const char *reason) {
-    char body[256];
-    const char *code = status == 503 ? "unavailable" : "invalid-value";
-    snprintf(body, sizeof body, "{\"error\": {\"code\": \"%s\", \"message\": \"guestd: %s\"}}\n", code, reason);
+    char body[320];
+    const char *kind = "invalid_request_error", *code = "invalid-value";
+    bool is_anthropic = is_of_anthropic(&call->http);
+    if (status == 413 || status == 431)
+        code = "too-large";
+    if (status == 413 && is_anthropic)
+        kind = "request_too_large";
+    if (status >= 500) {
+        kind = is_anthropic ? "api_error" : "server_error";
+        code = status == 503 ? "unavailable" : "unsupported";
+    }
+    snprintf(body, sizeof body,
+             is_anthropic
+                 ? "{\"type\": \"error\", \"error\": {\"message\": \"guestd: %s\", \"type\": \"%s\", \"code\": \"%s\"}}\n"
+                 : "{\"error\": {\"message\": \"guestd: %s\", \"type\": \"%s\", \"param\": null, \"code\": \"%s\"}}\n",
+             reason, kind, code);
     answer_here(call, status, body);
 }
 

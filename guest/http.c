@@ -142,6 +142,17 @@ static void parse_framing(struct http *http) {
         http->state = chunked ? HTTP_CHUNK_SIZE : sized && http->left ? HTTP_BODY : HTTP_DONE;
 }
 
+// Its first line, where that is whole, says what was asked all the same.
+static void bad_head(struct http *http, const struct bytes *in, const char *reason) {
+    const uint8_t *at = bytes_head(in);
+    struct slice line;
+    if (take_line(&at, in->data + in->end, &line)) {
+        bytes_append(&http->head, line.data, line.size);
+        parse_request_line(http, (struct slice){bytes_head(&http->head), line.size});
+    }
+    bad(http, 431, reason);
+}
+
 static void parse_head(struct http *http, struct bytes *in) {
     while (bytes_length(in) && !bytes_length(&http->head) && (*bytes_head(in) == '\r' || *bytes_head(in) == '\n'))
         bytes_drop(in, 1);  // RFC 9112, 2.2: empty lines before a request are skipped
@@ -151,7 +162,7 @@ static void parse_head(struct http *http, struct bytes *in) {
     while (true) {
         if (!bytes_length(in) || !take_line(&at, end, &line)) {
             if (bytes_length(in) > HTTP_HEAD_MAX)
-                bad(http, 431, "the request's head is over 64 KiB");
+                bad_head(http, in, "the request's head is over 64 KiB");
             return;
         }
         if (!line.size)
@@ -161,7 +172,7 @@ static void parse_head(struct http *http, struct bytes *in) {
     }
     size_t size = (size_t)(at - bytes_head(in));
     if (size > HTTP_HEAD_MAX || lines > HTTP_HEADERS_MAX) {
-        bad(http, 431, "the request's head has over 64 KiB or 128 lines");
+        bad_head(http, in, "the request's head has over 64 KiB or 128 lines");
         return;
     }
     bytes_append(&http->head, bytes_head(in), size);

@@ -107,7 +107,7 @@ class Gateway:
         try:
             asked = read(call, branch, self._providers)
         except PerdureError as error:
-            return self.refused(call, error)
+            return refused(call, error)
         while True:
             turn = self._turns.get(asked.key)
             if turn is not None and call.epoch > turn.call.epoch and not turn.is_of(call):
@@ -131,13 +131,8 @@ class Gateway:
                 return _broken_off(asked.dialect, message, entries.LOST)
 
     def refused(self, call: Call, error: PerdureError) -> Answer:
-        """The error as its dialect tells it: as an answer, or at the end of a stream of which the asker has a part."""
-        dialect = dialects.of(call)
-        message = f"{error.message} ({error.hint})" if error.hint else error.message
-        if call.offset:
-            return _broken_off(dialect, message, error.code)
-        body = dialect.error_body(message, code=error.code, status=error.http_status)
-        return Answer(error.http_status, {**JSON_HEADERS, **ASK_NO_MORE}, once(body))
+        """See ``refused``."""
+        return refused(call, error)
 
     def _not_begun(self, asked: Asked, turn: Turn, _task: asyncio.Task[None]) -> None:
         """Where a task was stopped before its first step, which says nothing itself: its askers would wait for ever."""
@@ -331,6 +326,16 @@ def _expected(head: Head, asked: Asked) -> Head:
         told = f"{head.provider} answered {head.status} with {kind or 'no content type'}"
         raise RefusedError(f"{told}, and not with {it}")
     return head
+
+
+def refused(call: Call, error: PerdureError) -> Answer:
+    """The error as its dialect tells it: as an answer, or at the end of a stream of which the asker has a part."""
+    dialect = dialects.of(call)
+    message = f"{error.message} ({error.hint})" if error.hint else error.message
+    if call.offset:
+        return _broken_off(dialect, message, error.code)
+    body = dialect.error_body(message, code=error.code, status=error.http_status)
+    return Answer(error.http_status, {**JSON_HEADERS, **ASK_NO_MORE}, once(body))
 
 
 def _broken_off(dialect: Dialect, message: str, code: str) -> Answer:

@@ -126,7 +126,8 @@ def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 async def _refuse(call: GuestCall, error: PerdureError) -> None:
-    body = json.dumps({"error": error.to_json()}).encode()
+    # with what the SDKs of OpenAI and of Anthropic look for in an error
+    body = json.dumps({"type": "error", "error": {"type": "api_error", **error.to_json()}}).encode()
     await call.respond(error.http_status, {"content-type": "application/json"})
     await call.write(body[call.offset :])
     await call.end()

@@ -10,16 +10,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from perdure.errors import InvalidValue, LogConflict, NoSpace, StaleEpoch, Unavailable
+from perdure.errors import InvalidValue, LogConflict, NoSpace, PerdureError, StaleEpoch, Unavailable
+from perdure.gateway.dialects import PREFIX as MODELS
+from perdure.gateway.gateway import refused
 from perdure.model import Call
 from perdure.runs.calls import PREFIX
 from perdure.runs.engine import Engine
-from perdure.server.failures import failure
+from perdure.server.failures import STALE, failure, known
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +48,10 @@ class CallsApi:
             again = failure(Unavailable(error.message, hint=error.hint))
             again.headers["Perdure-Retry"] = "1"
             return again
+        except Exception as error:
+            if not call.path.startswith(MODELS):
+                raise
+            return await _refused(call, known(error))
         if call.path.startswith(PREFIX):  # no model's: it is there as a whole
             whole = b"".join([piece async for piece in answer.body])
             return web.Response(status=answer.status, headers=_end_to_end(answer.headers), body=whole)
@@ -83,6 +90,15 @@ async def _read_call(request: web.Request) -> tuple[Call, str]:
         return call, given["Perdure-Token"]
     except (KeyError, ValueError, msgspec.MsgspecError) as error:
         raise InvalidValue(f"this is not a call: {error!r}", hint="Only nodes ask here.") from error
+
+
+async def _refused(call: Call, error: PerdureError) -> web.Response:
+    """As whoever's SDK asks can read it. Of a stale epoch its node reads the code, in every dialect."""
+    is_stale = isinstance(error, StaleEpoch)
+    answer = refused(replace(call, offset=0) if is_stale else call, error)
+    whole = b"".join([piece async for piece in answer.body])
+    status = STALE if is_stale else answer.status
+    return web.Response(status=status, headers=_end_to_end(answer.headers), body=whole)
 
 
 def _end_to_end(headers: Any) -> dict[str, str]:

@@ -6,15 +6,17 @@ import logging
 
 from aiohttp import web
 
-from perdure.errors import InvalidValue, NotFound, PerdureError, Unsupported
+from perdure.errors import InvalidValue, NotFound, PerdureError, StaleEpoch, Unsupported
 from perdure.server.bodies import answer
 
 log = logging.getLogger(__name__)
 
+STALE = 410  # a stale epoch: its node ends the machine
+
 
 def failure(error: PerdureError) -> web.Response:
     """The error's JSON with its status."""
-    status = 410 if error.code == "stale-epoch" else error.http_status
+    status = STALE if error.code == StaleEpoch.code else error.http_status
     return answer({"error": error.to_json()}, status)
 
 

@@ -9,6 +9,7 @@ import resource
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -203,6 +204,45 @@ async def test_what_is_not_a_request_gets_a_clear_answer(
     assert guest.calls.empty()
 
 
+LONG = b"A: " + b"x" * 70_000 + b"\r\n\r\n"
+TOO_LARGE = b"Content-Length: 33554433\r\n\r\n"
+OF_OPENAI = [b"/v1/chat/completions", b"/v1/responses?a=b", b"/v1/embeddings", b"/v1/messages-of-others"]
+OF_ANTHROPIC = [b"/v1/messages", b"/v1/messages?beta=true", b"/v1/messages/count_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("rest", "status", "code", "of_openai", "of_anthropic"),
+    [
+        (b"no colon\r\n\r\n", 400, "invalid-value", "invalid_request_error", "invalid_request_error"),
+        (b"Perdure-Ordinal: 1\r\n\r\n", 400, "invalid-value", "invalid_request_error", "invalid_request_error"),
+        (TOO_LARGE, 413, "too-large", "invalid_request_error", "request_too_large"),
+        (LONG, 431, "too-large", "invalid_request_error", "invalid_request_error"),
+        (b"A: b\r\n" * 200, 431, "too-large", "invalid_request_error", "invalid_request_error"),
+        (b"Transfer-Encoding: gzip\r\n\r\n", 501, "unsupported", "server_error", "api_error"),
+    ],
+)
+async def test_a_call_of_a_model_is_refused_in_the_words_of_its_api(
+    guest: Guest, rest: bytes, status: int, code: str, of_openai: str, of_anthropic: str
+) -> None:
+    async def told(path: bytes, headers: bytes = b"") -> dict[str, Any]:
+        async with client_of(guest) as client:
+            await client.send(b"POST %s HTTP/1.1\r\n" % path + headers + rest)
+            found, body = await client.answer()
+            assert found == status
+            value = json.loads(body)
+            assert value["error"].pop("message").startswith("guestd: ")
+            return dict(value)
+
+    for path in OF_OPENAI:
+        assert await told(path) == {"error": {"type": of_openai, "param": None, "code": code}}
+    anthropic = {"type": "error", "error": {"type": of_anthropic, "code": code}}
+    for path in OF_ANTHROPIC:
+        assert await told(path) == anthropic
+    if status != 431:  # of such a head no more than its first line is looked at
+        assert await told(b"/v1/files", b"Anthropic-Version: 2023-06-01\r\n") == anthropic
+    assert guest.calls.empty()
+
+
 async def test_guestd_numbers_a_lane_that_is_named_alone(guest: Guest) -> None:
     guest.answer = echo
     async with client_of(guest) as client:
@@ -389,11 +429,13 @@ async def test_a_call_too_many_is_told_so(guest: Guest, many_files: None) -> Non
         for client in clients:
             await client.send(b"GET /wait HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
         calls = [await next_call(guest) for _ in clients]
-        async with client_of(guest) as one_more:
-            await one_more.send(b"GET /wait HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
-            status, body = await one_more.answer()
-            told = {"code": "unavailable", "message": "guestd: as many calls are open as may be at once"}
-            assert (status, json.loads(body)["error"]) == (503, told)
+        told = {"message": "guestd: as many calls are open as may be at once", "code": "unavailable"}
+        of_openai, of_anthropic = {"type": "server_error", "param": None}, {"type": "api_error"}
+        for path, words in ((b"/wait", of_openai), (b"/v1/responses", of_openai), (b"/v1/messages", of_anthropic)):
+            async with client_of(guest) as one_more:
+                await one_more.send(b"GET %s HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n" % path)
+                status, body = await one_more.answer()
+                assert (status, json.loads(body)["error"]) == (503, told | words)
         async with client_of(guest) as number:  # is asked of nobody
             await number.send(b"POST /perdure/v1/ordinal HTTP/1.1\r\nPerdure-Lane: l\r\n\r\n")
             assert await number.answer() == (200, b'{"ordinal": 512}\n')  # the one that was refused took none

@@ -156,5 +156,7 @@ async def test_without_an_endpoint_the_guest_is_told(forwarder: Forwarder) -> No
     call = Asked()
     await forwarder.answer(None, call)  # type: ignore[arg-type]
     assert call.responses[0][0] == 503
-    assert json.loads(call.received)["error"]["code"] == "unavailable"
+    told = json.loads(call.received)
+    assert (told["type"], told["error"]["type"], told["error"]["code"]) == ("error", "api_error", "unavailable")
+    assert "perdure run" in told["error"]["hint"]
     assert call.ended

@@ -21,6 +21,7 @@ from perdure.testing.machines import CHAT, Ask
 from perdure.testing.served import Served
 
 RIGHT = {"authorization": "Bearer right"}
+MESSAGES = "/v1/messages"
 CHAT_BODY = b'{"messages": [{"role": "user", "content": "hello"}]}'
 
 
@@ -223,6 +224,31 @@ async def test_calls_as_a_node_asks_them(served: Served) -> None:
         status, _, body = await served.call(info.id, epoch, CHAT, CHAT_BODY, **headers)
         assert (status, json.loads(body)["error"]["code"]) == (410, "stale-epoch")
     assert (await served.call("nobody", 1, CHAT, CHAT_BODY))[0] == 410
+
+
+@pytest.mark.parametrize("offset", ["0", "7"])
+async def test_what_the_server_itself_refuses_is_in_the_words_of_who_asks(
+    served: Served, offset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stale epoch, which its node reads the code of; and what nobody foresaw."""
+    served.house.machines.program = waiting
+    info = await served.ask(lambda client: start(client, policy={"idle_grace_s": 60}))
+    await served.house.reaches(info.id, RunState.WAITING)
+    for path, fields in ((CHAT, {"code", "message", "param", "type"}), (MESSAGES, {"code", "message", "type"})):
+        status, headers, body = await served.call(info.id, 9, path, CHAT_BODY, offset=offset)
+        error = json.loads(body)["error"]
+        assert (status, error["code"], set(error)) == (410, "stale-epoch", fields)
+        assert headers["Content-Type"].startswith("application/json")
+        assert ("type" in json.loads(body)) is (path == MESSAGES)
+
+    async def breaks(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(served.house.engine, "answer", breaks)
+    for path in (CHAT, MESSAGES):
+        status, headers, body = await served.call(info.id, 1, path, CHAT_BODY, offset=offset)
+        assert status == (500 if offset == "0" else 200)
+        assert b"a bug" in body and (offset == "0" or b"\n\ndata: {" in body or b"\n\nevent: error\n" in body)
 
 
 async def test_a_suspended_run_asks_its_node_to_ask_again(served: Served) -> None:
