@@ -42,7 +42,7 @@ def load(path: str, name: str) -> Callable[..., Any]:
         shown = os.path.basename(path)  # where it lies here its author does not know
         where = f"{shown}, line {line}" if line else shown
         message = f"{where} does not import: {type(problem).__name__}: {problem}"
-        hint = "correct the file; what it imports must be in the image, or (durability=replay) in the server's Python"
+        hint = "correct the file; what it imports is beside it, in the image, or (replay road) in the server's Python"
         raise AgentInvalid(message, hint=hint) from problem
     found: Any = getattr(module, name, None)
     if isinstance(found, Agent):

@@ -84,6 +84,7 @@ class ServerClient:
         hooks: Sequence[Mapping[str, Any]] = (),
         on_divergence: str = "",
         budget: Mapping[str, float] | None = None,
+        modules: Mapping[str, str] | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``. What is said
         here counts, and where nothing is what ``@agent`` says. ``AgentInvalid``: it cannot be read.
@@ -96,7 +97,8 @@ class ServerClient:
         kind of failure (agent-failed, program-failed, machine-failed, timed-out, or any) ``{"attempts", "delay_s",
         "factor", "max_delay_s", "jitter"}``. on_divergence: what becomes of a run whose program goes another way than
         its log, after a loss: fork (the default: on a new branch), fail or live (docs/time-travel.md).
-        budget: what it may spend on models, ``{"tokens", "calls", "usd"}`` (docs/models.md).
+        budget: what it may spend on models, ``{"tokens", "calls", "usd"}`` (docs/models.md). modules: files that the
+        agent imports from beside its own, in base64 by path (``perdure.client.source.read`` finds them).
         """
         request = {
             "source": source,
@@ -128,6 +130,7 @@ class ServerClient:
             "priority": priority,
             "hooks": [dict(hook) for hook in hooks],
             "budget": dict(budget or {}),
+            "modules": dict(modules or {}),
         }
         return self._info("POST", "/v1/runs", request_of(**source_of.completed(request)))
 

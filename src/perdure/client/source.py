@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from perdure.client import modules
 from perdure.errors import AgentInvalid, InvalidValue
 
 _OPTIONS: dict[str, type] = {
@@ -40,10 +41,12 @@ class AgentSource:
     policy: dict[str, float] = field(default_factory=dict)  # what it says of when its machine sleeps and is captured
     durability: str = "snapshot"
     version: str = ""
+    modules: dict[str, str] = field(default_factory=dict)  # that it imports from beside it, in base64
 
 
 def read(reference: str) -> AgentSource:
-    """The agent ``FILE.py:FUNCTION``. ``AgentInvalid`` says what is wrong, with the line."""
+    """The agent ``FILE.py:FUNCTION``, with the modules that it imports from beside it. ``AgentInvalid`` says what is
+    wrong, with the line."""
     place, colon, function = reference.rpartition(":")
     if not colon or not place or not function.isidentifier():
         raise AgentInvalid(f"{reference!r} does not name an agent", hint=FORMS)
@@ -56,7 +59,7 @@ def read(reference: str) -> AgentSource:
         raise AgentInvalid(f"{place} cannot be read: {error.strerror}", hint="is the path right?") from error
     except UnicodeDecodeError as error:
         raise AgentInvalid(f"{place} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    return parse(source, place, function)
+    return replace(parse(source, place, function), modules=modules.beside(source, path))
 
 
 def parse(source: str, place: str, function: str) -> AgentSource:

@@ -144,7 +144,8 @@ FROM branches b WHERE b.run_id = :run_id AND b.branch = :branch
 """
 
 # For a sweep: what may refer to blobs, page by page; the digests in it are looked for where it is read.
-SUMMARIES = "SELECT run_id, value FROM runs WHERE run_id > :after ORDER BY run_id LIMIT :limit"
+# A run that was pruned goes on no more: what only its summary mentions (its source, its pack) it does not need.
+SUMMARIES = "SELECT run_id, value FROM runs WHERE run_id > :after AND pruned = 0 ORDER BY run_id LIMIT :limit"
 ALL_KEPT = "SELECT value FROM kept"
 PAYLOADS = """
 SELECT run_id, branch, seq, payload FROM entries

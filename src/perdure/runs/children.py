@@ -209,6 +209,7 @@ class Children:
             state=RunState.QUEUED,
             request=request,
             source=None if command else of.source,
+            pack=None if command else of.pack,
             parent=parent.run_id,
             depth=of.depth + 1,
             made_by=of.made_by,

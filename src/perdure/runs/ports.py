@@ -36,6 +36,7 @@ class MachinePlan(Frozen, frozen=True, kw_only=True):
     image: str
     agent: str = ""  # NAME.py:FUNCTION
     source: bytes = b""  # the text of NAME.py
+    modules: dict[str, bytes] = msgspec.field(default_factory=dict)  # beside it, by path
     command: list[str] = msgspec.field(default_factory=list)
     env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0  # 0: the default

@@ -10,7 +10,7 @@ import msgspec
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
 from perdure.model import Budget, Frozen, NodePlace, Retry, RunInfo, RunOrigin, RunState, SnapshotInfo
-from perdure.runs import keys
+from perdure.runs import keys, pack
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
 from perdure.runs.hook import RunHook
@@ -53,6 +53,8 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
     version: str = ""  # of the agent, as its author counts
     retry: dict[str, Retry] = msgspec.field(default_factory=dict)  # by kind of failure
     budget: Budget = Budget()  # of its models' turns; as it is now
+    modules: dict[str, bytes] = msgspec.field(default_factory=dict)  # beside the file, by path
+    pack: str | None = None  # instead: the digest of a pack that is in the log already
 
     @property
     def agent(self) -> str:
@@ -93,6 +95,9 @@ class StartRequest(Frozen, frozen=True, kw_only=True):
             raise InvalidValue(f"not the name of a Python file: {self.file!r}", hint='"file" is NAME.py.')
         if self.source and not self.function.isidentifier():
             raise InvalidValue(f"not the name of a function: {self.function!r}", hint='"function" is the agent in it.')
+        if (self.modules or self.pack) and not self.source:
+            raise InvalidValue("modules are of agents, and this is a command", hint="Put them into its image.")
+        pack.check_modules(self.modules, self.file)
         for name in ("memory_mib", "vcpus", "disk_mib"):
             if getattr(self, name) < 0:
                 raise InvalidValue(f"{name} is negative: {getattr(self, name)}")
@@ -157,8 +162,9 @@ class Record(Frozen, frozen=True, kw_only=True):
     """Everything about a run that its driver needs after a restart of the server."""
 
     state: RunState
-    request: StartRequest  # its source is the blob below
+    request: StartRequest  # its source and its modules are in the blobs below
     source: str | None = None  # digest of the blob that has it
+    pack: str | None = None  # digest of its pack (runs.pack)
     epoch: int = 0
     sandbox_id: str = ""
     node: NodePlace | None = None  # where that is

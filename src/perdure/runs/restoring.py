@@ -14,7 +14,7 @@ import msgspec
 
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, SnapshotInvalid, Unavailable
 from perdure.model import CallsEndpoint
-from perdure.runs import tokens, travel
+from perdure.runs import pack, tokens, travel
 from perdure.runs.ports import MachinePlan, Machines
 from perdure.runs.record import Kept
 from perdure.runs.run import Run
@@ -66,11 +66,13 @@ class Restoring:
 
     async def _plan(self) -> MachinePlan:
         record, request = self.run.record, self.run.record.request
+        packed = await pack.read(self.run.context, record.pack)
         return MachinePlan(
             run_id=self.run.id,
             image=request.image,
             agent=request.agent,
             source=await self.run.context.get_blob(record.source) if record.source else b"",
+            modules=await pack.contents(self.run.context, packed.modules),
             command=request.command,
             env=request.env if request.is_replay else {**tokens.keys(record), **request.env},
             memory_mib=request.memory_mib,

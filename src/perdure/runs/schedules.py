@@ -16,6 +16,7 @@ import msgspec
 from perdure.context.log import ContextLog, Kept
 from perdure.errors import InvalidValue, LogConflict, NoSpace, NotFound, PerdureError, Unavailable, from_json
 from perdure.model import Frozen, RunInfo, new_id
+from perdure.runs import packs
 from perdure.runs.clock import Clock
 from perdure.runs.cron import LONGEST_S, Cron, Every
 from perdure.runs.record import StartRequest
@@ -169,7 +170,8 @@ class Schedules:
         schedule.check()
         source = schedule.request.source
         digest = await self._context.put_blob(source.encode()) if source else None
-        request = msgspec.structs.replace(schedule.request, source="")
+        packed = await packs.of(self._context, schedule.request)
+        request = msgspec.structs.replace(schedule.request, source="", modules={}, pack=packed)
         schedule = msgspec.structs.replace(schedule, request=request, source=digest)
         await self._context.keep(KIND, schedule.name, msgspec.to_builtins(schedule), expected_version=0)
         self._wind(schedule)

@@ -12,7 +12,7 @@ from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import Conflict, LogConflict, PerdureError, Unavailable
 from perdure.model import RunState, new_id
-from perdure.runs import keys
+from perdure.runs import keys, packs
 from perdure.runs.bounds import check_value
 from perdure.runs.clock import Clock
 from perdure.runs.doubt import settle_made
@@ -60,13 +60,15 @@ class Starts:
         check_value(request.input, "the input")
         await self._queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
+        packed = await packs.of(self._context, request)
         policy = request.policy.over(self._settings.policy)
         budget = request.budget.over(self._settings.budgets.of(request.names))
-        kept = msgspec.structs.replace(request, source="", policy=policy, budget=budget)
+        kept = msgspec.structs.replace(request, source="", modules={}, pack=None, policy=policy, budget=budget)
         record = Record(
             state=RunState.QUEUED,
             request=kept,
             source=source,
+            pack=packed,
             made_by=__version__,
             calls_version=CALLS_VERSION,
             guest_key=new_key(),
@@ -141,7 +143,7 @@ class Starts:
         async def act() -> None:
             if (await self._context.head(run.id)).seq == 0:
                 record = run.record
-                asked = {"request": msgspec.to_builtins(record.request), "source": record.source}
+                asked = {"request": msgspec.to_builtins(record.request), "source": record.source, "pack": record.pack}
                 asked |= {"made_by": record.made_by, "calls_version": record.calls_version}
                 with suppress(LogConflict):  # a write of before, whose answer was lost, has come through meanwhile
                     await run.write(NewEntry(kind="run.queued", payload=asked), expected_seq=0)

@@ -103,11 +103,12 @@ def forked(parent: Record, origin: RunOrigin, at: Moment, name: str, now: float)
     request = msgspec.structs.replace(parent.request, name=name, key=None)
     payload = {"run": origin.run_id, "branch": at.branch, "at": at.seq, "shift_s": at.shift_s(now)}
     entry = NewEntry(kind="forked", payload=payload)
-    queued = {"request": msgspec.to_builtins(request), "source": parent.source}
+    queued = {"request": msgspec.to_builtins(request), "source": parent.source, "pack": parent.pack}
     record = Record(
         state=RunState.QUEUED,
         request=request,
         source=parent.source,
+        pack=parent.pack,
         made_by=parent.made_by,
         calls_version=parent.calls_version,
         epoch=at.epoch,

@@ -28,7 +28,8 @@ GET  /v1/servers                            ``{"servers": [{"server", "lease", "
 "snapshots_kept"}``),
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
 ``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``, ``hooks``,
-``timeout_s``, ``active_timeout_s``, ``budget`` (``{"tokens", "calls", "usd"}``).
+``timeout_s``, ``active_timeout_s``, ``budget`` (``{"tokens", "calls", "usd"}``), ``modules`` (files that the agent
+imports from beside its own: base64 by path).
 """
 
 from __future__ import annotations

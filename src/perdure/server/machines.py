@@ -239,4 +239,5 @@ def _files(plan: MachinePlan) -> dict[str, bytes]:
     if not plan.agent:
         return {}
     files = {f"{SDK}/{name}": content for name, content in sdk_files().items()}
-    return {**files, f"{AGENTS}/{plan.agent.partition(':')[0]}": plan.source}
+    own = {**plan.modules, plan.agent.partition(":")[0]: plan.source}
+    return {**files, **{f"{AGENTS}/{path}": content for path, content in own.items()}}

@@ -1,6 +1,6 @@
 """The runs' ``Machines`` on the replay road: worker processes, forked from a warm one, which end with this server.
 
-A worker has a folder of its own, ``HOME/workers/RUN``: the agent's file, ``work`` (where it runs: empty at each start,
+A worker has a folder of its own, ``HOME/workers/RUN``: the agent's files, ``work`` (where it runs: empty at each start,
 as the function makes anew what it had made there), and what it and those before it ``printed``. It runs as the
 server's user, with nothing between it and the rest of this machine (docs/threat-model.md).
 """
@@ -368,12 +368,14 @@ def environment(ours: Mapping[str, str]) -> dict[str, str]:
 
 
 def _furnish(folder: Path, plan: MachinePlan) -> str:
-    """An empty folder with the agent's file beside it; returns PATH:FUNCTION."""
+    """An empty folder with the agent's files beside it; returns PATH:FUNCTION."""
     file, _, function = plan.agent.partition(":")
     for former in (folder / "agent", folder / "work"):
         shutil.rmtree(former, ignore_errors=True)
     for made in (folder.parent, folder, folder / "agent", folder / "work"):
         made.mkdir(parents=True, exist_ok=True, mode=0o700)  # what agents say is for nobody else
-    path = folder / "agent" / file
-    path.write_bytes(plan.source)
-    return f"{path}:{function}"
+    for name, content in {**plan.modules, file: plan.source}.items():
+        path = folder / "agent" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return f"{folder / 'agent' / file}:{function}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 import uuid
@@ -328,3 +329,19 @@ async def test_what_is_of_machines_is_nothing_here_and_signals_are_sent_once(roa
     await road.engine.signal(run_id, "end", 1)
     assert await road.result(run_id) == 1  # it ran again from its start, and heard both from its log
     assert len(await road.entries(run_id, "note")) == 2
+
+
+async def test_the_modules_beside_it_are_those_of_its_start(road: WorkerHouse) -> None:
+    source = "import near\nfrom tools import pick\ndef f(ctx: Context):\n    ctx.wait_for('go')\n"
+    source += "    return [near.NAME, pick()]\n"
+    modules = {"near.py": b"NAME = 'owl'", "tools/__init__.py": b"from tools.inner import pick"}
+    modules["tools/inner.py"] = (
+        b"from pathlib import Path\ndef pick(): return (Path(__file__).parent / 'prompt').read_text()"
+    )
+    run_id = await road.start(source, modules={**modules, "tools/prompt": b"Be kind."})
+    await road.until(run_id, "run.suspended")
+    await road.down()
+    shutil.rmtree(road.home.root / "workers")  # as on another server
+    await road.up()
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == ["owl", "Be kind."]

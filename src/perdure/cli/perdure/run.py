@@ -103,7 +103,7 @@ def request_of(options: argparse.Namespace) -> dict[str, Any]:
         raise InvalidValue("nothing to run", hint=source.FORMS)
     if len(words) == 1 and (":" in words[0] or not options.image):
         agent = source.read(words[0])
-        request |= {"source": agent.source, "file": agent.file, "function": agent.function}
+        request |= {"source": agent.source, "file": agent.file, "function": agent.function, "modules": agent.modules}
         request["input"] = None if options.input is None else _json.argument(options.input, "--input")
         request = source.completed(request | {"image": options.image, "durability": options.durability})
         if request["durability"] == "replay" and options.on_divergence in ("fork", "live"):

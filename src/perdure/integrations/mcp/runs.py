@@ -196,7 +196,8 @@ def _of_agent(agent: str, text: str, wished: dict[str, Any]) -> dict[str, Any]:
         found = source.parse(text, place or "agent.py", function)
     else:
         found = source.read(agent)
-    return source.completed({**wished, "source": found.source, "file": found.file, "function": found.function})
+    named = {"source": found.source, "file": found.file, "function": found.function, "modules": found.modules}
+    return source.completed({**wished, **named})
 
 
 def brief(info: RunInfo) -> Answer:
