@@ -35,6 +35,7 @@ class Lane:
     def __init__(self, name: str) -> None:
         self.name = name
         self.children = 0
+        self.closings = 0
         self.taken = 0
         self._thread = _thread.get_ident()
 
@@ -50,6 +51,11 @@ class Lane:
         """The lane of a task that this lane's task started."""
         self.children += 1
         return Lane(f"{self.name}.{self.children}")
+
+    def closing(self) -> Lane:
+        """The lane of a task that closes what was dropped: when, and beside whom, is up to the garbage collector."""
+        self.closings += 1
+        return Lane(f"{self.name}.closing{self.closings}")
 
 
 def answer(status: int, body: bytes) -> Any:

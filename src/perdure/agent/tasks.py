@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from perdure.agent.tools import Doubt, Effect, P, R
     from perdure.agent.values import Duration, Field, Moment, ToolCall, Verdict
 
+# The type of what the loop makes a task of when an async generator is dropped before its end.
+_CLOSES = "async_generator_athrow"
+
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
 _door: contextvars.ContextVar[AsyncDoor] = contextvars.ContextVar("perdure_door")
 
@@ -56,7 +59,7 @@ def place() -> str:
 def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     context = options.pop("context", None) or contextvars.copy_context()
     if (lane := _lane.get(None)) is not None:
-        context.run(_lane.set, lane.child())
+        context.run(_lane.set, lane.closing() if type(coroutine).__name__ == _CLOSES else lane.child())
 
     def make() -> asyncio.Task[Any]:
         return asyncio.Task(coroutine, loop=loop, **options)

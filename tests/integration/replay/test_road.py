@@ -169,6 +169,36 @@ async def test_tasks_of_a_step_do_not_rename_those_after_it(road: WorkerHouse, t
     assert sorted(ledger.read_text()) == ["a", "b", "c"]
 
 
+async def test_a_generator_that_is_collected_does_not_rename_the_tasks_after_it(road: WorkerHouse) -> None:
+    """The loop closes it in a task, at a moment that is the garbage collector's."""
+    run_id = await road.start(
+        """
+        import asyncio, gc
+        async def pieces():
+            yield 1
+            yield 2
+        async def dropped():
+            held = [pieces()]
+            held.append(held)
+            await anext(held[0])
+        async def f(ctx: AsyncContext):
+            lives = []
+            await ctx.step("first", lambda: lives.append(1))
+            if lives:  # only where it is lived through first
+                await dropped()
+                gc.collect()
+                await asyncio.sleep(0.01)
+            ids = await asyncio.gather(ctx.uuid(), ctx.uuid())
+            await ctx.wait_for("go")
+            return [ids, await asyncio.gather(ctx.random(), ctx.random())]
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    ids, _ = await road.result(run_id)
+    assert ids == [entry.payload["value"] for entry in await road.entries(run_id) if entry.payload.get("of") == "uuid"]
+
+
 async def test_a_run_that_is_cancelled_tells_its_function_once_also_when_it_runs_again(
     road: WorkerHouse, tmp_path: Path
 ) -> None:
