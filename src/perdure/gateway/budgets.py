@@ -1,8 +1,9 @@
 """Holds runs to their budgets: before a provider is asked, with what is in flight counted.
 
-What has ended counts as the log has it. Of what is in flight only a guess can be had, and nobody is refused for a
-guess: a call that may not be affordable beside the others waits until one of them has ended, and is looked at again. So
-a run goes over its budget by no more than the last call that it could afford to begin.
+What has ended counts as the log has it, which may have one already that is in flight still. Of what is in flight only a
+guess can be had, and nobody is refused for a guess: a call that may not be affordable beside the others waits until one
+of them has ended, and is looked at again. So a run goes over its budget by no more than the last call that it could
+afford to begin.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Budgets:
                 spent = (await self._log.head(asked.call.run_id)).spent
                 if ended != open_.ended:
                     continue  # one of them has ended meanwhile, and may be in neither
-                _check(asked, budget, spent, len(open_.guesses))
+                _check(asked, budget, spent)
                 if not open_.guesses or _fits(budget, spent, open_):
                     return _guess(asked, spent, price)
                 await changed.wait()
@@ -94,13 +95,13 @@ class Budgets:
         return max((price for price in found if price is not None), key=lambda price: price.output)
 
 
-def _check(asked: Asked, budget: Budget, spent: Spent, in_flight: int) -> None:
+def _check(asked: Asked, budget: Budget, spent: Spent) -> None:
     """OverBudget where what is certain is too much already."""
     told = name = ""
     if budget.tokens and spent.tokens >= budget.tokens:
         name, told = "tokens", f"{spent.tokens:,} of {budget.tokens:,} tokens"
-    elif budget.calls and spent.calls + in_flight >= budget.calls:
-        name, told = "calls", f"{spent.calls + in_flight:,} of {budget.calls:,} calls"
+    elif budget.calls and spent.calls >= budget.calls:
+        name, told = "calls", f"{spent.calls:,} of {budget.calls:,} calls"
     elif budget.usd and spent.cost_usd >= budget.usd:
         name, told = "usd", f"${spent.cost_usd:.6g} of ${budget.usd:.6g}"
     if told:
@@ -112,8 +113,10 @@ def _fits(budget: Budget, spent: Spent, open_: _Open) -> bool:
     """Whether there is something left also if all in flight cost what was guessed."""
     tokens = sum(tokens for tokens, _ in open_.guesses.values())
     dollars = sum(dollars for _, dollars in open_.guesses.values())
-    return (not budget.tokens or spent.tokens + tokens < budget.tokens) and (
-        not budget.usd or spent.cost_usd + dollars < budget.usd
+    return (
+        (not budget.tokens or spent.tokens + tokens < budget.tokens)
+        and (not budget.calls or spent.calls + len(open_.guesses) < budget.calls)
+        and (not budget.usd or spent.cost_usd + dollars < budget.usd)
     )
 
 

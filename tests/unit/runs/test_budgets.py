@@ -106,16 +106,45 @@ async def test_what_is_told_is_told_again_and_more_is_given_from_the_next_call_o
     assert [e.payload for e in await house.entries(run_id, "budget")] == [{"budget": {"calls": 2, "usd": 1.0}}]
 
 
-async def test_calls_in_flight_count(house: House, provider: ScriptedProvider) -> None:
+async def test_calls_in_flight_count_and_who_may_be_too_many_waits_for_their_end(
+    house: House, provider: ScriptedProvider
+) -> None:
     run_id = await started(house, calls=2)
     provider.acts = [provider.streams(speeches.chat_events("by ", "night"), hold_after=1)]
     async with guest_door(house, run_id) as door:
         held = [asyncio.create_task(_streamed(door)) for _ in range(2)]
         await _until_asked(provider, 2)
-        with pytest.raises(openai.APIStatusError, match="2 of 2 calls"):
-            await chat(door)
+        third = asyncio.create_task(chat(door))
+        await _until_in_flight(house, 3)
         provider.go.set()
         assert await asyncio.gather(*held) == ["by night"] * 2
+        with pytest.raises(openai.APIStatusError, match="2 of 2 calls"):
+            await third
+        assert len(provider.asked) == 2
+
+
+async def test_a_call_whose_end_is_being_written_counts_once(
+    house: House, provider: ScriptedProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await started(house, calls=2)
+    log, written, go_on = house.context, asyncio.Event(), asyncio.Event()
+    real = log.append
+
+    async def append(run_id: str, new: Any, **how: Any) -> Any:
+        done = await real(run_id, new, **how)
+        if new[-1].kind == "model.committed" and not written.is_set():
+            written.set()
+            await go_on.wait()  # who wrote it has not heard that it is there
+        return done
+
+    monkeypatch.setattr(log, "append", append)
+    async with guest_door(house, run_id) as door:
+        first = asyncio.create_task(chat(door))
+        await written.wait()
+        second = asyncio.create_task(chat(door))
+        await _until_in_flight(house, 2)
+        go_on.set()
+        assert await asyncio.gather(first, second) == ["by night"] * 2
 
 
 async def test_who_may_not_be_able_to_pay_waits_for_those_in_flight(house: House, provider: ScriptedProvider) -> None:
