@@ -17,6 +17,7 @@ from perdure.replay.wire import RETRY, Wire
 
 LANE = "secret"  # nothing under it is looked up in the log
 BODY_MAX = 32 << 20
+LINE_MAX = 64 << 10
 
 
 class Relay:
@@ -54,13 +55,19 @@ class _Handler(BaseHTTPRequestHandler):
         """What a worker prints is its run's."""
 
     def do_GET(self) -> None:
-        relay, size = self.server.relay, self.headers.get("content-length", "0")
-        if not self.path.startswith(f"{relay.word}/") or not size.isdigit() or int(size) > BODY_MAX:
-            self.close_connection = True
-            self.send_error(404 if size.isdigit() else 411)
+        relay, self.close_connection = self.server.relay, True
+        if not self.path.startswith(f"{relay.word}/") or not self.path.isascii():
+            self.send_error(404)
+            return
+        try:
+            body = self._body()
+        except ValueError:
+            self.send_error(400)
+            return
+        if len(body) > BODY_MAX:
+            self.send_error(413)
             return
         headers = {name.lower(): value for name, value in self.headers.items()}
-        body = self.rfile.read(int(size))
         request = relay.wire.request(
             LANE,
             next(relay.numbers),
@@ -69,13 +76,40 @@ class _Handler(BaseHTTPRequestHandler):
             method=self.command,
             headers=json.dumps(headers),
         )
-        self.close_connection = True
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(relay.wire.socket_path)
             link.sendall(request)
             self._answer(link)
 
     do_DELETE = do_HEAD = do_OPTIONS = do_PATCH = do_POST = do_PUT = do_GET  # noqa: N815 - the names are http.server's
+
+    def _body(self) -> bytes:
+        """Of the request; of one that is too large the beginning. ValueError: it is none."""
+        coding, length = self.headers.get("transfer-encoding"), self.headers.get("content-length", "0")
+        if coding is None:
+            return self._read(int(length))
+        if coding.strip().lower() != "chunked" or "content-length" in self.headers:
+            raise ValueError(coding)
+        body = bytearray()
+        while len(body) <= BODY_MAX and (size := int(self._line().partition(b";")[0], 16)):
+            body += self._read(size)
+            if self._line():
+                raise ValueError("a chunk is longer than its size")
+        while len(body) <= BODY_MAX and self._line():
+            pass  # trailers
+        return bytes(body)
+
+    def _read(self, size: int) -> bytes:
+        found = self.rfile.read(min(size, BODY_MAX + 1)) if size > 0 else b""
+        if size < 0 or len(found) < min(size, BODY_MAX + 1):
+            raise ValueError(size)
+        return found
+
+    def _line(self) -> bytes:
+        line = self.rfile.readline(LINE_MAX)
+        if not line.endswith(b"\n"):
+            raise ValueError("a line that does not end")
+        return line.strip()
 
     def _answer(self, link: socket.socket) -> None:
         reader, is_begun = http1.AnswerReader(), False

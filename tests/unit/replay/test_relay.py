@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from perdure.replay.relay import Relay
+from perdure.replay.relay import BODY_MAX, Relay
 from perdure.replay.wire import Wire
 
 
@@ -87,6 +88,55 @@ async def test_who_does_not_know_the_word_is_not_answered(
         async with client.get(relay.url.removesuffix(relay.word) + path) as answer:
             assert answer.status == 404
     assert not server.asked
+
+
+async def test_a_body_may_come_in_chunks(server: Server, relay: Relay, client: aiohttp.ClientSession) -> None:
+    """As of any client that does not know before how long it is; guestd takes them, too."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"owls", b"x" * 100_000, b"mice"):
+            yield piece
+
+    async with client.post(f"{relay.url}/x", data=pieces()) as answer:
+        assert answer.status == 200
+    assert server.bodies == [b"owls" + b"x" * 100_000 + b"mice"]
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "status"),
+    [
+        (b"Content-Length: owls", b"", 400),
+        (b"Content-Length: -1", b"", 400),
+        ("Content-Length: \u00b2".encode("latin-1"), b"", 400),
+        (b"Transfer-Encoding: gzip", b"", 400),
+        (b"Transfer-Encoding: chunked\r\nContent-Length: 3", b"0\r\n\r\n", 400),
+        (b"Transfer-Encoding: chunked", b"owl\r\n", 400),
+        (b"Transfer-Encoding: chunked", b"-1\r\n", 400),
+        (b"Transfer-Encoding: chunked", b"3\r\nowls\r\n0\r\n\r\n", 400),
+        (b"Content-Length: 5", b"owl", 400),
+        (b"Content-Length: %d" % (BODY_MAX + 1), b"x" * (BODY_MAX + 1), 413),
+    ],
+)
+async def test_a_request_that_is_none_says_so(
+    server: Server, relay: Relay, head: bytes, body: bytes, status: int
+) -> None:
+    port = int(relay.url.rpartition(":")[2].partition("/")[0])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST %s/x HTTP/1.1\r\nHost: x\r\n%s\r\n\r\n%s" % (relay.word.encode(), head, body))
+    writer.write_eof()
+    async with asyncio.timeout(10):
+        told = await reader.readline()
+    writer.close()
+    assert told.split()[1] == str(status).encode() and not server.asked
+
+
+async def test_a_path_that_is_no_text_is_refused(server: Server, relay: Relay) -> None:
+    port = int(relay.url.rpartition(":")[2].partition("/")[0])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET %s/\xfc HTTP/1.1\r\nHost: x\r\n\r\n" % relay.word.encode())
+    async with asyncio.timeout(10):
+        assert (await reader.readline()).split()[1] == b"404"
+    writer.close()
 
 
 async def test_what_breaks_off_is_broken_for_its_client_too(
