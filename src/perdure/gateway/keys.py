@@ -19,8 +19,8 @@ _log = logging.getLogger(__name__)
 class Key(Protocol):
     """A key that may change while the server lives."""
 
-    async def read(self, *, renew: bool = False) -> str:
-        """The key. renew: the one before was refused. ``ProviderFailed``: it cannot be had."""
+    async def read(self, *, refused: str = "") -> str:
+        """The key. refused: one that is good no more. ``ProviderFailed``: it cannot be had."""
         ...
 
 
@@ -31,7 +31,7 @@ class FileKey:
         self._path = path
         self._where = where
 
-    async def read(self, *, renew: bool = False) -> str:
+    async def read(self, *, refused: str = "") -> str:
         try:
             text = self._path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -49,10 +49,9 @@ class CommandKey:
         self._key = ""
         self._alone = asyncio.Lock()
 
-    async def read(self, *, renew: bool = False) -> str:
-        former = self._key
+    async def read(self, *, refused: str = "") -> str:
         async with self._alone:
-            if not self._key or (renew and self._key == former):  # else somebody else has just renewed it
+            if self._key in ("", refused):  # else somebody else has renewed it meanwhile
                 self._key = await self._ask()
             return self._key
 

@@ -68,6 +68,7 @@ class Endpoint:
     base_url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     tls: ssl.SSLContext | None = None
+    key: str = field(default="", repr=False, compare=False)
 
 
 class Provider(Protocol):
@@ -91,9 +92,9 @@ class Provider(Protocol):
         """So long may nothing come."""
         ...
 
-    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
-        """Where to ask now; called before each attempt. A provider on this machine is started here. renew: the key of
-        the endpoint before was refused."""
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, refused: str = "") -> Endpoint:
+        """Where to ask now; called before each attempt. A provider on this machine is started here. refused: a key
+        that is good no more."""
         ...
 
 
@@ -115,15 +116,15 @@ class RemoteProvider:
     def speaks(self) -> frozenset[str]:
         return KINDS[self.kind]
 
-    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
-        key = self.key if self.key_from is None else await self.key_from.read(renew=renew)
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, refused: str = "") -> Endpoint:
+        key = self.key if self.key_from is None else await self.key_from.read(refused=refused)
         headers = {"authorization": f"Bearer {key}"} if key else {}
         if dialect in dialects.ANTHROPIC and key and not self.is_bearer:
             headers = {"x-api-key": key}
         url = self.base_url.rstrip("/")
         if self.kind == "anthropic" and not url.endswith("/v1"):  # its SDK's base URLs end before that
             url += "/v1"
-        return Endpoint(url, headers, self.tls)
+        return Endpoint(url, headers, self.tls, key)
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class OfflineProvider:
     speaks: frozenset[str] = frozenset(dialect.name for dialect in dialects.PATHS.values())
     silence_s: float = SILENCE_S
 
-    async def endpoint(self, dialect: str = dialects.CHAT.name, *, renew: bool = False) -> Endpoint:
+    async def endpoint(self, dialect: str = dialects.CHAT.name, *, refused: str = "") -> Endpoint:
         return Endpoint(await self.process.ensure())
 
 
@@ -193,14 +194,18 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     limits: dict[str, Limits] = {}
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
         url = _url(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
-        found["openai"] = RemoteProvider(
-            "openai", url, env.get("OPENAI_API_KEY", ""), env.get("PERDURE_MODEL") or OPENAI_MODEL
-        )
+        key = _key(env.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
+        found["openai"] = RemoteProvider("openai", url, key, env.get("PERDURE_MODEL") or OPENAI_MODEL)
     if any(env.get(f"ANTHROPIC_{name}") for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL")):
         url = _url(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
         key, token = env.get("ANTHROPIC_API_KEY", ""), env.get("ANTHROPIC_AUTH_TOKEN", "")
         found["anthropic"] = RemoteProvider(
-            "anthropic", url, key or token, env.get("ANTHROPIC_MODEL", ""), "anthropic", is_bearer=not key
+            "anthropic",
+            url,
+            _key(key or token, "ANTHROPIC_API_KEY"),
+            env.get("ANTHROPIC_MODEL", ""),
+            "anthropic",
+            is_bearer=not key,
         )
     tables = document.get("providers", {})
     if not isinstance(tables, dict):
@@ -259,7 +264,7 @@ def _provider(
     provider = RemoteProvider(
         name,
         _url(table["base_url"], where),
-        key,
+        _key(key, where),
         table.get("model", ""),
         kind,
         key_from=_key_from(home, name, table, where),
@@ -302,6 +307,13 @@ def _key_from(home: Home, name: str, table: dict[str, Any], where: str) -> Key |
     return CommandKey(words, title)
 
 
+def _key(text: str, where: str) -> str:
+    """As it can be in a header. It is not shown."""
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise InvalidValue(f"{where}: its key has what no key has", hint="no line breaks, and no spaces around it")
+    return text
+
+
 def _tls(home: Home, file: str, where: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=home.root / Path(file).expanduser())
@@ -313,4 +325,7 @@ def _url(text: str, where: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InvalidValue(f"{where}: {text!r} is not a URL", hint="it begins with http:// or https://")
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        hint = "paths are put at its end, and a key is in key_file, key_env or key_command"
+        raise InvalidValue(f"{where}: a base URL has neither a user nor '?' or '#'", hint=hint)
     return text

@@ -73,7 +73,7 @@ class EnvironmentKey:
     def __init__(self, value: str) -> None:
         self._value = value
 
-    async def read(self, *, renew: bool = False) -> str:
+    async def read(self, *, refused: str = "") -> str:
         return self._value
 
 
@@ -154,7 +154,7 @@ class ToolSecrets:
         while True:
             async with self._request(secret, value, turn.call, use) as answer:
                 if answer.status == 401 and not is_renewed:
-                    is_renewed, former, value = True, value, await secret.value.read(renew=True)
+                    is_renewed, former, value = True, value, await secret.value.read(refused=value)
                     if value != former:
                         continue
                 turn.begin(answer.status, _answered(answer, secret, value, use))
@@ -223,7 +223,11 @@ def _named(connection: str) -> set[str]:
 def _answered(answer: aiohttp.ClientResponse, secret: ToolSecret, value: str, use: SecretUse) -> dict[str, str]:
     """The answer's headers, without those of the connection, and without any that repeats the secret."""
     skipped = OF_CONNECTION | _named(answer.headers.get("connection", ""))
-    headers = {name.lower(): text for name, text in answer.headers.items()}
+    headers: dict[str, str] = {}
+    for name, text in answer.headers.items():
+        name = name.lower()
+        is_list = name in headers and name != "set-cookie"  # RFC 9110, 5.3
+        headers[name] = f"{headers[name]}, {text}" if is_list else text
     headers = {name: text for name, text in headers.items() if name not in skipped and value not in text}
     if (where := headers.get("location")) is not None:
         base = secret.base_url.rstrip("/")

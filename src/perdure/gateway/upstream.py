@@ -205,9 +205,11 @@ class Upstream:
                     if handed_on:
                         raise BrokenError(after) from error
                     refusal = RefusedError(f"asked {attempt} times, the last time: {after}", is_failure=True)
+                except ValueError as error:  # of its headers: nothing was sent
+                    raise RefusedError(f"{provider.name} cannot be asked that: {error}") from error
             if refusal.status == 401 and not renewals:
                 renewals = 1
-                fresh = await _endpoint(provider, question.dialect, renew=True)
+                fresh = await _endpoint(provider, question.dialect, refused=endpoint.key)
                 if fresh.headers != endpoint.headers:
                     endpoint = fresh
                     continue
@@ -245,16 +247,18 @@ class Upstream:
 
     def _connected(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0)
             self._session = aiohttp.ClientSession(
-                connector=connector, auto_decompress=False, headers={"User-Agent": "perdure"}
+                connector=aiohttp.TCPConnector(limit=0),
+                auto_decompress=False,
+                headers={"User-Agent": "perdure"},
+                cookie_jar=aiohttp.DummyCookieJar(),  # what one run is given is not sent in the name of another
             )
         return self._session
 
 
-async def _endpoint(provider: Provider, dialect: str, *, renew: bool = False) -> Endpoint:
+async def _endpoint(provider: Provider, dialect: str, *, refused: str = "") -> Endpoint:
     try:
-        return await provider.endpoint(dialect, renew=renew)
+        return await provider.endpoint(dialect, refused=refused)
     except PerdureError as error:
         message = f"{error.message} ({error.hint})" if error.hint else error.message
         raise RefusedError(message, status=error.http_status, code=error.code, is_failure=True) from error

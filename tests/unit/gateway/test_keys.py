@@ -47,7 +47,8 @@ async def test_a_file_is_read_whenever_it_is_needed(tmp_path: Path) -> None:
 async def test_a_command_is_run_once_until_its_key_is_refused(tmp_path: Path) -> None:
     key = counting(tmp_path / "count")
     assert set(await asyncio.gather(*(key.read() for _ in range(5)))) == {"key-x"}
-    assert set(await asyncio.gather(*(key.read(renew=True) for _ in range(5)))) == {"key-xx"}
+    assert set(await asyncio.gather(*(key.read(refused="key-x") for _ in range(5)))) == {"key-xx"}
+    assert await key.read(refused="key-x") == "key-xx"  # who was told late that the old one is good no more
     assert await key.read() == "key-xx"
 
 

@@ -77,6 +77,18 @@ async def test_tokens_that_nobody_told_are_estimated_and_said_to_be(log: Context
     assert (await log.head(RUN)).spent.estimated == 1
 
 
+async def test_what_else_a_provider_streams_tells_its_tokens_too(log: ContextLog, provider: Provider) -> None:
+    chunks = [
+        b'data: {"model": "real-model", "choices": [{"text": "owls"}]}\n\n',
+        b'data: {"model": "real-model", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 2}}\n\n',
+        b"data: [DONE]\n\n",
+    ]
+    provider.acts = [provider.streams(chunks)]
+    async with Gateway(log, providers_of(provider), prices=PRICES) as gateway:
+        await read(await gateway.answer(ask("/v1/completions", stream=True), 1))
+    assert (await last(log))["model"] == "real-model" and (await log.head(RUN)).spent.tokens == 9
+
+
 async def test_what_broke_off_has_cost_what_it_said(log: ContextLog, provider: Provider) -> None:
     provider.acts = [provider.streams(speeches.message_events("by ", "night"), cut_after=9)]
     async with Gateway(log, providers_of(provider), prices=PRICES, retry=Retry(attempts=1)) as gateway:

@@ -198,6 +198,17 @@ async def test_headers_that_repeat_it_are_left_out(door: GuestDoor, host: Host, 
         assert "x-echo" not in answer.headers and answer.headers["x-other"] == "1"
 
 
+async def test_headers_of_one_name_are_one_list(door: GuestDoor, host: Host, client: aiohttp.ClientSession) -> None:
+    async def act(request: web.Request) -> web.StreamResponse:
+        response = web.Response(headers={"Link": "<a>", "Set-Cookie": "c=d"})
+        response.headers.add("Link", "<b>")
+        return response
+
+    host.acts = [act]
+    async with client.get(f"{door.url}{DOOR}/user") as answer:
+        assert answer.headers["link"] == "<a>, <b>" and answer.headers["set-cookie"] == "c=d"
+
+
 async def test_a_command_is_asked_anew_where_its_value_is_refused(tmp_path: Path, home: Home, host: Host) -> None:
     count = tmp_path / "count"
     command = json.dumps(["sh", "-c", f"echo x >> {count}; echo value-$(wc -l < {count})"])

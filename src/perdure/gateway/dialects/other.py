@@ -5,6 +5,8 @@ Nothing is known of the bodies: what came whole is the answer, recorded and answ
 
 from __future__ import annotations
 
+from typing import Any
+
 from perdure.gateway.dialects import chat
 from perdure.gateway.dialects.dialect import Dialect, MalformedError, Reading, Request, Summary, decoded, failed, string
 from perdure.gateway.events import Event
@@ -46,7 +48,8 @@ class Other:
 
 class _Reading:
     def __init__(self) -> None:
-        self._error = ""
+        self._model = self._error = ""
+        self._usage: Any = None
 
     def take(self, event: Event) -> bool:
         if event.data.startswith(chat.DONE):
@@ -57,7 +60,9 @@ class _Reading:
             return False
         if event.name == "error" or value.get("error"):
             self._error = failed(value.get("error") or value)
+        self._model = self._model or string(value.get("model"))
+        self._usage = value.get("usage") or self._usage
         return bool(self._error)
 
     def summary(self) -> Summary:
-        return Summary(finished=True, error=self._error)
+        return Summary(model=self._model, usage=chat.usage(self._usage), finished=True, error=self._error)
