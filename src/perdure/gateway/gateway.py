@@ -21,7 +21,7 @@ from functools import partial
 from typing import Any
 
 from perdure.context.log import ContextLog, NewEntry, digest_of, valid
-from perdure.errors import NoSpace, OverBudget, PerdureError, Unavailable
+from perdure.errors import Conflict, NoSpace, OverBudget, PerdureError, Unavailable
 from perdure.gateway import dialects, entries, models
 from perdure.gateway.asked import Asked, read
 from perdure.gateway.budgets import Budgets
@@ -110,7 +110,10 @@ class Gateway:
             return refused(call, error)
         while True:
             turn = self._turns.get(asked.key)
-            if turn is not None and call.epoch > turn.call.epoch and not turn.is_of(call):
+            if turn is not None and not turn.is_of(call):
+                if call.epoch <= turn.call.epoch:
+                    hint = "each call has a lane and an ordinal of its own"
+                    return refused(call, Conflict(f"another call is under way as {call.key}", hint=hint))
                 await self._stop([turn])  # nobody wants to hear that any more
                 continue
             if turn is None:

@@ -34,7 +34,9 @@ class Turn:
     def is_of(self, call: Call) -> bool:
         """Whether it answers what this call asks. Another one under its key is that of a program that went another
         way, whose run goes on live on the same branch."""
-        return call.body == self.call.body or request_hash(call) == request_hash(self.call)
+        mine = self.call
+        is_same = (call.path, call.method) == (mine.path, mine.method) and call.body == mine.body
+        return is_same or request_hash(call) == request_hash(mine)
 
     @property
     def body(self) -> bytes:

@@ -49,6 +49,22 @@ async def test_a_turn_is_recorded_and_answered_again_from_the_log(
     assert await log.get_blob(committed.payload["body"]) == body
 
 
+async def test_a_call_under_the_key_of_one_that_is_under_way_is_refused_unless_it_is_the_same(
+    gateway: Gateway, provider: Provider, log: ContextLog
+) -> None:
+    provider.acts = [provider.says("hello")]
+    first = asyncio.create_task(gateway.answer(chat(), 1))
+    await asyncio.sleep(0)  # it has its turn, and the log has nothing yet
+    for other in (chat(model="other"), replace(chat(), path="/v1/messages")):
+        refused = await gateway.answer(other, 1)
+        error = json.loads(await read(refused))["error"]
+        assert (refused.status, error["code"], refused.headers["x-should-retry"]) == (409, "conflict", "false")
+        assert "another call is under way as main/1" in error["message"]
+    same = await gateway.answer(chat(), 1)
+    assert await read(same) == await read(await first)
+    assert await kinds(log) == ["model.intent", "model.started", "model.committed"]
+
+
 async def test_what_the_log_was_seen_not_to_have_is_looked_up_again_if_a_turn_has_ended_since(
     gateway: Gateway, provider: Provider, log: ContextLog
 ) -> None:
