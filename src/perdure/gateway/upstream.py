@@ -51,6 +51,7 @@ EVENTS = "text/event-stream"
 CONNECT_S = 15.0
 ANSWER_MAX = 64 << 20
 LARGE = 1 << 20  # bytes; aiohttp wants to read larger bodies piece by piece
+SECRET_LEAST = 12  # characters of a key; shorter ones are placeholders, and stand in any text
 SHOWN = 200  # characters of where a provider wants to send us
 
 
@@ -186,16 +187,16 @@ class Upstream:
                 try:
                     async with self._request(endpoint, provider, question) as answer:
                         if answer.status < 300:
-                            async for step in _steps(provider.name, answer):
+                            async for step in _steps(provider.name, answer, endpoint.key):
                                 handed_on = True
                                 yield step
                             return
-                        after = f"{provider.name} answered {answer.status} {answer.reason}"
+                        after = _hiding(endpoint.key, f"{provider.name} answered {answer.status} {answer.reason}")
                         if answer.status < 400:
-                            where = repr(answer.headers.get("location", "")[:SHOWN])
+                            where = repr(_hiding(endpoint.key, answer.headers.get("location", ""))[:SHOWN])
                             told = f"{after}: to {where}, and nobody is sent anywhere with a key"
                             raise RefusedError(told, is_failure=True)
-                        refusal = _refusal(after, answer, await _whole(answer))
+                        refusal = _refusal(after, answer, await _whole(answer), endpoint.key)
                         wait_s = wished_s(answer.headers, time.time())
                 except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
                     told = f"{provider.name}: its certificate does not hold: {error}"
@@ -264,12 +265,12 @@ async def _endpoint(provider: Provider, dialect: str, *, refused: str = "") -> E
         raise RefusedError(message, status=error.http_status, code=error.code, is_failure=True) from error
 
 
-async def _steps(provider: str, answer: aiohttp.ClientResponse) -> AsyncGenerator[Head | bytes]:
+async def _steps(provider: str, answer: aiohttp.ClientResponse, key: str) -> AsyncGenerator[Head | bytes]:
     """A good answer. Nothing of it is handed on before there is something of its body."""
     encoding = answer.headers.get("content-encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise RefusedError(f"{provider} answered in the encoding {encoding!r}, which nobody asked for")
-    head = Head(answer.status, _kept(answer), answer.content_type == EVENTS, provider)
+    head = Head(answer.status, _kept(answer, key), answer.content_type == EVENTS, provider)
     if not head.is_stream:
         whole = await _whole(answer)
         yield head
@@ -294,15 +295,21 @@ async def _whole(answer: aiohttp.ClientResponse) -> bytes:
     return bytes(body)
 
 
-def _kept(answer: aiohttp.ClientResponse) -> dict[str, str]:
-    found = {name.lower(): value for name, value in answer.headers.items()}
+def _kept(answer: aiohttp.ClientResponse, key: str) -> dict[str, str]:
+    found = {name.lower(): value for name, value in answer.headers.items() if _hiding(key, value) == value}
     return {name: value for name, value in found.items() if name in KEPT_HEADERS or name.startswith(KEPT_BEGINNINGS)}
 
 
-def _refusal(reason: str, answer: aiohttp.ClientResponse, body: bytes) -> RefusedError:
-    if answer.content_type != "application/json":  # a proxy's page is no help to an SDK
-        body = b""
-    headers, is_failure = _kept(answer) if body else None, answer.status in FAILURES
+def _hiding(key: str, text: str) -> str:
+    """Without the key that was shown, which some providers repeat: it would be in machines and logs."""
+    return text.replace(key, "…") if len(key) >= SECRET_LEAST else text
+
+
+def _refusal(reason: str, answer: aiohttp.ClientResponse, body: bytes, key: str) -> RefusedError:
+    told = body.decode("latin-1")
+    if answer.content_type != "application/json" or _hiding(key, told) != told:
+        body = b""  # a proxy's page is no help to an SDK
+    headers, is_failure = _kept(answer, key) if body else None, answer.status in FAILURES
     return RefusedError(reason, status=answer.status, body=body, headers=headers, is_failure=is_failure)
 
 

@@ -34,3 +34,17 @@ async def test_a_header_that_is_none_is_an_error_of_the_dialect(
     error = json.loads(await read(answer))
     assert answer.status == 502 and error["type"] == "error" and "cannot be asked that" in error["error"]["message"]
     assert not provider.asked and (await log.read(RUN))[-1].kind == "model.aborted"
+
+
+@pytest.mark.parametrize("status", [401, 302])
+async def test_a_refusal_that_repeats_the_key_is_worded_anew(provider: Provider, log: ContextLog, status: int) -> None:
+    key = "sk-of-the-host-0"
+    body = json.dumps({"error": {"message": f"Incorrect API key provided: {key}", "type": "x"}}).encode()
+    headers = {"x-request-id": f"Bearer {key}", "request-id": "1", "location": f"/?key={key}"}
+    provider.acts = [provider.sends(body, "application/json", status=status, **headers)]
+    remote = RemoteProvider("test", provider.url, key=key, kind="any")
+    async with Gateway(log, Providers({"test": remote}, "test")) as gateway:
+        answer = await gateway.answer(chat(), 1)
+        told = await read(answer)
+    assert provider.headers[0]["authorization"] == f"Bearer {key}" and f"answered {status}" in told.decode()
+    assert key not in f"{told!r} {answer.headers} {await log.read(RUN)}"
