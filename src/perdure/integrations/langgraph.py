@@ -2,7 +2,12 @@
 
 A thread is a session. A checkpoint is two entries that are appended as one: ``checkpoint`` under its id, and before it
 a ``channel`` per channel that has a new version; a third one, ``latest``, is found by the namespace alone. Values of
-channels are kept once per version, lists item by item, so that a conversation that grows costs what is new of it.
+channels are kept once per version, lists item by item, so that a conversation that grows costs what is new of it
+(``checkpoints``).
+
+The last checkpoint of a namespace is the one with the highest id, as LangGraph's own savers have it. Nearly always that
+is the one that came last; where an earlier one comes later (a thread that is copied from elsewhere, the last first),
+its ``latest`` names the highest as ``top``, and the session's ``value`` has ``unsorted``.
 
 Facts of the interface: ``langgraph.checkpoint.base`` 4.3.
 """
@@ -10,13 +15,12 @@ Facts of the interface: ``langgraph.checkpoint.base`` 4.3.
 from __future__ import annotations
 
 import asyncio
-import base64
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import (
-    WRITES_IDX_MAP,
     BaseCheckpointSaver,
     ChannelVersions,
     Checkpoint,
@@ -24,12 +28,13 @@ from langgraph.checkpoint.base import (
     CheckpointTuple,
     get_checkpoint_id,
     get_checkpoint_metadata,
-    writes_sort_key,
 )
 from langgraph.checkpoint.serde.base import SerializerProtocol
 
 from perdure.client.server import ServerClient
+from perdure.client.sessions import UNSET
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound
+from perdure.integrations.checkpoints import Values
 from perdure.integrations.keys import joined
 from perdure.integrations.pruning import Place, keep
 from perdure.model import Entry
@@ -37,13 +42,12 @@ from perdure.model import Entry
 TAGS = {"framework": "langgraph"}
 AT_ONCE = 50  # checkpoints of a list whose values are fetched together
 TRIES = 20
+KNOWN_MAX = 1000  # threads whose last checkpoint a saver remembers
 
 _Tuples = list[CheckpointTuple]  # these are named here because a method of the class is called list
 _Places = list[Place]
 _Entries = list[dict[str, Any]]
 _Payloads = list[Any]
-_Writes = list[tuple[str, str, Any]]
-_Stored = list[str]  # a value as LangGraph's serializer has it: its type, and its bytes in base 64
 
 
 class PerdureSaver(BaseCheckpointSaver[str]):
@@ -56,6 +60,8 @@ class PerdureSaver(BaseCheckpointSaver[str]):
     def __init__(self, client: ServerClient | None = None, *, serde: SerializerProtocol | None = None) -> None:
         super().__init__(serde=serde)
         self._sessions = (client or ServerClient()).sessions
+        self._values = Values(self.serde)
+        self._tops: dict[Place, str] = {}  # the highest id of a session's namespace, as far as this saver knows
 
     # -- reading
 
@@ -63,16 +69,24 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         """The checkpoint that ``config`` names, or the last one of its thread and namespace."""
         thread, namespace = _place(config)
         name, checkpoint_id = _name(thread), get_checkpoint_id(config)
+        wanted = checkpoint_id or self._top(name, namespace)
+        if not wanted:
+            return None
         try:
-            if checkpoint_id is None:
-                latest = next(self._sessions.newest(name, key=joined("latest", namespace), limit=1), None)
-                if latest is None:
-                    return None
-                checkpoint_id = str(latest.payload["id"])
-            found = self._tuples(thread, name, [(namespace, checkpoint_id)])
+            found = self._tuples(thread, name, [(namespace, wanted)])
+            if not found and checkpoint_id is None:  # the highest was deleted by its run
+                there = [entry.payload["id"] for entry in self._checkpoints(name, namespace)]
+                found = self._tuples(thread, name, [(namespace, max(there))]) if there else []
         except NotFound:
             return None
         return found[0] if found else None
+
+    def _top(self, name: str, namespace: str) -> str:
+        try:
+            latest = next(self._sessions.newest(name, key=joined("latest", namespace), limit=1), None)
+        except NotFound:
+            return ""
+        return "" if latest is None else str(latest.payload.get("top") or latest.payload["id"])
 
     def list(
         self,
@@ -84,20 +98,26 @@ class PerdureSaver(BaseCheckpointSaver[str]):
     ) -> Iterator[CheckpointTuple]:
         """The last first; of all threads where there is no ``config``."""
         left = limit
-        for thread in self._threads() if config is None else [_thread(config)]:
-            for found in self._list(thread, config, filter or {}, before, AT_ONCE if filter or not left else left):
+        for value in self._threads() if config is None else self._thread(config):
+            for found in self._list(value, config, filter or {}, before, AT_ONCE if filter or not left else left):
                 if left is not None and left <= 0:
                     return
                 left = None if left is None else left - 1
                 yield found
 
-    def _threads(self) -> Iterator[str]:
+    def _threads(self) -> Iterator[dict[str, Any]]:
         for session in self._sessions.all(TAGS):
-            yield session.value["thread"]
+            yield session.value
+
+    def _thread(self, config: RunnableConfig) -> Iterator[dict[str, Any]]:
+        try:
+            yield self._sessions.get(_name(_thread(config))).value
+        except NotFound:
+            return
 
     def _list(
         self,
-        thread: str,
+        value: dict[str, Any],
         config: RunnableConfig | None,
         filter: dict[str, Any],
         before: RunnableConfig | None,
@@ -106,10 +126,9 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         wanted = config["configurable"].get("checkpoint_ns") if config else None
         only = get_checkpoint_id(config) if config else None
         below = get_checkpoint_id(before) if before else None
-        found: _Places = []
-        seen = set[tuple[str, str]]()
-        for entry in self._checkpoints(_name(thread), wanted):
-            at = entry.payload["ns"], entry.payload["id"]
+        thread, found, seen = value["thread"], list[Place](), set[Place]()
+        places = ((entry.payload["ns"], entry.payload["id"]) for entry in self._checkpoints(_name(thread), wanted))
+        for at in sorted(places, key=lambda at: at[1], reverse=True) if value.get("unsorted") else places:
             if at in seen or (only and at[1] != only) or (below and at[1] >= below):
                 continue
             seen.add(at)
@@ -144,7 +163,7 @@ class PerdureSaver(BaseCheckpointSaver[str]):
             if entry.kind == "writes":
                 writes.setdefault(entry.key, []).append(entry.payload)
         there = [(place, checkpoints[key]) for place in places if (key := joined("checkpoint", *place)) in checkpoints]
-        read = [(place, payload, self._loads(payload["checkpoint"])) for place, payload in there]
+        read = [(place, payload, self._values.loads(payload["checkpoint"])) for place, payload in there]
         channels = {
             joined("channel", place[0], channel, version)
             for place, _, checkpoint in read
@@ -154,36 +173,13 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         return [
             CheckpointTuple(
                 config=_config(thread, *place),
-                checkpoint=self._whole(place[0], checkpoint, values),
-                metadata=self._loads(payload["metadata"]),
+                checkpoint=self._values.whole(place[0], checkpoint, values),
+                metadata=self._values.loads(payload["metadata"]),
                 parent_config=_config(thread, place[0], payload["parent"]) if payload["parent"] else None,
-                pending_writes=self._pending(writes.get(joined("writes", *place), [])),
+                pending_writes=self._values.written(writes.get(joined("writes", *place), [])),
             )
             for place, payload, checkpoint in read
         ]
-
-    def _whole(self, namespace: str, checkpoint: dict[str, Any], stored: dict[str | None, Any]) -> Checkpoint:
-        """It with the values of its channels."""
-        values: dict[str, Any] = {}
-        for channel, version in checkpoint["channel_versions"].items():
-            payload = stored.get(joined("channel", namespace, channel, version), {})
-            if "value" in payload:
-                values[channel] = self._loads(payload["value"])
-            elif "items" in payload:
-                values[channel] = [self._loads(item) for item in payload["items"]]
-        return cast(Checkpoint, {**checkpoint, "channel_values": values})
-
-    def _pending(self, written: Iterable[Any]) -> _Writes:
-        """What tasks wrote: the first of each, but the last of what is about the task itself (an error, an
-        interrupt …), whose index is below 0."""
-        found: dict[tuple[str, int], tuple[str, str, Any]] = {}
-        for payload in written:
-            for index, channel, value in payload["writes"]:
-                place = payload["task"], index
-                if index < 0 or place not in found:
-                    found[place] = payload["path"], channel, value
-        order = sorted(found, key=lambda place: writes_sort_key(found[place][0], *place))
-        return [(task, found[task, index][1], self._loads(found[task, index][2])) for task, index in order]
 
     # -- writing
 
@@ -199,7 +195,11 @@ class PerdureSaver(BaseCheckpointSaver[str]):
         rest: dict[str, Any] = dict(checkpoint)
         values: dict[str, Any] = rest.pop("channel_values")
         entries = [
-            self._channel(joined("channel", namespace, channel, version), values, channel)
+            {
+                "kind": "channel",
+                "key": joined("channel", namespace, channel, version),
+                "payload": self._values.of_channel(values, channel),
+            }
             for channel, version in new_versions.items()
         ]
         told = get_checkpoint_metadata(config, metadata)
@@ -207,46 +207,40 @@ class PerdureSaver(BaseCheckpointSaver[str]):
             "ns": namespace,
             "id": checkpoint["id"],
             "parent": get_checkpoint_id(config),
-            "run": _text(told.get("run_id")),
-            "checkpoint": self._dumps(rest, "the checkpoint"),
-            "metadata": self._dumps(told, "the metadata"),
+            "run": None if told.get("run_id") is None else str(told["run_id"]),
+            "checkpoint": self._values.dumps(rest, "the checkpoint"),
+            "metadata": self._values.dumps(told, "the metadata"),
         }
         entries.append(
             {"kind": "checkpoint", "key": joined("checkpoint", namespace, checkpoint["id"]), "payload": payload}
         )
         latest = {field: payload[field] for field in ("ns", "id", "run")}
+        place = _name(thread), namespace
+        top = self._tops.get(place) or self._top(*place)
+        is_late = top > checkpoint["id"]
+        if is_late:
+            latest["top"] = top
         entries.append({"kind": "latest", "key": joined("latest", namespace), "payload": latest})
-        self._append(thread, entries)
+        self._append(thread, entries, {"thread": thread, "unsorted": True} if is_late else None)
+        if len(self._tops) == KNOWN_MAX:
+            self._tops.clear()
+        self._tops[place] = max(top, checkpoint["id"])
         return _config(thread, namespace, checkpoint["id"])
-
-    def _channel(self, key: str, values: dict[str, Any], channel: str) -> dict[str, Any]:
-        payload: dict[str, Any] = {}  # without a value: the channel is empty in this version
-        if channel in values:
-            value, what = values[channel], f"the value of channel {channel!r}"
-            if type(value) is list:
-                payload["items"] = [self._dumps(item, what) for item in value]
-            else:
-                payload["value"] = self._dumps(value, what)
-        return {"kind": "channel", "key": key, "payload": payload}
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         """Append what a task wrote above a checkpoint."""
         thread, namespace = _place(config)
-        written = [
-            (WRITES_IDX_MAP.get(channel, index), channel, self._dumps(value, f"what is written to channel {channel!r}"))
-            for index, (channel, value) in enumerate(writes)
-        ]
-        payload = {"task": task_id, "path": task_path, "writes": written}
+        payload = self._values.of_writes(writes, task_id, task_path)
         key = joined("writes", namespace, config["configurable"]["checkpoint_id"])
         self._append(thread, [{"kind": "writes", "key": key, "payload": payload}])
 
-    def _append(self, thread: str, entries: _Entries) -> None:
+    def _append(self, thread: str, entries: _Entries, value: dict[str, Any] | None = None) -> None:
         name = _name(thread)
         for _ in range(TRIES):
             try:
-                self._sessions.append(name, entries)
+                self._sessions.append(name, entries, value=value or UNSET)
                 return
             except NotFound:  # there is none yet, or none any more
                 self._sessions.make(name, tags=TAGS, value={"thread": thread})
@@ -256,6 +250,7 @@ class PerdureSaver(BaseCheckpointSaver[str]):
 
     def delete_thread(self, thread_id: str) -> None:
         """Delete all of a thread."""
+        self._tops.clear()
         try:
             self._sessions.delete(_name(thread_id))
         except NotFound:
@@ -264,20 +259,21 @@ class PerdureSaver(BaseCheckpointSaver[str]):
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         """Delete the checkpoints that these runs made, in whatever thread: all threads are looked through."""
         runs = set(run_ids)
-        for thread in list(self._threads()) if runs else []:
+        for thread in [value["thread"] for value in self._threads()] if runs else []:
             gone = {
                 (e.payload["ns"], e.payload["id"])
                 for e in self._checkpoints(_name(thread), None)
                 if e.payload["run"] in runs
             }
             if gone:
-                self._keep(thread, lambda place, gone=gone: place not in gone)  # type: ignore[misc]
+                self._keep(thread, gone, is_kept=False)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         """Fork a thread: nothing is copied. ``Conflict``: there is one of this id already."""
         source, target = _name(source_thread_id), _name(target_thread_id)
         try:
-            self._sessions.fork(source, target, value={"thread": target_thread_id})
+            value = {**self._sessions.get(source).value, "thread": str(target_thread_id)}
+            self._sessions.fork(source, target, value=value)
         except NotFound:
             return
         except Conflict as error:
@@ -297,13 +293,14 @@ class PerdureSaver(BaseCheckpointSaver[str]):
             else:
                 kept = set(self._needed(thread))
                 if kept:
-                    self._keep(thread, lambda place, kept=kept: place in kept)  # type: ignore[misc]
+                    self._keep(thread, kept, is_kept=True)
 
     def _needed(self, thread: str) -> Iterator[tuple[str, str]]:
         """The last checkpoint of each namespace, and those above it that its channels are rebuilt from."""
         latest: dict[str, str] = {}
         for entry in self._checkpoints(_name(thread), None):
-            latest.setdefault(entry.payload["ns"], entry.payload["id"])
+            namespace, checkpoint_id = entry.payload["ns"], entry.payload["id"]
+            latest[namespace] = max(latest.get(namespace, ""), checkpoint_id)
         for namespace, checkpoint_id in latest.items():
             at: RunnableConfig | None = _config(thread, namespace, checkpoint_id)
             missing: set[str] | None = None
@@ -318,8 +315,14 @@ class PerdureSaver(BaseCheckpointSaver[str]):
                     break
                 at = found.parent_config
 
-    def _keep(self, thread: str, is_kept: Callable[[Place], bool]) -> None:
-        keep(self._sessions, _name(thread), is_kept, lambda payload: self._loads(payload["checkpoint"]))
+    def _keep(self, thread: str, places: set[Place], *, is_kept: bool) -> None:
+        self._tops.clear()
+        keep(
+            self._sessions,
+            _name(thread),
+            lambda place: (place in places) is is_kept,
+            lambda payload: self._values.loads(payload["checkpoint"]),
+        )
 
     # -- the same, from an event loop
 
@@ -375,32 +378,7 @@ class PerdureSaver(BaseCheckpointSaver[str]):
     def get_next_version(self, current: str | None, channel: None) -> str:
         """Versions that sort as they come, and differ where two write at once."""
         number = 0 if current is None else int(str(current).partition(".")[0])
-        return f"{number + 1:032}.{_random()}"
-
-    # -- values
-
-    def _dumps(self, value: Any, what: str) -> _Stored:
-        try:
-            kind, content = self.serde.dumps_typed(value)
-        except (TypeError, ValueError) as error:
-            raise InvalidValue(
-                f"{what} cannot be kept: {error}", hint="Give the saver a serde that knows it."
-            ) from error
-        return [kind, base64.b64encode(content).decode()]
-
-    def _loads(self, stored: _Stored) -> Any:
-        kind, text = stored
-        return self.serde.loads_typed((kind, base64.b64decode(text)))
-
-
-def _random() -> str:
-    import secrets
-
-    return secrets.token_hex(8)
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)
+        return f"{number + 1:032}.{secrets.token_hex(8)}"
 
 
 def _thread(config: RunnableConfig) -> str:
@@ -416,4 +394,4 @@ def _config(thread: str, namespace: str, checkpoint_id: str) -> RunnableConfig:
 
 
 def _name(thread: str) -> str:
-    return joined("langgraph", thread)
+    return joined("langgraph", str(thread))  # a program may have numbers, or UUIDs

@@ -16,9 +16,10 @@ pytest.importorskip(
     "langgraph.checkpoint.conformance", reason="langgraph is not installed: pip install -e '.[frameworks]'"
 )
 
-from langgraph.checkpoint.base import empty_checkpoint
+from langgraph.checkpoint.base import BaseCheckpointSaver, empty_checkpoint
 from langgraph.checkpoint.conformance import checkpointer_test, validate
 from langgraph.checkpoint.conformance.report import ProgressCallbacks
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command, interrupt
 
@@ -37,7 +38,7 @@ def thread() -> Any:
     return {"configurable": {"thread_id": f"thread/{uuid4()}"}}
 
 
-def graph(saver: PerdureSaver) -> Any:
+def graph(saver: BaseCheckpointSaver[str]) -> Any:
     def think(state: State) -> dict[str, Any]:
         return {"said": [f"thought {state['count']}"], "count": state["count"] + 1}
 
@@ -153,3 +154,50 @@ async def test_two_programs_write_to_one_thread(log_server: LogServer) -> None:
     assert sorted(found) == sorted(written)
     last = await savers[1].aget_tuple(config)
     assert last is not None and last.checkpoint["id"] == found[0]
+
+
+def test_a_thread_is_copied_from_elsewhere_the_last_first(log_server: LogServer) -> None:
+    """As ``list`` of another saver gives it."""
+    elsewhere, saver, config = InMemorySaver(), PerdureSaver(log_server.client), thread()
+    config["configurable"]["checkpoint_ns"] = ""
+    graph(elsewhere).invoke({"said": ["hello"], "count": 0}, config)
+    for one in elsewhere.list(config):
+        parent = one.parent_config["configurable"]["checkpoint_id"] if one.parent_config else None
+        above: Any = {"configurable": {**config["configurable"], "checkpoint_id": parent}}
+        kept = saver.put(above, one.checkpoint, one.metadata, one.checkpoint["channel_versions"])
+        for task, channel, value in one.pending_writes or []:
+            saver.put_writes(kept, [(channel, value)], task)
+    ids = [one.checkpoint["id"] for one in elsewhere.list(config)]
+    target = f"copy of {config['configurable']['thread_id']}"
+    saver.copy_thread(config["configurable"]["thread_id"], target)
+    for name in (config["configurable"]["thread_id"], target):
+        for reader in (saver, PerdureSaver(log_server.client)):
+            place: Any = {"configurable": {"thread_id": name}}
+            assert [one.checkpoint["id"] for one in reader.list(place)] == ids
+            assert [one.checkpoint["id"] for one in reader.list(place, limit=1)] == ids[:1]
+            assert reader.get(place) == elsewhere.get(config)
+    assert graph(saver).invoke(Command(resume="yes"), config)["said"] == ["hello", "thought 0", "yes"]
+    saver.prune([target])
+    assert [one.checkpoint["id"] for one in saver.list({"configurable": {"thread_id": target}})] == ids[:1]
+
+
+def test_the_last_one_of_a_copied_thread_is_gone_with_its_run(log_server: LogServer) -> None:
+    saver, config = PerdureSaver(log_server.client), thread()
+    config["configurable"]["checkpoint_ns"] = ""
+    made = [empty_checkpoint() for _ in range(3)]
+    for number, checkpoint in reversed(list(enumerate(made))):
+        saver.put(config, checkpoint, {"run_id": f"run {number}"}, {})
+    saver.delete_for_runs(["run 2"])
+    last = saver.get_tuple(config)
+    assert last is not None and last.checkpoint["id"] == made[1]["id"]
+
+
+@pytest.mark.parametrize("name", [uuid4(), uuid4().int], ids=["uuid", "number"])
+async def test_a_thread_is_named_by_what_is_no_text(log_server: LogServer, name: Any) -> None:
+    saver, config = PerdureSaver(log_server.client), {"configurable": {"thread_id": name, "checkpoint_ns": ""}}
+    saver.put(config, empty_checkpoint(), {}, {})
+    saver.copy_thread(name, uuid4())
+    saver.prune([name])
+    assert saver.get_tuple(config) is not None
+    await saver.adelete_thread(name)
+    assert saver.get_tuple(config) is None
