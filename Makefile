@@ -93,8 +93,8 @@ campaign: .venv/dev.done build/test-packages.done ## the property tests with man
 many: .venv/dev.done build/test-packages.done setup ## fifty sandboxes at once, also where processors are emulated
 	$(SUDO) env PERDURE_TEST_MANY=$${PERDURE_TEST_MANY:-50} $(BIN)/python -m pytest -q tests/vm/test_many.py
 
-examples: .venv/dev.done build/test-packages.done setup ## the examples that take minutes, in microVMs: the SDKs of OpenAI and Anthropic
-	$(SUDO) env PERDURE_TEST_EXAMPLES=1 $(BIN)/python -m pytest -q tests/vm/test_sdks.py
+examples: .venv/dev.done build/test-packages.done setup ## the examples that take minutes, in microVMs: SDKs, a browser and an encoder that sleep, a coding agent
+	$(SUDO) env PERDURE_TEST_EXAMPLES=1 $(BIN)/python -m pytest -q tests/vm/test_sdks.py tests/vm/test_examples.py
 
 docs: .venv/dev.done ## write the generated pages: docs/reference, state tables
 	$(BIN)/python scripts/generate_docs.py
