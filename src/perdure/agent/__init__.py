@@ -60,9 +60,11 @@ class _Module(type(sys)):  # type: ignore[misc]  # the type of modules, without 
 sys.modules[__name__].__class__ = _Module
 
 
-def __getattr__(name: str) -> Any:
-    if name == "AsyncContext":  # imports asyncio
-        from perdure.agent.tasks import AsyncContext
+if not TYPE_CHECKING:  # it would take any name for one that is there
 
-        return AsyncContext
-    raise AttributeError(f"module 'perdure.agent' has no attribute {name!r}")
+    def __getattr__(name):
+        if name == "AsyncContext":  # imports asyncio
+            from perdure.agent.tasks import AsyncContext
+
+            return AsyncContext
+        raise AttributeError(f"module 'perdure.agent' has no attribute {name!r}")

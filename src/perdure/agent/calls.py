@@ -156,7 +156,7 @@ def verdict(value: dict[str, Any]) -> Verdict:
     )
 
 
-def child(agent: Agent, given: dict[str, Any]) -> dict[str, Any]:
+def child(agent: Agent[Any], given: dict[str, Any]) -> dict[str, Any]:
     """Start a run of ``agent``, an agent of the same file, and wait for its end."""
     name = getattr(agent, "__name__", repr(agent))
     function = getattr(agent, "function", None)
@@ -170,7 +170,7 @@ def child(agent: Agent, given: dict[str, Any]) -> dict[str, Any]:
     return {**asked, **{field: value for field, value in wished.items() if value}}
 
 
-def returned(agent: Agent, value: dict[str, Any]) -> Any:
+def returned(agent: Agent[Any], value: dict[str, Any]) -> Any:
     """What a child returned, in the type that its function says. ``ChildFailed``."""
     error = value.get("error")
     function, name = agent.function, agent.__name__

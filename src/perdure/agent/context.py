@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from typing import Any
 
     from perdure.agent.declaration import Agent
+    from perdure.agent.generic import P, R
     from perdure.agent.later import Wait
-    from perdure.agent.tools import Doubt, Effect, P, R
+    from perdure.agent.tools import Doubt, Effect
     from perdure.agent.values import Duration, Field, Moment, ToolCall, Turn, Verdict
 
     Messages = str | list[dict[str, Any]]
@@ -119,7 +120,7 @@ class Context:
     def step(
         self,
         name: str,
-        function: Callable[..., Any],
+        function: Callable[..., R],
         *args: Any,
         on_doubt: str = "retry",
         retries: int = 0,
@@ -127,7 +128,7 @@ class Context:
         backoff_max: Duration = "10m",
         retry_on: Any = Exception,
         **kwargs: Any,
-    ) -> Any:
+    ) -> R:
         """Run ``function`` once for all: its result is recorded, and answered from the log afterwards.
 
         on_doubt says what happens where a crash came between its effect and its record: "retry" (the function is safe
@@ -138,7 +139,8 @@ class Context:
         several). They wait for ``backoff``, then twice as long each time, at most ``backoff_max``, as ``sleep`` does.
         """
         attempts = Attempts(retries, backoff, backoff_max, retry_on)
-        return self._step(calls.step(name, on_doubt), attempts, function, args, kwargs)
+        result: R = self._step(calls.step(name, on_doubt), attempts, function, args, kwargs)
+        return result
 
     def _step(
         self,
@@ -217,12 +219,13 @@ class Context:
         """
         return calls.verdict(self._door.call(self._lane, "wait", calls.approval(prompt, show, form, timeout)))
 
-    def run(self, agent: Agent, /, **input: Any) -> Any:
+    def run(self, agent: Agent[R], /, **input: Any) -> R:
         """Run another agent of this file as a run of its own, on the image that it declares, and return its result.
 
         It is started once, whatever becomes of this run's machine, and cancelled with this run. ``ChildFailed``.
         """
-        return calls.returned(agent, self._door.call(self._lane, "wait", calls.child(agent, input)))
+        result: R = calls.returned(agent, self._door.call(self._lane, "wait", calls.child(agent, input)))
+        return result
 
     def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """Wait for all of ``waits`` at once, ``ctx.later.wait_for("go")`` and the like; their values, in this order.

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+from perdure.agent.generic import Returning
 from perdure.errors import InvalidValue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any, overload
+    from collections.abc import Callable, Coroutine
+    from typing import Any, Literal, Protocol, overload
+
+    from perdure.agent.generic import R
+
+    class Mark(Protocol):
+        @overload
+        def __call__(self, function: Callable[..., Coroutine[Any, Any, R]], /) -> Agent[R]: ...
+
+        @overload
+        def __call__(self, function: Callable[..., R], /) -> Agent[R]: ...
+
 
 DURABILITIES = ("snapshot", "replay")
 
 
-class Agent:
-    """A function that can be run durably. Calling it calls the function."""
+class Agent(Returning["R"]):
+    """A function that can be run durably, and what its run returns. Calling it calls the function."""
 
     def __init__(
         self,
@@ -53,7 +64,10 @@ class Agent:
 if TYPE_CHECKING:  # with its options once more, so that what an author mistypes is found without running it
 
     @overload
-    def agent(function: Callable[..., Any], /) -> Agent: ...
+    def agent(function: Callable[..., Coroutine[Any, Any, R]], /) -> Agent[R]: ...
+
+    @overload
+    def agent(function: Callable[..., R], /) -> Agent[R]: ...
 
     @overload
     def agent(
@@ -61,7 +75,7 @@ if TYPE_CHECKING:  # with its options once more, so that what an author mistypes
         image: str = "",
         memory_mib: int | None = None,
         vcpus: int | None = None,
-        durability: str = "snapshot",
+        durability: Literal["snapshot", "replay"] = "snapshot",
         idle_grace_s: float | None = None,
         think_grace_s: float | None = None,
         checkpoint_turns: int | None = None,
@@ -69,7 +83,7 @@ if TYPE_CHECKING:  # with its options once more, so that what an author mistypes
         version: str = "",
         retry: dict[str, Any] | None = None,
         budget: dict[str, float] | None = None,
-    ) -> Callable[[Callable[..., Any]], Agent]: ...
+    ) -> Mark: ...
 
 
 def agent(
@@ -108,7 +122,7 @@ def agent(
     }
     policy = {name: value for name, value in given.items() if value is not None}
 
-    def mark(function: Callable[..., Any]) -> Agent:
+    def mark(function: Callable[..., Any]) -> Agent[Any]:
         return Agent(
             function,
             image=image,

@@ -49,7 +49,7 @@ class Later:
         """A person's answer; its value is the ``Verdict``."""
         return Wait(calls.approval(prompt, show, form, None), calls.verdict)
 
-    def run(self, agent: Agent, /, **input: Any) -> Wait:
+    def run(self, agent: Agent[Any], /, **input: Any) -> Wait:
         """A run of another agent of this file; its value is what that returned."""
         return Wait(calls.child(agent, input), lambda answer: calls.returned(agent, answer))
 

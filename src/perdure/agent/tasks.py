@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
     from perdure.agent.context import Messages
     from perdure.agent.declaration import Agent
+    from perdure.agent.generic import P, R
     from perdure.agent.later import Wait
-    from perdure.agent.tools import Doubt, Effect, P, R
+    from perdure.agent.tools import Doubt, Effect
     from perdure.agent.values import Duration, Field, Moment, ToolCall, Verdict
 
 # The type of what the loop makes a task of when an async generator is dropped before its end.
@@ -122,6 +123,36 @@ class AsyncContext:
             except OSError:  # the connection, or a stream that died with a server: the same key is asked again
                 failures += 1
                 await asyncio.sleep(retry_s(failures))
+
+    if TYPE_CHECKING:
+
+        @overload
+        async def step(
+            self,
+            name: str,
+            function: Callable[..., Coroutine[Any, Any, R]],
+            *args: Any,
+            on_doubt: str = "retry",
+            retries: int = 0,
+            backoff: Duration = "1s",
+            backoff_max: Duration = "10m",
+            retry_on: Any = Exception,
+            **kwargs: Any,
+        ) -> R: ...
+
+        @overload
+        async def step(
+            self,
+            name: str,
+            function: Callable[..., R],
+            *args: Any,
+            on_doubt: str = "retry",
+            retries: int = 0,
+            backoff: Duration = "1s",
+            backoff_max: Duration = "10m",
+            retry_on: Any = Exception,
+            **kwargs: Any,
+        ) -> R: ...
 
     async def step(
         self,
@@ -227,9 +258,10 @@ class AsyncContext:
         """See ``Context.approval``."""
         return calls.verdict(await _wait(calls.approval(prompt, show, form, timeout)))
 
-    async def run(self, agent: Agent, /, **input: Any) -> Any:
+    async def run(self, agent: Agent[R], /, **input: Any) -> R:
         """See ``Context.run``."""
-        return calls.returned(agent, await _wait(calls.child(agent, input)))
+        result: R = calls.returned(agent, await _wait(calls.child(agent, input)))
+        return result
 
     async def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """See ``Context.all``."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 
 from perdure.agent import calls
+from perdure.agent.generic import Called
 from perdure.agent.signature import Signature
 from perdure.agent.steps import KEY
 from perdure.agent.values import to_json
@@ -17,24 +18,13 @@ from perdure.errors import InvalidValue, PerdureError, StepFailed, TooLarge
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, Generic, Literal, ParamSpec, TypeVar
+    from typing import Any, Literal
 
+    from perdure.agent.generic import P, R
     from perdure.agent.values import ToolCall
 
-    P = ParamSpec("P")
-    R = TypeVar("R")
     Effect = Literal["read-only", "idempotent", "once"]
     Doubt = Literal["ask", "fail"]
-
-    class _Typed(Generic[P, R]): ...
-
-else:
-
-    class _Typed:
-        __slots__ = ()
-
-        def __class_getitem__(cls, of):
-            return cls
 
 
 EFFECTS = {"read-only": "retry", "idempotent": "retry", "once": "ask"}  # and what is done in doubt
@@ -43,7 +33,7 @@ _IS_COROUTINE = 0x80  # CO_COROUTINE of code objects (the documentation of inspe
 _NAME_MAX = 64  # of OpenAI and Anthropic
 
 
-class Tool(_Typed["P", "R"]):
+class Tool(Called["P", "R"]):
     """A function whose calls are recorded: called with its own arguments, and given to ``ctx.chat(tools=[...])``."""
 
     __slots__ = ("_do", "effect", "function", "name", "on_doubt")
