@@ -36,6 +36,7 @@ from perdure.model import Answer, Budget, Call
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
 ASK_NO_MORE = {"x-should-retry": "false"}  # to the SDKs: what could be asked again was
+END_S = 2.0  # so long may a stream go on that has said its last: its connection is used again if it ends
 FAILED = "provider-failed"
 ENDING = "the server is ending"
 NO_PRICES = Prices()
@@ -194,11 +195,11 @@ class Gateway:
             await self._refuse(turn, asked, refusal, pending, is_asked=False)
 
     async def _fill(self, turn: Turn, asked: Asked, pending: list[NewEntry]) -> None:
-        dialect, asked_at = asked.dialect, time.monotonic()
+        dialect, asked_at, loop = asked.dialect, time.monotonic(), asyncio.get_running_loop()
         flow = Flow(dialect.reading())
         head: Head | None = None
         try:
-            async with aclosing(self._steps(asked, pending)) as steps:
+            async with asyncio.timeout(None) as rest, aclosing(self._steps(asked, pending)) as steps:
                 async for step in steps:
                     if isinstance(step, Head):
                         head = _expected(step, asked)
@@ -211,6 +212,8 @@ class Gateway:
                         turn.show(flow.visible)
                         if turn.size > ANSWER_MAX:
                             raise BrokenError(f"the provider's answer is over {ANSWER_MAX >> 20} MiB")
+                        if flow.is_over and rest.when() is None:
+                            rest.reschedule(loop.time() + END_S)
             assert head is not None
             summary = flow.end() if head.is_stream else dialect.whole(turn.body)
             if head.is_stream and not summary.finished and not summary.error:
@@ -220,7 +223,9 @@ class Gateway:
         except RefusedError as refusal:
             await self._refuse(turn, asked, refusal, pending)
             return
-        except (BrokenError, MalformedError) as broken:
+        except (BrokenError, MalformedError, TimeoutError) as broken:
+            if isinstance(broken, TimeoutError) and not flow.is_over:
+                raise  # not ours
             assert head is not None
             if not flow.is_over:
                 is_cut = isinstance(broken, BrokenError)

@@ -54,6 +54,22 @@ async def test_what_a_server_took_with_it_is_marked_also_where_a_second_machine_
     assert found[-4:] == ["model.replayed", "model.aborted", "model.started", "model.committed"]
 
 
+async def test_a_stream_that_said_its_last_is_not_waited_for(
+    gateway: Gateway, provider: Provider, log: ContextLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its SDK would go on, too, also where the connection stays open or pings come for ever."""
+    monkeypatch.setattr("perdure.gateway.gateway.END_S", 0.1)
+    pieces = events("a")
+    provider.acts = [
+        provider.streams([*pieces, b": ping\n\n"], hold_after=len(pieces)),
+        provider.streams([*pieces, *[b": ping\n\n"] * 200_000]),
+    ]
+    for ordinal in (1, 2):
+        answer = await gateway.answer(chat(ordinal, stream=True), 1)
+        assert (await asyncio.wait_for(read(answer), 10)).startswith(b"".join(pieces))
+        assert (await log.read(RUN))[-1].kind == "model.committed"
+
+
 @pytest.mark.parametrize("act", ["refuses", "breaks off", "says an error"])
 async def test_what_a_program_is_told_is_kept_also_where_the_log_is_away_for_a_moment(
     gateway: Gateway, provider: Provider, log: ContextLog, monkeypatch: pytest.MonkeyPatch, act: str
