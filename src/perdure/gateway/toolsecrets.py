@@ -19,7 +19,8 @@ import asyncio
 import io
 import os
 import shlex
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -42,8 +43,9 @@ CONNECT_S = 15.0
 SILENCE_S = 600.0
 ANSWER_MAX = 64 << 20
 LARGE = 1 << 20  # bytes; aiohttp wants to read larger bodies piece by piece
-KEEP_S = 60.0  # so long an answer that is complete may be asked for again, by a node whose connection broke
-KEPT_MAX = 1 << 20  # bytes; a larger one only until it was read
+KEEP_S = 60.0  # so long may a request that nobody hears be asked for again, by a node whose connection broke
+KEPT_MAX = 1 << 20  # bytes of an answer; a larger one only until it was read
+KEPT_ALL_MAX = 64 << 20  # bytes of all that are complete
 METHODS = frozenset(("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
 # Of a connection (RFC 9110, 7.6.1), or framed anew.
 OF_CONNECTION = frozenset(
@@ -77,19 +79,33 @@ class EnvironmentKey:
         return self._value
 
 
+@dataclass(eq=False)
+class _Open:
+    """A request that is on its way, or was answered just now."""
+
+    key: tuple[str, int, str]
+    turn: Turn
+    listeners: int = 0
+    timer: asyncio.TimerHandle | None = None  # while there is none
+    is_kept: bool = False  # it is complete, and counted as such
+
+
 class ToolSecrets:
     """The secrets of one home, and the requests that are on their way with them."""
 
     def __init__(self, by_name: Mapping[str, ToolSecret]) -> None:
         self._by_name = by_name
-        self._open: dict[tuple[str, int, str], Turn] = {}
+        self._open: dict[tuple[str, int, str], _Open] = {}
+        self._kept = 0  # bytes of those that are complete
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
-        tasks = [turn.task for turn in self._open.values() if turn.task is not None]
+        tasks = [one.turn.task for one in self._open.values() if one.turn.task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for one in [*self._open.values()]:
+            self._drop(one)
         if self._session is not None:
             await self._session.close()
 
@@ -116,22 +132,56 @@ class ToolSecrets:
 
     async def answer(self, call: Call, use: SecretUse) -> Answer:
         """The host's answer, its body from ``call.offset`` on; as it comes, whoever listens."""
-        turn = self._open.get(_key(call))
-        if turn is None and call.offset:
-            return Answer(200, {}, _once(CUT))  # the rest of it has gone with a server
-        if turn is None:
-            turn = self._open[_key(call)] = Turn(call)
-            turn.task = asyncio.create_task(self._fill(turn, use))
-        await turn.begun()
-        return Answer(turn.status, turn.headers, self._read(turn, call.offset))
+        one = self._open.get(_key(call))
+        if one is None and call.offset:
+            return Answer(200, {}, _once(CUT))  # the rest of it has gone, with a server or for want of room
+        if one is None:
+            one = self._open[_key(call)] = _Open(_key(call), Turn(call))
+            one.turn.task = asyncio.create_task(self._fill(one, use))
+        with self._listening(one):
+            await one.turn.begun()
+        return Answer(one.turn.status, one.turn.headers, self._read(one, call.offset))
 
-    async def _read(self, turn: Turn, offset: int) -> AsyncIterator[bytes]:
-        async for piece in turn.read(offset):
-            yield piece
-        if turn.size > KEPT_MAX:
-            self._open.pop(_key(turn.call), None)
+    async def _read(self, one: _Open, offset: int) -> AsyncIterator[bytes]:
+        with self._listening(one):
+            async for piece in one.turn.read(offset):
+                yield piece
+        if one.turn.size > KEPT_MAX:
+            self._drop(one)
 
-    async def _fill(self, turn: Turn, use: SecretUse) -> None:
+    @contextmanager
+    def _listening(self, one: _Open) -> Iterator[None]:
+        """Who hears it. What nobody hears is broken off after a while: its run may have ended, or wants no more."""
+        one.listeners += 1
+        if one.timer is not None:
+            one.timer.cancel()
+        try:
+            yield
+        finally:
+            one.listeners -= 1
+            if not one.listeners:
+                one.timer = asyncio.get_running_loop().call_later(KEEP_S, self._drop, one)
+
+    def _drop(self, one: _Open) -> None:
+        if one.timer is not None:
+            one.timer.cancel()
+        if self._open.get(one.key) is one:
+            del self._open[one.key]
+            if one.is_kept:
+                self._kept -= one.turn.size
+            elif not one.turn.is_over and one.turn.task is not None:
+                one.turn.task.cancel()
+
+    def _keep(self, one: _Open) -> None:
+        """It is complete. Where that is too much the oldest ones go."""
+        one.is_kept, self._kept = True, self._kept + one.turn.size
+        if self._kept > KEPT_ALL_MAX:
+            for old in [*self._open.values()]:
+                if old.is_kept and not old.listeners and self._kept > KEPT_ALL_MAX:
+                    self._drop(old)
+
+    async def _fill(self, one: _Open, use: SecretUse) -> None:
+        turn = one.turn
         try:
             await self._ask(turn, use)
         except asyncio.CancelledError:
@@ -145,8 +195,8 @@ class ToolSecrets:
                 turn.begin(told.http_status, {"content-type": "application/json"})
                 turn.add(msgspec.json.encode({"error": told.to_json()}))
                 turn.end()
-        finally:
-            asyncio.get_running_loop().call_later(KEEP_S, self._open.pop, _key(turn.call), None)
+        if self._open.get(one.key) is one:
+            self._keep(one)
 
     async def _ask(self, turn: Turn, use: SecretUse) -> None:
         secret, is_renewed = self._by_name[use.secret], False

@@ -95,6 +95,10 @@ class Turn:
         self._wake()
 
     @property
+    def is_over(self) -> bool:
+        return self._ended
+
+    @property
     def has_begun(self) -> bool:
         return self._begun.is_set()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -80,3 +80,5 @@ class Hearing:
 
     async def aclose(self) -> None:
         self._held.close()
+        if isinstance(self._pieces, AsyncGenerator):
+            await self._pieces.aclose()  # who is asked hears that nobody listens

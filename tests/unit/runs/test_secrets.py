@@ -18,9 +18,10 @@ from perdure.agent import Context
 from perdure.agent.calls import Lane
 from perdure.agent.door import Door
 from perdure.errors import InvalidValue, Unsupported
+from perdure.gateway import toolsecrets
 from perdure.gateway.toolsecrets import CUT, ToolSecrets, load
 from perdure.host.paths import Home
-from perdure.model import RunState
+from perdure.model import Call, RunState
 from perdure.testing.guestdoor import AWAKE, GuestDoor, guest_door, waits
 from perdure.testing.house import House
 from perdure.testing.scripted import ScriptedProvider as Host
@@ -207,6 +208,32 @@ async def test_headers_of_one_name_are_one_list(door: GuestDoor, host: Host, cli
     host.acts = [act]
     async with client.get(f"{door.url}{DOOR}/user") as answer:
         assert answer.headers["link"] == "<a>, <b>" and answer.headers["set-cookie"] == "c=d"
+
+
+async def test_what_nobody_hears_is_broken_off(
+    house: House, door: GuestDoor, host: Host, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events that come for ever, of a program that has left or whose run has ended."""
+    monkeypatch.setattr(toolsecrets, "KEEP_S", 0.1)
+    host.acts = [host.streams([b"data: one\n\n", b"data: two\n\n"], hold_after=1)]
+    async with client.get(f"{door.url}{DOOR}/events") as answer:
+        assert await answer.content.readuntil(b"\n\n") == b"data: one\n\n"
+        assert not host.left.is_set()
+    await asyncio.wait_for(host.left.wait(), 10)
+
+
+async def test_of_what_is_answered_only_so_much_is_kept(
+    house: House, door: GuestDoor, host: Host, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toolsecrets, "KEPT_ALL_MAX", 1000)
+    host.acts = [host.sends(b"x" * 400, "text/plain")]
+    for _ in range(5):
+        async with client.get(f"{door.url}{DOOR}/x") as answer:
+            assert await answer.read() == b"x" * 400
+    epoch, secrets = house.engine._runs[door._run_id].record.epoch, house.secrets
+    assert secrets is not None
+    calls = [Call(door._run_id, epoch, "auto", ordinal, "GET", f"{DOOR}/x", {}, b"") for ordinal in range(5)]
+    assert [secrets.is_open(call) for call in calls] == [False, False, False, True, True]
 
 
 async def test_a_command_is_asked_anew_where_its_value_is_refused(tmp_path: Path, home: Home, host: Host) -> None:
