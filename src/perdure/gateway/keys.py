@@ -34,7 +34,7 @@ class FileKey:
     async def read(self, *, refused: str = "") -> str:
         try:
             text = self._path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             why = (isinstance(error, OSError) and error.strerror) or "it is not text"
             raise ProviderFailed(f"{self._where}: the file with its key cannot be read: {why}") from error
         return _first_line(text, self._where)

@@ -32,10 +32,9 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
 
 from perdure.errors import InvalidValue, NotFound
-from perdure.gateway import dialects
+from perdure.gateway import baseurls, dialects
 from perdure.gateway.keys import CommandKey, FileKey, Key
 from perdure.gateway.limits import Limits
 from perdure.gateway.offline_process import OfflineProcess
@@ -58,6 +57,7 @@ KINDS = {  # the dialects that a provider speaks
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent")
 LIMIT_MOST = 10**12
 KEYS = ("key", "key_env", "key_file", "key_command")
+FULL = ("ca_file", "key_env", "key_file")  # an empty text is none of these
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,11 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     routes: list[tuple[str, str]] = []
     limits: dict[str, Limits] = {}
     if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
-        url = _url(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
+        url = baseurls.checked(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
         key = _key(env.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
         found["openai"] = RemoteProvider("openai", url, key, env.get("PERDURE_MODEL") or OPENAI_MODEL)
     if any(env.get(f"ANTHROPIC_{name}") for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL")):
-        url = _url(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
+        url = baseurls.checked(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
         key, token = env.get("ANTHROPIC_API_KEY", ""), env.get("ANTHROPIC_AUTH_TOKEN", "")
         found["anthropic"] = RemoteProvider(
             "anthropic",
@@ -223,6 +223,9 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
             limits[name] = limit
     found[OFFLINE] = OfflineProvider(OfflineProcess(home))
     default = env.get("PERDURE_PROVIDER") or document.get("provider") or next(iter(found))
+    if not isinstance(default, str):
+        hint = "the name of one; their own tables are [providers.NAME]"
+        raise InvalidValue(f"{settings}: provider is no name of a provider", hint=hint)
     if default not in found:
         raise NotFound(f"there is no provider {default!r}", hint=f"{settings} and the environment have {list(found)}")
     for name, others in fallbacks.items():
@@ -246,6 +249,8 @@ def _provider(
     for key in sorted(texts):
         if not isinstance(table.get(key, ""), str):
             raise InvalidValue(f"{where}: {key} is not a string", hint="put it in quotes")
+        if table.get(key) == "" and key in FULL:
+            raise InvalidValue(f"{where}: {key} is empty", hint="leave the line out")
     if not isinstance(patterns, list) or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidValue(f"{where}: models is not a list of strings", hint='for example ["small-*"]')
     if not table.get("base_url"):
@@ -263,7 +268,7 @@ def _provider(
             raise InvalidValue(f"{where}: the environment has no {variable}", hint=f"export {variable}=YOUR-KEY")
     provider = RemoteProvider(
         name,
-        _url(table["base_url"], where),
+        baseurls.checked(table["base_url"], where),
         _key(key, where),
         table.get("model", ""),
         kind,
@@ -317,15 +322,5 @@ def _key(text: str, where: str) -> str:
 def _tls(home: Home, file: str, where: str) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=home.root / Path(file).expanduser())
-    except (OSError, ssl.SSLError) as error:
+    except (OSError, ValueError) as error:  # ssl.SSLError is one of these
         raise InvalidValue(f"{where}: ca_file: {error}", hint="a file of certificates in PEM") from error
-
-
-def _url(text: str, where: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InvalidValue(f"{where}: {text!r} is not a URL", hint="it begins with http:// or https://")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        hint = "paths are put at its end, and a key is in key_file, key_env or key_command"
-        raise InvalidValue(f"{where}: a base URL has neither a user nor '?' or '#'", hint=hint)
-    return text

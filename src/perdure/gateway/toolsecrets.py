@@ -25,13 +25,14 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import unquote, urljoin
 
 import aiohttp
 import msgspec
 from yarl import URL
 
 from perdure.errors import InvalidValue, NoRights, NotFound, PerdureError, ProviderFailed, Unavailable
+from perdure.gateway import baseurls
 from perdure.gateway.keys import CommandKey, FileKey, Key
 from perdure.gateway.turn import Turn
 from perdure.host.paths import Home
@@ -316,9 +317,7 @@ def _secret(home: Home, name: str, table: Any, env: Mapping[str, str]) -> ToolSe
     for key in ("base_url", "header", "prefix", "value_env", "value_file"):
         if not isinstance(table.get(key, ""), str):
             raise InvalidValue(f"{where}: {key} is not a string", hint="put it in quotes")
-    url = urlsplit(table.get("base_url", ""))
-    if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment or "@" in url.netloc:
-        raise InvalidValue(f"{where}: base_url is {table.get('base_url')!r}", hint='"https://api.github.com"')
+    url = baseurls.checked(table.get("base_url", ""), f"{where}: base_url")
     header = table.get("header", "authorization").lower()
     if header in OF_CONNECTION or not header.replace("-", "").isalnum() or not header.isascii():
         raise InvalidValue(f"{where}: header is {header!r}", hint='"authorization", "x-api-key" …')
@@ -326,7 +325,9 @@ def _secret(home: Home, name: str, table: Any, env: Mapping[str, str]) -> ToolSe
     if not isinstance(allow, list) or not all(isinstance(agent, str) and agent for agent in allow):
         raise InvalidValue(f"{where}: allow is no list of agents", hint='for example ["research*"], or ["*"]: all')
     prefix = table.get("prefix", "Bearer " if header == "authorization" else "")
-    return ToolSecret(table["base_url"], _value(home, name, table, where, env), header, prefix, tuple(allow))
+    if not prefix.isascii() or not prefix.isprintable():
+        raise InvalidValue(f"{where}: prefix is {prefix!r}", hint='"Bearer "')
+    return ToolSecret(url, _value(home, name, table, where, env), header, prefix, tuple(allow))
 
 
 def _value(home: Home, name: str, table: dict[str, Any], where: str, env: Mapping[str, str]) -> Key:

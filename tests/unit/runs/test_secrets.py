@@ -279,8 +279,8 @@ async def test_an_agent_asks_with_any_client(door: GuestDoor, host: Host, monkey
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('base_url = "x"\nvalue_env = "TOKEN"\nallow = []', "base_url is 'x'"),
-        ('base_url = "https://a@b"\nvalue_env = "TOKEN"\nallow = []', "base_url is"),
+        ('base_url = "x"\nvalue_env = "TOKEN"\nallow = []', "base_url: 'x' is not a URL"),
+        ('base_url = "https://a@b"\nvalue_env = "TOKEN"\nallow = []', "base_url: a base URL has neither"),
         ('base_url = "https://a"\nvalue_env = "TOKEN"', "allow is no list"),
         ('base_url = "https://a"\nallow = ["*"]', "has no value"),
         ('base_url = "https://a"\nvalue_env = "NONE"\nallow = ["*"]', "the environment has no NONE"),
