@@ -177,6 +177,9 @@ async def test_a_port_is_for_who_has_the_token(server: LogServer, tmp_path: Path
         token = {**accepted, "authorization": "Bearer given"}
         for lie, status in (({"host": "evil.example"}, 421), ({"origin": "https://evil.example"}, 403)):
             assert (await http.post(facts["url"], json=hello, headers={**token, **lie})).status_code == status
+        for scheme in ("Bearer", "bearer"):  # RFC 9110, 11.1
+            shown = {**accepted, "authorization": f"{scheme} given"}
+            assert (await http.post(facts["url"], json=hello, headers=shown)).status_code == 400  # it began no session
         async with over_http(facts) as client:
             assert await client.list_tools()
 
@@ -196,6 +199,17 @@ def test_what_is_mistyped_is_told(server: LogServer, argv: list[str], said: str)
     words = [sys.executable, "-m", "perdure.cli.perdure", "mcp", *argv]
     ended = subprocess.run(words, env=environ(server), capture_output=True, text=True, timeout=DEADLINE_S)
     assert ended.returncode == 2 and said in ended.stderr
+
+
+async def test_tools_that_wait_hold_up_neither_others_nor_the_end(server: LogServer) -> None:
+    async with serving(server) as facts, over_http(facts) as client:
+        run = await call(client, "run_start", agent="counts.py:counts", source_text=COUNTS, input=0)
+        wait = {"run": run["id"], "timeout_s": 600}
+        waiting = [asyncio.create_task(client.call_tool("run_result", wait)) for _ in range(50)]
+        assert await call(client, "run_list")
+        for one in waiting:
+            one.cancel()
+        await call(client, "run_cancel", run=run["id"], force=True)
 
 
 async def test_errors_are_for_a_model_to_read(server: LogServer) -> None:

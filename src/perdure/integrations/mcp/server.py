@@ -81,7 +81,12 @@ def over_http(home: Home, address: str, token: str = "") -> None:
         server = make(home)
         app = _guarded(server.streamable_http_app(host=host, max_request_body_size=BODY_BYTES), token)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GOODBYE_S
+            app,
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=GOODBYE_S,
         )
         with _told(home.run / f"mcp-{port}.json", {"url": url, "token": token, "pid": os.getpid()}) as place:
             signal.signal(signal.SIGTERM, _leave)
@@ -132,12 +137,14 @@ def _told(path: Path, facts: dict[str, Any]) -> Iterator[Path]:
 
 def _guarded(app: _App, token: str) -> _App:
     """The same application for who shows the token."""
-    wanted = f"Bearer {token}".encode()
+    wanted = token.encode()
 
     async def guard(scope: _Scope, receive: _Receive, send: _Send) -> None:
-        shown = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if scope["type"] != "http" or hmac.compare_digest(shown, wanted):
-            await app(scope, receive, send)
+        scheme, _, shown = dict(scope.get("headers", ())).get(b"authorization", b"").partition(b" ")
+        is_known = scheme.lower() == b"bearer" and hmac.compare_digest(shown.strip(), wanted)
+        if scope["type"] == "lifespan" or is_known:
+            with contextlib.suppress(asyncio.CancelledError):  # uvicorn ends, and would tell each one's traceback
+                await app(scope, receive, send)
             return
         said = {"error": {"code": "unauthorized", "message": "this request has no valid token"}}
         headers = [(b"content-type", b"application/json"), (b"www-authenticate", b"Bearer")]
