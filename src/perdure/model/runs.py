@@ -94,8 +94,11 @@ class RunInfo(Frozen, frozen=True, kw_only=True):
     tags: dict[str, str] = {}
     metadata: Any = None
     policy: dict[str, Any] = {}  # when its machine sleeps and is captured (docs/design/0024-programs-and-policy.md)
+    wall_s: float = 0.0  # since it was created, until its end; 0: nobody wrote down when that was
     suspends: int = 0
-    suspended_s: float = 0.0
+    suspended_s: float = 0.0  # how long it had no machine, as that slept
+    suspended_thinking_s: float = 0.0  # of these: while a model thought; the rest it waited
+    spared_memory_gib_s: float = 0.0  # GiB of memory that its machine may have, times the seconds that it slept
     stored_bytes: int = 0  # by all its snapshots together
     # Those that it can go on from: {digest, branch, seq, at, stored_bytes, keep, node, store}.
     snapshots: list[dict[str, Any]] = []

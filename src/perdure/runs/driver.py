@@ -218,9 +218,7 @@ class Driver:
         await self._captures.sleep()
         if self.run.state is RunState.SUSPENDED:
             seen, epoch = self.run.record, self.run.record.epoch + 1
-            slept_s = max(self.run.clock.time() - seen.suspended_at, 0.0) if seen.suspended_at else 0.0
             changes = {"wake": False, "thinking": [], "unheard": seen.thinking}
-            changes["suspended_s"] = seen.suspended_s + slept_s
             await self._go(seen, RunState.RESUMING, epoch=epoch, why={"epoch": epoch}, **changes)
 
     async def _resuming(self) -> None:

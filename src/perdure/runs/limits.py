@@ -20,6 +20,13 @@ WITH_MACHINE = frozenset(
 def clocked(record: Record, to: RunState, now: float) -> dict[str, float]:
     """What the arrow to ``to`` changes in the record's times."""
     changes: dict[str, float] = {}
+    if to in TERMINAL or record.state in TERMINAL:
+        changes["ended"] = now if to in TERMINAL else 0.0
+    if record.state is RunState.SUSPENDED and record.suspended_at:
+        slept_s = max(0.0, now - record.suspended_at)
+        changes["suspended_s"] = record.suspended_s + slept_s
+        if record.thinking:
+            changes["suspended_thinking_s"] = record.suspended_thinking_s + slept_s
     if record.state is RunState.QUEUED and to is RunState.STARTING:
         changes |= {"began": now, "dequeued": now}
     if to in WITH_MACHINE and not record.active_since:

@@ -9,7 +9,17 @@ import msgspec
 
 from perdure.context.log import Head
 from perdure.errors import InvalidValue
-from perdure.model import Budget, Frozen, NodePlace, Retry, RunInfo, RunOrigin, RunState, SnapshotInfo
+from perdure.model import (
+    DEFAULT_MEMORY_MIB,
+    Budget,
+    Frozen,
+    NodePlace,
+    Retry,
+    RunInfo,
+    RunOrigin,
+    RunState,
+    SnapshotInfo,
+)
 from perdure.runs import keys, pack
 from perdure.runs.asking import LONGEST_S
 from perdure.runs.fittings import Fittings
@@ -181,6 +191,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     stored_bytes: int = 0  # by all snapshots that were ever taken of it
     suspends: int = 0
     suspended_s: float = 0.0  # but for now
+    suspended_thinking_s: float = 0.0  # of these: while a model thought
     suspended_at: float = 0.0  # the newest suspend; seconds since the epoch
     lost_epochs: list[int] = msgspec.field(
         default_factory=list
@@ -197,6 +208,7 @@ class Record(Frozen, frozen=True, kw_only=True):
     began: float = 0.0  # when this attempt left the queue
     active_s: float = 0.0  # how long it had a machine, before the one it has
     active_since: float = 0.0  # since when it has that; 0: it has none
+    ended: float = 0.0  # when; 0: it has not, or nobody wrote that down
     ending: Ending | None = None
     parent: str = ""  # the run that started it, and waits for it
     is_alone: bool = False  # somebody took it back: it goes on also where its parent does not wait for it any more
@@ -251,7 +263,12 @@ class Record(Frozen, frozen=True, kw_only=True):
 
     def info(self, head: Head, children: list[str]) -> RunInfo:
         """The run as the API shows it."""
-        now_s = time.time() - self.suspended_at if self.state is RunState.SUSPENDED else 0.0
+        now = time.time()
+        asleep_s = max(now - self.suspended_at, 0.0) if self.state is RunState.SUSPENDED else 0.0
+        suspended_s = self.suspended_s + asleep_s
+        is_over = self.state in TERMINAL
+        wall_s = 0.0 if is_over and not self.ended else max((self.ended or now) - head.created, 0.0)
+        memory_mib = 0 if self.request.is_replay else self.request.memory_mib or DEFAULT_MEMORY_MIB
         return RunInfo(
             id=head.run_id,
             state=self.state,
@@ -281,14 +298,17 @@ class Record(Frozen, frozen=True, kw_only=True):
             metadata=self.request.metadata,
             policy=self.request.policy.to_json(),
             suspends=self.suspends,
-            suspended_s=self.suspended_s + max(now_s, 0.0),
+            wall_s=wall_s,
+            suspended_s=suspended_s,
+            suspended_thinking_s=self.suspended_thinking_s + (asleep_s if self.thinking else 0.0),
+            spared_memory_gib_s=suspended_s * memory_mib / 1024,
             stored_bytes=self.stored_bytes,
             snapshots=[msgspec.structs.asdict(one) for one in self.snapshots],
             name=self.request.name,
             parent=self.parent,
             children=children,
             origin=self.origin,
-            ending=None if self.ending is None or self.state in TERMINAL else msgspec.to_builtins(self.ending),
+            ending=None if self.ending is None or is_over else msgspec.to_builtins(self.ending),
         )
 
 

@@ -72,6 +72,20 @@ def sleeps(info: RunInfo) -> str:
     return f"{slept}; {size(info.stored_bytes)} stored, {len(info.snapshots)} snapshots to go on from"
 
 
+def asleep(info: RunInfo) -> str:
+    """What a run slept over, and what that saved; nothing where it did not sleep."""
+    thinking_s, spared = info.suspended_thinking_s, info.spared_memory_gib_s
+    parts = [(thinking_s, "while a model thought"), (info.suspended_s - thinking_s, "while it waited")]
+    told = [", ".join(f"{duration(part_s)} {what}" for part_s, what in parts if part_s > 0)]
+    if info.wall_s:
+        told.append(f"{min(info.suspended_s / info.wall_s, 1):.0%} of its time")
+    if spared:
+        told.append(
+            f"{spared:,.0f} GiB·s of memory not held" if spared >= 100 else f"{spared:.3g} GiB·s of memory not held"
+        )
+    return "; ".join(told) if info.suspended_s else ""
+
+
 def dollars(amount: float) -> str:
     """``$12.35``, ``$0.0042``: with as many digits as say something."""
     return f"${amount:,.2f}" if amount >= 1 or not amount else f"${amount:.6f}".rstrip("0").ljust(5, "0")

@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"budget: {budget}")
     if slept := _words.sleeps(info):
         print(f"sleeps: {slept}")
+    if asleep := _words.asleep(info):
+        print(f"asleep: {asleep}")
     if place := _words.place(info):
         print(_words.shorten(f"machine: {place}", columns, spaces=True))
     print(f"policy: {_words.policy(info.policy)}")

@@ -91,6 +91,7 @@ def _run(info: RunInfo) -> str:
             ("attempt", info.attempt if info.attempt > 1 else ""),
             ("recoveries", info.recoveries or ""),
             ("sleeps", _words.sleeps(info)),
+            ("asleep", _words.asleep(info)),
             ("policy", _words.policy(info.policy)),
             ("snapshot", size(stored.stored_bytes) if stored else ""),
             *[("", _words.checkpoint(one)) for one in info.snapshots],
