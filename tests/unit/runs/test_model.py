@@ -7,13 +7,14 @@ for here is not that the machine is where it should be, only that the waits are 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import tempfile
-from pathlib import Path
+import io
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
@@ -24,11 +25,13 @@ from perdure.runs.record import from_head
 from perdure.testing.clock import FakeClock
 from perdure.testing.house import QUICK, House
 from perdure.testing.machines import Ask
+from perdure.testing.memory_fixtures import memory_folder
 from perdure.testing.programs import Steps
 
 NAMES = st.sampled_from("ab")
 SOON_S, LATE_S, ROUND_S = 1000.0, 2000.0, 1500.0  # one round of waiting passes the first, two pass the second
 LOSSES_MAX = 3  # in a row: more of one kind end a run
+HANGS_S = 60.0  # of the host's clock: what takes longer hangs
 
 part = st.one_of(
     st.builds(lambda name: {"kind": "signal", "name": name}, NAMES),
@@ -135,15 +138,16 @@ class Engine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.folder = tempfile.TemporaryDirectory()
+        self.left = contextlib.ExitStack()
+        self.folder = self.left.enter_context(memory_folder())
         self.model, self.state = Model(), RunState.COMPLETED
         self.count = self.losses = 0
         self.ids: set[str] = set()
-        self.loop.run_until_complete(self._up())
+        self.loop.run_until_complete(self._told(self._up()))
 
     async def _up(self) -> None:
         self.clock = FakeClock()
-        self.house = House(Path(self.folder.name), "http://127.0.0.1:1/v1")
+        self.house = House(self.folder, "http://127.0.0.1:1/v1")
         self.house.settings, self.house.clock = dataclasses.replace(QUICK, shelve_after_s=0.0), self.clock
         await self.house.up()
         self.run_id = await self.house.start(program)
@@ -174,7 +178,18 @@ class Engine(RuleBasedStateMachine):
             if self.is_going:
                 await self._settle()
 
-        self.loop.run_until_complete(settled())
+        self.loop.run_until_complete(self._told(settled()))
+
+    async def _told(self, act: Awaitable[None]) -> None:
+        """Where it hangs, if it does."""
+        try:
+            async with asyncio.timeout(HANGS_S):
+                await act
+        except TimeoutError:
+            text = io.StringIO()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.print_stack(file=text)
+            raise AssertionError(f"{self.model.open()} is not reached in {HANGS_S:g} s:\n{text.getvalue()}") from None
 
     @precondition(lambda self: self.is_going and not self.model.mode)
     @rule(asked=command)
@@ -264,11 +279,11 @@ class Engine(RuleBasedStateMachine):
         self._do(lambda: self.house.engine.cancel(self.run_id, clean_up_s=0))
 
     def teardown(self) -> None:
-        try:
-            self.loop.run_until_complete(self._end())
-        finally:
-            self.loop.close()
-            self.folder.cleanup()
+        with self.left, contextlib.closing(self.loop):
+            try:
+                self.loop.run_until_complete(self._told(self._end()))
+            finally:  # also after a failure: there may be many, and each house has threads and files
+                self.loop.run_until_complete(self._told(self._close()))
 
     async def _end(self) -> None:
         engine = self.house.engine
@@ -293,6 +308,8 @@ class Engine(RuleBasedStateMachine):
         assert len(completed) == len(set(completed))
         assert "diverged" not in {entry.kind for entry in entries}
         await self.house.context.verify(self.run_id)
+
+    async def _close(self) -> None:
         await self.house.machines.close()
         await self.house.down()
 
@@ -307,5 +324,7 @@ class Engine(RuleBasedStateMachine):
 
 @pytest.mark.hypothesis
 def test_the_engine_does_what_its_model_says() -> None:
-    few = settings(max_examples=settings().max_examples // 2, stateful_step_count=40)
+    # A failure is found again by its blob. To shrink it takes longer than a test may.
+    phases = (Phase.explicit, Phase.reuse, Phase.generate)
+    few = settings(max_examples=settings().max_examples // 2, stateful_step_count=40, phases=phases)
     run_state_machine_as_test(Engine, settings=few)
