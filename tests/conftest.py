@@ -36,12 +36,34 @@ settings.register_profile(
 settings.load_profile("perdure")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Last())
     # A shell starts what is put in the background (as CI may be) with SIGINT ignored, and programs inherit that: the
     # ones that tests start are in the foreground, where Ctrl-C ends them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     # What tests start is compiled once, and not at each of some thousand starts: that was a quarter of their time.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+class _Last:
+    """pytest says nothing of what had failed after an error of its own or of xdist's. A log of which only the end is
+    kept has it here."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self.broken = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.append(f"{report.nodeid} ({report.when}): {report.longreprtext[-300:]}")
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self.broken = self.broken or str(excrepr)[-3000:]  # the first one: others follow from it
+
+    def pytest_unconfigure(self) -> None:
+        if self.broken:
+            print("", self.broken, *self.failed[-5:], sep="\n")
 
 
 def _needs_vm(path: str) -> bool:
