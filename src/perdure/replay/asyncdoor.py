@@ -31,7 +31,9 @@ class AsyncReplayDoor(AsyncDoor):
         self._wire = reader.wire
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
         self._lanes: set[str] = set()  # that have asked
-        self._due: list[tuple[int, asyncio.Future[None]]] = []  # recorded answers that are to be handed out, by seq
+        # Recorded answers that are to be handed out: by seq, and as they were asked (a wait that was withdrawn has the
+        # seq of that).
+        self._due: list[tuple[int, int, asyncio.Future[None]]] = []
         self._asked = 0
         self._handing: asyncio.Task[None] | None = None
 
@@ -63,7 +65,7 @@ class AsyncReplayDoor(AsyncDoor):
         if len(self._lanes) == 1 and len(asyncio.all_tasks()) == 1:
             return
         turn = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._due, (call.end, turn))
+        heapq.heappush(self._due, (call.end, self._asked, turn))
         if self._handing is None:
             # Not by the loop's factory: it takes no lane.
             self._handing = asyncio.Task(self._hand_out(), name="recorded-answers")
@@ -76,7 +78,7 @@ class AsyncReplayDoor(AsyncDoor):
                 await asyncio.sleep(0)
                 quiet = quiet + 1 if self._asked == seen else 0
                 seen = self._asked
-            _, turn = heapq.heappop(self._due)
+            *_, turn = heapq.heappop(self._due)
             if not turn.done():
                 turn.set_result(None)
         self._handing = None

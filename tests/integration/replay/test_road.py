@@ -169,6 +169,39 @@ async def test_tasks_of_a_step_do_not_rename_those_after_it(road: WorkerHouse, t
     assert sorted(ledger.read_text()) == ["a", "b", "c"]
 
 
+async def test_tasks_of_a_group_are_cancelled_again_by_the_one_that_fails(road: WorkerHouse) -> None:
+    """Those wait for what was withdrawn, and withdraw it, at one entry of the log."""
+    run_id = await road.start(
+        """
+        import asyncio
+        async def f(ctx: AsyncContext):
+            async def waits(name):
+                try:
+                    await ctx.wait_for(name)
+                except asyncio.CancelledError:
+                    await ctx.emit("cancelled", name)
+                    raise
+            async def fails():
+                await ctx.sleep("10ms")
+                raise ValueError("no")
+            tasks = [asyncio.create_task(one) for one in (waits("a"), fails(), waits("b"))]
+            try:
+                await asyncio.gather(*tasks)
+            except ValueError:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+            await ctx.wait_for("go")
+            return [task.cancelled() for task in tasks]
+        """
+    )
+    await road.until(run_id, "emit", 2)
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == [True, False, True]
+    assert sorted(entry.payload["value"] for entry in await road.entries(run_id, "emit")) == ["a", "b"]
+
+
 async def test_a_generator_that_is_collected_does_not_rename_the_tasks_after_it(road: WorkerHouse) -> None:
     """The loop closes it in a task, at a moment that is the garbage collector's."""
     run_id = await road.start(
