@@ -18,8 +18,9 @@ from perdure.client import source as source_of
 from perdure.client.queues import QueuesClient
 from perdure.client.schedules import SchedulesClient
 from perdure.client.sessions import SessionsClient
-from perdure.client.transport import Transport
+from perdure.client.transport import Progress, Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
+from perdure.formats import scriptblock
 from perdure.host.paths import Home
 from perdure.model import Entry, OutputPiece, RunInfo, RunState, Signalled, SnapshotInfo, settle
 
@@ -85,6 +86,8 @@ class ServerClient:
         on_divergence: str = "",
         budget: Mapping[str, float] | None = None,
         modules: Mapping[str, str] | None = None,
+        pack: str | None = None,
+        progress: Progress | None = None,
     ) -> RunInfo:
         """Start a run: of an agent (``function`` in the text ``source`` of ``file``), or of a ``command``. What is said
         here counts, and where nothing is what ``@agent`` says. ``AgentInvalid``: it cannot be read.
@@ -99,6 +102,7 @@ class ServerClient:
         its log, after a loss: fork (the default: on a new branch), fail or live (docs/time-travel.md).
         budget: what it may spend on models, ``{"tokens", "calls", "usd"}`` (docs/models.md). modules: files that the
         agent imports from beside its own, in base64 by path (``perdure.client.source.read`` finds them).
+        progress: told how its packages are brought, where it requires some; pack: those of an earlier ``pack``.
         """
         request = {
             "source": source,
@@ -131,8 +135,21 @@ class ServerClient:
             "hooks": [dict(hook) for hook in hooks],
             "budget": dict(budget or {}),
             "modules": dict(modules or {}),
+            "pack": pack,
         }
-        return self._info("POST", "/v1/runs", request_of(**source_of.completed(request)))
+        request = source_of.completed(request)
+        if pack is None and scriptblock.read(source, file).packages:
+            request["pack"] = self.pack(request, progress)
+        return self._info("POST", "/v1/runs", request_of(**request))
+
+    def pack(self, request: Mapping[str, Any], progress: Progress | None = None) -> str | None:
+        """Bring what an agent requires, and keep it with the modules beside it; its digest, for ``start``. ``request``:
+        the fields of a ``StartRequest``. None: it has neither. ``AgentInvalid`` …: something is not to be had."""
+        body = request_of(**source_of.completed(request))
+        watched = progress or (lambda what, done, total: None)  # it may take minutes: the server tells that it lives
+        found: dict[str, Any] = self._transport.call("POST", "/v1/packs", json_body=body, progress=watched)
+        pack: str | None = found["pack"]
+        return pack
 
     def runs(self, *, states: Sequence[str] = (), tags: Mapping[str, str] | None = None) -> _Runs:
         """All runs, newest first; with ``states`` only those that are in one of them, with ``tags`` those that have

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from perdure.agent import calls, run
@@ -26,6 +27,8 @@ def live(order: dict[str, Any], output: int) -> None:
     os.chdir(order["folder"])
     os.environ.clear()
     os.environ.update(order["env"])
+    if order["packages"]:
+        use(order["packages"])
     path, _, name = order["agent"].rpartition(":")
     sys.argv = [path]
     endpoint = order["calls"]
@@ -40,6 +43,15 @@ def live(order: dict[str, Any], output: int) -> None:
     finally:
         outlet.flush()
     raise SystemExit(status)
+
+
+def use(folder: str) -> None:
+    """Import from the folder first. What is imported here already of packages that it has is forgotten, so that the
+    agent gets its own: the SDK keeps what it has of the server's."""
+    sys.path.insert(0, folder)
+    names = {path.name.partition(".")[0] for path in Path(folder).iterdir()} - sys.stdlib_module_names - {"perdure"}
+    for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+        del sys.modules[name]
 
 
 def history(wire: Wire) -> list[Line]:

@@ -4,7 +4,7 @@ It has imported all that a worker needs, and nothing else: no thread, no connect
 end of a socket pair (SOCK_SEQPACKET, one JSON message each) to the server, with which it and its workers end.
 
     server  {"start": WORKER, "agent": PATH:FUNCTION, "folder", "env", "calls": {url, run_id, epoch, token},
-            "silent"}
+            "silent", "packages": a folder of those that the agent requires, or ""}
             and one descriptor: what the worker prints to
             {"end": WORKER}        kill -9, with all that it started; nothing where it has ended
     zygote  {"ready": true}

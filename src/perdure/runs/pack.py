@@ -1,4 +1,5 @@
-"""What an agent brings along beside the text of its file: the modules that it imports from there.
+"""What an agent brings along beside the text of its file: the modules that it imports from there, and the packages that
+it requires, as wheels.
 
 A pack is a blob of the log that names the blobs of its parts, so that a run which names the pack goes on with the same
 bytes, whatever became of the folder that it was started from. It is written as a list of one item is
@@ -30,16 +31,46 @@ class Part(Frozen, frozen=True, kw_only=True):
     digest: str
 
 
+class Python(Frozen, frozen=True, kw_only=True):
+    """Which one: wheels are of a version, a processor and a C library."""
+
+    version: str  # 3.12.3
+    machine: str  # x86_64
+    libc: str  # glibc, musl
+    libc_version: str
+
+    @property
+    def minor(self) -> str:
+        return ".".join(self.version.split(".")[:2])
+
+    @property
+    def said(self) -> str:
+        return f"Python {self.minor} on {self.machine} ({self.libc} {self.libc_version})"
+
+    def takes(self, other: Python) -> bool:
+        """Whether it may use wheels that were chosen for the other one."""
+        same = (self.minor, self.machine, self.libc) == (other.minor, other.machine, other.libc)
+        return same and _numbers(self.libc_version) >= _numbers(other.libc_version)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".") if part.isdecimal()]
+
+
 class Pack(Frozen, frozen=True, kw_only=True):
-    """Parts are in the order of their paths."""
+    """Parts are in the order of their paths; that of a wheel is its file's name. ``python``: whose wheels they are."""
 
     modules: list[Part] = msgspec.field(default_factory=list)
+    wheels: list[Part] = msgspec.field(default_factory=list)
+    python: Python | None = None
 
     def __bool__(self) -> bool:
-        return bool(self.modules)
+        return bool(self.modules or self.wheels)
 
     def encoded(self) -> bytes:
-        item = {"modules": _told(self.modules)}
+        item: dict[str, Any] = {"modules": _told(self.modules)}
+        if self.wheels:
+            item |= {"wheels": _told(self.wheels), "python": msgspec.to_builtins(self.python)}
         return canonical({"item": item, "length": 1, "parent": None})
 
 
@@ -55,8 +86,9 @@ def decoded(content: bytes) -> Pack:
     """ProtocolError: it is none."""
     try:
         item = msgspec.json.decode(content)["item"]
-        return Pack(modules=_parts(item["modules"]))
-    except (msgspec.DecodeError, KeyError, TypeError, IndexError) as error:
+        python = msgspec.convert(item.get("python"), Python | None)
+        return Pack(modules=_parts(item["modules"]), wheels=_parts(item.get("wheels", [])), python=python)
+    except (msgspec.MsgspecError, KeyError, TypeError, IndexError) as error:
         raise ProtocolError(f"this is no pack of an agent: {error!r}") from error
 
 

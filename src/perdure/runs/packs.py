@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 from perdure.context.log import ContextLog
+from perdure.errors import Unsupported
+from perdure.formats import scriptblock
 from perdure.runs import pack
+from perdure.runs.ports import Packages, Progress
 from perdure.runs.record import StartRequest
 
 
-async def of(context: ContextLog, request: StartRequest) -> str | None:
-    """The digest of the pack that a run of this request has; None: its file is all. NotFound: the pack that it names is
-    not in the log. ProtocolError: that is none."""
-    found = await pack.read(context, request.pack)
-    if request.modules:
-        found = pack.Pack(modules=await pack.keep_all(context, request.modules))
-    return await context.put_blob(found.encoded()) if found else None
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Packs:
+    """``packages``: put there before the engine's ``open``; None: this server gets none."""
+
+    def __init__(self, context: ContextLog) -> None:
+        self._context = context
+        self.packages: Packages | None = None
+
+    async def of(self, request: StartRequest, progress: Progress = silent) -> str | None:
+        """The digest of the pack that a run of this request has; None: its file is all. Packages are chosen here, once
+        for all, unless the request names a pack that has them. AgentInvalid, NotFound, Unavailable … say why not."""
+        found = await pack.read(self._context, request.pack)
+        if request.modules:
+            modules = await pack.keep_all(self._context, request.modules)
+            found = pack.Pack(modules=modules, wheels=found.wheels, python=found.python)
+        needs = scriptblock.read(request.source, request.file)
+        if needs.packages and not found.wheels:
+            if self.packages is None:
+                raise Unsupported("this server brings no packages", hint="Put them into the image.")
+            python, wheels = await self.packages.resolve(needs, request.image, progress)
+            found = pack.Pack(modules=found.modules, wheels=wheels, python=python)
+        return await self._context.put_blob(found.encoded()) if found else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
 
 from perdure.errors import PerdureError
+from perdure.formats.scriptblock import Needs
 from perdure.model import (
     Answer,
     Budget,
@@ -25,8 +26,10 @@ from perdure.model import (
     SnapshotInfo,
 )
 from perdure.runs.fittings import Fittings
+from perdure.runs.pack import Part, Python
 
 NO_BUDGET = Budget()
+Progress = Callable[[str, int, int], None]  # what is done, how much of it, and the total (0: unknown)
 
 
 class MachinePlan(Frozen, frozen=True, kw_only=True):
@@ -37,6 +40,8 @@ class MachinePlan(Frozen, frozen=True, kw_only=True):
     agent: str = ""  # NAME.py:FUNCTION
     source: bytes = b""  # the text of NAME.py
     modules: dict[str, bytes] = msgspec.field(default_factory=dict)  # beside it, by path
+    wheels: list[Part] = msgspec.field(default_factory=list)  # of the packages that it requires
+    python: Python | None = None  # that those are for
     command: list[str] = msgspec.field(default_factory=list)
     env: dict[str, str] = msgspec.field(default_factory=dict)
     memory_mib: int = 0  # 0: the default
@@ -166,6 +171,15 @@ class SecretCalls(Protocol):
 
     async def answer(self, call: Call, use: SecretUse) -> Answer:
         """The host's answer; where it is asked already, of that."""
+        ...
+
+
+class Packages(Protocol):
+    """Where packages come from."""
+
+    async def resolve(self, needs: Needs, image: str, progress: Progress) -> tuple[Python, list[Part]]:
+        """The wheels, now in the log, of all that is needed, for the Python of an image ("": that of workers).
+        AgentInvalid, TooLarge, Unavailable …: they are not to be had."""
         ...
 
 

@@ -73,6 +73,8 @@ class Restoring:
             agent=request.agent,
             source=await self.run.context.get_blob(record.source) if record.source else b"",
             modules=await pack.contents(self.run.context, packed.modules),
+            wheels=packed.wheels,
+            python=packed.python,
             command=request.command,
             env=request.env if request.is_replay else {**tokens.keys(record), **request.env},
             memory_mib=request.memory_mib,

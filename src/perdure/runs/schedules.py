@@ -16,9 +16,9 @@ import msgspec
 from perdure.context.log import ContextLog, Kept
 from perdure.errors import InvalidValue, LogConflict, NoSpace, NotFound, PerdureError, Unavailable, from_json
 from perdure.model import Frozen, RunInfo, new_id
-from perdure.runs import packs
 from perdure.runs.clock import Clock
 from perdure.runs.cron import LONGEST_S, Cron, Every
+from perdure.runs.packs import Packs
 from perdure.runs.record import StartRequest
 
 KIND = "schedule"
@@ -95,9 +95,17 @@ class Starter(Protocol):
 class Schedules:
     """``wake(moment, name)``: have ``turn`` called at that moment."""
 
-    def __init__(self, context: ContextLog, starter: Starter, clock: Clock, wake: Callable[[float, str], None]) -> None:
+    def __init__(
+        self,
+        context: ContextLog,
+        starter: Starter,
+        packs: Packs,
+        clock: Clock,
+        wake: Callable[[float, str], None],
+    ) -> None:
         self._context = context
         self._starter = starter
+        self._packs = packs
         self._clock = clock
         self._wake = wake
 
@@ -170,7 +178,7 @@ class Schedules:
         schedule.check()
         source = schedule.request.source
         digest = await self._context.put_blob(source.encode()) if source else None
-        packed = await packs.of(self._context, schedule.request)
+        packed = await self._packs.of(schedule.request)
         request = msgspec.structs.replace(schedule.request, source="", modules={}, pack=packed)
         schedule = msgspec.structs.replace(schedule, request=request, source=digest)
         await self._context.keep(KIND, schedule.name, msgspec.to_builtins(schedule), expected_version=0)

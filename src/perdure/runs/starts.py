@@ -12,11 +12,12 @@ from perdure import __version__
 from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import Conflict, LogConflict, PerdureError, Unavailable
 from perdure.model import RunState, new_id
-from perdure.runs import keys, packs
+from perdure.runs import keys
 from perdure.runs.bounds import check_value
 from perdure.runs.clock import Clock
 from perdure.runs.doubt import settle_made
 from perdure.runs.driver import Settings
+from perdure.runs.packs import Packs
 from perdure.runs.queueing import Queues
 from perdure.runs.record import Record, StartRequest, from_head, to_value
 from perdure.runs.replay import CALLS_VERSION
@@ -45,10 +46,18 @@ class Starts:
     """Made by the engine."""
 
     def __init__(
-        self, context: ContextLog, live: Live, queues: Queues, tasks: Tasks, settings: Settings, clock: Clock
+        self,
+        context: ContextLog,
+        live: Live,
+        packs: Packs,
+        queues: Queues,
+        tasks: Tasks,
+        settings: Settings,
+        clock: Clock,
     ) -> None:
         self._context = context
         self._live = live
+        self._packs = packs
         self._queues = queues
         self._tasks = tasks
         self._settings = settings
@@ -60,7 +69,7 @@ class Starts:
         check_value(request.input, "the input")
         await self._queues.check(request)
         source = await self._context.put_blob(request.source.encode()) if request.source else None
-        packed = await packs.of(self._context, request)
+        packed = await self._packs.of(request)
         policy = request.policy.over(self._settings.policy)
         budget = request.budget.over(self._settings.budgets.of(request.names))
         kept = msgspec.structs.replace(request, source="", modules={}, pack=None, policy=policy, budget=budget)

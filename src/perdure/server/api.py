@@ -19,7 +19,7 @@ GET  /v1/servers                            ``{"servers": [{"server", "lease", "
 …                                           what is told to runs: ``server.acts``; their logs: ``server.entries``,
                                             ``server.logs``; output: ``server.output``; the past: ``server.travel``;
                                             machines: ``server.calls``; ``server.queues``, ``server.schedules``,
-                                            ``server.sessions``
+                                            ``server.sessions``, ``server.packs``
 ==========================================  =====================================================================
 
 ``StartRequest``: either ``{"source": PYTHON, "file": NAME.py, "function": NAME}`` or ``{"command": [..]}``, and
@@ -29,7 +29,7 @@ GET  /v1/servers                            ``{"servers": [{"server", "lease", "
 ``fittings`` (``runs.fittings``: ``{"cpus", "cwd", "user", "mounts", "networks", "egress"}``).
 ``key_scope``, ``key_ttl_s``, ``tags``, ``metadata``, ``queue``, ``queue_key``, ``priority``, ``hooks``,
 ``timeout_s``, ``active_timeout_s``, ``budget`` (``{"tokens", "calls", "usd"}``), ``modules`` (files that the agent
-imports from beside its own: base64 by path).
+imports from beside its own: base64 by path), ``pack`` (of ``server.packs``).
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ from perdure.server.entries import EntriesApi
 from perdure.server.failures import failure, known
 from perdure.server.logs import Logs
 from perdure.server.output import OutputApi
+from perdure.server.packs import PacksApi
 from perdure.server.queues import QueuesApi
 from perdure.server.schedules import SchedulesApi
 from perdure.server.sessions import SessionsApi
@@ -130,6 +131,7 @@ class Api:
                 *QueuesApi(self._engine).routes(),
                 *SchedulesApi(self._engine).routes(),
                 *SessionsApi(self._context).routes(),
+                *PacksApi(self._engine.packs).routes(),
             ]
         )
         return app

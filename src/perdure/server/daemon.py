@@ -38,6 +38,7 @@ from perdure.server.elsewhere import Elsewhere
 from perdure.server.hooks import HookSender
 from perdure.server.hooks import load as load_hooks
 from perdure.server.machines import NodeMachines
+from perdure.server.packages import Packages
 from perdure.server.settings import keep_s as keep_logs_s
 from perdure.server.settings import load as load_settings
 from perdure.server.sharing import load as load_sharing
@@ -73,7 +74,9 @@ async def serve(home: Home) -> None:
     context = kept.context
     path, record = home.socket("perdured"), home.run / "server.json"
     settings = dataclasses.replace(settings, snapshot_store=sharing.snapshots)
-    machines, workers = NodeMachines(sharing.node), Workers(home, workers_limit(home))
+    machines = NodeMachines(sharing.node)
+    packages = machines.packages = Packages(home, context, machines.python_of)
+    workers = Workers(home, workers_limit(home), packages)
     gateway = Gateway(context, providers, prices=prices)
     calls_url = f"unix:{path}:/v1/calls"
     secret = _secret(home, faults)
@@ -87,6 +90,7 @@ async def serve(home: Home) -> None:
         workers=workers,
         secrets=tool_secrets,
     )
+    engine.packs.packages = packages
     sender = HookSender()
     engine.courier = Courier(context, SYSTEM, sender, hooks, hook_secret)
     engine.retention = None if keep_s is None else Retention(context, SYSTEM, keep_s)

@@ -8,13 +8,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from perdure.agent.bundle import sdk_files
 from perdure.client.node import NodeClient, ensure_running
-from perdure.errors import NotFound, Unavailable
+from perdure.errors import NotFound, Unavailable, Unsupported
 from perdure.host import identity
 from perdure.host.paths import Home
 from perdure.model import (
@@ -33,7 +34,10 @@ from perdure.model import (
     SnapshotInfo,
     settle,
 )
+from perdure.runs.pack import Python
 from perdure.runs.ports import MachinePlan, Sandbox
+from perdure.server import imagepython
+from perdure.server.packages import Packages, packed
 from perdure.server.printed import printed
 
 log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ Result = TypeVar("Result")
 LABEL = "perdure.run"  # on a sandbox: the run that it is of
 SDK = "/opt/perdure"
 AGENTS = f"{SDK}/agents"
+PACKAGES = f"{SDK}/packages"
 THREADS = 32  # operations at once; each takes as long as the node does
 PUSHES = 4  # at once, beside those: a store far away may be slow, and nobody's run waits for it
 RECONNECT_S = 0.2
@@ -61,6 +66,8 @@ class NodeMachines:
         self._pushing = ThreadPoolExecutor(PUSHES, thread_name_prefix="push")
         self._starting = threading.Lock()  # held while the node is being started
         self._closed = False
+        self._pythons: dict[tuple[str, ...], Python] = {}  # by image, and all that there are
+        self.packages: Packages | None = None  # put there before it is used
 
     @property
     def node(self) -> NodePlace:
@@ -71,14 +78,29 @@ class NodeMachines:
     async def start(self, plan: MachinePlan, calls: CallsEndpoint) -> str:
         spec, files = _spec(plan, calls), _files(plan)
 
-        def work() -> str:
+        def work(packages: Path | None = None) -> str:
             self._remove(plan.run_id)
             info = self._node.create(spec)
             if files:
                 self._node.put_files(info.id, files)
+            if packages is not None:
+                with packed(packages, PACKAGES) as tar:
+                    self._node.put_archive(info.id, "/", tar)
             return self._node.start(info.id).id
 
-        return await self._in_thread(work)
+        if not plan.wheels:
+            return await self._in_thread(work)
+        if self.packages is None:
+            raise Unsupported("this server has no folder for packages")
+        async with self.packages.unpacked(plan.wheels) as folder:
+            return await self._in_thread(lambda: work(folder))
+
+    def python_of(self, image: str) -> Python:
+        """Which Python an image has; asked in a machine of it, once while the node's images stay what they are."""
+        key = (image, *sorted(f"{one.name} {one.digest}" for one in self._node.images()))
+        if key not in self._pythons:
+            self._pythons[key] = imagepython.ask(self._node, image)
+        return self._pythons[key]
 
     async def inspect(self, sandbox_id: str) -> SandboxInfo:
         return await self._in_thread(lambda: self._node.get(sandbox_id))
@@ -216,7 +238,8 @@ def _spec(plan: MachinePlan, calls: CallsEndpoint) -> SandboxSpec:
     if plan.agent:
         file, _, function = plan.agent.partition(":")
         command = ["python3", "-m", "perdure.agent.run", f"{AGENTS}/{file}:{function}"]
-        env = {"PYTHONPATH": SDK, "PYTHONUNBUFFERED": "1", **plan.env}
+        path = f"{SDK}:{PACKAGES}" if plan.wheels else SDK
+        env = {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **plan.env}
     else:
         command, env = plan.command, plan.env
     return SandboxSpec(

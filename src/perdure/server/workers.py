@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.errors import InvalidValue, MachineFailed, NotFound, Unavailable, Unsupported
+from perdure.errors import InvalidValue, MachineFailed, NotFound, Unavailable, Unsupported, VersionMismatch
 from perdure.host.paths import Home
 from perdure.model import (
     CallsEndpoint,
@@ -36,6 +36,8 @@ from perdure.model import (
     SnapshotInfo,
 )
 from perdure.runs.ports import MachinePlan, Sandbox
+from perdure.server import packages
+from perdure.server.packages import Packages
 from perdure.server.transcripts import PART_BYTES, READ_BYTES, Transcript
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class _Worker:
     run_id: str
     folder: Path
     printed: Transcript
+    packages: Path | None = None  # the folder of those that it requires
     output: int = -1  # our end of the pipe that it prints to
     status: int | None = None
     cause: str = ""
@@ -63,7 +66,8 @@ class Workers:
 
     node = None  # they go on from their log, which is everywhere
 
-    def __init__(self, home: Home, limit: int) -> None:
+    def __init__(self, home: Home, limit: int, packages: Packages | None = None) -> None:
+        self._packages = packages
         self._folder = home.root / "workers"
         self._limit = asyncio.Semaphore(limit)
         self._workers: dict[str, _Worker] = {}
@@ -86,12 +90,14 @@ class Workers:
         worker_id = f"{plan.run_id}.{calls.epoch}"
         worker = _Worker(plan.run_id, self._folder / plan.run_id, self._transcript(plan.run_id, worker_id))
         try:
+            worker.packages = await self._installed(plan)
             agent = await asyncio.to_thread(_furnish, worker.folder, plan)
             order = {
                 "start": worker_id,
                 "agent": agent,
                 "folder": str(worker.folder / "work"),
-                "env": {**environment(os.environ), **plan.env},
+                "env": {**environment(os.environ, worker.packages), **plan.env},
+                "packages": str(worker.packages or ""),
                 "calls": msgspec.to_builtins(calls),
                 "silent": worker.printed.end > 0,  # what it would say of the past is told
             }
@@ -100,9 +106,26 @@ class Workers:
             worker.output = self._pipe(worker, zygote, order)
         except BaseException:
             self._workers.pop(worker_id, None)
-            self._limit.release()
+            self._give_back(worker)
             raise
         return worker_id
+
+    async def _installed(self, plan: MachinePlan) -> Path | None:
+        """The folder of the packages that it requires. VersionMismatch: they are for another Python than ours."""
+        if not plan.wheels:
+            return None
+        if self._packages is None:
+            raise Unsupported("this server has no folder for packages")
+        if plan.python is not None and not packages.own().takes(plan.python):
+            message = f"its packages are for {plan.python.said}, and this server has {packages.own().said}"
+            raise VersionMismatch(message, hint="It goes on with a server on that Python.")
+        return await self._packages.take(plan.wheels)
+
+    def _give_back(self, worker: _Worker) -> None:
+        """Its place, and its packages."""
+        self._limit.release()
+        if worker.packages is not None and self._packages is not None:
+            self._packages.give_back(worker.packages)
 
     def _pipe(self, worker: _Worker, zygote: _Zygote, order: dict[str, Any]) -> int:
         ours, theirs = os.pipe2(os.O_CLOEXEC)
@@ -295,7 +318,7 @@ class Workers:
         self._hang_up(worker)
         worker.ended.set()
         worker.printed.notify()
-        self._limit.release()
+        self._give_back(worker)
         self._events.put_nowait(NodeEvent(time=0.0, kind="sandbox.exited", sandbox_id=worker_id))
 
 
@@ -362,9 +385,12 @@ class _Zygote:
                 await self._reading
 
 
-def environment(ours: Mapping[str, str]) -> dict[str, str]:
-    """What of our environment a worker sees: no key of anybody."""
-    return {name: value for name, value in ours.items() if name in KEPT or name.startswith("LC_")}
+def environment(ours: Mapping[str, str], packages: Path | None = None) -> dict[str, str]:
+    """What of our environment a worker sees: no key of anybody. packages: also for what its steps start."""
+    kept = {name: value for name, value in ours.items() if name in KEPT or name.startswith("LC_")}
+    if packages is not None:
+        kept["PYTHONPATH"] = ":".join([str(packages), *filter(None, [kept.get("PYTHONPATH")])])
+    return kept
 
 
 def _furnish(folder: Path, plan: MachinePlan) -> str:

@@ -22,8 +22,10 @@ from perdure.host.paths import Home
 from perdure.model import Entry, RunInfo, RunState
 from perdure.runs.driver import Settings
 from perdure.runs.engine import Engine
+from perdure.runs.pack import Python
 from perdure.runs.record import StartRequest
 from perdure.server.api import Api
+from perdure.server.packages import Packages, own
 from perdure.server.workers import Workers
 from perdure.testing.house import nothing
 from perdure.testing.machines import LocalMachines
@@ -50,6 +52,7 @@ class WorkerHouse:
         self.settings = QUICK
         self.limit = limit
         self.secrets: ToolSecrets | None = None
+        self.python_of: Callable[[str], Python] = lambda image: own()  # of images
         self._provider_url = provider_url
         self.log: ContextLog
         self.engine: Engine
@@ -59,7 +62,8 @@ class WorkerHouse:
         self.log = await self._open_log()
         providers = Providers({"test": RemoteProvider("test", self._provider_url, "", "tiny")}, "test")
         self.gateway = Gateway(self.log, providers)
-        self.workers = Workers(self.home, self.limit)
+        self.packages = Packages(self.home, self.log, self.python_of)
+        self.workers = Workers(self.home, self.limit, self.packages)
         path = self.home.socket("perdured")
         path.unlink(missing_ok=True)
         self.engine = Engine(
@@ -72,6 +76,7 @@ class WorkerHouse:
             workers=self.workers,
             secrets=self.secrets,
         )
+        self.engine.packs.packages = self.packages
         await self.engine.open()
         api = Api(self.home, self.engine, self.log, providers=["test"], url="", token="", started=time.time())
         self._runner = web.AppRunner(

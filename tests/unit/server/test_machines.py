@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
+from perdure.context import sqlite
 from perdure.host.paths import Home
+from perdure.model import CallsEndpoint
+from perdure.runs.pack import Part
+from perdure.runs.ports import MachinePlan
 from perdure.server.machines import LABEL, THREADS, NodeMachines
+from perdure.server.packages import Packages, own
+from perdure.testing.packageindex import wheel
 
 # A process of its own each time: msgspec learns types once. Without ``settle`` a third of them ended with SIGSEGV.
 FIRST_ANSWERS = """
@@ -127,3 +136,44 @@ async def test_the_sandboxes_of_runs_are_told_with_the_snapshots_that_they_have(
         (["sha256:new", "sha256:old"], 7),
         (["sha256:own"], None),
     ]
+
+
+async def test_what_an_agent_brings_along_goes_into_its_sandbox(tmp_path: Path) -> None:
+    """Of a node of the test's own, before the sandbox is started."""
+    home, log = Home(tmp_path, tmp_path).make(), await sqlite.open(tmp_path / "perdure.db")
+    asked, files, made = list[str](), dict[str, bytes](), dict[str, Any]()
+
+    async def node(request: web.Request) -> web.Response:
+        asked.append(f"{request.method} {request.path}")
+        if request.method == "PUT":
+            with tarfile.open(fileobj=io.BytesIO(await request.read())) as tar:
+                files.update({one.name: body.read() for one in tar if (body := tar.extractfile(one)) is not None})
+        if request.method == "GET":
+            return web.json_response([])
+        if request.path == "/v1/sandboxes":
+            made.update(await request.json())
+        return web.json_response({"id": "a", "name": "b", "spec": {"image": "x"}, "state": "created", "created": 1.0})
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", node)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.UnixSite(runner, str(home.socket("fcrund"))).start()
+    machines = NodeMachines(home)
+    machines.packages = Packages(home, log, machines.python_of)
+    content = wheel("owls", "1.0", {"owls/__init__.py": "X = 1"})
+    part = Part(path="owls-1.0-py3-none-any.whl", digest=await log.put_blob(content))
+    plan = MachinePlan(
+        run_id="r", image="x", agent="x.py:f", source=b"S", modules={"near/y.py": b"Y"}, wheels=[part], python=own()
+    )
+    try:
+        await machines.start(plan, CallsEndpoint(url="u", run_id="r", epoch=1, token="t"))
+    finally:
+        machines.close()
+        await runner.cleanup()
+        await log.close()
+    assert asked[-1].endswith("/start")
+    assert [one.partition(" ")[0] for one in asked] == ["GET", "POST", "PUT", "PUT", "POST"]
+    assert made["env"]["PYTHONPATH"] == "/opt/perdure:/opt/perdure/packages"
+    assert (files["opt/perdure/agents/x.py"], files["opt/perdure/agents/near/y.py"]) == (b"S", b"Y")
+    assert files["opt/perdure/packages/owls/__init__.py"] == b"X = 1" and "opt/perdure/perdure/agent/run.py" in files

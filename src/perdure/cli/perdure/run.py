@@ -9,8 +9,11 @@ from perdure.cli.perdure import _lifecycle, _machine
 from perdure.cli.perdure._image import DEFAULT_IMAGE, ensure_default, is_default
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from perdure.cli.perdure._follow import Follower
     from perdure.client.server import ServerClient
+    from perdure.client.transport import Progress
     from perdure.model import RunInfo
 
 NAME = "run"
@@ -66,7 +69,8 @@ def run(options: argparse.Namespace) -> int:
     server.status()
     if request["durability"] == "snapshot" and is_default(request["image"]):
         request["image"] = ensure_default()
-    info = server.start(**request)
+    with _packing() as progress:
+        info = server.start(**request, progress=progress)
     if options.detach:
         _print(info, as_json=options.json, text=info.id)
         return 0
@@ -87,6 +91,18 @@ def run(options: argparse.Namespace) -> int:
         sys.stderr.write(f"\nrun {info.id} goes on: {ways}\n")
         raise
     return _finish(info, follower, is_command=is_command)
+
+
+def _packing() -> AbstractContextManager[Progress | None]:
+    """Where a terminal is told how an agent's packages are brought."""
+    import contextlib
+    import sys
+
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext()
+    from perdure.host.progress import TerminalProgress
+
+    return TerminalProgress()
 
 
 def request_of(options: argparse.Namespace) -> dict[str, Any]:

@@ -1,0 +1,63 @@
+"""Which Python an image has: a machine of it is asked, as nothing else knows."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from perdure.client.node import NodeClient
+from perdure.errors import AgentInvalid, NotFound
+from perdure.model import SandboxSpec
+from perdure.runs.pack import Python
+
+MEMORY_MIB = 256
+# For any Python from 3.9 on. A C library that has no such name is musl, which does not tell its version: wheels for its
+# 1.2, of 2020, are what there is.
+_ASKED = """
+import json, os, sys
+try:
+    libc = os.confstr("CS_GNU_LIBC_VERSION") or ""
+except ValueError:
+    libc = ""
+version = "%d.%d.%d" % sys.version_info[:3]
+print(json.dumps([sys.implementation.name, version, os.uname().machine, libc or "musl 1.2"]))
+"""
+
+
+def ask(node: NodeClient, image: str) -> Python:
+    """AgentInvalid: it has none, or one that wheels are not for. NotFound: there is no such image."""
+    # The name is the image's, so what a server that was killed left of it is found by the next one.
+    name = f"python-of-{hashlib.sha256(image.encode()).hexdigest()[:12]}"
+    _remove(node, name)
+    spec = SandboxSpec(
+        image=image,
+        name=name,
+        command=["python3", "-I", "-S", "-c", _ASKED],
+        entrypoint=[],
+        memory_mib=MEMORY_MIB,
+        networks=["none"],
+    )
+    node.create(spec)
+    try:
+        node.start(name)
+        status = node.wait(name).exit_status
+        said = b"".join(record.data for record in node.logs(name)).decode("utf-8", "replace")
+    finally:
+        _remove(node, name)
+    hint = "It needs python3, 3.9 or newer, of CPython: take another image."
+    try:
+        implementation, version, machine, libc = json.loads(said)
+    except ValueError:
+        message = f"the image {image} has no python3 that packages could be for: status {status}: {said[-500:].strip()}"
+        raise AgentInvalid(message, hint=hint) from None
+    if implementation != "cpython":
+        raise AgentInvalid(f"the image {image} has {implementation} {version}", hint=hint)
+    libc, _, libc_version = libc.partition(" ")
+    return Python(version=version, machine=machine, libc=libc, libc_version=libc_version)
+
+
+def _remove(node: NodeClient, name: str) -> None:
+    try:
+        node.remove(name, force=True)
+    except NotFound:
+        pass
