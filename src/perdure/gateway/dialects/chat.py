@@ -16,8 +16,7 @@ from perdure.gateway.dialects.dialect import (
     Request,
     Summary,
     Usage,
-    as_request,
-    asked,
+    conversation,
     count,
     decoded,
     failed,
@@ -38,13 +37,7 @@ class Chat:
     is_known = True
 
     def request(self, body: bytes) -> Request | str:
-        value = asked(body)
-        if isinstance(value, str):
-            return value
-        messages = value.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return "the request has no messages"
-        return as_request(value, messages, "messages")
+        return conversation(body)
 
     def whole(self, body: bytes) -> Summary:
         try:

@@ -141,6 +141,17 @@ def asked(body: bytes) -> dict[str, Any] | str:
     return value
 
 
+def conversation(body: bytes) -> Request | str:
+    """A request whose messages are its ``messages``."""
+    value = asked(body)
+    if isinstance(value, str):
+        return value
+    messages = value.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return "the request has no messages"
+    return as_request(value, messages, "messages")
+
+
 def as_request(value: dict[str, Any], messages: list[Any], *also: str) -> Request:
     """also: names that are told as messages."""
     named = {"model", "stream", *also}

@@ -19,8 +19,7 @@ from perdure.gateway.dialects.dialect import (
     Request,
     Summary,
     Usage,
-    as_request,
-    asked,
+    conversation,
     count,
     decoded,
     failed,
@@ -51,13 +50,7 @@ class Messages:
     is_known = True
 
     def request(self, body: bytes) -> Request | str:
-        value = asked(body)
-        if isinstance(value, str):
-            return value
-        messages = value.get("messages")
-        if not isinstance(messages, list) or not messages:
-            return "the request has no messages"
-        return as_request(value, messages, "messages")
+        return conversation(body)
 
     def whole(self, body: bytes) -> Summary:
         try:
