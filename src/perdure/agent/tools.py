@@ -81,6 +81,7 @@ def asked(tool: Tool[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def offered(parameters: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parameters of a chat as a model is told them, and those of its ``tools`` that are functions, by name."""
     tools = parameters.get("tools") or []
+    # Without strict: zip has it since Python 3.10, and guests may be older.
     told = [tool if isinstance(tool, dict) else described(tool) for tool in tools]
     names = [one["function"]["name"] for one, tool in zip(told, tools) if not isinstance(tool, dict)]  # noqa: B905
     if twice := [name for name in names if names.count(name) > 1]:

@@ -30,7 +30,7 @@ from perdure.model import SessionInfo
 try:
     from google.adk.errors._stale_session_error import StaleSessionError
 except ImportError:  # before 2.0 it was a ValueError, which it is still
-    StaleSessionError = ValueError  # type: ignore[misc,assignment]
+    StaleSessionError = ValueError  # type: ignore[misc,assignment]  # of the class that was imported above
 
 HINT = "Keep JSON values, and files as artifacts."
 TRIES = 20  # of a change of what is shared, that others were in the way of
