@@ -67,6 +67,7 @@ class Completion:
         self._model = ""
         self._finish = ""
         self._is_done = False
+        self._half = ""  # of a character, whose other half is in the next piece
 
     def expect(self, status: int) -> None:
         """An answer whose ``status`` is an error is no stream, whatever was asked for."""
@@ -93,7 +94,7 @@ class Completion:
         """
         if not self._is_stream:
             value = _decoded(self._rest)
-            if status >= 400 or "error" in value:
+            if status >= 400 or value.get("error"):
                 raise failure(status, value)
             self._take(value)
             self._message = _first(value).get("message") or self._message
@@ -102,8 +103,11 @@ class Completion:
             raise ProviderFailed("the model's stream ended before the answer was complete")
         if self._calls:
             self._message["tool_calls"] = self._calls
+        content = self._message.get("content")
+        if isinstance(content, str):
+            content = self._message["content"] = _joined(content + self._half)
         return Turn(
-            self._message.get("content") or "",
+            content or "",
             self._message,
             model=self._model,
             finish_reason=self._finish,
@@ -117,7 +121,7 @@ class Completion:
         self._usage = value.get("usage") or self._usage
 
     def _event(self, value: dict[str, Any]) -> Iterator[str]:
-        if "error" in value:
+        if value.get("error"):
             raise failure(502, value)
         self._take(value)
         choice = _first(value)
@@ -125,7 +129,9 @@ class Completion:
         delta = choice.get("delta") or {}
         for part in delta.get("tool_calls") or []:
             self._add_call(part)
-        if text := delta.get("content"):
+        text = self._half + (delta.get("content") or "")
+        self._half = text[-1:] if "\ud800" <= text[-1:] <= "\udbff" else ""
+        if text := _joined(text[: len(text) - len(self._half)]):
             self._message["content"] += text
             yield text
 
@@ -158,6 +164,11 @@ def failure(status: int, value: Any) -> Exception:
 def _first(value: dict[str, Any]) -> dict[str, Any]:
     choices = value.get("choices") or [{}]
     return choices[0] if isinstance(choices[0], dict) else {}
+
+
+def _joined(text: str) -> str:
+    """Characters that a server cut in two are whole; a half without the other is none, and no JSON either."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _decoded(data: bytes) -> dict[str, Any]:
