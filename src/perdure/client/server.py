@@ -137,10 +137,15 @@ class ServerClient:
             "modules": dict(modules or {}),
             "pack": pack,
         }
-        request = source_of.completed(request)
-        if pack is None and scriptblock.read(source, file).packages:
-            request["pack"] = self.pack(request, progress)
+        request = self.with_packages(source_of.completed(request), progress)
         return self._info("POST", "/v1/runs", request_of(**request))
+
+    def with_packages(self, request: Mapping[str, Any], progress: Progress | None = None) -> dict[str, Any]:
+        """The fields of a ``StartRequest``, and where its agent requires packages the ``pack`` that has them."""
+        needs = scriptblock.read(request.get("source") or "", request.get("file") or "")
+        if request.get("pack") or not needs.packages:
+            return dict(request)
+        return {**request, "pack": self.pack(request, progress)}
 
     def pack(self, request: Mapping[str, Any], progress: Progress | None = None) -> str | None:
         """Bring what an agent requires, and keep it with the modules beside it; its digest, for ``start``. ``request``:

@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perdure.client.server import ServerClient
+from perdure.context.sqlite import open as open_in_file
 from perdure.errors import AgentInvalid, AssetTampered, PerdureError, TooLarge, Unavailable
 from perdure.formats.scriptblock import Needs
 from perdure.host.paths import Home
@@ -263,3 +264,38 @@ async def test_a_server_that_is_killed_leaves_neither_pip_nor_files(index: Index
     assert await asyncio.to_thread(index.left.wait, 30)  # pip, too, has ended
     packages.Packages(Home(tmp_path, tmp_path), None, None)  # type: ignore[arg-type]
     assert not (tmp_path / "packs").exists()
+
+
+async def test_a_server_on_another_python_says_so(
+    road: WorkerHouse, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add("owls", "1.0")
+    run_id = await road.start(asking("owls", body="    ctx.wait_for('go')\n"))
+    await road.until(run_id, "run.suspended")
+    monkeypatch.setattr(packages, "own", lambda: ALPINE)
+    await road.engine.signal(run_id, "go", None)
+    info = await road.ends(run_id)
+    assert info.error is not None and info.error["code"] == "version-mismatch"
+    assert "this server has Python 3.12 on x86_64 (musl 1.2)" in info.error["message"]
+
+
+async def test_an_exported_log_has_its_wheels(road: WorkerHouse, index: Index, tmp_path: Path) -> None:
+    index.add("owls", "1.0")
+    run_id = await road.start(asking("owls", body="    return __import__('owls').VERSION\n"), modules={"near.py": b"Y"})
+    await road.result(run_id)
+    lines = [line async for line in road.log.export(run_id)]
+    other = await open_in_file(tmp_path / "other.db")
+    try:
+
+        async def fed() -> AsyncIterator[bytes]:
+            for line in lines:
+                yield line
+
+        head = await other.take_up(fed())
+        found = await pack.read(other, from_head(head).pack)
+        assert set(await pack.contents(other, [*found.modules, *found.wheels])) == {
+            "near.py",
+            "owls-1.0-py3-none-any.whl",
+        }
+    finally:
+        await other.close()

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     server.status()
     if request["durability"] == "snapshot" and is_default(request["image"]):
         request["image"] = ensure_default()
-    with _packing() as progress:
+    with packing() as progress:
         info = server.start(**request, progress=progress)
     if options.detach:
         _print(info, as_json=options.json, text=info.id)
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
     return _finish(info, follower, is_command=is_command)
 
 
-def _packing() -> AbstractContextManager[Progress | None]:
+def packing() -> AbstractContextManager[Progress | None]:
     """Where a terminal is told how an agent's packages are brought."""
     import contextlib
     import sys

@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
     server.status()
     if request["durability"] == "snapshot" and is_default(request["image"]):
         request["image"] = ensure_default()
+    with run_command.packing() as progress:
+        request = server.with_packages(request, progress)
     made = server.schedules.create(name, request_of(**request), **when)
     coming = made["next"]
     print(made["name"] + (f"  next: {_words.clock(coming[0], day=True)}" if coming else "  paused"))
