@@ -19,7 +19,8 @@
 
 The environment comes first: ``OPENAI_API_KEY`` and/or ``OPENAI_BASE_URL`` make the provider ``openai`` (model:
 ``PERDURE_MODEL``), ``ANTHROPIC_API_KEY``, ``ANTHROPIC_AUTH_TOKEN`` and/or ``ANTHROPIC_BASE_URL`` the provider
-``anthropic``; ``PERDURE_PROVIDER`` names the default. ``offline`` is always there: a small real model on this machine.
+``anthropic``: of a table of that name fallbacks, models, silence_s and limits count then. ``PERDURE_PROVIDER`` names
+the default. ``offline`` is always there: a small real model on this machine.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import os
 import shlex
 import ssl
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -57,6 +58,7 @@ KINDS = {  # the dialects that a provider speaks
 LIMITS = ("requests_per_minute", "tokens_per_minute", "concurrent")
 LIMIT_MOST = 10**12
 KEYS = ("key", "key_env", "key_file", "key_command")
+WHO = (*KEYS, "base_url", "ca_file", "kind", "model")  # is asked, and in which way
 FULL = ("ca_file", "key_env", "key_file")  # an empty text is none of these
 
 
@@ -188,25 +190,11 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     """The providers of ``HOME/settings.toml`` and the environment. ``InvalidValue`` names the wrong line."""
     env = os.environ if environ is None else environ
     settings, document = place(home), read(home)
-    found: dict[str, Provider] = {}
+    given = _of_environment(env)
+    found: dict[str, Provider] = {**given}
     fallbacks: dict[str, list[tuple[str, str]]] = {}
     routes: list[tuple[str, str]] = []
     limits: dict[str, Limits] = {}
-    if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
-        url = baseurls.checked(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
-        key = _key(env.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
-        found["openai"] = RemoteProvider("openai", url, key, env.get("PERDURE_MODEL") or OPENAI_MODEL)
-    if any(env.get(f"ANTHROPIC_{name}") for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL")):
-        url = baseurls.checked(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
-        key, token = env.get("ANTHROPIC_API_KEY", ""), env.get("ANTHROPIC_AUTH_TOKEN", "")
-        found["anthropic"] = RemoteProvider(
-            "anthropic",
-            url,
-            _key(key or token, "ANTHROPIC_API_KEY"),
-            env.get("ANTHROPIC_MODEL", ""),
-            "anthropic",
-            is_bearer=not key,
-        )
     tables = document.get("providers", {})
     if not isinstance(tables, dict):
         raise InvalidValue(f"{settings}: providers is not a table", hint="write [providers.NAME] sections")
@@ -214,9 +202,14 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
         where = f"{settings}: [providers.{name}]"
         if not isinstance(table, dict):
             raise InvalidValue(f"{where} is not a table", hint="write base_url, key_env and models under it")
-        if name in found or name == OFFLINE:
-            continue  # the environment is nearer to the person who started this
-        found[name], patterns = _provider(home, name, table, where, env)
+        if name == OFFLINE:
+            raise InvalidValue(f"{where}: this one is always there", hint="give yours another name")
+        if name in given:  # the environment is nearer to the person who started this: it says who that is
+            rest = {key: value for key, value in table.items() if key not in WHO}
+            provider, patterns = _provider(home, name, {**rest, "base_url": given[name].base_url}, where, env)
+            found[name] = replace(given[name], silence_s=provider.silence_s)
+        else:
+            found[name], patterns = _provider(home, name, table, where, env)
         routes += [(pattern, name) for pattern in patterns]
         fallbacks[name] = _fallbacks(table, where)
         if (limit := _limits(table, where)) != Limits():
@@ -238,9 +231,29 @@ def load(home: Home, environ: Mapping[str, str] | None = None) -> Providers:
     return Providers(found, default, tuple(routes), fallbacks, limits)
 
 
+def _of_environment(env: Mapping[str, str]) -> dict[str, RemoteProvider]:
+    found = {}
+    if env.get("OPENAI_API_KEY") or env.get("OPENAI_BASE_URL"):
+        url = baseurls.checked(env.get("OPENAI_BASE_URL") or OPENAI_URL, "OPENAI_BASE_URL")
+        key = _key(env.get("OPENAI_API_KEY", ""), "OPENAI_API_KEY")
+        found["openai"] = RemoteProvider("openai", url, key, env.get("PERDURE_MODEL") or OPENAI_MODEL)
+    if any(env.get(f"ANTHROPIC_{name}") for name in ("API_KEY", "AUTH_TOKEN", "BASE_URL")):
+        url = baseurls.checked(env.get("ANTHROPIC_BASE_URL") or ANTHROPIC_URL, "ANTHROPIC_BASE_URL")
+        key, token = env.get("ANTHROPIC_API_KEY", ""), env.get("ANTHROPIC_AUTH_TOKEN", "")
+        found["anthropic"] = RemoteProvider(
+            "anthropic",
+            url,
+            _key(key or token, "ANTHROPIC_API_KEY"),
+            env.get("ANTHROPIC_MODEL", ""),
+            "anthropic",
+            is_bearer=not key,
+        )
+    return found
+
+
 def _provider(
     home: Home, name: str, table: dict[str, Any], where: str, env: Mapping[str, str]
-) -> tuple[Provider, list[str]]:
+) -> tuple[RemoteProvider, list[str]]:
     texts = {"base_url", "key", "key_env", "key_file", "model", "kind", "ca_file"}
     known = texts | {"fallbacks", "key_command", "models", "silence_s", *LIMITS}
     if unknown := sorted(set(table) - known):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from perdure.errors import InvalidValue, NotFound, PerdureError
+from perdure.gateway.limits import Limits
 from perdure.gateway.providers import OPENAI_URL, Endpoint, RemoteProvider, load
 from perdure.host.paths import Home
 
@@ -66,6 +67,19 @@ def test_settings_name_providers_routes_and_the_default(home: Home) -> None:
     assert "ka" not in repr(providers)
 
 
+async def test_what_settings_say_beside_of_who_is_asked_counts_for_one_of_the_environment_too(home: Home) -> None:
+    settings(
+        home,
+        '[providers.openai]\nbase_url = "https://old.example/v1"\nkey_env = "OPENAI_API_KEY"\nmodels = ["big-*"]\n'
+        'fallbacks = ["b"]\nsilence_s = 5\nrequests_per_minute = 50\n[providers.b]\nbase_url = "https://b.example/v1"\n',
+    )
+    providers = load(home, {"OPENAI_API_KEY": "sk"})
+    first, second = providers.places("big-1", "openai-chat")
+    assert (first.provider.name, second.provider.name, first.provider.silence_s) == ("openai", "b", 5.0)
+    assert await first.provider.endpoint() == Endpoint("https://api.openai.com/v1", {"authorization": "Bearer sk"})
+    assert providers.limits == {"openai": Limits(requests_per_minute=50)}
+
+
 @pytest.mark.parametrize(
     ("text", "environ", "error", "message"),
     [
@@ -78,6 +92,8 @@ def test_settings_name_providers_routes_and_the_default(home: Home) -> None:
         ("[providers.a]\nbase_url = 'http://x'\nkey_env = 'NO'", {}, InvalidValue, "the environment has no NO"),
         ("[providers.a]\nbase_url = 'http://x'\nmodels = 'm'", {}, InvalidValue, "models is not a list"),
         ("[providers.a]\nurl = 'http://x'", {}, InvalidValue, "unknown setting 'url'"),
+        ("[providers.offline]\nbase_url = 'http://x'", {}, InvalidValue, "always there"),
+        ("[providers.openai]\nlimits = 3", {"OPENAI_API_KEY": "sk"}, InvalidValue, "unknown setting 'limits'"),
         ("provider = 'x'", {}, NotFound, "no provider 'x'"),
         ("", {"PERDURE_PROVIDER": "y"}, NotFound, "no provider 'y'"),
         ("", {"OPENAI_BASE_URL": "nonsense"}, InvalidValue, "OPENAI_BASE_URL"),
