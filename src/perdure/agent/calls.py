@@ -32,8 +32,10 @@ class Lane:
     Of one thread: which of two comes first would differ from life to life.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, step: str = "") -> None:
+        """step: the one that its task is in."""
         self.name = name
+        self.step = step
         self.children = 0
         self.closings = 0
         self.taken = 0
@@ -43,6 +45,9 @@ class Lane:
         if _thread.get_ident() != self._thread:
             hint = "write the agent as a coroutine (async def): each of its tasks has a sequence of its own"
             raise InvalidValue("ctx is used from another thread than the agent's", hint=hint)
+        if self.step:  # answered from the log it would not ask, and what comes after would find that
+            hint = "ask ctx before the step or after it; a tool that asks ctx is to be a plain function"
+            raise InvalidValue(f"ctx is used in step {self.step!r}, which is recorded as a whole", hint=hint)
         ordinal = self.taken
         self.taken += 1
         return ordinal
@@ -50,12 +55,12 @@ class Lane:
     def child(self) -> Lane:
         """The lane of a task that this lane's task started."""
         self.children += 1
-        return Lane(f"{self.name}.{self.children}")
+        return Lane(f"{self.name}.{self.children}", self.step)
 
     def closing(self) -> Lane:
         """The lane of a task that closes what was dropped: when, and beside whom, is up to the garbage collector."""
         self.closings += 1
-        return Lane(f"{self.name}.closing{self.closings}")
+        return Lane(f"{self.name}.closing{self.closings}", self.step)
 
 
 def answer(status: int, body: bytes) -> Any:

@@ -155,11 +155,14 @@ class Context:
             ordinal = self._lane.take()
             state = self._door.call(self._lane, "step", attempts.begin(asked, self._lane, ordinal), ordinal)
             if state["status"] == "run":
+                self._lane.step = name
                 try:
                     result = function(*args, **arguments(function, kwargs, state))
                     end = {"result": to_json(result, f"step {name!r}: its result")}
                 except Exception as problem:
                     end = {"error": calls.error(problem)}
+                finally:
+                    self._lane.step = ""
                 state = self._door.call(self._lane, "step/end", end, ordinal)
             try:
                 return outcome(name, function, state)

@@ -52,9 +52,9 @@ def run(main: Coroutine[Any, Any, Any], lane: calls.Lane, door: AsyncDoor) -> An
 
 def place() -> str:
     """Where the asking task is among the agent's calls: the same when it is lived through again. "": it is not the
-    agent's."""
+    agent's, or in a step."""
     lane = _lane.get(None)
-    return "" if lane is None else f"{lane.name}/{lane.taken}"
+    return "" if lane is None or lane.step else f"{lane.name}/{lane.taken}"
 
 
 def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
@@ -183,7 +183,7 @@ class AsyncContext:
             ordinal = lane.take()
             state = await _call(lane, "step", attempts.begin(asked, lane, ordinal), ordinal)
             if state["status"] == "run":
-                children = lane.children
+                children, lane.step = lane.children, name
                 try:
                     result = function(*args, **arguments(function, kwargs, state))
                     if asyncio.iscoroutine(result):
@@ -195,7 +195,7 @@ class AsyncContext:
                 except Exception as problem:
                     end = {"error": calls.error(problem)}
                 finally:  # when it is answered from the log its tasks are not made: those after it keep their names
-                    lane.children = children
+                    lane.children, lane.step = children, ""
                 state = await _call(lane, "step/end", end, ordinal)
             try:
                 return outcome(name, function, state)

@@ -11,7 +11,6 @@ interface: ``pydantic_ai.durable_exec``, 2.68, and its guide to backends.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal, TypedDict, cast
@@ -39,8 +38,6 @@ from pydantic_ai.tools import AgentDepsT, RunContext
 from perdure.agent import current, tasks
 from perdure.agent.tasks import AsyncContext
 from perdure.agent.values import Cancelled
-
-_is_in_step: ContextVar[bool] = ContextVar("perdure_pydantic_ai_step", default=False)
 
 
 class StepConfig(TypedDict, total=False):
@@ -70,11 +67,7 @@ class _Backend(JournalCallableOperationBackend[StepConfig]):
         async def operation() -> Any:
             nonlocal has_run
             has_run = True
-            token = _is_in_step.set(True)
-            try:
-                return await body()
-            finally:
-                _is_in_step.reset(token)
+            return await body()
 
         context = current.context
         assert isinstance(context, AsyncContext)  # or it is not called: see in_durable_context
@@ -132,7 +125,7 @@ class PerdureDurability(BaseDurabilityCapability[AgentDepsT]):
     @property
     def in_durable_context(self) -> bool:
         """Whether this is the coroutine of an agent, and no step of it: steps hold no steps."""
-        if current.context is None or _is_in_step.get():
+        if current.context is None:
             return False
         if not isinstance(current.context, AsyncContext):
             raise UserError(

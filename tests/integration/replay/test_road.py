@@ -202,6 +202,29 @@ async def test_tasks_of_a_group_are_cancelled_again_by_the_one_that_fails(road: 
     assert sorted(entry.payload["value"] for entry in await road.entries(run_id, "emit")) == ["a", "b"]
 
 
+@pytest.mark.parametrize("asks", ["ctx.now()", "ctx.step('inner', int)", "asyncio.gather(ctx.uuid(), ctx.random())"])
+async def test_a_step_that_asks_the_host_fails_at_once(road: WorkerHouse, asks: str) -> None:
+    """Not only when the function runs again, and finds in the log what it did not ask."""
+    run_id = await road.start(
+        f"""
+        import asyncio
+        from perdure.errors import StepFailed
+        async def f(ctx: AsyncContext):
+            async def outer():
+                return await {asks}
+            try:
+                await ctx.step("outer", outer)
+            except StepFailed as failure:
+                await ctx.wait_for("go")
+                return [failure.message, await ctx.step("later", int, 3)]
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    told, later = await road.result(run_id)
+    assert "ctx is used in step 'outer'" in told and "a plain function" in told and later == 3
+
+
 async def test_a_generator_that_is_collected_does_not_rename_the_tasks_after_it(road: WorkerHouse) -> None:
     """The loop closes it in a task, at a moment that is the garbage collector's."""
     run_id = await road.start(

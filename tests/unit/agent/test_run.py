@@ -167,6 +167,15 @@ def test_a_failed_step_raises_the_same_now_and_from_the_log(guest: Guest, door: 
     assert one[0] == "StepFailed" and one[1].startswith("step 's' failed: ValueError: invalid literal")
 
 
+def test_a_step_that_asks_the_host_fails_at_once(guest: Guest, door: Door) -> None:
+    told, after = guest.result(
+        HEAD + "def f(ctx):\n    try:\n        ctx.step('s', ctx.sleep, 1)\n    except Exception as e:\n"
+        "        return [e.message, ctx.step('t', int, 3)]\n"
+    )
+    assert "ctx is used in step 's'" in told and after == 3
+    assert not door.bodies("wait")
+
+
 def test_a_whole_turn(guest: Guest, door: Door) -> None:
     message = {"role": "assistant", "content": "Owls.", "extra": 1}
     usage = {"prompt_tokens": 4, "completion_tokens": 1}
