@@ -6,11 +6,12 @@ import hashlib
 import json
 
 from perdure.client.node import NodeClient
-from perdure.errors import AgentInvalid, NotFound
+from perdure.errors import AgentInvalid, CommandNotExecutable, CommandNotFound, NotFound
 from perdure.model import SandboxSpec
 from perdure.runs.pack import Python
 
 MEMORY_MIB = 256
+_HINT = "It needs python3, 3.9 or newer, of CPython: take another image."
 # For any Python from 3.9 on. A C library that has no such name is musl, which does not tell its version: wheels for its
 # 1.2, of 2020, are what there is.
 _ASKED = """
@@ -42,16 +43,17 @@ def ask(node: NodeClient, image: str) -> Python:
         node.start(name)
         status = node.wait(name).exit_status
         said = b"".join(record.data for record in node.logs(name)).decode("utf-8", "replace")
+    except (CommandNotFound, CommandNotExecutable) as error:
+        raise AgentInvalid(f"the image {image} has no python3", hint=_HINT) from error
     finally:
         _remove(node, name)
-    hint = "It needs python3, 3.9 or newer, of CPython: take another image."
     try:
         implementation, version, machine, libc = json.loads(said)
     except ValueError:
         message = f"the image {image} has no python3 that packages could be for: status {status}: {said[-500:].strip()}"
-        raise AgentInvalid(message, hint=hint) from None
+        raise AgentInvalid(message, hint=_HINT) from None
     if implementation != "cpython":
-        raise AgentInvalid(f"the image {image} has {implementation} {version}", hint=hint)
+        raise AgentInvalid(f"the image {image} has {implementation} {version}", hint=_HINT)
     libc, _, libc_version = libc.partition(" ")
     return Python(version=version, machine=machine, libc=libc, libc_version=libc_version)
 

@@ -15,10 +15,11 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import uuid
 import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from perdure.context.log import ContextLog
@@ -103,9 +104,12 @@ class Packages:
     def give_back(self, path: Path) -> None:
         self._users[path.name] -= 1
         idle = [name for name in self._unpacking if not self._users[name]]
-        for name in idle[:-IDLE_MAX]:
+        for name in idle[: max(0, len(idle) - IDLE_MAX)]:
             del self._unpacking[name], self._users[name]
-            shutil.rmtree(self._folder / name, ignore_errors=True)
+            gone = self._folder / f"new-{uuid.uuid4().hex}"  # at once, so that nobody finds a part of it
+            with suppress(FileNotFoundError):  # it was not unpacked
+                (self._folder / name).rename(gone)
+            asyncio.get_running_loop().run_in_executor(None, shutil.rmtree, gone, True)
 
 
 def own() -> Python:

@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from perdure.errors import AgentInvalid, AssetTampered, PerdureError, TooLarge, Unavailable
+from perdure.errors import AgentInvalid, AssetTampered, NoSpace, PerdureError, TooLarge, Unavailable
 from perdure.formats.scriptblock import Needs
 from perdure.runs.pack import Python
 from perdure.runs.ports import Progress
@@ -92,7 +92,8 @@ def _name(words: list[str]) -> str:
 
 async def _watch(folder: Path, max_bytes: int) -> None:
     while True:
-        size_bytes = await asyncio.to_thread(_size, folder)
+        sizes = [await asyncio.to_thread(_size, folder / name) for name in ("tmp", "wheels")]
+        size_bytes = max(sizes)  # it fetches into the one, and copies all into the other
         if size_bytes > max_bytes:
             raise too_large(max_bytes)
         await asyncio.sleep(LOOK_S)
@@ -132,6 +133,8 @@ def _refusal(status: int, needs: Needs, python: Python | None, said: str, log: s
         lines = [line.strip() for line in said.splitlines() if "Expected sha" in line or "Got  " in line]
         message = f"a package has other bytes than its index says: {'; '.join(lines)}"
         return AssetTampered(message, hint="Nothing was installed. Ask those who keep the index.")
+    if "No space left on device" in said:
+        return NoSpace("the disk is full: its packages do not fit", hint="Make room where the server's home is.")
     if "ResolutionImpossible" in said or "conflicting dependencies" in said:
         return AgentInvalid(f"what it requires does not go together:\n{_last(said)}", hint="Loosen a version.")
     if match := _REFUSED.search(said):

@@ -299,3 +299,19 @@ async def test_an_exported_log_has_its_wheels(road: WorkerHouse, index: Index, t
         }
     finally:
         await other.close()
+
+
+async def test_what_is_unpacked_and_needed_by_nobody_goes_and_comes_back(
+    road: WorkerHouse, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packages, "IDLE_MAX", 0)
+    index.add("owls", "1.0")
+    source = asking("owls", body="    ctx.wait_for('go')\n    import owls\n    return owls.VERSION\n")
+    run_id = await road.start(source)
+    await road.until(run_id, "run.suspended")
+    folder = road.home.root / "packs"
+    async with asyncio.timeout(20):
+        while list(folder.iterdir()):
+            await asyncio.wait({asyncio.create_task(asyncio.sleep(0.01))})
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == "1.0"
