@@ -101,9 +101,10 @@ async def test_nothing_of_it_is_answered_from_the_log(
                 assert answer.status == 200
             door.ordinals = itertools.count()
         assert len(host.paths) == number + 1
-        epoch = house.engine._runs[door._run_id].record.epoch
-        await house.kill_machine(door._run_id)
         run = house.engine._runs[door._run_id]
+        epoch = run.record.epoch
+        await house.kill_machine(door._run_id)
+        # awaited before the loop goes on
         assert await run.until(lambda: run.record.epoch > epoch and run.state is RunState.WAITING, 10)  # noqa: B023
     assert host.paths == ["/v1", "/v1"] and len(await house.entries(door._run_id, "secret.used")) == 2
 
