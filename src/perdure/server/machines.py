@@ -66,6 +66,7 @@ class NodeMachines:
         self._pushing = ThreadPoolExecutor(PUSHES, thread_name_prefix="push")
         self._starting = threading.Lock()  # held while the node is being started
         self._closed = False
+        self._asking = threading.Lock()
         self._pythons: dict[tuple[str, ...], Python] = {}  # by image, and all that there are
         self.packages: Packages | None = None  # put there before it is used
 
@@ -98,9 +99,10 @@ class NodeMachines:
     def python_of(self, image: str) -> Python:
         """Which Python an image has; asked in a machine of it, once while the node's images stay what they are."""
         key = (image, *sorted(f"{one.name} {one.digest}" for one in self._node.images()))
-        if key not in self._pythons:
-            self._pythons[key] = imagepython.ask(self._node, image)
-        return self._pythons[key]
+        with self._asking:  # the machine has one name
+            if key not in self._pythons:
+                self._pythons[key] = imagepython.ask(self._node, image)
+            return self._pythons[key]
 
     async def inspect(self, sandbox_id: str) -> SandboxInfo:
         return await self._in_thread(lambda: self._node.get(sandbox_id))
