@@ -36,6 +36,7 @@ class Lane:
         """step: the one that its task is in."""
         self.name = name
         self.step = step
+        self.has_no_order = False  # who made its task made many, in an order that is chance
         self.children = 0
         self.closings = 0
         self.taken = 0
@@ -48,6 +49,9 @@ class Lane:
         if self.step:  # answered from the log it would not ask, and what comes after would find that
             hint = "ask ctx before the step or after it; a tool that asks ctx is to be a plain function"
             raise InvalidValue(f"ctx is used in step {self.step!r}, which is recorded as a whole", hint=hint)
+        if self.has_no_order:
+            hint = "asyncio.as_completed([asyncio.create_task(one) for one in ...])"
+            raise InvalidValue("asyncio.as_completed makes tasks of coroutines in no order: give it tasks", hint=hint)
         ordinal = self.taken
         self.taken += 1
         return ordinal

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 
 from perdure.agent import calls, completion, http1, later, tools
 from perdure.agent.asyncdoor import AsyncDoor
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
 # The type of what the loop makes a task of when an async generator is dropped before its end.
 _CLOSES = "async_generator_athrow"
+
+_MAKERS = 6  # frames between the loop's factory and who makes a task
 
 _lane: contextvars.ContextVar[calls.Lane] = contextvars.ContextVar("perdure_lane")
 _door: contextvars.ContextVar[AsyncDoor] = contextvars.ContextVar("perdure_door")
@@ -60,12 +63,26 @@ def place() -> str:
 def _new_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
     context = options.pop("context", None) or contextvars.copy_context()
     if (lane := _lane.get(None)) is not None:
-        context.run(_lane.set, lane.closing() if type(coroutine).__name__ == _CLOSES else lane.child())
+        child = lane.closing() if type(coroutine).__name__ == _CLOSES else lane.child()
+        child.has_no_order = lane.has_no_order or _has_no_order()
+        context.run(_lane.set, child)
 
     def make() -> asyncio.Task[Any]:
         return asyncio.Task(coroutine, loop=loop, **options)
 
     return context.run(make)  # a task copies the context that it is made in
+
+
+def _has_no_order() -> bool:
+    """``asyncio.as_completed`` makes its tasks out of a set: another order, and so other lanes, in each life."""
+    frame = sys._getframe(2)
+    for _ in range(_MAKERS):
+        if frame.f_code is asyncio.as_completed.__code__:
+            return True
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return False
 
 
 class AsyncContext:

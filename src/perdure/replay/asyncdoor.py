@@ -35,6 +35,7 @@ class AsyncReplayDoor(AsyncDoor):
         # seq of that).
         self._due: list[tuple[int, int, asyncio.Future[None]]] = []
         self._asked = 0
+        self._telling = 0  # turns of a model whose answers the server tells just now
         self._handing: asyncio.Task[None] | None = None
 
     def url(self) -> str:
@@ -76,7 +77,7 @@ class AsyncReplayDoor(AsyncDoor):
             seen, quiet = self._asked, 0
             while quiet < QUIET_TURNS:
                 await asyncio.sleep(0)
-                quiet = quiet + 1 if self._asked == seen else 0
+                quiet = quiet + 1 if self._asked == seen and not self._telling else 0
                 seen = self._asked
             *_, turn = heapq.heappop(self._due)
             if not turn.done():
@@ -89,7 +90,18 @@ class AsyncReplayDoor(AsyncDoor):
         asked = self._reader.look_chat(lane.name, ordinal, path, body)
         self._asked += 1
         self._lanes.add(lane.name)
-        async for piece in self._send(reader, self._wire.request(asked.lane, asked.ordinal, path, body)):
+        answer = self._send(reader, self._wire.request(asked.lane, asked.ordinal, path, body))
+        if asked.recorded is not None and asked.recorded.end:
+            await self._in_turn(lane.name, asked.recorded)
+            self._telling += 1
+            try:
+                told = [piece async for piece in answer]
+            finally:
+                self._telling -= 1
+            for piece in told:
+                yield piece
+            return
+        async for piece in answer:
             yield piece
 
     async def _send(self, reader: http1.AnswerReader, request: bytes) -> AsyncIterator[bytes]:

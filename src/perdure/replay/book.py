@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 NAME_MAX = 80  # characters of a name in a key; of a longer one the beginning, and a digest
+COMMITTED = "committed"  # the name of a line: there a turn's answer was whole
 WAIT = "wait"
 SET = "wait/set"  # many waits in one call: a wait as any other
 CHAT = "chat"
@@ -106,6 +107,8 @@ class Book:
             if answer is not None:
                 call.end, call.answer = seq, answer
                 call.is_withdrawn = call.kind == WAIT and "withdrawn" in answer
+            elif name == COMMITTED and call.kind == CHAT:
+                call.end = seq
         for call in self._calls.values():
             self._lane(call.key.split("/")[0]).add(call)
         self._unheard = sum(not call.is_withdrawn for call in self._calls.values())

@@ -17,6 +17,9 @@ from perdure.runs.waits import SETS
 CALLS_VERSION = 1  # of docs/formats/agent-calls.md: what SDK and server say to each other, and what keys look like
 PAGE = 2000
 ANSWERED = ("completed", "timed-out")  # what else ended a wait, the server tells when it is asked
+COMMITTED = (
+    "committed"  # the name of the line that says when a turn's answer was whole: the server has the answer itself
+)
 Line = list[Any]  # key, name, seq, hash of the request, answer or None; the first of a key is the call, one the end
 
 
@@ -80,6 +83,8 @@ def _line(entry: Entry) -> Line | None:
         name, answer = said["of"], {"value": said["value"]}
     elif kind in ("emit", "message"):
         name, answer = said.get("name", ""), {}
+    elif kind == "model.committed":
+        name = COMMITTED
     elif kind == "signal":  # its key is its sender's
         return None
     return [entry.key, name, entry.seq, said.get("request", ""), answer]

@@ -225,6 +225,54 @@ async def test_a_step_that_asks_the_host_fails_at_once(road: WorkerHouse, asks: 
     assert "ctx is used in step 'outer'" in told and "a plain function" in told and later == 3
 
 
+async def test_a_turn_comes_among_steps_again_where_it_came(road: WorkerHouse, provider: Provider) -> None:
+    run_id = await road.start(
+        """
+        import asyncio
+        async def f(ctx: AsyncContext):
+            order, answered = [], asyncio.Event()
+            async def asks():
+                await ctx.chat("hello")
+                order.append("turn")
+                answered.set()
+            async def does():
+                await ctx.step("after it", answered_first)
+                order.append("step")
+            async def answered_first():
+                await answered.wait()
+            await asyncio.gather(does(), asks())
+            await ctx.wait_for("go")
+            return order
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    await road.engine.signal(run_id, "go", None)
+    assert await road.result(run_id) == ["turn", "step"]
+    assert provider.requests == 1
+
+
+async def test_tasks_that_are_made_in_no_order_are_refused(road: WorkerHouse) -> None:
+    run_id = await road.start(
+        """
+        import asyncio
+        async def f(ctx: AsyncContext):
+            names = "abc"
+            try:
+                [await one for one in asyncio.as_completed([ctx.emit(name) for name in names])]
+            except Exception as problem:
+                told = str(problem)
+            tasks = [asyncio.create_task(ctx.wait_for(name)) for name in names]
+            return [told, [await one for one in asyncio.as_completed(tasks)]]
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    for name in "cab":
+        await road.engine.signal(run_id, name, name)
+    told, names = await road.result(run_id)
+    assert "give it tasks" in told and "create_task" in told
+    assert sorted(names) == ["a", "b", "c"]
+
+
 async def test_a_generator_that_is_collected_does_not_rename_the_tasks_after_it(road: WorkerHouse) -> None:
     """The loop closes it in a task, at a moment that is the garbage collector's."""
     run_id = await road.start(
