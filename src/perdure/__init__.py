@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from perdure.agent import Cancelled as Cancelled
     from perdure.agent import Context as Context
     from perdure.agent import Field as Field
+    from perdure.agent import Forks as Forks
     from perdure.agent import Secret as Secret
     from perdure.agent import Tool as Tool
     from perdure.agent import ToolCall as ToolCall
@@ -28,6 +29,7 @@ __all__ = [
     "Cancelled",
     "Context",
     "Field",
+    "Forks",
     "Secret",
     "Tool",
     "ToolCall",

@@ -25,6 +25,7 @@ from perdure.agent.secret import Secret as Secret
 from perdure.agent.tools import Tool as Tool
 from perdure.agent.values import Cancelled as Cancelled
 from perdure.agent.values import Field as Field
+from perdure.agent.values import Forks as Forks
 from perdure.agent.values import ToolCall as ToolCall
 from perdure.agent.values import Turn as Turn
 from perdure.agent.values import Verdict as Verdict
@@ -42,6 +43,7 @@ __all__ = [
     "AsyncContext",
     "Cancelled",
     "Field",
+    "Forks",
     "Secret",
     "Tool",
     "ToolCall",

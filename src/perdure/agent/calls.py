@@ -10,7 +10,7 @@ import _thread
 import json
 
 from perdure.agent import values
-from perdure.agent.values import Cancelled, Verdict, seconds, to_json
+from perdure.agent.values import Cancelled, Forks, Verdict, seconds, to_json
 from perdure.errors import ChildFailed, InvalidValue, ProtocolError, StepFailed, from_json, in_words
 
 TYPE_CHECKING = False
@@ -189,6 +189,31 @@ def returned(agent: Agent[Any], value: dict[str, Any]) -> Any:
     run_id = value.get("run_id", "")
     message = f"child run {run_id} ({name}) failed: {in_words(error)}"
     raise ChildFailed(message, hint=f"perdure show {run_id}", run_id=run_id, error=error)
+
+
+def fork(count: int) -> dict[str, Any]:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise InvalidValue(f"ctx.fork: {count!r} is no number of forks", hint="It is 1 or more: ctx.fork(3).")
+    return {"count": count}
+
+
+def forked(value: dict[str, Any]) -> Forks:
+    return Forks(value["number"], value["forks"])
+
+
+def result(run: str, timeout: Duration | None) -> dict[str, Any]:
+    limit = None if timeout is None else seconds(timeout, "ctx.result: timeout")
+    return {"kind": "fork", "run": text(run, "ctx.result: the fork"), "timeout_s": limit}
+
+
+def resulted(run: str, value: dict[str, Any]) -> Any:
+    """What a fork returned. ``ChildFailed``; the builtin ``TimeoutError`` where it did not end in time."""
+    if value.get("timed_out"):
+        raise TimeoutError(f"fork {run} did not end in time")
+    error = value.get("error")
+    if error is None:
+        return value.get("result")
+    raise ChildFailed(f"fork {run} failed: {in_words(error)}", hint=f"perdure show {run}", run_id=run, error=error)
 
 
 def emit(name: str, value: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perdure.agent.generic import P, R
     from perdure.agent.later import Wait
     from perdure.agent.tools import Doubt, Effect
-    from perdure.agent.values import Duration, Field, Moment, ToolCall, Turn, Verdict
+    from perdure.agent.values import Duration, Field, Forks, Moment, ToolCall, Turn, Verdict
 
     Messages = str | list[dict[str, Any]]
 
@@ -229,6 +229,23 @@ class Context:
         """
         result: R = calls.returned(agent, self._door.call(self._lane, "wait", calls.child(agent, input)))
         return result
+
+    def fork(self, count: int = 1) -> Forks:
+        """Make ``count`` runs of this one, which go on from here as it does: with its memory, its files and its log.
+
+        It returns once in each: ``number`` is 0 here, and 1 to ``count`` in the forks; ``runs`` are their ids. Each is
+        a run of its own, that this one may wait for (``result``) or not; ``run_id`` is its own. Not within a step.
+        """
+        said = self._door.call(self._lane, "fork", calls.fork(count))
+        self.run_id = said["run_id"]
+        return calls.forked(said)
+
+    def result(self, run: str, *, timeout: Duration | None = None) -> Any:
+        """Wait for the end of a fork that this run made, one of ``fork(...).runs``, and return its result.
+
+        ``ChildFailed`` where it failed or was cancelled. ``TimeoutError``: it goes on all the same.
+        """
+        return calls.resulted(run, self._door.call(self._lane, "wait", calls.result(run, timeout)))
 
     def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """Wait for all of ``waits`` at once, ``ctx.later.wait_for("go")`` and the like; their values, in this order.

@@ -53,6 +53,10 @@ class Later:
         """A run of another agent of this file; its value is what that returned."""
         return Wait(calls.child(agent, input), lambda answer: calls.returned(agent, answer))
 
+    def result(self, run: str) -> Wait:
+        """The end of a fork that this run made; its value is what that returned."""
+        return Wait(calls.result(run, None), lambda answer: calls.resulted(run, answer))
+
 
 def request(mode: str, waits: tuple[Any, ...], timeout: Duration | None) -> dict[str, Any]:
     """What ``ctx.all`` and ``ctx.any`` ask."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from perdure.agent.generic import P, R
     from perdure.agent.later import Wait
     from perdure.agent.tools import Doubt, Effect
-    from perdure.agent.values import Duration, Field, Moment, ToolCall, Verdict
+    from perdure.agent.values import Duration, Field, Forks, Moment, ToolCall, Verdict
 
 # The type of what the loop makes a task of when an async generator is dropped before its end.
 _CLOSES = "async_generator_athrow"
@@ -279,6 +279,17 @@ class AsyncContext:
         """See ``Context.run``."""
         result: R = calls.returned(agent, await _wait(calls.child(agent, input)))
         return result
+
+    async def fork(self, count: int = 1) -> Forks:
+        """See ``Context.fork``. Each fork has all tasks of this run, and what they have not been answered yet each asks
+        by itself."""
+        said = await _call(_lane.get(), "fork", calls.fork(count))
+        self.run_id = said["run_id"]
+        return calls.forked(said)
+
+    async def result(self, run: str, *, timeout: Duration | None = None) -> Any:
+        """See ``Context.result``."""
+        return calls.resulted(run, await _wait(calls.result(run, timeout)))
 
     async def all(self, *waits: Wait, timeout: Duration | None = None) -> list[Any]:
         """See ``Context.all``."""

@@ -160,6 +160,22 @@ class Verdict:
         )
 
 
+class Forks:
+    """What ``ctx.fork`` returns, once in each: ``number`` is 0 in the run that asked, and from 1 on in its forks.
+
+    ``runs``: the ids of those, in their order.
+    """
+
+    __slots__ = ("number", "runs")
+
+    def __init__(self, number: int, runs: list[str]) -> None:
+        self.number = number
+        self.runs = runs
+
+    def __repr__(self) -> str:
+        return f"Forks(number={self.number}, runs={self.runs!r})"
+
+
 def seconds(duration: Duration, what: str = "duration") -> float:
     """``3``, ``0.5``, ``"90s"``, ``"15m"``, ``"3d"``, ``"1d12h"`` or a timedelta, in seconds. ``InvalidValue``."""
     if hasattr(duration, "total_seconds"):

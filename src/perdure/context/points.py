@@ -30,6 +30,7 @@ POINTS = {
     "wait.completed": "what was waited for has come",
     "signal": "somebody sent a signal",
     "emit": "the program said something",
+    "fork": "the program forks its run, and each fork has its number",
     "value": "the time, a random number or an id is drawn",
     "message": "the program keeps a message",
     "note": "the program read its messages",

@@ -195,7 +195,8 @@ def _told(call: Recorded | None) -> dict[str, Any] | None:
 
 
 def _awaited(wait: dict[str, Any]) -> str:
-    kind, what = str(wait.get("kind", "")), wait.get("name") or wait.get("prompt") or wait.get("function") or ""
+    kind = str(wait.get("kind", ""))
+    what = next((wait[name] for name in ("name", "prompt", "function", "run") if wait.get(name)), "")
     return f"{kind}:{what}" if what else kind
 
 
@@ -207,4 +208,6 @@ def named(path: str, body: dict[str, Any]) -> tuple[str, str]:
         return WAIT, f"{body.get('mode', '')}:{'+'.join(_awaited(wait) for wait in body.get('waits', ()))}"
     if path == "value":
         return path, str(body.get("of", ""))
+    if path == "fork":
+        return path, str(body.get("count", 1))
     return path, str(body.get("name", ""))

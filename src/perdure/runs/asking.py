@@ -15,7 +15,7 @@ from perdure.runs.waits import Wait
 LONGEST_S = 1e10  # 300 years
 SET_MAX = 1000
 SHOWN = 80  # of a command, where its wait is named
-KINDS = ("time", "signal", "approval", "child")
+KINDS = ("time", "signal", "approval", "child", "fork")
 
 
 class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +35,7 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
     image: str = ""  # its parent's
     memory_mib: int = 0
     vcpus: int = 0
+    run: str = ""  # a fork
 
     def check(self) -> None:
         """Raises InvalidValue naming the field."""
@@ -46,6 +47,8 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise InvalidValue('a wait for a signal needs its "name"')
         if self.kind == "child":
             self._check_child()
+        if self.kind == "fork" and not self.run:
+            raise InvalidValue('a wait for a fork needs its id: "run"')
         if self.form and self.kind != "approval":
             raise InvalidValue(f"a wait for a {self.kind} has no form")
         check_form(self.form)
@@ -81,8 +84,9 @@ class Asking(Frozen, frozen=True, kw_only=True, forbid_unknown_fields=True):
             id=new_id(),
             key=key,
             kind=self.kind,  # type: ignore[arg-type]  # check knows the kinds
-            name=self.name or self.prompt or self.function or " ".join(self.command)[:SHOWN],
+            name=self.name or self.prompt or self.function or self.run or " ".join(self.command)[:SHOWN],
             child=new_id() if self.kind == "child" else "",
+            run=self.run if self.kind == "fork" else "",
             since=now,
             until=until if seconds is None else now + seconds,
             absolute=until is not None,

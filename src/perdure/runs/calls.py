@@ -22,6 +22,8 @@ POST /perdure/v1/wait          {"kind": "time", "seconds"}, or        {"kind": "
                                "input"?, or "command": [word, ..],    "error"}: a run of another agent of the same
                                "image"?, "memory_mib"?, "vcpus"?,     file, or of a program, started once; its image
                                "timeout_s"?}                          the parent's
+                               {"kind": "fork", "run": run id,        {"kind": "fork", "run_id", "timed_out", and
+                               "timeout_s"?}                          "result" or "error"}: a fork that this run made
 POST /perdure/v1/wait/set      {"mode": "all" | "any", "waits": [the  {"kind": mode, "timed_out", "order": [index, ..],
                                bodies of waits], "timeout_s"?}        "waits": [the answer, or null, of each]}: once
                                                                       all or one of them came; the others are over
@@ -30,6 +32,9 @@ POST /perdure/v1/wait/withdraw {}, under the SAME lane and ordinal    {}; the wa
 POST /perdure/v1/value         {"of": "now" | "random" | "uuid"}      {"value"}, drawn when it was first asked
 POST /perdure/v1/emit          {"name", "value"}                      {}
 POST /perdure/v1/checkpoint    {"keep": bool}                         {"snapshot": DIGEST, "seq"}, once it is durable
+POST /perdure/v1/fork          {"count": N}                           {"number": 0, "run_id", "forks": [run id, ..]},
+                                                                      and in the forks, which go on from this call:
+                                                                      from 1 on, their own id, the same
 POST /perdure/v1/signal        {"run", "name", "value"?}              {"run_id"}: another run has it, once
 POST /perdure/v1/message       {"message": {"role", "content", ..}}   {}
 POST /perdure/v1/messages      {}                                     {"messages": [...]} recorded by ``message``
@@ -63,7 +68,7 @@ from typing import Any
 from perdure.context.log import NewEntry, canonical
 from perdure.errors import Cancelled, InvalidValue, NotFound, Unauthorized, VersionMismatch
 from perdure.model import Answer, Call, RunState
-from perdure.runs import checkpoints, drawn, ends, parking, replay, sending, steps
+from perdure.runs import checkpoints, drawn, ends, forking, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.ending import tell
 from perdure.runs.hearing import Hearing
@@ -79,11 +84,14 @@ SECRETS = "/perdure/secret/"
 class Calls:
     """Joins the runs' own calls and the gateway."""
 
-    def __init__(self, models: ModelCalls, deliver: sending.Deliver, secrets: SecretCalls | None = None) -> None:
-        """deliver: signals, to whichever run they are for. secrets: None: there are none."""
+    def __init__(
+        self, models: ModelCalls, deliver: sending.Deliver, make: forking.Make, secrets: SecretCalls | None = None
+    ) -> None:
+        """deliver: signals, to whichever run they are for. make: forks. secrets: None: there are none."""
         self._models = models
         self._secrets = secrets
-        self._routes: dict[str, Route] = {**ROUTES, "signal": partial(sending.send, deliver=deliver)}
+        others = {"signal": partial(sending.send, deliver=deliver), "fork": partial(forking.fork, make=make)}
+        self._routes: dict[str, Route] = {**ROUTES, **others}
 
     async def answer(self, run: Run, call: Call) -> Answer:
         """The answer, its body from ``call.offset`` on. StaleEpoch: the machine is to end. Unavailable: ask again.

@@ -16,6 +16,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import Conflict, NotFound, PerdureError
 from perdure.model import LogPosition, RunState, SandboxState, SnapshotInfo
+from perdure.runs.forking import noted
 from perdure.runs.policy import Policy
 from perdure.runs.ports import Machines, ModelCalls
 from perdure.runs.pushes import Pushes
@@ -120,7 +121,7 @@ class Captures:
             return
         payload = {"snapshot": msgspec.to_builtins(snapshot), "checkpoint": True}
         told = {"checkpoint": snapshot.digest, "seq": position.seq}
-        entries = [NewEntry(kind="snapshot", payload=payload), *_notes(wishes, told)]
+        entries = [NewEntry(kind="snapshot", payload=payload), *_notes(wishes, told, position)]
         await run.write(*entries, **self._with(snapshot, keep=any(wish.keep for wish in wishes)))
         run.activity.captured()
         for wish in wishes:
@@ -317,8 +318,13 @@ class Captures:
         await self.run.atomically(act)
 
 
-def _notes(wishes: list[Wish], told: dict[str, Any]) -> list[NewEntry]:
-    """What the program's own wishes are answered with, also after a restore."""
+def _notes(wishes: list[Wish], told: dict[str, Any], position: LogPosition | None = None) -> list[NewEntry]:
+    """What the program's own wishes are answered with, also after a restore. position: of the snapshot, if there is
+    one: forks leave there."""
     return [
-        NewEntry(kind="note", key=wish.key, payload={**told, "request": wish.request}) for wish in wishes if wish.key
+        noted(wish, position.run_id, position.branch, position.seq)
+        if position is not None and wish.forks
+        else NewEntry(kind="note", key=wish.key, payload={**told, "request": wish.request})
+        for wish in wishes
+        if wish.key
     ]

@@ -1,4 +1,5 @@
 """Child runs: started by the wait that another run has for them, told to it at their end, cancelled when nobody waits.
+A run may wait for the forks that it made, too (``runs.forking``): they are told to it likewise, and go on without it.
 
 The id of a child is in the entry that opens the wait, before the child is there. So whoever asks again waits for the
 same child, a server that ended in between starts it, and no call starts two. A child lives as long as some run waits
@@ -70,19 +71,20 @@ class Children:
         for run_id, waits in self._awaited.items():
             for wait in waits.values():
                 # mypy gives a lambda whose parameters have defaults no type
-                self._again(lambda run_id=run_id, wait=wait: self._ensure(run_id, wait), wait.child)  # type: ignore[misc]
+                self._again(lambda run_id=run_id, wait=wait: self._ensure(run_id, wait), wait.awaited)  # type: ignore[misc]
         for child in orphans:
             if child not in self._waiting:
                 # mypy gives a lambda whose parameters have defaults no type
                 self._again(lambda child=child: self._cancel(child), child)  # type: ignore[misc]
 
     def awaited(self, run_id: str, wait: Wait) -> None:
-        """A wait for a child is open."""
-        if wait.child not in self._awaited.setdefault(run_id, {}):
-            self._awaited[run_id][wait.child] = wait
-            self._waiting.setdefault(wait.child, set()).add(run_id)
+        """A wait for a child, or a fork, is open."""
+        awaited = wait.awaited
+        if awaited not in self._awaited.setdefault(run_id, {}):
+            self._awaited[run_id][awaited] = wait
+            self._waiting.setdefault(awaited, set()).add(run_id)
             if self._is_open:
-                self._again(lambda: self._ensure(run_id, wait), wait.child)
+                self._again(lambda: self._ensure(run_id, wait), awaited)
 
     def changed(self, run: Run) -> None:
         """Something was written to a run: perhaps it ended, or does not wait for a child any more."""
@@ -90,9 +92,9 @@ class Children:
             self._again(lambda: self._tell(run.id), run.id)
         if run.id not in self._awaited:
             return
-        left = set() if run.ended else {wait.child for wait in run.record.waits.open}
-        for child in self._awaited[run.id].keys() - left:
-            self._forget(run.id, child)
+        left = set() if run.ended else {wait.awaited for wait in run.record.waits.open}
+        for awaited in self._awaited[run.id].keys() - left:
+            self._forget(run.id, awaited)
 
     # -- beside other servers: a parent and its child may be at two of them
 
@@ -134,15 +136,16 @@ class Children:
             level = [head.run_id for head in found]
         return False
 
-    def _forget(self, run_id: str, child: str) -> None:
-        del self._awaited[run_id][child]
+    def _forget(self, run_id: str, awaited: str) -> None:
+        wait = self._awaited[run_id].pop(awaited)
         if not self._awaited[run_id]:
             del self._awaited[run_id]
-        waiting = self._waiting[child]
+        waiting = self._waiting[awaited]
         waiting.discard(run_id)
         if not waiting:
-            del self._waiting[child]
-            self._again(lambda: self._cancel(child, run_id), child)
+            del self._waiting[awaited]
+            if wait.child:
+                self._again(lambda: self._cancel(awaited, run_id), awaited)
 
     def _again(self, act: Callable[[], Awaitable[None]], child: str) -> None:
         """In a task of its own, until it is done."""
@@ -160,8 +163,11 @@ class Children:
     async def _ensure(self, run_id: str, wait: Wait) -> None:
         """The child is there; where it has ended already its parent knows."""
         try:
-            head = await self._context.head(wait.child)
+            head = await self._context.head(wait.awaited)
         except NotFound:
+            if wait.run:  # it came here from another home, and left its forks there
+                await self._tell_of(wait.run, {"run_id": wait.run, "error": _gone(wait.run)})
+                return
             parent = await self._context.head(run_id)
             record = await self._record(parent, wait)
             if wait.child not in self._waiting:
@@ -176,7 +182,7 @@ class Children:
                 await self._cancel(wait.child)
             return
         if from_head(head).state in TERMINAL:
-            await self._tell(wait.child)
+            await self._tell(wait.awaited)
         else:
             await self._live.adopt(head)
 
@@ -222,6 +228,9 @@ class Children:
         record = from_head(await self._context.head(child))
         told: dict[str, Any] = {"run_id": child}
         told |= {"result": record.result} if record.state is RunState.COMPLETED else {"error": record.error}
+        await self._tell_of(child, told)
+
+    async def _tell_of(self, child: str, told: dict[str, Any]) -> None:
         for run_id in list(self._waiting.get(child, ())):
             async with self._held(run_id) as run:
                 if run is not None:
@@ -251,13 +260,17 @@ def _waits_for(record: Record, child: str) -> bool:
     return record.state not in TERMINAL and any(wait.child == child for wait in record.waits.open)
 
 
-async def _complete(run: Run, child: str, told: dict[str, Any]) -> None:
+async def _complete(run: Run, awaited: str, told: dict[str, Any]) -> None:
     async def act() -> None:
-        wait = next((wait for wait in run.record.waits.open if wait.child == child), None)
-        if wait is not None and not run.ended:
-            await run.complete_wait(wait, {"outcome": "completed", "value": told, "at": run.clock.time()})
+        for wait in [wait for wait in run.record.waits.open if wait.awaited == awaited]:  # one; of a fork, perhaps more
+            if not run.ended and run.record.waits.find(wait.id) is not None:
+                await run.complete_wait(wait, {"outcome": "completed", "value": told, "at": run.clock.time()})
 
     await run.atomically(act)
+
+
+def _gone(run_id: str) -> dict[str, Any]:
+    return NotFound(f"run {run_id} is not here", hint="Ask where the run was that it is a fork of.").to_json()
 
 
 def check(record: Record, asking: Asking) -> None:

@@ -68,7 +68,6 @@ class Engine(Desk):
         settings = settings or Settings()
         super().__init__(context, Roads(machines, workers), models, settings.clean_up_s)
         self._clock = clock
-        self._calls = Calls(models, self.deliver, secrets)
         self._tokens = Tokens(calls_url, secret)
         self._settings = settings
         self._tasks = Tasks()
@@ -81,6 +80,7 @@ class Engine(Desk):
         self.packs = Packs(context)
         self._starts = Starts(context, self, self.packs, self.queues, self._tasks, settings, clock)
         self._returns = Returns(context, self, self._shelf, self.queues, self._tasks, models, clock)
+        self._calls = Calls(models, self.deliver, self._returns.fork_itself, secrets)
         self.schedules = Schedules(context, self, self.packs, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._tasks.spawn, clock)
         self._strays = Strays(context, machines, clock, self._tasks.spawn)
@@ -286,7 +286,7 @@ class Engine(Desk):
         self._timers.add(at, "", SCHEDULE + schedule, absolute=True)
 
     def _on_wait(self, run_id: str, wait: Wait) -> None:
-        if wait.child:
+        if wait.awaited:
             self._children.awaited(run_id, wait)
         if wait.until is not None:
             self._timers.add(wait.until, run_id, wait.id, absolute=wait.absolute)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from perdure.model import Entry
 
-ENDS = frozenset(("step.result", "wait.completed", "emit", "value", "message", "note"))
+ENDS = frozenset(("step.result", "wait.completed", "emit", "value", "message", "note", "fork"))
 
 
 class Keyed:

@@ -9,7 +9,7 @@ import msgspec
 from perdure.context.log import NewEntry
 from perdure.errors import Unavailable
 from perdure.model import Entry, RunState, new_id
-from perdure.runs import children
+from perdure.runs import children, forking
 from perdure.runs.asked import Asked, Body, last
 from perdure.runs.asking import Asking, SetAsking
 from perdure.runs.completions import completion, taking
@@ -23,6 +23,7 @@ async def wait(asked: Asked) -> Body:
     asking = asked.convert(Asking)
     asking.check()
     children.check(asked.run.record, asking)
+    await forking.check(asked, [asking])
     wait = asking.wait(asked.key, asked.run.clock.time())
     done = await _over(asked, lambda: _begin(asked, [asking], wait, []))
     return answer(asking.kind, done.payload)
@@ -34,6 +35,7 @@ async def wait_set(asked: Asked) -> Body:
     asking.check()
     for one in asking.waits:
         children.check(asked.run.record, one)
+    await forking.check(asked, asking.waits)
     whole, parts = asking.wait(asked.key, asked.run.clock.time())
     done = await _over(asked, lambda: _begin(asked, asking.waits, whole, parts))
     if done.payload["outcome"] == "withdrawn":
@@ -175,7 +177,7 @@ def answer(kind: str, done: Body) -> Body:
         return {"kind": kind}
     if kind == "signal":
         return {"kind": kind, "value": done.get("value"), "timed_out": timed_out}
-    if kind == "child":
+    if kind in ("child", "fork"):
         return {"kind": kind, **(done.get("value") or {}), "timed_out": timed_out}
     verdict = done.get("value") or {"approved": False, "comment": "", "values": {}}
     return {"kind": kind, **verdict, "by": done.get("by", ""), "at": done.get("at", 0.0), "timed_out": timed_out}

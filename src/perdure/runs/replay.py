@@ -59,11 +59,11 @@ async def history(asked: Asked) -> Body:
 
     page = await asked.warm(act)
     run.told(*(entry.payload["wait"] for entry in page if entry.kind == "wait.completed"))
-    lines = [line for entry in page if entry.key and (line := _line(entry)) is not None]
+    lines = [line for entry in page if entry.key and (line := _line(run.id, entry)) is not None]
     return {"lines": lines, "next": page[-1].seq if len(page) == PAGE else None}
 
 
-def _line(entry: Entry) -> Line | None:
+def _line(run_id: str, entry: Entry) -> Line | None:
     said, kind = entry.payload, entry.kind
     name, answer = "", None
     if kind == "step.intent":
@@ -79,6 +79,10 @@ def _line(entry: Entry) -> Line | None:
         name = said["kind"]
         if said["outcome"] == "withdrawn" or (name not in SETS and said["outcome"] in ANSWERED):
             answer = parking.answer(name, said)
+    elif kind == "fork":  # of the run that made them the server is asked: whether they are all there
+        name = str(len(said["forks"]))
+        if said["number"]:
+            answer = {"number": said["number"], "run_id": run_id, "forks": said["forks"]}
     elif kind == "value":
         name, answer = said["of"], {"value": said["value"]}
     elif kind in ("emit", "message"):

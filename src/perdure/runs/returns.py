@@ -8,24 +8,24 @@ from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from perdure.context.log import ContextLog, Head
+from perdure.context.log import ContextLog, Head, NewEntry
 from perdure.errors import Conflict, InvalidValue, NotFound, PerdureError, Unavailable
-from perdure.model import RunOrigin, new_id
-from perdure.runs import checkpoints, forkkeys, travel
+from perdure.model import Entry, RunOrigin, new_id
+from perdure.runs import checkpoints, forking, forkkeys, travel
 from perdure.runs.clock import Clock
 from perdure.runs.doubt import settle_made
+from perdure.runs.forking import FORKS_MAX
 from perdure.runs.forkkeys import Forks, Wanted
 from perdure.runs.keys import check_key
 from perdure.runs.ports import ModelCalls
 from perdure.runs.queueing import Queues
-from perdure.runs.record import from_head, to_value
+from perdure.runs.record import Record, from_head, to_value
 from perdure.runs.run import Run
 from perdure.runs.shelf import Shelf
 from perdure.runs.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
-FORKS_MAX = 100  # by one request
 CAPTURE_S = 30.0  # for the checkpoint that a fork of a warm machine goes on from
 
 
@@ -94,21 +94,43 @@ class Returns:
         named = f"{name}-{number + 1}" if name and forks.wanted.count > 1 else name
         origin = RunOrigin(run_id=run_id, branch=forks.branch, seq=forks.seq)
         record, entries = travel.forked(from_head(head), origin, moment, named, self._clock.time())
+        await self._branch_off(forks.runs[number], record, entries, moment)
+
+    async def _branch_off(self, fork_id: str, record: Record, entries: list[NewEntry], moment: travel.Moment) -> None:
+        assert record.origin is not None
         with self._queues.expected(record.request):
             try:
                 new = await self._context.branch_off(
-                    forks.runs[number],
+                    fork_id,
                     to_value(record),
                     entries,
-                    parent_run=run_id,
-                    parent=forks.branch,
-                    fork_seq=forks.seq,
+                    parent_run=record.origin.run_id,
+                    parent=record.origin.branch,
+                    fork_seq=record.origin.seq,
                     epoch=moment.epoch,
                 )
             except Unavailable:
-                self._tasks.spawn(self._settle_made(forks.runs[number]), f"fork-{forks.runs[number]}")
+                self._tasks.spawn(self._settle_made(fork_id), f"fork-{fork_id}")
                 raise
         self._live.drive(self._live.take_up(new))
+
+    async def fork_itself(self, entry: Entry) -> None:
+        """See ``forking``: the forks that a run's program asked for, by the entry of its call."""
+        await self._tasks.to_its_end(self._fork_itself(entry))
+
+    async def _fork_itself(self, entry: Entry) -> None:
+        run_id = entry.payload["run"]
+        origin = RunOrigin(run_id=run_id, branch=entry.payload["branch"], seq=entry.payload["at"])
+        moment: travel.Moment | None = None
+        for number, fork_id in enumerate(entry.payload["forks"], 1):
+            try:
+                await self._live.adopt(await self._context.head(fork_id))
+            except NotFound:
+                moment = moment or await travel.moment(self._context, run_id, origin.branch, origin.seq)
+                maker = from_head(await self._context.head(run_id))
+                begun = forking.begun(maker, entry, number, origin, moment, self._clock.time())
+                with suppress(Conflict):  # it is made by somebody else just now: the call was asked twice
+                    await self._branch_off(fork_id, begun["record"], begun["entries"], moment)
 
     async def _settle_made(self, fork_id: str) -> None:
         """The database went away with the answer."""

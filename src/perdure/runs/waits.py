@@ -12,7 +12,7 @@ from perdure.errors import InvalidValue
 from perdure.model import Frozen
 from perdure.runs.forms import Field
 
-WaitKind = Literal["time", "signal", "approval", "doubt", "child", "all", "any"]
+WaitKind = Literal["time", "signal", "approval", "doubt", "child", "fork", "all", "any"]
 SETS = ("all", "any")
 
 # The kinds of entries that the fold looks at: others are not even read for it.
@@ -35,7 +35,8 @@ class Wait(Frozen, frozen=True, kw_only=True):
     absolute: bool = False  # until: is a moment that the program named, not a length of time from since on
     show: Any = None
     form: list[Field] = msgspec.field(default_factory=list)  # what the person fills in
-    child: str = ""  # the run that it waits for
+    child: str = ""  # the run that it started, and waits for
+    run: str = ""  # a fork that its run made, and waits for
     of: str = ""  # id of the set that it is a part of
     index: int = 0  # its place in there
     order: list[int] = msgspec.field(default_factory=list)  # of a set: the parts that are over, as they came
@@ -46,8 +47,13 @@ class Wait(Frozen, frozen=True, kw_only=True):
             self if self.until is None or self.absolute else msgspec.structs.replace(self, until=self.until + seconds)
         )
 
+    @property
+    def awaited(self) -> str:
+        """The run that it waits for, if it waits for one."""
+        return self.child or self.run
+
     def to_info(self) -> dict[str, Any]:
-        shown = ("id", "kind", "name", "since", "until", "show", "form", "child", "of")
+        shown = ("id", "kind", "name", "since", "until", "show", "form", "child", "run", "of")
         return {name: msgspec.to_builtins(getattr(self, name)) for name in shown}
 
 

@@ -1,6 +1,8 @@
-"""A wish for a checkpoint: of a person, or of the program itself."""
+"""A wish for a checkpoint: of a person, or of the program itself; also for one that forks go on from."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from perdure.errors import PerdureError
 from perdure.model import SnapshotInfo
@@ -8,12 +10,13 @@ from perdure.model import SnapshotInfo
 
 class Wish:
     """``keep``: its snapshot is not given up for newer ones. ``key``, ``request``: of the program's call, where it is
-    the program's."""
+    the program's. ``forks``: the ids of those that are to go on from it."""
 
-    def __init__(self, *, keep: bool = False, key: str = "", request: str = "") -> None:
+    def __init__(self, *, keep: bool = False, key: str = "", request: str = "", forks: Sequence[str] = ()) -> None:
         self.keep = keep
         self.key = key
         self.request = request
+        self.forks = list(forks)
         self.snapshot: SnapshotInfo | None = None
         self.error: PerdureError | None = None
 

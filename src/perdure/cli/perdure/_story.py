@@ -151,10 +151,10 @@ class Story:
             verdict = "approved" if found.get("approved") else "denied"
             comment = found.get("comment")
             return str(payload.get("by") or "person"), verdict + (f": {comment}" if comment else ""), waited
-        if payload.get("kind") == "child":
+        if payload.get("kind") in ("child", "fork"):
             failed = _dict(found).get("error")
             said = f"failed: {in_words(_dict(failed))}" if failed else value(_dict(found).get("result"), 60)
-            return "child", f"run {_dict(found).get('run_id', '')}: {said}", waited
+            return str(payload["kind"]), f"run {_dict(found).get('run_id', '')}: {said}", waited
         if payload.get("kind") == "time":
             return "clock", "it is time", waited
         return "run", "the signal was taken", waited
@@ -195,6 +195,13 @@ class Story:
         counts = {name: int(_number(payload.get(name))) for name in ("turns", "steps", "waits", "others")}
         answered = ", ".join(f"{n} {name if n > 1 else name[:-1]}" for name, n in counts.items() if n) or "nothing"
         return "log", f"answered since: {answered}", ""
+
+    def forks(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
+        runs, number = payload.get("forks"), payload.get("number")
+        made = [str(run) for run in runs] if isinstance(runs, list) else []
+        if number:
+            return "run", f"it is fork {number} of {len(made)}", ""
+        return "agent", f"forks itself: {', '.join(made)}", ""
 
     def forked(self, entry: Entry, payload: dict[str, Any]) -> Line | None:
         if payload.get("carried"):  # by another attempt: only what is open has to know
@@ -239,6 +246,8 @@ def _waiting(wait: dict[str, Any], parts: Any) -> str:
         return f"waits for {kind} of {len(waits)}: " + ", ".join(_waiting(part, None) for part in waits)
     if kind == "child":
         return f"runs {name} as run {wait.get('child', '')}"
+    if kind == "fork":
+        return f"waits for its fork {wait.get('run', '')}"
     if kind == "time":
         until, since = _number(wait.get("until")), _number(wait.get("since"))
         length = f" for {duration(until - since)}" if until and since else ""
@@ -334,6 +343,7 @@ _TELLERS: dict[str, Callable[[Story, Entry, dict[str, Any]], Line | None]] = {
     "value": Story.value,
     "message": Story.message,
     "snapshot": Story.snapshot,
+    "fork": Story.forks,
     "forked": Story.forked,
     "rewound": Story.forked,
     "replayed": Story.replayed,

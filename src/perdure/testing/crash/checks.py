@@ -25,6 +25,7 @@ ANSWERED = {
     "/perdure/v1/messages": ("note",),
     "/perdure/v1/step": ("step.intent", "step.result"),
     "/perdure/v1/step/end": ("step.result",),
+    "/perdure/v1/fork": ("fork",),
     "/perdure/v1/wait": ("wait.completed",),
     "/v1/chat/completions": ("model.committed", "model.aborted"),
 }

@@ -205,6 +205,19 @@ def forking(outside: Outside, run: str) -> Steps:
     yield Ask("complete", {"result": [one.status, verdict.value["approved"]]}, at=2)
 
 
+def forked(outside: Outside, run: str) -> Steps:
+    """It forks itself, and waits for what its forks make of it."""
+    one = yield chat("forked one", 0)
+    forks = yield Ask("fork", {"count": 2}, at=1)
+    number, made = forks.value["number"], forks.value["forks"]
+    if number:
+        yield Ask("wait", {"kind": "time", "seconds": 0.1}, at=2)
+        yield Ask("complete", {"result": [one.status, number]}, at=3)
+    waits = [{"kind": "fork", "run": fork} for fork in made]
+    both = yield Ask("wait/set", {"mode": "all", "waits": waits}, at=2)
+    yield Ask("complete", {"result": [each["result"] for each in both.value["waits"]]}, at=3)
+
+
 def nothing(outside: Outside, run: str) -> Steps:
     """Of a run whose program is in a worker of the server."""
     yield from ()
@@ -273,6 +286,7 @@ PLANS = (
         takes_ledger=True,
     ),
     Plan("parent", parent, RunState.COMPLETED, "parent", policy=SLEEPY, made=1),
+    Plan("forked", forked, RunState.COMPLETED, [[200, 1], [200, 2]], policy=SLEEPY, made=2),
     Plan(
         "forking",
         forking,
