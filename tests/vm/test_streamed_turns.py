@@ -1,12 +1,8 @@
-"""Kill -9 of the microVM, and of the server, at the events of streamed turns, which the provider holds back one by one.
-
-At three events of eight; at each of them with PERDURE_TEST_EVENTS=all, as ``make crash`` does.
-"""
+"""Kill -9 of the microVM, and of the server, at every event of streamed turns: the provider holds each event back."""
 
 from __future__ import annotations
 
 import asyncio
-import os
 import queue
 from collections.abc import Callable
 
@@ -24,7 +20,7 @@ __all__ = ["scripted"]
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(1200)]
 WORDS = ["Owls ", "hunt ", "mice ", "by ", "night."]
 EVENTS = speeches.chat_events(*WORDS)
-PLACES = range(len(EVENTS)) if os.environ.get("PERDURE_TEST_EVENTS") == "all" else (0, 3, len(EVENTS) - 1)
+PLACES = range(len(EVENTS))
 PARTS = ("firecracker_pid", "keeper_pid")
 CAUSES = {"machine-died", "keeper-died"}
 AGENT = """
