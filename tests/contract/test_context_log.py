@@ -127,6 +127,7 @@ async def test_an_idempotency_key_gives_the_older_run(log: ContextLog) -> None:
     again = await log.create("two", {"n": 2}, key="owls")
     assert (again.run_id, again.value) == ("one", {"n": 1})
     assert [head.run_id for head in await log.heads()] == ["one"]
+    assert await log.head_of_key("owls") == again and await log.head_of_key("owl") is None
     with pytest.raises(Conflict):
         await log.create("one", {})
 

@@ -144,6 +144,10 @@ class ContextLog(Protocol):
         """``NotFound`` names the run."""
         ...
 
+    async def head_of_key(self, key: str) -> Head | None:
+        """The run that was created with this key; None: there is none."""
+        ...
+
     async def heads(
         self,
         *,

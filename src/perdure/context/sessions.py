@@ -17,7 +17,6 @@ from perdure.context.jobs import Append, BranchOff, Packed
 from perdure.context.listing import GONE, SESSION
 from perdure.context.log import NO_TAGS, Head, NewEntry, NewHead
 from perdure.context.replacing import Forget, Replace
-from perdure.context.rows import head_of
 from perdure.errors import Conflict, InvalidValue, LogConflict, NotFound, ProtocolError, StaleEpoch
 from perdure.model import Entry, SessionInfo, new_id
 
@@ -265,8 +264,7 @@ class Sessions:
                 await self._log.submit(Forget(run_id, head.epoch))
 
     async def _found(self, name: str) -> Head | None:
-        rows = await self._log.rows(queries.HEAD_OF_KEY, {"key": _key(name)})
-        return head_of(rows[0]) if rows else None
+        return await self._log.head_of_key(_key(name))
 
     async def _head(self, name: str) -> Head:
         found = await self._found(name)

@@ -214,6 +214,10 @@ To go on with this one, and lose what it does not have, remove {path}."""
             raise no_run(run_id)
         return head_of(rows[0])
 
+    async def head_of_key(self, key: str) -> Head | None:
+        rows = await self._database.rows(queries.HEAD_OF_KEY, {"key": key})
+        return head_of(rows[0]) if rows else None
+
     async def heads(
         self,
         *,

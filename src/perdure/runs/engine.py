@@ -77,7 +77,7 @@ class Engine(Desk):
         self.retention: Retention | None = None  # put there before ``open``; None: logs are kept until somebody says so
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
-        self.packs = Packs(context)
+        self.packs = Packs(context, clock)
         self._starts = Starts(context, self, self.packs, self.queues, self._tasks, settings, clock)
         self._returns = Returns(context, self, self._shelf, self.queues, self._tasks, models, clock)
         self._calls = Calls(models, self.deliver, self._returns.fork_itself, secrets)

@@ -154,6 +154,20 @@ async def test_an_index_that_is_away_is_said(road: WorkerHouse, index: Index, mo
     assert type(error) is Unavailable and "the package index does not answer" in error.message
 
 
+async def test_the_run_of_a_key_is_given_although_the_index_is_away(
+    road: WorkerHouse, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.add("owls", "1.0", {"owls.py": "X = 1"})
+    source = asking("owls", body="    return __import__('owls').X\n")
+    run_id = await road.start(source, key="once", key_ttl_s=3600.0)
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "1")
+    assert await road.start(source, key="once") == run_id
+    assert await road.result(run_id) == 1
+    with pytest.raises(Unavailable, match="the package index does not answer"):
+        await road.start(source, key="another")
+
+
 async def test_packages_that_are_too_large_are_said(
     road: WorkerHouse, index: Index, monkeypatch: pytest.MonkeyPatch
 ) -> None:
