@@ -31,7 +31,7 @@ from perdure.client.session import Session
 from perdure.errors import NotFound, PerdureError
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo, SandboxSpec
-from perdure.testing import belowline
+from perdure.testing import belowline, hasty
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "perdure-test"
@@ -151,6 +151,15 @@ def client(home: Home) -> Iterator[NodeClient]:
     assert not list(home.sandboxes.iterdir())
     assert not list(home.run.glob("upload-*"))
     assert kept_below(home) == []
+
+
+@pytest.fixture
+def hasty_node(home: Home, client: NodeClient) -> Iterator[None]:
+    """The node soon gives up a guest that is silent, and a store that is away: what a test would only wait for."""
+    hasty.start(home)
+    yield
+    client.shutdown()
+    ensure_running(home)
 
 
 def kept_below(home: Home) -> list[str]:

@@ -209,6 +209,7 @@ def test_only_what_is_touched_comes_unless_all_is_wanted(
     assert converse(client.attach(ref)).ask("touch").split()[2] == held
 
 
+@pytest.mark.usefixtures("hasty_node")
 def test_a_store_that_dies_ends_the_machine_with_the_cause(
     suspended: tuple[str, str, Away], client: NodeClient, converse: Callable[..., Any]
 ) -> None:

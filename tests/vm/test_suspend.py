@@ -174,6 +174,7 @@ with socket.socket(socket.AF_UNIX) as api:
 """
 
 
+@pytest.mark.usefixtures("hasty_node")
 def test_a_guest_that_is_silent_hangs_nothing(
     keeper: tuple[str, Any], ask: Ask, client: NodeClient, below: Callable[[list[str]], str]
 ) -> None:
