@@ -32,6 +32,9 @@ from perdure.runs.tasks import unless
 
 log = logging.getLogger(__name__)
 
+PROGRESS = frozenset({"model.committed", "step.result", "wait.started", "emit", "fork", "value", "message", "note"})
+LOOKED_AT = 500  # entries: what is new comes after what is answered again
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -298,7 +301,7 @@ class Driver:
 
         counts: False while the node is away, which says nothing about the run: only the pauses grow with such losses.
         """
-        again = seen.failure == cause and not self.run.progressed
+        again = seen.failure == cause and not await self._progressed(seen)
         failures = (seen.failures if again else 0) + counts
         self._away = 0 if counts else self._away + 1
         if failures > self._settings.failures_max:
@@ -319,6 +322,14 @@ class Driver:
             lost_epochs=[*seen.lost_epochs, seen.epoch],
             why={"cause": cause, "detail": detail, "epoch": epoch, "failures": failures},
         )
+
+    async def _progressed(self, seen: Record) -> bool:
+        """Whether the guest wrote something new in this epoch; also to a server that is gone as well."""
+        if self.run.progressed:
+            return True
+        after = max(0, (await self.run.context.head(self.run.id)).seq - LOOKED_AT)
+        newest = await self.run.context.read(self.run.id, after=after, expand=False)
+        return any(entry.epoch == seen.epoch and entry.kind in PROGRESS for entry in newest)
 
     async def _recovering(self) -> None:
         seen = self.run.record

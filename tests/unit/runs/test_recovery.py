@@ -11,6 +11,7 @@ import pytest
 
 from perdure.model import RunState
 from perdure.testing.clock import FakeClock
+from perdure.testing.house import QUICK
 from perdure.testing.machines import Ask, Effect
 from perdure.testing.programs import Steps, approval, chat
 
@@ -49,6 +50,45 @@ async def test_a_killed_machine_recovers_from_the_start_without_a_snapshot(house
     assert (info.turns_asked, info.turns_replayed, info.recoveries, info.epoch) == (1, 3, 3, 4)
     causes = [entry.payload["cause"] for entry in await house.entries(run_id, "run.recovering")]
     assert causes == ["machine-died"] * 3
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_losses_count_in_a_row_with_nothing_new_between_them_whichever_server_heard_it(
+    house: Any, is_new: bool
+) -> None:
+    house.settings = dataclasses.replace(QUICK, idle_grace_s=60, backoff_s=0.01, backoff_max_s=0.01)
+    await house.restart()
+    losses = house.settings.failures_max + 2
+
+    def program() -> Steps:
+        for number in range(losses if is_new else 1):
+            yield Ask("wait", {"kind": "signal", "name": str(number)}, at=number)
+        yield Ask("complete", {"result": "owl"}, at=losses)
+
+    run_id = await house.start(program)
+
+    async def waits_for(number: int, epoch: int) -> None:
+        run = house.engine._runs[run_id]
+
+        def is_there() -> bool:
+            names = [wait.name for wait in run.record.waits.open]
+            return (run.state, run.record.epoch, names) == (RunState.WAITING, epoch, [str(number)])
+
+        await run.until(lambda: run.ended or is_there(), 20)
+
+    for number in range(losses):
+        await waits_for(number if is_new else 0, number + 1)
+        if house.engine._runs[run_id].ended:
+            break
+        sandbox_id = house.sandbox(run_id)
+        await house.down()
+        await house.machines.kill(sandbox_id)
+        await house.up()
+        await waits_for(number if is_new else 0, number + 2)
+        if is_new:
+            await house.engine.signal(run_id, str(number), None)
+    info = await house.ends(run_id)
+    assert info.state is (RunState.COMPLETED if is_new else RunState.FAILED), info.error
 
 
 async def test_a_machine_killed_in_the_middle_of_a_turn_attaches_to_it_again(house: Any, provider: Any) -> None:
