@@ -1,7 +1,7 @@
 # A long job that sleeps half-way: ffmpeg encodes, and a person decides in its middle whether it is worth the rest.
 #
 #   fcrun import --packages ffmpeg encode
-#   perdure run --image encode --memory 512m -- sh -c "$(cat examples/encode.sh)"
+#   perdure run --image encode --memory 1g -- sh -c "$(cat examples/encode.sh)"
 #   perdure approve RUN
 #
 # While a person looks, the machine sleeps, and ffmpeg with it: its threads, and its file that is half written. When it

@@ -33,6 +33,7 @@ PACKAGES = ("chromium-headless-shell", "curl", "ffmpeg", "git", "libpython3-stdl
 MEMORY_MIB = 1024  # of all: a template is made for each size
 FILM = {"SECONDS_OF_FILM": "12"}
 FRAMES = 120
+DEADLINE_S = 600.0  # an encoder and a browser are slow where processors are emulated, and slower on a busy machine
 # The example finds a repository in its machine.
 CODER = """
 
@@ -80,7 +81,7 @@ def test_a_browser_sleeps_and_goes_on_with_its_page(start: Callable[..., Run]) -
     before: dict[str, Any] = wait["show"]
     assert (before["name"], before["visits"]) == ("owl", "1")
     run.server.approve(run.id, approved=True)
-    info = run.ends()
+    info = run.ends(DEADLINE_S)
     assert info.state is RunState.COMPLETED, info
     after = info.result["after"]
     assert info.result["before"] == before and after["connections"] == 1
@@ -101,7 +102,7 @@ def test_an_encoder_sleeps_half_way(start: Callable[..., Run]) -> None:
     run.server.approve(run.id, approved=True)
     at_its_wake = encoded(run.wait_for("emit").payload["value"])
     assert at_its_wake[0] == encoder and before <= at_its_wake[1] < FRAMES
-    info = run.ends()
+    info = run.ends(DEADLINE_S)
     assert info.state is RunState.COMPLETED, info
     assert info.result["output"] == f"{FRAMES}\n"
     assert (info.suspends, info.recoveries) == (1, 0) and run.is_gone()
@@ -121,7 +122,7 @@ def test_a_coding_agent_goes_on_with_its_files(
     kill_below(run.node.get(run.info().sandbox_id).machine["firecracker_pid"])
     run.wait_for("run.suspended")
     run.server.approve(run.id, approved=True)
-    info = run.ends()
+    info = run.ends(DEADLINE_S)
     assert info.state is RunState.COMPLETED, info
     assert (info.result["said"], info.result["pushed"]) == (coding.SAID, True)
     assert info.result["log"] == ["Count all nests", "Count owls"]
@@ -137,7 +138,7 @@ def test_a_shell_script_is_an_agent(start: Callable[..., Run], scripted: Scripte
     run.wait_for("run.suspended")
     assert run.info().waits[0]["show"] == "Mice.\n"
     run.server.approve(run.id, approved=True, comment="fine")
-    info = run.ends()
+    info = run.ends(DEADLINE_S)
     assert (info.state, info.result["output"]) == (RunState.COMPLETED, "Mice.\n"), info
     assert run.wait_for("emit").payload["value"] == "fine"
     assert run.is_gone()

@@ -49,8 +49,8 @@ class Run:
     def kinds(self) -> list[str]:
         return [entry.kind for entry in self.server.entries(self.id)]
 
-    def ends(self) -> RunInfo:
-        info = self.server.get(self.id, wait_s=DEADLINE_S)
+    def ends(self, deadline_s: float = DEADLINE_S) -> RunInfo:
+        info = self.server.get(self.id, wait_s=deadline_s)
         assert info.state in (RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED), info
         return info
 
