@@ -38,7 +38,7 @@ from .conftest import IMAGE
 
 pytestmark = pytest.mark.vm
 OPTIONS = PerdureSandboxOptions(image=IMAGE, memory_mib=128, egress=("none",))
-BEATS = "(i=0; while :; do i=$((i+1)); echo $i > /beat; sleep 0.1; done) >/dev/null 2>&1 &"
+BEATS = "(i=0; while :; do i=$((i+1)); echo $i > /new; mv /new /beat; sleep 0.1; done) >/dev/null 2>&1 &"
 GOES_ON = "a=$(cat /beat); sleep 1; [ $(cat /beat) != $a ]"
 
 Run = Callable[..., Awaitable[str]]

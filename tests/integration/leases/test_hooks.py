@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -67,7 +68,9 @@ async def states(house: House, run_id: str) -> list[str]:
 
 async def test_a_run_that_is_taken_over_is_told_of_to_its_end_each_state_once(houses: Houses) -> None:
     outside = Outside()
-    first, second = await up(houses, outside), await up(houses, outside)
+    first, second = await up(houses, outside, opened=False), await up(houses, outside)
+    first.settings = dataclasses.replace(first.settings, idle_grace_s=60.0)  # it does not go to sleep meanwhile
+    await first.up()
     run_id = await first.start(works, hooks=[RunHook(url="http://own")])
     await first.waits(run_id, "signal")
     begun = await states(first, run_id)
