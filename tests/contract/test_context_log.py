@@ -408,6 +408,42 @@ async def test_a_head_says_what_its_turns_have_cost(log: ContextLog, new_log: Ca
     assert (await log.head("one")).spent.calls == 6
 
 
+async def test_what_runs_spend_jointly_is_one_sum(log: ContextLog, new_log: Callable[[], Opener]) -> None:
+    """In each budget and period that the end of a turn names; that they are pruned, or taken up, changes nothing."""
+    day, month = ("owl*", "2026-11-27"), ("*", "2026-11")
+    for name in ("one", "two"):
+        await log.create(name, {})
+    assert await log.spent_jointly(*day) == Spent()
+    ends = [replace(_end(0.1), joint=(day, month)), replace(_end(0.2), joint=(month,)), _end(9.0)]
+    await asyncio.gather(*(log.append(run_id, [end], epoch=1) for end in ends for run_id in ("one", "two")))
+    each = {"input_tokens": 100, "output_tokens": 20, "cached_tokens": 60, "cache_written_tokens": 7}
+    twice = Spent(calls=2, cost_usd=0.2, **{name: 2 * tokens for name, tokens in each.items()})
+    assert await log.spent_jointly(*day) == twice
+    spent = await log.spent_jointly(*month)
+    assert (spent.calls, spent.tokens, spent.cost_usd) == (4, 480, 0.6)
+    for other in (("owl*", "2026-11-28"), ("owl*", ""), ("owl", "2026-11-27"), ("*", "2026-11-27")):
+        assert await log.spent_jointly(*other) == Spent()
+    refused = NewEntry(kind="model.aborted", payload={"reason": "over", "answer": {}, "unasked": True}, joint=(day,))
+    copy = replace(_end(0.1), is_copy=True, joint=(day,))
+    await log.append("one", [refused, copy], epoch=1)
+    with pytest.raises(StaleEpoch):
+        await log.append("one", [replace(_end(9.0), joint=(day,))], epoch=0)
+    assert await log.spent_jointly(*day) == twice
+    exported = [line async for line in log.export("one")]
+    await log.prune("one")
+    await log.take_up(_each(exported))
+    assert await log.spent_jointly(*day) == twice
+    opener = new_log()
+    other_log = await opener()
+    await other_log.take_up(_each(exported))  # spent there it was not
+    assert await other_log.spent_jointly(*day) == Spent()
+    await other_log.append("one", [replace(_end(0.3), joint=(day,))], epoch=1)
+    await other_log.close()
+    other_log = await opener()
+    assert (await other_log.spent_jointly(*day)).cost_usd == 0.3
+    await other_log.close()
+
+
 async def _each(lines: list[bytes]) -> AsyncIterator[bytes]:
     for line in lines:
         yield line

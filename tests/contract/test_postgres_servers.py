@@ -129,3 +129,24 @@ async def test_a_log_that_two_servers_take_up_at_once_is_whole_or_not_there(
         await two_logs[0].read("run")
     assert (await two_logs[1].take_up(fed(len(lines)))).seq == 10
     assert (await two_logs[0].verify("run")).entries == 10
+
+
+async def test_what_two_servers_add_to_a_joint_budget_is_one_sum(two_logs: list[ContextLog]) -> None:
+    """Each to a part of its own, in whichever order they write to several."""
+    day, month = ("owl*", "2026-11-27"), ("*", "2026-11")
+    for number, log in enumerate(two_logs):
+        assert log.leases is not None
+        await log.leases.begin(f"server{number}", {}, lasts_s=60)
+        await log.create(f"run{number}", {})
+
+    async def write(number: int) -> None:
+        for turn in range(20):
+            usage, joint = {"input_tokens": 10, "output_tokens": 1}, (day, month) if turn % 2 else (month, day)
+            end = NewEntry(kind="model.committed", payload={"usage": usage, "cost_usd": 0.1}, joint=joint)
+            await two_logs[number].append(f"run{number}", [end], epoch=1)
+
+    await asyncio.gather(*(write(number) for number in (0, 1) for _ in range(3)))
+    for log in two_logs:
+        for of in (day, month):
+            spent = await log.spent_jointly(*of)
+            assert (spent.calls, spent.tokens, spent.cost_usd, spent.unpriced) == (120, 1320, 12.0, 0)

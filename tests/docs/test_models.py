@@ -37,6 +37,7 @@ async def test_its_settings_are_read(tmp_path: Path) -> None:
     call = Call("r", 1, "auto", 0, "GET", "/perdure/secret/github/user", {}, b"")
     assert load_secrets(home).use(call, ["research"]).path == "/user"
     assert load_settings(home).budgets.of(["research"]) == Budget(tokens=2_000_000, calls=500, usd=20.0)
+    assert [(one.name, one.per) for one in load_settings(home).budgets.joint] == [("research*", "day"), ("*", "month")]
     assert (await second.provider.endpoint()).headers == {"authorization": "Bearer secret"}
 
 

@@ -22,7 +22,7 @@ from perdure.client.transport import Progress, Transport
 from perdure.errors import Conflict, PerdureError, Unavailable, from_json, in_words
 from perdure.formats import scriptblock
 from perdure.host.paths import Home
-from perdure.model import Entry, OutputPiece, RunInfo, RunState, Signalled, SnapshotInfo, settle
+from perdure.model import Entry, JointSpent, OutputPiece, RunInfo, RunState, Signalled, SnapshotInfo, settle
 
 if TYPE_CHECKING:
     from perdure.client.tls import Tls
@@ -270,6 +270,10 @@ class ServerClient:
     def set_budget(self, run: str, **limits: float) -> RunInfo:
         """Change what a run may spend on models, from its next call on: ``tokens``, ``calls``, ``usd``; 0: no limit."""
         return self._info("POST", _path(run, "budget"), limits)
+
+    def joint_budgets(self) -> list[JointSpent]:
+        """What all runs of some agents may spend on models together, and have spent in this period."""
+        return msgspec.convert(self._transport.call("GET", "/v1/budgets")["budgets"], list[JointSpent])
 
     def cancel(self, run: str, *, reason: str = "", clean_up_s: float | None = None, force: bool = False) -> RunInfo:
         """End the run, its children and their machines. Its program is told, and has ``clean_up_s`` (None: 30) to clean

@@ -116,6 +116,7 @@ class State:
     changed_tips: set[tuple[str, int]] = field(default_factory=set)
     turns: dict[tuple[str, int], Turns] = field(default_factory=dict)  # of changed tips: how many more
     spent: dict[str, Spending] = field(default_factory=dict)  # by run: how much more
+    joint: dict[tuple[str, str], Spending] = field(default_factory=dict)  # (budget, period): the same
     entries: list[tuple[Any, ...]] = field(default_factory=list)
     blobs: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
     keeps: dict[tuple[str, str], bytes | None] = field(default_factory=dict)  # None: dropped
@@ -197,6 +198,9 @@ class State:
             raise ProtocolError(f"run {run_id}, branch {branch}: entry {seq} is missing")
         return self.fork_hash
 
+    def _jointly(self, of: tuple[str, str]) -> Spending:
+        return self.joint.setdefault(of, Spending())
+
     def write(self, run_id: str, branch: int, epoch: int, packed: Packed) -> list[Entry]:
         """Append to a branch; whether that is allowed was seen before."""
         run, (seq, before) = self.runs[run_id], self.tips[run_id, branch]
@@ -222,7 +226,8 @@ class State:
             self.entries.append(row)
             turns.count(new.kind)
             if new.kind in ENDS and not new.is_copy:
-                self.spent.setdefault(run_id, Spending()).count(new.kind, new.payload)
+                for spent in (self.spent.setdefault(run_id, Spending()), *map(self._jointly, new.joint)):
+                    spent.count(new.kind, new.payload)
             written.append(as_entry(row, new.payload))
         if written:
             self.tips[run_id, branch] = seq, before

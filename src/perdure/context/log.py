@@ -42,6 +42,7 @@ class NewEntry(Frozen, frozen=True, kw_only=True):
     payload: Any = None
     key: str | None = None
     is_copy: bool = False  # of an entry of another branch: what that cost is counted there
+    joint: tuple[tuple[str, str], ...] = ()  # the end of a turn: name and period of budgets that it counts in, too
 
 
 class Branch(Frozen, frozen=True, kw_only=True):
@@ -175,6 +176,10 @@ class ContextLog(Protocol):
 
     async def states(self) -> dict[str, int]:
         """How many runs are in each state."""
+        ...
+
+    async def spent_jointly(self, budget: str, period: str) -> Spent:
+        """What entries that name it (``NewEntry.joint``) have cost, of all runs; also of those that were pruned."""
         ...
 
     async def append(

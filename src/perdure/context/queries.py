@@ -18,6 +18,13 @@ FROM runs r JOIN branches b ON b.run_id = r.run_id AND b.branch = r.branch
 HEAD_OF = HEAD + "WHERE r.run_id = :run_id"
 HEAD_OF_KEY = HEAD + "WHERE r.key = :key"
 
+JOINTLY = """
+SELECT CAST(sum(calls) AS BIGINT), CAST(sum(input_tokens) AS BIGINT), CAST(sum(output_tokens) AS BIGINT),
+    CAST(sum(cached_tokens) AS BIGINT), CAST(sum(cache_written_tokens) AS BIGINT), CAST(sum(cost) AS BIGINT),
+    CAST(sum(unpriced) AS BIGINT), CAST(sum(estimated) AS BIGINT)
+FROM spent_jointly WHERE budget = :budget AND period = :period
+"""
+
 BRANCHES = "SELECT branch, parent, fork_seq, seq, parent_run FROM branches WHERE run_id = :run_id ORDER BY branch"
 
 # The way from a branch (NULL: the current one) up to the root, through other runs where it is a fork's: (run_id,

@@ -35,9 +35,10 @@ from perdure.context.log import (
 from perdure.context.mark import Acknowledged, Mark
 from perdure.context.rows import digest_at, entry_of, head_of, key_of, no_blob, no_run, was_pruned
 from perdure.context.sessions import Sessions
+from perdure.context.spending import spent_of
 from perdure.errors import Conflict, NotFound
 from perdure.formats.chain import Place, Verifier, canonical, link_references, references
-from perdure.model import Entry
+from perdure.model import Entry, Spent
 
 PAGE = 1000
 INLINE = 16  # so many entries are decoded at once without a thread
@@ -254,6 +255,10 @@ To go on with this one, and lose what it does not have, remove {path}."""
 
     async def states(self) -> dict[str, int]:
         return {state: int(count) for state, count in await self._database.rows(listing.STATES, {})}
+
+    async def spent_jointly(self, budget: str, period: str) -> Spent:
+        [row] = await self._database.rows(queries.JOINTLY, {"budget": budget, "period": period})
+        return spent_of(row)
 
     async def branches(self, run_id: str) -> list[Branch]:
         rows = await self._database.rows(queries.BRANCHES, {"run_id": run_id})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perdure.errors import InvalidValue
@@ -9,18 +10,20 @@ from perdure.gateway import dialects
 from perdure.gateway.dialects.dialect import Dialect, Request
 from perdure.gateway.providers import Place, Providers
 from perdure.gateway.upstream import Question
-from perdure.model import Call
+from perdure.model import Call, JointBudget
 
 
 @dataclass(frozen=True)
 class Asked:
-    """``places``: who is asked, and who instead where that one fails."""
+    """``places``: who is asked, and who instead where that one fails. ``joint``: the budgets that it counts in, beside
+    its run's."""
 
     call: Call
     branch: int
     dialect: Dialect
     request: Request
     places: list[Place]
+    joint: Sequence[JointBudget] = ()
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -46,10 +49,10 @@ class Asked:
         return Question(self.call, body, self.dialect.name, self.name)
 
 
-def read(call: Call, branch: int, providers: Providers) -> Asked:
+def read(call: Call, branch: int, providers: Providers, joint: Sequence[JointBudget] = ()) -> Asked:
     """Raises ``InvalidValue``, or ``NotFound``: nobody answers that."""
     dialect, path = dialects.of(call), dialects.checked(call)
     request = dialect.request(call.body)
     if isinstance(request, str):
         raise InvalidValue(request, hint=f"see the reference of POST {path} at the provider's")
-    return Asked(call, branch, dialect, request, providers.places(request.model, dialect.name))
+    return Asked(call, branch, dialect, request, providers.places(request.model, dialect.name), joint)

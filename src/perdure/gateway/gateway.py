@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from perdure.gateway.prices import Prices
 from perdure.gateway.providers import Providers
 from perdure.gateway.turn import Turn
 from perdure.gateway.upstream import ANSWER_MAX, BrokenError, Head, RefusedError, Retry, Upstream
-from perdure.model import Answer, Budget, Call
+from perdure.model import Answer, Budget, Call, JointBudget
 
 JSON_HEADERS = {"content-type": "application/json"}
 STREAM_HEADERS = {"content-type": "text/event-stream"}
@@ -54,13 +54,20 @@ class Gateway:
     """
 
     def __init__(
-        self, log: ContextLog, providers: Providers, *, prices: Prices = NO_PRICES, retry: Retry | None = None
+        self,
+        log: ContextLog,
+        providers: Providers,
+        *,
+        prices: Prices = NO_PRICES,
+        retry: Retry | None = None,
+        now: Callable[[], float] = time.time,
     ) -> None:
+        """now: by which budgets have days and months."""
         self._log = log
         self._providers = providers
         self._prices = prices
         self._upstream = Upstream(retry or Retry(), providers.limits)
-        self._budgets = Budgets(log, prices)
+        self._budgets = Budgets(log, prices, now)
         self._turns: dict[tuple[str, int, str], Turn] = {}
         self.turns_ended = 0  # turns that are in flight no more, whatever became of them
 
@@ -94,11 +101,20 @@ class Gateway:
         """Whether a provider is answering a call of this run now."""
         return any(key[0] == run_id for key in self._turns)
 
-    async def answer(self, call: Call, branch: int, *, new_at: int | None = None, budget: Budget = NO_BUDGET) -> Answer:
+    async def answer(
+        self,
+        call: Call,
+        branch: int,
+        *,
+        new_at: int | None = None,
+        budget: Budget = NO_BUDGET,
+        joint: Sequence[JointBudget] = (),
+    ) -> Answer:
         """The answer to one call under ``/v1/``; its body begins at ``call.offset``.
 
         new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. Where no turn has ended
-        since, that holds still, and it is not looked up again. budget: what its run may spend in all.
+        since, that holds still, and it is not looked up again. budget: what its run may spend in all;
+        joint: what all of its agent may together.
 
         What is wrong with the request or the provider becomes an answer in the dialect's own error shape. Raises what
         the log raises (``StaleEpoch`` above all). Cancelling the asker, or dropping the answer, cancels nothing.
@@ -106,7 +122,7 @@ class Gateway:
         if models.is_asked(call):
             return models.answer(call, self._providers)
         try:
-            asked = read(call, branch, self._providers)
+            asked = read(call, branch, self._providers, joint)
         except PerdureError as error:
             return refused(call, error)
         while True:
@@ -304,7 +320,7 @@ class Gateway:
     async def _keep(self, asked: Asked, *ends: NewEntry, body: bytes) -> None:
         """Keep a turn's end, for as long as that takes: it is paid for, its program is told it, and nothing goes on
         without it."""
-        pause_s = KEEP_AGAIN_S
+        pause_s, ends = KEEP_AGAIN_S, tuple(self._budgets.counted(asked, ends))
         while True:
             try:
                 await self._append(asked, *ends, epoch=None, body=body)

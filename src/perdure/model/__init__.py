@@ -78,7 +78,7 @@ from perdure.model.specs import (
     Ulimit,
     WakeReason,
 )
-from perdure.model.spending import Budget, Spent
+from perdure.model.spending import Budget, JointBudget, JointSpent, Spent
 from perdure.model.values import (
     Frozen,
     is_id,
@@ -101,6 +101,8 @@ __all__ = [
     "SecretUse",
     # spending
     "Budget",
+    "JointBudget",
+    "JointSpent",
     "Spent",
     # specs
     "DEFAULT_MEMORY_MIB",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from typing import Literal
+
 import msgspec
 
 from perdure.errors import InvalidValue
@@ -49,3 +52,33 @@ class Budget(Frozen, frozen=True, kw_only=True):
     @property
     def is_any(self) -> bool:
         return bool(self.tokens or self.calls or self.usd)
+
+
+class JointBudget(Frozen, frozen=True, kw_only=True):
+    """How much all runs of some agents may spend together. Days and months are those of UTC."""
+
+    name: str  # a pattern of the agents' names
+    per: Literal["", "day", "month"] = ""  # "": for ever
+    budget: Budget
+
+    def period(self, now: float) -> str:
+        """``2026-11-27``, ``2026-11``, or ``""`` for ever; now: seconds since 1970."""
+        if not self.per:
+            return ""
+        return datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d" if self.per == "day" else "%Y-%m")
+
+    def ends_at(self, now: float) -> float | None:
+        """When it begins anew."""
+        if not self.per:
+            return None
+        today = datetime.fromtimestamp(now, UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        if self.per == "day":
+            return (today + timedelta(days=1)).timestamp()
+        return (today.replace(day=1) + timedelta(days=32)).replace(day=1).timestamp()
+
+
+class JointSpent(JointBudget, frozen=True, kw_only=True):
+    """And what they have spent in this period."""
+
+    spent: Spent
+    ends: float | None = None  # seconds since 1970: when it begins anew; None: never

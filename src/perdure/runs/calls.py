@@ -70,6 +70,7 @@ from perdure.errors import Cancelled, InvalidValue, NotFound, Unauthorized, Vers
 from perdure.model import Answer, Call, RunState
 from perdure.runs import checkpoints, drawn, ends, forking, parking, replay, sending, steps
 from perdure.runs.asked import Asked, Body, last
+from perdure.runs.budgets import Budgets
 from perdure.runs.ending import tell
 from perdure.runs.hearing import Hearing
 from perdure.runs.ports import ModelCalls, SecretCalls
@@ -79,17 +80,24 @@ from perdure.runs.tokens import check_key
 Route = Callable[[Asked], Awaitable[Body]]
 PREFIX = "/perdure/v1/"
 SECRETS = "/perdure/secret/"
+NO_BUDGETS = Budgets()
 
 
 class Calls:
     """Joins the runs' own calls and the gateway."""
 
     def __init__(
-        self, models: ModelCalls, deliver: sending.Deliver, make: forking.Make, secrets: SecretCalls | None = None
+        self,
+        models: ModelCalls,
+        deliver: sending.Deliver,
+        make: forking.Make,
+        secrets: SecretCalls | None = None,
+        budgets: Budgets = NO_BUDGETS,
     ) -> None:
         """deliver: signals, to whichever run they are for. make: forks. secrets: None: there are none."""
         self._models = models
         self._secrets = secrets
+        self._budgets = budgets
         others = {"signal": partial(sending.send, deliver=deliver), "fork": partial(forking.fork, make=make)}
         self._routes: dict[str, Route] = {**ROUTES, **others}
 
@@ -125,8 +133,9 @@ class Calls:
         if asked.key in asked.run.record.unheard:
             call = replace(call, is_first=True)
         with activity.asking(call, branch):
-            new_at, budget = ended if asked.is_new else None, asked.run.record.request.budget
-            answer = await self._models.answer(call, branch, new_at=new_at, budget=budget)
+            new_at, request = ended if asked.is_new else None, asked.run.record.request
+            joint = self._budgets.joint_of(request.names)
+            answer = await self._models.answer(call, branch, new_at=new_at, budget=request.budget, joint=joint)
             pieces = aiter(answer.body)
             first = await anext(pieces, b"")
         with ExitStack() as held:

@@ -22,6 +22,7 @@ from perdure.runs.desk import Desk
 from perdure.runs.driver import Driver, Settings
 from perdure.runs.forkkeys import Wanted
 from perdure.runs.hooks import Courier
+from perdure.runs.joint import JointBudgets
 from perdure.runs.packs import Packs
 from perdure.runs.ports import Machines, ModelCalls, SecretCalls
 from perdure.runs.pushes import LATER_S
@@ -78,9 +79,10 @@ class Engine(Desk):
         self.courier: Courier | None = None  # put there before ``open``; None: nobody is told
         self.queues = Queues(context, clock, lambda at, name: self._timers.add(at, "", QUEUE + name))
         self.packs = Packs(context, clock)
+        self.joint_budgets = JointBudgets(context, settings.budgets, clock)
         self._starts = Starts(context, self, self.packs, self.queues, self._tasks, settings, clock)
         self._returns = Returns(context, self, self._shelf, self.queues, self._tasks, models, clock)
-        self._calls = Calls(models, self.deliver, self._returns.fork_itself, secrets)
+        self._calls = Calls(models, self.deliver, self._returns.fork_itself, secrets, settings.budgets)
         self.schedules = Schedules(context, self, self.packs, clock, self._wind)
         self._children = Children(context, self, self._shelf.held, self._tasks.spawn, clock)
         self._strays = Strays(context, machines, clock, self._tasks.spawn)

@@ -17,6 +17,7 @@ from perdure.model import (
     FileChange,
     Frozen,
     HeldSnapshot,
+    JointBudget,
     LogPosition,
     NodeEvent,
     NodePlace,
@@ -191,11 +192,19 @@ class ModelCalls(Protocol):
         """How many turns have come to an end here."""
         ...
 
-    async def answer(self, call: Call, branch: int, *, new_at: int | None = None, budget: Budget = NO_BUDGET) -> Answer:
+    async def answer(
+        self,
+        call: Call,
+        branch: int,
+        *,
+        new_at: int | None = None,
+        budget: Budget = NO_BUDGET,
+        joint: Sequence[JointBudget] = (),
+    ) -> Answer:
         """Answer a model call: from the log, by attaching to the one in flight, or by asking a provider.
 
         new_at: ``turns_ended`` as it was before the log was seen to have nothing of this call. budget: what its run may
-        spend in all.
+        spend in all; joint: what all of its agent may together.
         """
         ...
 

@@ -16,6 +16,9 @@ GET  /v1/status                             ``{"pid", "url", "version", "home", 
 GET  /v1/servers                            ``{"servers": [{"server", "lease", "url", "fingerprint", "pid",
                                             "host", "home", "node", "version", "runs",
                                             "heartbeat_age_s"}, ...]}``: all on this database
+GET  /v1/budgets                            ``{"budgets": [JointSpent, ...]}``: what all runs of some agents may spend
+                                            together, as this server's settings have it, and have: ``{"name", "per",
+                                            "budget", "spent", "ends"}``
 …                                           what is told to runs: ``server.acts``; their logs: ``server.entries``,
                                             ``server.logs``; output: ``server.output``; the past: ``server.travel``;
                                             machines: ``server.calls``; ``server.queues``, ``server.schedules``,
@@ -119,6 +122,7 @@ class Api:
             [
                 web.get("/v1/status", self._status),
                 web.get("/v1/servers", self._servers),
+                web.get("/v1/budgets", self._budgets),
                 web.post("/v1/runs", self._start),
                 web.get("/v1/runs", self._list),
                 web.get("/v1/runs/{ref}", self._get),
@@ -170,6 +174,9 @@ class Api:
 
     async def _servers(self, request: web.Request) -> web.Response:
         return answer({"servers": await self._engine.servers() or [{**self._facts, "runs": self._engine.held}]})
+
+    async def _budgets(self, request: web.Request) -> web.Response:
+        return answer({"budgets": await self._engine.joint_budgets.all()})
 
     async def _status(self, request: web.Request) -> web.Response:
         def ask_node() -> dict[str, Any]:

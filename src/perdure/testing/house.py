@@ -67,7 +67,7 @@ class House:
         self.context = await self._open_log()
         self.log = self.wrap(self.context)
         provider = RemoteProvider("test", self._provider_url, "", "tiny", "any")
-        self.gateway = Gateway(self.log, Providers({"test": provider}, "test"), prices=self.prices)
+        self.gateway = Gateway(self.log, Providers({"test": provider}, "test"), prices=self.prices, now=self.clock.time)
         self.engine = Engine(
             self.log,
             self.machines,

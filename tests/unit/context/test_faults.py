@@ -108,7 +108,15 @@ def test_every_kind_of_row_has_a_point() -> None:
         "keeps": {("queue", "a"): b"{}", ("schedule", "b"): None},
     }
     known = {"runs", "keys", "tips", "fork_hash", "fork_root", "newest_branch", "kept", "sharers", "sweep", "retagged"}
-    known |= {"turns", "dropped_kinds", "cleared", "restored_logs", "pruned", "counts"}  # with the tip, log, or summary
+    known |= {
+        "turns",
+        "dropped_kinds",
+        "cleared",
+        "restored_logs",
+        "pruned",
+        "counts",
+        "joint",
+    }  # with the tip, log, summary, or what is spent
     assert {field.name for field in dataclasses.fields(State)} == known | set(written)
     points = [State(**{name: value}).points for name, value in written.items()]
     assert all(points)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from perdure.model import RunInfo, Spent
+    from perdure.model import JointSpent, RunInfo, Spent
 
 NEVER_S = 1e10  # as a grace: 300 years
 
@@ -106,13 +106,21 @@ def spent(found: Spent) -> str:
     return ", ".join(words)
 
 
-def budget(info: RunInfo) -> str:
-    """What a run may spend on models, and has; nothing where that has no limit."""
+def budget(info: RunInfo | JointSpent) -> str:
+    """What may be spent on models, and was; nothing where that has no limit."""
     may, has = info.budget, info.spent
     words = [f"{has.tokens:,} of {may.tokens:,} tokens"] if may.tokens else []
     words += [f"{has.calls:,} of {may.calls:,} calls"] if may.calls else []
     words += [f"{dollars(has.cost_usd)} of {dollars(may.usd)}"] if may.usd else []
     return ", ".join(words)
+
+
+def joint(info: JointSpent) -> str:
+    """The same of all runs of some agents, and when that begins anew."""
+    if info.ends is None:
+        return budget(info)
+    until = time.strftime("%Y-%m-%d %H:%M", time.gmtime(info.ends))
+    return f"{budget(info)} this {info.per}, until {until} UTC"
 
 
 def waits(wait: dict[str, Any]) -> Iterator[str]:

@@ -149,6 +149,20 @@ CREATE TABLE spent (
     unpriced             BIGINT NOT NULL,
     estimated            BIGINT NOT NULL
 );
+CREATE TABLE spent_jointly (
+    budget               TEXT COLLATE "C" NOT NULL,
+    period               TEXT COLLATE "C" NOT NULL,
+    part                 BIGINT NOT NULL,   -- of the sum: servers have each their own, and do not wait for one another
+    calls                BIGINT NOT NULL,
+    input_tokens         BIGINT NOT NULL,
+    output_tokens        BIGINT NOT NULL,
+    cached_tokens        BIGINT NOT NULL,
+    cache_written_tokens BIGINT NOT NULL,
+    cost                 BIGINT NOT NULL,
+    unpriced             BIGINT NOT NULL,
+    estimated            BIGINT NOT NULL,
+    PRIMARY KEY (budget, period, part)
+);
 """,
 }
 
@@ -281,14 +295,23 @@ WITH moved AS (
 )
 SELECT 1 / (count(*) = cardinality($1))::int FROM moved
 """
-SPEND = """
-INSERT INTO spent AS s SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
-ON CONFLICT (run_id) DO UPDATE SET calls = s.calls + EXCLUDED.calls,
+_ADDED = """
+DO UPDATE SET calls = s.calls + EXCLUDED.calls,
     input_tokens = s.input_tokens + EXCLUDED.input_tokens, output_tokens = s.output_tokens + EXCLUDED.output_tokens,
     cached_tokens = s.cached_tokens + EXCLUDED.cached_tokens,
     cache_written_tokens = s.cache_written_tokens + EXCLUDED.cache_written_tokens, cost = s.cost + EXCLUDED.cost,
     unpriced = s.unpriced + EXCLUDED.unpriced, estimated = s.estimated + EXCLUDED.estimated
+"""
+SPEND = f"""
+INSERT INTO spent AS s SELECT * FROM unnest(%s::text[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+ON CONFLICT (run_id) {_ADDED}
+"""
+PARTS = 16  # of a sum that several servers add to
+SPEND_JOINTLY = f"""
+INSERT INTO spent_jointly AS s SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bigint[], %s::bigint[],
+    %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[])
+ON CONFLICT (budget, period, part) {_ADDED}
 """
 INSERT_KEPT = "INSERT INTO kept SELECT * FROM unnest(%s::text[], %s::text[], %s::bigint[], %s::bytea[])"
 UPDATE_KEPT = """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+from typing import Any
+
 from perdure.context.changes import State
 from perdure.context.postgres import schema
 from perdure.context.postgres.exchange import Asked
@@ -38,6 +41,7 @@ def writes(state: State, was_kept: set[tuple[str, str]], lease: str) -> list[Ask
             [(*tip, *state.tips[tip], state.turns[tip].asked, state.turns[tip].replayed) for tip in state.changed_tips],
         ),
         (schema.SPEND, [(run_id, *spent.row) for run_id, spent in sorted(state.spent.items())]),
+        (schema.SPEND_JOINTLY, _jointly(state, lease)),
         (schema.INSERT_KEPT, [row for row in keeps if row[:2] not in was_kept]),
         (schema.UPDATE_KEPT, [row for row in keeps if row[:2] in was_kept]),
         (schema.REMOVE_BLOBS, state.removed_blobs),
@@ -45,3 +49,8 @@ def writes(state: State, was_kept: set[tuple[str, str]], lease: str) -> list[Ask
         (schema.DROP, [kept for kept, value in state.keeps.items() if value is None]),
     ]
     return [(statement, rows) for statement, rows in statements if rows]
+
+
+def _jointly(state: State, lease: str) -> list[tuple[Any, ...]]:
+    part = zlib.crc32(lease.encode()) % schema.PARTS
+    return [(*of, part, *spent.row) for of, spent in sorted(state.joint.items()) if spent.is_any]

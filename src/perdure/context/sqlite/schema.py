@@ -165,6 +165,21 @@ CREATE TABLE spent (
     unpriced             INTEGER NOT NULL,  -- turns without a known price
     estimated            INTEGER NOT NULL   -- turns whose tokens are estimates
 ) STRICT, WITHOUT ROWID;
+
+-- The same of all runs that a budget is for, whether they are pruned or not.
+CREATE TABLE spent_jointly (
+    budget               TEXT NOT NULL,     -- its name: a pattern of agents' names
+    period               TEXT NOT NULL,     -- a day or month of UTC (2026-11-27, 2026-11), or '': for ever
+    calls                INTEGER NOT NULL,
+    input_tokens         INTEGER NOT NULL,
+    output_tokens        INTEGER NOT NULL,
+    cached_tokens        INTEGER NOT NULL,
+    cache_written_tokens INTEGER NOT NULL,
+    cost                 INTEGER NOT NULL,
+    unpriced             INTEGER NOT NULL,
+    estimated            INTEGER NOT NULL,
+    PRIMARY KEY (budget, period)
+) STRICT, WITHOUT ROWID;
 """,
 }
 
@@ -231,12 +246,15 @@ UPDATE_TIP = """
 UPDATE branches SET seq = ?, hash = ?, turns_asked = turns_asked + ?, turns_replayed = turns_replayed + ?
 WHERE run_id = ? AND branch = ?
 """
-SPEND = """
-INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-ON CONFLICT (run_id) DO UPDATE SET calls = calls + excluded.calls, input_tokens = input_tokens + excluded.input_tokens,
+_ADDED = """
+DO UPDATE SET calls = calls + excluded.calls, input_tokens = input_tokens + excluded.input_tokens,
     output_tokens = output_tokens + excluded.output_tokens, cached_tokens = cached_tokens + excluded.cached_tokens,
     cache_written_tokens = cache_written_tokens + excluded.cache_written_tokens, cost = cost + excluded.cost,
     unpriced = unpriced + excluded.unpriced, estimated = estimated + excluded.estimated
+"""
+SPEND = f"INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (run_id) {_ADDED}"
+SPEND_JOINTLY = f"""
+INSERT INTO spent_jointly VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (budget, period) {_ADDED}
 """
 INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 KEYS = """

@@ -265,6 +265,7 @@ def write(db: sqlite3.Connection, state: State) -> None:
     moved = [(tip, state.turns[tip]) for tip in state.changed_tips]
     each(schema.UPDATE_TIP, [(*state.tips[tip], turns.asked, turns.replayed, *tip) for tip, turns in moved])
     each(schema.SPEND, [(run_id, *spent.row) for run_id, spent in state.spent.items()])
+    each(schema.SPEND_JOINTLY, [(*of, *spent.row) for of, spent in state.joint.items() if spent.is_any])
     for kept, value in state.keeps.items():
         if value is None:
             db.execute(schema.DROP, kept)

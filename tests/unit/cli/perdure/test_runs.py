@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from perdure.model import RunState
+from perdure.context.log import NewEntry
+from perdure.model import Budget, JointBudget, RunState
+from perdure.runs.budgets import Budgets
+from perdure.runs.joint import JointBudgets
+from perdure.testing.clock import FakeClock
 from perdure.testing.desks import Desk
 from perdure.testing.machines import CHAT, Ask
 
@@ -361,3 +366,26 @@ async def test_a_budget_is_given_held_and_raised(desk: Desk) -> None:
     assert "outside   may spend calls=1,000, tokens=1,500,000" in shown and "budget: " in shown
     assert "is no limit" in (await desk("run", "b.py:f", "--budget", "owls=3", status=2))[1]
     assert "is no limit" in (await desk("budget", run_id, "--set", "usd=much", status=2))[1]
+
+
+async def test_what_agents_may_spend_together_is_shown(desk: Desk) -> None:
+    assert "[budgets.NAME.all] in settings.toml" in (await desk("budget", "--agents"))[0]
+    context, clock = desk.house.context, FakeClock()
+    clock._wall = datetime(2026, 12, 5, 8, tzinfo=UTC).timestamp()
+    joint = [
+        JointBudget(name="*", per="month", budget=Budget(usd=500, calls=1000)),
+        JointBudget(name="owl*", budget=Budget(tokens=5000)),
+    ]
+    desk.house.engine.joint_budgets = JointBudgets(context, Budgets(joint=joint), clock)
+    await context.create("one", {})
+    payload = {"usage": {"input_tokens": 1200, "output_tokens": 34}, "cost_usd": 12.5}
+    counted = (("*", "2026-12"), ("owl*", ""))
+    await context.append("one", [NewEntry(kind="model.committed", payload=payload, joint=counted)], epoch=1)
+    told, _ = await desk("budget", "--agents")
+    assert told.splitlines() == [
+        "*: 1 of 1,000 calls, $12.50 of $500.00 this month, until 2027-01-01 00:00 UTC",
+        "owl*: 1,234 of 5,000 tokens",
+    ]
+    assert "whose budget?" in (await desk("budget", status=2))[1]
+    assert "whose budget?" in (await desk("budget", "one", "--agents", status=2))[1]
+    assert "settings.toml" in (await desk("budget", "--agents", "--set", "usd=5", status=2))[1]
