@@ -73,16 +73,19 @@ class AsyncReplayDoor(AsyncDoor):
         await turn
 
     async def _hand_out(self) -> None:
-        while self._due:
-            seen, quiet = self._asked, 0
-            while quiet < QUIET_TURNS:
-                await asyncio.sleep(0)
-                quiet = quiet + 1 if self._asked == seen and not self._telling else 0
-                seen = self._asked
-            *_, turn = heapq.heappop(self._due)
-            if not turn.done():
-                turn.set_result(None)
-        self._handing = None
+        try:
+            while self._due:
+                seen, quiet = self._asked, 0
+                while quiet < QUIET_TURNS:
+                    await asyncio.sleep(0)
+                    quiet = quiet + 1 if self._asked == seen and not self._telling else 0
+                    seen = self._asked
+                *_, turn = heapq.heappop(self._due)
+                if not turn.done():
+                    turn.set_result(None)
+        finally:
+            # Also where the function has ended and its loop cancels all: what tasks withdraw then is handed out anew.
+            self._handing = None
 
     async def stream(
         self, reader: http1.AnswerReader, path: str, lane: calls.Lane, ordinal: int, body: bytes

@@ -303,6 +303,26 @@ async def test_a_generator_that_is_collected_does_not_rename_the_tasks_after_it(
     assert ids == [entry.payload["value"] for entry in await road.entries(run_id) if entry.payload.get("of") == "uuid"]
 
 
+async def test_a_function_that_fails_while_answers_are_due_ends(road: WorkerHouse) -> None:
+    """Its loop cancels all tasks then, also the one that hands answers out, and what they withdraw is answered."""
+    run_id = await road.start(
+        """
+        import asyncio
+        async def f(ctx: AsyncContext):
+            async def fails():
+                await ctx.wait_for("first")
+                raise ValueError("no")
+            await asyncio.gather(fails(), ctx.wait_for("second"))
+        """
+    )
+    await road.until(run_id, "run.suspended")
+    first = road.engine.signal(run_id, "first", None)
+    await asyncio.gather(first, road.engine.signal(run_id, "second", None))  # both before it wakes
+    info = await road.ends(run_id)
+    assert info.state is RunState.FAILED and info.error is not None
+    assert info.error["message"] == "no"
+
+
 async def test_a_run_that_is_cancelled_tells_its_function_once_also_when_it_runs_again(
     road: WorkerHouse, tmp_path: Path
 ) -> None:
