@@ -32,6 +32,7 @@ from perdure.errors import NotFound, PerdureError
 from perdure.host.paths import Home
 from perdure.model import SandboxInfo, SandboxSpec
 from perdure.testing import belowline, hasty
+from perdure.testing.index_fixtures import index as index
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "perdure-test"

@@ -42,7 +42,7 @@ def test_each_branch_has_the_memory_and_the_files_of_the_call(start_run: Callabl
     server = ServerClient(run.home)
     for number, fork in enumerate(forks, 1):
         one = Run(run.home, server.get(fork))
-        one.wait_for("run.suspended", after=server.get(fork).origin.seq)  # type: ignore[union-attr]
+        one.wait_for("run.suspended", after=server.get(fork).origin.seq)  # type: ignore[union-attr]  # forks have one
         server.approve(fork, approved=True, comment=f"comment {number}")
     info = run.ends()
     assert info.state is RunState.COMPLETED, info.error

@@ -13,7 +13,7 @@ from perdure.client.node import NodeClient
 from perdure.client.server import ServerClient
 from perdure.errors import AgentInvalid
 from perdure.host.paths import Home
-from perdure.testing.packageindex import Index, serving, settings
+from perdure.testing.packageindex import Index
 
 pytestmark = pytest.mark.vm
 
@@ -31,15 +31,6 @@ def pick(ctx: Context):
     from feathers.down import SOFT  # not before it was restored
     return [owls.VERSION, SOFT, near.NAME]
 """
-
-
-@pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    made = Index()
-    with serving(made):
-        for name, value in settings(made).items():
-            monkeypatch.setenv(name, value)
-        yield made
 
 
 @pytest.fixture

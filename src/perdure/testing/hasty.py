@@ -26,5 +26,6 @@ def start(home: Home) -> None:
 
 if __name__ == "__main__":
     machine.SILENT_S = GUEST_S
+    # mypy: a name of a class is given to what makes one; the node asks for it by that name
     feeding.Feeder = functools.partial(feeding.Feeder, lost_after_s=STORE_S)  # type: ignore[assignment, misc]
     sys.exit(main())

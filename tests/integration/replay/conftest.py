@@ -10,9 +10,10 @@ import pytest
 from perdure.host.paths import Home
 from perdure.testing.house import Provider
 from perdure.testing.house_fixtures import provider
+from perdure.testing.index_fixtures import index
 from perdure.testing.workers import WorkerHouse
 
-__all__ = ["provider", "road"]
+__all__ = ["index", "provider", "road"]
 
 
 @pytest.fixture

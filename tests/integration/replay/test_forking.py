@@ -68,7 +68,7 @@ async def test_forks_that_a_lost_server_had_not_made_are_made_by_the_next(road: 
             raise Unavailable("the server dies here")
         return await real(fork_id, *args, **more)
 
-    road.log.branch_off = dies  # type: ignore[method-assign]
+    road.log.branch_off = dies  # type: ignore[method-assign]  # this one server fails in between
     run_id = await road.start(BEST)
     forks = (await road.until(run_id, "fork")).payload["forks"]
     await until(lambda: len(ids) > 1)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,11 @@ from perdure.runs.packs import silent
 from perdure.runs.record import StartRequest, from_head
 from perdure.runs.schedules import Schedule
 from perdure.server import packages
-from perdure.testing.packageindex import Index, serving, settings, wheel
+from perdure.testing.packageindex import Index, wheel
 from perdure.testing.workers import WorkerHouse
 
 DEBIAN = Python(version="3.12.3", machine="x86_64", libc="glibc", libc_version="2.28")
 ALPINE = Python(version="3.12.3", machine="x86_64", libc="musl", libc_version="1.2")
-
-
-@pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    made = Index()
-    with serving(made):
-        for name, value in settings(made).items():
-            monkeypatch.setenv(name, value)
-        yield made
 
 
 def script(*dependencies: str, python: str = "") -> str:
@@ -276,7 +267,7 @@ async def test_a_server_that_is_killed_leaves_neither_pip_nor_files(index: Index
         server.kill()
         await server.wait()
     assert await asyncio.to_thread(index.left.wait, 30)  # pip, too, has ended
-    packages.Packages(Home(tmp_path, tmp_path), None, None)  # type: ignore[arg-type]
+    packages.Packages(Home(tmp_path, tmp_path), None, None)  # type: ignore[arg-type]  # it only begins: asks neither
     assert not (tmp_path / "packs").exists()
 
 

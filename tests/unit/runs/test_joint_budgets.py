@@ -231,7 +231,7 @@ async def test_without_one_nothing_is_added_up(house: House) -> None:
 def test_periods_are_days_and_months_of_utc(
     per: Any, now: tuple[int, ...], period: str, ends: tuple[int, int, int] | None
 ) -> None:
-    one, at = calls(1, per=per), datetime(*now, tzinfo=UTC).timestamp()  # type: ignore[misc]
+    one, at = calls(1, per=per), datetime(*now, tzinfo=UTC).timestamp()  # type: ignore[misc]  # numbers
     assert one.period(at) == period
     assert one.ends_at(at) == (ends and datetime(*ends, tzinfo=UTC).timestamp())
 
