@@ -54,12 +54,12 @@ def share_images(home: Home) -> None:
     if (home.images / "index.json").exists():
         return
     family = home.root.name.partition("-gw")[0]
-    for index in sorted(home.root.parent.glob(f"{family}*/images/index.json")):
-        with (index.parent / "lock").open("w") as lock:
+    for listed in sorted(home.root.parent.glob(f"{family}*/images/index.json")):
+        with (listed.parent / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # so that no image goes meanwhile
             for name, half_made in (("images", ("new-*", "incoming", "lock")), ("templates", ("*.new", "*.lock"))):
                 shutil.copytree(
-                    index.parents[1] / name,
+                    listed.parents[1] / name,
                     home.root / name,
                     copy_function=os.link,
                     ignore=shutil.ignore_patterns(*half_made),
